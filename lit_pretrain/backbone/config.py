@@ -1,0 +1,109 @@
+"""The settings of the shared Transformer, and the published BERT sizes.
+
+Every option exists because a public checkpoint needs it: BERT (Devlin et al. 2019, arXiv:1810.04805) is post-norm with
+an epsilon of 1e-12; ViT (Dosovitskiy et al. 2021, arXiv:2010.11929) and CLIP (Radford et al. 2021, arXiv:2103.00020)
+are pre-norm, CLIP with quick GELU; DeiT III (Touvron et al. 2022, arXiv:2204.07118) adds LayerScale and stochastic
+depth.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from lit_pretrain.errors import UserError, nearest
+
+BertSize = Literal["tiny", "mini", "small", "medium", "base", "large"]
+
+# depth, width, heads as released by the authors (Turc et al. 2019, arXiv:1908.08962, for those below base).
+BERT_SIZES: dict[str, tuple[int, int, int]] = {
+    "tiny": (2, 128, 2),
+    "mini": (4, 256, 4),
+    "small": (4, 512, 8),
+    "medium": (8, 512, 8),
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+}
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Settings of a `Transformer`, whatever its modality.
+
+    Args:
+        depth: Number of blocks.
+        width: Features of a token.
+        heads: Attention heads; null means one for every 64 features, at least one.
+        feed_forward_width: Features inside the feed-forward; null means 4 times the width.
+        norm_order: `post` normalises after each residual sum (BERT), `pre` before each branch and once at the end (ViT).
+        activation: `gelu` (by erf), `gelu_tanh` or `quick_gelu` (x sigmoid(1.702 x), CLIP's).
+        norm_epsilon: Epsilon of the layer norms (BERT 1e-12, ViT 1e-6).
+        bias: Whether the linear layers of a block have a bias.
+        dropout: Dropout on the branches' outputs; BERT's authors use 0.1, training on a small budget does better with 0.
+        attention_dropout: Dropout on the attention weights; above 0 the CPU's fast attention kernel cannot be used.
+        stochastic_depth: Probability that the last block's branches are skipped, growing linearly from 0 at the first.
+        layer_scale: Initial value of a learned gain per feature on each branch; null means none.
+    """
+
+    depth: int = 4
+    width: int = 256
+    heads: int | None = None
+    feed_forward_width: int | None = None
+    norm_order: Literal["post", "pre"] = "post"
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
+    norm_epsilon: float = 1e-12
+    bias: bool = True
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    layer_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that cannot be built."""
+        for name in ("depth", "width"):
+            if getattr(self, name) < 1:
+                raise UserError(f"transformer.{name} is {getattr(self, name)}: give at least 1.")
+        if self.resolved_heads < 1 or self.width % self.resolved_heads:
+            raise UserError(
+                f"transformer.width {self.width} is not a multiple of transformer.heads {self.resolved_heads}: "
+                "choose a number of heads that divides the width."
+            )
+        for name in ("dropout", "attention_dropout", "stochastic_depth"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(f"transformer.{name} is {getattr(self, name)}: give a probability from 0 to below 1.")
+
+    @property
+    def resolved_heads(self) -> int:
+        """Number of attention heads after defaults."""
+        return max(1, self.width // 64) if self.heads is None else self.heads
+
+    @property
+    def resolved_feed_forward_width(self) -> int:
+        """Features inside the feed-forward after defaults."""
+        return 4 * self.width if self.feed_forward_width is None else self.feed_forward_width
+
+    def sized(self, size: str) -> "TransformerConfig":
+        """Return these settings with the depth, width and heads of a published BERT size.
+
+        Args:
+            size: One of `tiny`, `mini`, `small`, `medium`, `base`, `large`.
+
+        Raises:
+            UserError: If there is no such size.
+        """
+        if size not in BERT_SIZES:
+            raise UserError(
+                f"There is no BERT size '{size}'{nearest(size, BERT_SIZES)}: choose one of {', '.join(BERT_SIZES)}."
+            )
+        depth, width, heads = BERT_SIZES[size]
+        return replace(self, depth=depth, width=width, heads=heads)
+
+    def forward_flops_per_token(self, sequence_length: int) -> float:
+        """Floating-point operations of one forward pass for one token, a multiply-add counted as two.
+
+        Counts the matrix products only (the convention of Kaplan et al. 2020, arXiv:2001.08361).
+
+        Args:
+            sequence_length: Number of tokens that attend to each other.
+        """
+        projections = 4 * self.width * self.width + 2 * self.width * self.resolved_feed_forward_width
+        attention = 2 * sequence_length * self.width
+        return 2.0 * self.depth * (projections + attention)

@@ -1,0 +1,101 @@
+"""From word pieces to tokens: BERT's sum of token, position and segment embeddings (arXiv:1810.04805, section 3)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_pretrain.errors import UserError
+
+
+class TextEmbeddings(nn.Module):
+    """Token + position + segment embeddings, then layer norm and dropout.
+
+    Args:
+        vocabulary_size: Number of word pieces; null leaves the token table to `set_vocabulary`.
+        width: Features of a token.
+        max_positions: Rows of the learned position table.
+        positions: `learned` (BERT) or `rotary`, which leaves positions to the attention.
+        segments: Number of segments (sentence A and B); 0 for none.
+        norm: Whether the sum is normalised (BERT).
+        norm_epsilon: Epsilon of that norm.
+        dropout: Dropout after it.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int | None,
+        width: int,
+        max_positions: int = 512,
+        positions: Literal["learned", "rotary"] = "learned",
+        segments: int = 2,
+        norm: bool = True,
+        norm_epsilon: float = 1e-12,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.max_positions = max_positions
+        self.token: nn.Embedding | None = None
+        self.position = nn.Embedding(max_positions, width) if positions == "learned" else None
+        self.segment = nn.Embedding(segments, width) if segments else None
+        self.norm = nn.LayerNorm(width, eps=norm_epsilon) if norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        if vocabulary_size is not None:
+            self.set_vocabulary(vocabulary_size)
+
+    def set_vocabulary(self, vocabulary_size: int) -> None:
+        """Make the token table, once the tokenizer is known.
+
+        Raises:
+            UserError: If there is a table of another size already.
+        """
+        if self.token is None:
+            self.token = nn.Embedding(vocabulary_size, self.width)
+            nn.init.normal_(self.token.weight, std=0.02)
+        elif self.token.num_embeddings != vocabulary_size:
+            raise UserError(
+                f"The encoder has {self.token.num_embeddings} word pieces and the tokenizer {vocabulary_size}: give "
+                "encoder.vocabulary_size the tokenizer's value, or null to take it from the tokenizer."
+            )
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Embed word pieces.
+
+        Args:
+            input_ids: (B, N) word pieces.
+            token_type_ids: (B, N) segments; null means all in the first.
+
+        Returns:
+            (B, N, D) tokens.
+
+        Raises:
+            UserError: If the sequence is longer than the position table, or the token table is not made yet.
+        """
+        if self.token is None:
+            raise UserError("The encoder has no vocabulary yet: give vocabulary_size, or call set_vocabulary first.")
+        length = input_ids.shape[1]
+        tokens = self.token(input_ids)
+        if self.position is not None:
+            check_length(length, self.max_positions)
+            tokens = tokens + self.position.weight[:length]
+        if self.segment is not None:
+            if token_type_ids is None:
+                tokens = tokens + self.segment.weight[0]
+            elif self.segment.num_embeddings == 2:
+                # Interpolating between two rows is exact for 0 and 1, and far cheaper in the backward pass than a
+                # table look-up, which adds every token's gradient into one of two rows one after the other.
+                first, second = self.segment.weight
+                tokens = torch.addcmul(tokens + first, token_type_ids[..., None].to(tokens.dtype), second - first)
+            else:
+                tokens = tokens + self.segment(token_type_ids)
+        return self.dropout(self.norm(tokens))
+
+
+def check_length(length: int, max_positions: int) -> None:
+    """Refuse a sequence that has no position embedding, with a sentence rather than an index error."""
+    if length > max_positions:
+        raise UserError(
+            f"A sequence of {length} tokens is longer than the position table of {max_positions}: shorten "
+            "data.sequence_length, raise encoder.max_positions, or use positions: rotary."
+        )

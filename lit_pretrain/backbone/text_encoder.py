@@ -1,0 +1,201 @@
+"""Text on the shared Transformer: BERT's encoder (Devlin et al. 2019, arXiv:1810.04805), with rotary positions as an
+option, answering the same questions as timm's models do (forward_features, forward_head, group_matcher, ...).
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_pretrain.backbone.config import BertSize, TransformerConfig
+from lit_pretrain.backbone.embeddings import TextEmbeddings, check_length
+from lit_pretrain.backbone.pooling import AttentionPooling, BertPooler, Pooling, mean_pool
+from lit_pretrain.backbone.rotary import Rotation, rotation_for
+from lit_pretrain.backbone.transformer import Transformer
+from lit_pretrain.errors import UserError
+
+
+class TextEncoder(nn.Module):
+    """Word pieces in, one feature vector a token out.
+
+    Args:
+        vocabulary_size: Number of word pieces; null takes the tokenizer's when training starts.
+        size: A published BERT size, which sets the Transformer's depth, width and heads; null keeps `transformer`'s.
+        transformer: Settings of the shared Transformer.
+        positions: `learned` (BERT, up to `max_positions` tokens) or `rotary` (any length).
+        max_positions: Rows of the learned position table.
+        segments: Segment embeddings (2 for sentence A and B, 0 for none).
+        embedding_norm: Whether the embeddings' sum is normalised (BERT).
+        pooling: How `forward_head` makes one vector: `mean`, `cls`, `pooler` (BERT's dense and tanh) or `map`.
+        rotary_base: Base of the rotary frequencies.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int | None = None,
+        size: BertSize | None = None,
+        transformer: TransformerConfig = TransformerConfig(),  # noqa: B008 (frozen, so sharing it is safe)
+        positions: Literal["learned", "rotary"] = "learned",
+        max_positions: int = 512,
+        segments: int = 2,
+        embedding_norm: bool = True,
+        pooling: Pooling = "mean",
+        rotary_base: float = 10_000.0,
+    ) -> None:
+        super().__init__()
+        config = transformer if size is None else transformer.sized(size)
+        head_width = config.width // config.resolved_heads
+        if positions == "rotary" and head_width % 2:
+            raise UserError(
+                f"Rotary positions turn pairs of features, but a head has {head_width}: choose width and heads so that "
+                "their quotient is even."
+            )
+        self.width = config.width
+        self.positions = positions
+        self.max_positions = max_positions
+        self.segments = segments
+        self.embedding_norm = embedding_norm
+        self.pooling = pooling
+        self.rotary_base = rotary_base
+        self.embeddings = TextEmbeddings(
+            None, config.width, max_positions, positions, segments, embedding_norm, config.norm_epsilon, config.dropout
+        )
+        self.transformer = Transformer(config)
+        self.pooler: nn.Module | None = None
+        if pooling == "pooler":
+            self.pooler = BertPooler(config.width)
+        elif pooling == "map":
+            self.pooler = AttentionPooling(config.width, config.resolved_heads)
+        initialise(self)
+        if vocabulary_size is not None:
+            self.set_vocabulary(vocabulary_size)
+        self._rotation: dict[tuple[int, torch.device], Rotation] = {}
+
+    # -- what it is made of
+
+    @property
+    def config(self) -> TransformerConfig:
+        """Settings of the Transformer inside."""
+        return self.transformer.config
+
+    @property
+    def vocabulary_size(self) -> int | None:
+        """Number of word pieces, or null while the tokenizer is unknown."""
+        return None if self.embeddings.token is None else self.embeddings.token.num_embeddings
+
+    def set_vocabulary(self, vocabulary_size: int) -> None:
+        """Make the token table once the tokenizer is known; a table of another size is a `UserError`."""
+        self.embeddings.set_vocabulary(vocabulary_size)
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments that build this encoder again, primitives only; `TextEncoder.from_settings` reads them."""
+        names = ("positions", "max_positions", "segments", "embedding_norm", "pooling", "rotary_base")
+        settings = {"vocabulary_size": self.vocabulary_size, "transformer": asdict(self.config)}
+        return settings | {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> "TextEncoder":
+        """Build an encoder from what `settings` returned; its weights are fresh."""
+        return cls(**settings | {"transformer": TransformerConfig(**settings["transformer"])})
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_name: str | Path) -> "TextEncoder":
+        """Load public BERT weights; see `lit_pretrain.backbone.weights.huggingface_bert.load_encoder`."""
+        from lit_pretrain.backbone.weights.huggingface_bert import load_encoder
+
+        return load_encoder(path_or_hub_name)
+
+    def save_pretrained(self, directory: str | Path, heads: tuple[nn.Module, ...] = ()) -> None:
+        """Write weights that transformers loads; see `lit_pretrain.backbone.weights.huggingface_bert.save_encoder`."""
+        from lit_pretrain.backbone.weights.huggingface_bert import save_encoder
+
+        save_encoder(self, directory, heads)
+
+    # -- timm's protocol
+
+    def forward_features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        causal: bool = False,
+    ) -> Tensor:
+        """Encode word pieces.
+
+        Args:
+            input_ids: (B, N) integers.
+            attention_mask: (B, N), True or 1 where a token is real; null when all are.
+            token_type_ids: (B, N) segments; null means the first for all.
+            causal: Whether a token sees only itself and earlier ones.
+
+        Returns:
+            (B, N, D) features.
+        """
+        tokens = self.embeddings(input_ids, token_type_ids)
+        return self.transformer(tokens, attention_mask, causal, self.rotation(input_ids.shape[1], tokens.device))
+
+    def forward_head(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Pool (B, N, D) features to (B, D), over the real tokens only."""
+        if self.pooling == "cls":
+            return tokens[:, 0]
+        if self.pooling == "mean":
+            return mean_pool(tokens, attention_mask)
+        if self.pooling == "map":
+            return self.pooler(tokens, attention_mask)
+        return self.pooler(tokens)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """Pooled features (B, D) of word pieces (B, N)."""
+        return self.forward_head(self.forward_features(input_ids, attention_mask, token_type_ids), attention_mask)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that must not decay although they are matrices: none (BERT decays its embeddings)."""
+        return set()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that say which layer a parameter belongs to, in timm's form, for layer decay and freezing."""
+        blocks = r"^transformer\.blocks\.(\d+)"
+        last = (99_999,)  # timm's mark for whatever follows the last block
+        return {
+            "stem": r"^embeddings",
+            "blocks": blocks if coarse else [(blocks, None), (r"^transformer\.final_norm", last), (r"^pooler", last)],
+        }
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory: recompute each block's activations in the backward pass."""
+        self.transformer.set_grad_checkpointing(enable)
+
+    def compile_blocks(self) -> None:
+        """Compile every block of the Transformer in place."""
+        self.transformer.compile_blocks()
+
+    # -- positions and cost
+
+    def check_length(self, sequence_length: int) -> None:
+        """Raise `UserError` if sequences of this length have no position, before any training."""
+        if self.positions == "learned":
+            check_length(sequence_length, self.max_positions)
+
+    def rotation(self, length: int, device: torch.device) -> Rotation | None:
+        """Rotary cosines and sines for `length` tokens, kept for the next batch; null for learned positions."""
+        if self.positions == "learned":
+            return None
+        key = (length, device)
+        if key not in self._rotation:
+            head_width = self.width // self.config.resolved_heads
+            self._rotation[key] = rotation_for(torch.arange(length, device=device), head_width, self.rotary_base)
+        return self._rotation[key]
+
+
+@torch.no_grad()
+def initialise(module: nn.Module) -> None:
+    """BERT's initial values: normal of 0.02 for matrices, zeros for biases, ones for the gains of norms."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=0.02)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)

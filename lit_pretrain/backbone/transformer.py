@@ -1,0 +1,180 @@
+"""The one Transformer of the suite: a stack of blocks that knows nothing of modality.
+
+Attention is softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017, arXiv:1706.03762) by PyTorch's scaled-dot-product
+attention. Text and pictures differ in what feeds it (embeddings) and in what reads it (heads), nowhere else.
+"""
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lit_pretrain.backbone.config import TransformerConfig
+from lit_pretrain.backbone.rotary import Rotation, rotate
+
+
+class QuickGELU(nn.Module):
+    """CLIP's approximation of GELU: x sigmoid(1.702 x)."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Apply it to every element."""
+        return features * torch.sigmoid(1.702 * features)
+
+
+def make_activation(name: str) -> nn.Module:
+    """The activation of a feed-forward by its name in `TransformerConfig`."""
+    return {"gelu": nn.GELU, "gelu_tanh": lambda: nn.GELU(approximate="tanh"), "quick_gelu": QuickGELU}[name]()
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection to queries, keys and values."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads = config.resolved_heads
+        self.dropout = config.attention_dropout
+        self.query_key_value = nn.Linear(config.width, 3 * config.width, bias=config.bias)
+        self.projection = nn.Linear(config.width, config.width, bias=config.bias)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None, causal: bool, rotation: Rotation | None) -> Tensor:
+        """Mix tokens of shape (B, N, D); `mask` is boolean, broadcastable to (B, heads, N, N), True where attended."""
+        batch, length, width = tokens.shape
+        query, key, value = (
+            self.query_key_value(tokens).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        )
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        mixed = functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=causal and mask is None,
+        )
+        return self.projection(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an activation between, applied to each token alone."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.expand = nn.Linear(config.width, config.resolved_feed_forward_width, bias=config.bias)
+        self.activation = make_activation(config.activation)
+        self.contract = nn.Linear(config.resolved_feed_forward_width, config.width, bias=config.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map (B, N, D) to (B, N, D)."""
+        return self.contract(self.activation(self.expand(tokens)))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each with a residual connection and a layer norm.
+
+    Args:
+        config: The Transformer's settings.
+        drop_path: Probability that a branch is skipped for a sample in training.
+    """
+
+    def __init__(self, config: TransformerConfig, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.pre_norm = config.norm_order == "pre"
+        self.attention = Attention(config)
+        self.attention_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+        self.attention_branch = self._branch(config, drop_path)
+        self.feed_forward_branch = self._branch(config, drop_path)
+
+    @staticmethod
+    def _branch(config: TransformerConfig, drop_path: float) -> nn.Sequential:
+        """What happens to a branch's output before it is added: only what the settings ask for."""
+        if config.layer_scale is not None or drop_path:
+            # timm brings torchvision, 3 seconds of start-up that text without these options should not pay.
+            from timm.layers import DropPath, LayerScale
+        steps: list[nn.Module] = []
+        if config.layer_scale is not None:
+            steps.append(LayerScale(config.width, init_values=config.layer_scale))
+        if config.dropout:
+            steps.append(nn.Dropout(config.dropout))
+        if drop_path:
+            steps.append(DropPath(drop_path))
+        return nn.Sequential(*steps)
+
+    def forward(
+        self, tokens: Tensor, mask: Tensor | None = None, causal: bool = False, rotation: Rotation | None = None
+    ) -> Tensor:
+        """Map (B, N, D) to (B, N, D); see `Transformer.forward` for the arguments."""
+        if self.pre_norm:
+            mixed = self.attention(self.attention_norm(tokens), mask, causal, rotation)
+            tokens = tokens + self.attention_branch(mixed)
+            return tokens + self.feed_forward_branch(self.feed_forward(self.feed_forward_norm(tokens)))
+        mixed = self.attention(tokens, mask, causal, rotation)
+        tokens = self.attention_norm(tokens + self.attention_branch(mixed))
+        return self.feed_forward_norm(tokens + self.feed_forward_branch(self.feed_forward(tokens)))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks over tokens of any kind.
+
+    Args:
+        config: Depth, width, norm order and the other settings.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        rates = [config.stochastic_depth * index / max(1, config.depth - 1) for index in range(config.depth)]
+        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
+        pre_norm = config.norm_order == "pre"
+        self.final_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon) if pre_norm else nn.Identity()
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory: recompute each block's activations in the backward pass."""
+        self.gradient_checkpointing = enable
+
+    def compile_blocks(self) -> None:
+        """Compile every block in place, which keeps the parameters' names as they are."""
+        for block in self.blocks:
+            block.compile(dynamic=False)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        causal: bool = False,
+        rotation: Rotation | None = None,
+    ) -> Tensor:
+        """Run every block.
+
+        Args:
+            tokens: (B, N, D) embedded tokens.
+            attention_mask: (B, N) boolean, True where a token is real; null when all are.
+            causal: Whether a token sees only itself and the tokens before it.
+            rotation: Rotary positions, from `lit_pretrain.backbone.rotary.rotation_for`.
+
+        Returns:
+            (B, N, D) tokens; finite for a row without any real token too.
+        """
+        mask = self._mask(attention_mask, causal)
+        for block in self.blocks:
+            if self.gradient_checkpointing and self.training:
+                tokens = checkpoint(block, tokens, mask, causal, rotation, use_reentrant=False)
+            else:
+                tokens = block(tokens, mask, causal, rotation)
+        return self.final_norm(tokens)
+
+    @staticmethod
+    def _mask(attention_mask: Tensor | None, causal: bool) -> Tensor | None:
+        """Who attends to whom, (B, 1, 1 or N, N), such that no row is empty: softmax over nothing would be NaN."""
+        if attention_mask is None:
+            return None
+        mask = attention_mask.to(torch.bool)
+        if not causal:
+            return (mask | ~mask.any(dim=1, keepdim=True))[:, None, None, :]
+        length = mask.shape[1]
+        earlier = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+        itself = torch.eye(length, dtype=torch.bool, device=mask.device)
+        return ((mask[:, None, :] & earlier) | itself)[:, None, :, :]

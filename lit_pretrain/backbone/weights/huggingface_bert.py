@@ -1,0 +1,291 @@
+"""BERT in Hugging Face's format, in and out: a directory of config.json and model.safetensors or pytorch_model.bin.
+
+Names are those that `transformers` reads and writes for `BertModel` and `BertForPreTraining`; old checkpoints that call
+a norm's gain and shift gamma and beta, and those with or without the `bert.` prefix, pooler and heads, are understood.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lit_pretrain.backbone.config import TransformerConfig
+from lit_pretrain.backbone.text_encoder import TextEncoder
+from lit_pretrain.errors import UserError
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+}
+
+# Ours -> theirs, for what stands outside the blocks.
+STEM_NAMES = {
+    "embeddings.token.weight": "embeddings.word_embeddings.weight",
+    "embeddings.position.weight": "embeddings.position_embeddings.weight",
+    "embeddings.segment.weight": "embeddings.token_type_embeddings.weight",
+    "embeddings.norm.weight": "embeddings.LayerNorm.weight",
+    "embeddings.norm.bias": "embeddings.LayerNorm.bias",
+}
+POOLER_NAMES = {"pooler.dense.weight": "pooler.dense.weight", "pooler.dense.bias": "pooler.dense.bias"}
+# Ours -> theirs, inside a block; the fused projection is three matrices there.
+BLOCK_NAMES = {
+    "attention.query_key_value": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "attention.projection": ("attention.output.dense",),
+    "attention_norm": ("attention.output.LayerNorm",),
+    "feed_forward.expand": ("intermediate.dense",),
+    "feed_forward.contract": ("output.dense",),
+    "feed_forward_norm": ("output.LayerNorm",),
+}
+# Written by transformers beside the weights, or derived from others: nothing of ours reads them.
+IGNORED = {"embeddings.position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
+
+
+def load_encoder(path_or_hub_name: str | Path) -> TextEncoder:
+    """Build a `TextEncoder` from a directory (or a hub name) in Hugging Face's BERT format.
+
+    Args:
+        path_or_hub_name: A directory with config.json and model.safetensors or pytorch_model.bin, or a name on the hub.
+
+    Returns:
+        The encoder in evaluation mode; its pooling is `pooler` if the weights have BERT's pooler, else `mean`.
+
+    Raises:
+        UserError: If a file is missing, the model is not a BERT, or its tensors do not match its config.
+    """
+    directory = find_directory(path_or_hub_name)
+    config, state = read_config(directory), read_state(directory)
+    has_pooler = "pooler.dense.weight" in state
+    encoder = encoder_for_config(config, has_pooler)
+    names = list(STEM_NAMES.items()) + (list(POOLER_NAMES.items()) if has_pooler else [])
+    plan: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in names}
+    for index in range(encoder.config.depth):
+        for ours, theirs in BLOCK_NAMES.items():
+            for part in ("weight", "bias"):
+                plan[f"transformer.blocks.{index}.{ours}.{part}"] = tuple(
+                    f"encoder.layer.{index}.{name}.{part}" for name in theirs
+                )
+    wanted = {name for names in plan.values() for name in names}
+    missing = sorted(wanted - state.keys())
+    unexpected = sorted(name for name in state.keys() - wanted - IGNORED if not name.startswith("cls."))
+    if missing or unexpected:
+        raise UserError(
+            f"The weights in {directory} are not those of the BERT that its config.json describes: "
+            f"missing {missing or 'none'}, unexpected {unexpected or 'none'}."
+        )
+    load_tensors(encoder, {ours: [state[name] for name in theirs] for ours, theirs in plan.items()}, directory)
+    return encoder.eval()
+
+
+def load_heads(directory: str | Path, heads: tuple[nn.Module, ...]) -> None:
+    """Load the pretraining heads of a `BertForPreTraining` or `BertForMaskedLM` directory.
+
+    Args:
+        directory: As for `load_encoder`.
+        heads: Built objectives with `huggingface_names()` (ours -> theirs).
+
+    Raises:
+        UserError: If the directory has no such head.
+    """
+    state = read_state(find_directory(directory))
+    for head in heads:
+        tensors = {}
+        for ours, name in head.huggingface_names().items():
+            theirs = name.removeprefix("bert.")
+            if theirs not in state:
+                raise UserError(
+                    f"The weights in {directory} have no '{theirs}', so they hold no such pretraining head."
+                )
+            tensors[ours] = [state[theirs]]
+        load_tensors(head, tensors, directory)
+
+
+def save_encoder(encoder: TextEncoder, directory: str | Path, heads: tuple[nn.Module, ...] = ()) -> None:
+    """Write an encoder (and pretraining heads) as a directory that `transformers` loads.
+
+    Args:
+        encoder: Post-norm, with learned positions, two or more segments and biases, as BERT is.
+        directory: Made if it does not exist.
+        heads: Modules with `huggingface_names()` (ours -> theirs), saved beside the encoder.
+
+    Raises:
+        UserError: If the encoder has something that BERT's format cannot hold; the sentence says what.
+    """
+    from safetensors.torch import save_file
+
+    refuse_what_bert_lacks(encoder)
+    ours = encoder.state_dict()
+    prefix = "bert." if heads else ""
+    theirs: dict[str, Tensor] = {prefix + name: ours[mine] for mine, name in STEM_NAMES.items()}
+    if encoder.pooling == "pooler":
+        theirs |= {prefix + name: ours[mine] for mine, name in POOLER_NAMES.items()}
+    for index in range(encoder.config.depth):
+        for mine, names in BLOCK_NAMES.items():
+            for part in ("weight", "bias"):
+                chunks = ours[f"transformer.blocks.{index}.{mine}.{part}"].chunk(len(names))
+                for name, chunk in zip(names, chunks, strict=True):
+                    theirs[f"{prefix}encoder.layer.{index}.{name}.{part}"] = chunk
+    for head in heads:
+        state = head.state_dict()
+        theirs |= {name: state[mine] for mine, name in head.huggingface_names().items()}
+    if "cls.predictions.bias" in theirs:
+        theirs["cls.predictions.decoder.weight"] = ours["embeddings.token.weight"].clone()
+        theirs["cls.predictions.decoder.bias"] = theirs["cls.predictions.bias"].clone()
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in theirs.items()}
+    for name, write in (
+        ("model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"})),
+        ("config.json", lambda path: path.write_text(json.dumps(config_of(encoder, bool(heads)), indent=2) + "\n")),
+    ):
+        partial = directory / f".{name}.partial"
+        write(partial)
+        partial.replace(directory / name)
+
+
+def find_directory(path_or_hub_name: str | Path) -> Path:
+    """The local directory of a checkpoint: the path itself, or the hub's snapshot."""
+    path = Path(path_or_hub_name)
+    if path.is_dir():
+        return path
+    if path.exists() or path.is_absolute() or str(path_or_hub_name).startswith("."):
+        raise UserError(
+            f"There is no directory of BERT weights at {path}: give one with config.json and model.safetensors."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["config.json", "*.safetensors", "pytorch_model.bin", "vocab.txt", "tokenizer*.json"]
+        return Path(snapshot_download(str(path_or_hub_name), allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"'{path_or_hub_name}' is neither a directory here nor a model that the Hugging Face hub gave "
+            f"({type(error).__name__}): check the name, or download it and give its directory."
+        ) from error
+
+
+def read_config(directory: Path) -> dict:
+    """The directory's config.json, if it describes a BERT."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise UserError(f"{directory} has no config.json: give a directory in Hugging Face's BERT format.")
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): download the checkpoint again.") from error
+    if config.get("model_type", "bert") != "bert":
+        raise UserError(f"{path} describes a '{config['model_type']}', not a BERT: TextEncoder loads BERT weights.")
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        raise UserError(f"{path} asks for {config['position_embedding_type']} positions, which BERT's encoder lacks.")
+    return config
+
+
+def read_state(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a directory by their names without the `bert.` prefix, read without running any pickled code."""
+    from safetensors.torch import load_file
+
+    shards = sorted(directory.glob("*.safetensors"))
+    binaries = sorted(directory.glob("pytorch_model*.bin"))
+    state: dict[str, Tensor] = {}
+    try:
+        for path in shards:
+            state |= load_file(path)
+        for path in [] if shards else binaries:
+            state |= torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each format has its own errors for a damaged file
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read as weights ({reason}): download the checkpoint again.") from error
+    if not state:
+        raise UserError(f"{directory} has neither model.safetensors nor pytorch_model.bin: give a complete checkpoint.")
+    renamed = {}
+    for name, tensor in state.items():
+        name = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
+        renamed[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
+    return renamed
+
+
+def encoder_for_config(config: dict, has_pooler: bool) -> TextEncoder:
+    """An untrained encoder of the shape that a Hugging Face BERT config describes."""
+    activation = config.get("hidden_act", "gelu")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"config.json asks for the activation '{activation}': ours are {', '.join(ACTIVATIONS)}.")
+    transformer = TransformerConfig(
+        depth=config["num_hidden_layers"],
+        width=config["hidden_size"],
+        heads=config["num_attention_heads"],
+        feed_forward_width=config["intermediate_size"],
+        norm_order="post",
+        activation=ACTIVATIONS[activation],
+        norm_epsilon=config.get("layer_norm_eps", 1e-12),
+        dropout=config.get("hidden_dropout_prob", 0.1),
+        attention_dropout=config.get("attention_probs_dropout_prob", 0.1),
+    )
+    return TextEncoder(
+        vocabulary_size=config["vocab_size"],
+        transformer=transformer,
+        max_positions=config.get("max_position_embeddings", 512),
+        segments=config.get("type_vocab_size", 2),
+        pooling="pooler" if has_pooler else "mean",
+    )
+
+
+def config_of(encoder: TextEncoder, with_heads: bool) -> dict:
+    """The config.json of an encoder."""
+    config = encoder.config
+    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    return {
+        "architectures": ["BertForPreTraining" if with_heads else "BertModel"],
+        "model_type": "bert",
+        "vocab_size": encoder.vocabulary_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.resolved_heads,
+        "intermediate_size": config.resolved_feed_forward_width,
+        "hidden_act": names[config.activation],
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.attention_dropout,
+        "max_position_embeddings": encoder.max_positions,
+        "type_vocab_size": encoder.segments,
+        "layer_norm_eps": config.norm_epsilon,
+        "initializer_range": 0.02,
+        "pad_token_id": 0,
+    }
+
+
+def refuse_what_bert_lacks(encoder: TextEncoder) -> None:
+    """Raise a `UserError` naming whatever of this encoder Hugging Face's BERT has no place for."""
+    config = encoder.config
+    lacking = [
+        ("positions: rotary", encoder.positions != "learned"),
+        ("norm_order: pre", config.norm_order != "post"),
+        ("bias: false", not config.bias),
+        ("layer_scale", config.layer_scale is not None),
+        ("embedding_norm: false", not encoder.embedding_norm),
+        ("segments: 0", encoder.segments < 1),
+        ("no vocabulary", encoder.vocabulary_size is None),
+        ("pooling: map", encoder.pooling == "map"),
+    ]
+    names = [name for name, present in lacking if present]
+    if names:
+        raise UserError(
+            f"Hugging Face's BERT format cannot hold an encoder with {' and '.join(names)}: pretrain with BERT's own "
+            "settings if the weights must load there."
+        )
+
+
+@torch.no_grad()
+def load_tensors(module: nn.Module, tensors: dict[str, list[Tensor]], source: str | Path) -> None:
+    """Copy tensors (concatenated where ours are fused) into a module's own, checking every shape."""
+    targets = module.state_dict()
+    for name, parts in tensors.items():
+        value = torch.cat(parts) if len(parts) > 1 else parts[0]
+        if value.shape != targets[name].shape:
+            raise UserError(
+                f"{source} has shape {tuple(value.shape)} where its config.json gives {tuple(targets[name].shape)} for "
+                f"'{name}': the weights belong to another config."
+            )
+        targets[name].copy_(value)

@@ -1,0 +1,37 @@
+"""Means of the objectives' statistics over batches and processes, as one torchmetrics metric.
+
+One metric for all of them costs one small update a step and one synchronisation a report, whatever the number of
+objectives; sums and counts, not means of means, so unequal batches and processes weigh as they should.
+"""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class MeanStatistics(Metric):
+    """Sum / count by name.
+
+    Args:
+        names: Statistics in a fixed order.
+    """
+
+    full_state_update = False
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = list(names)
+        self.add_state("sums", torch.zeros(len(self.names)), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(len(self.names)), dist_reduce_fx="sum")
+
+    def update(self, statistics: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Add one batch's (sum, count) by name; every name each time."""
+        dtype = self.sums.dtype
+        self.sums += torch.stack([statistics[name][0].to(dtype) for name in self.names])
+        self.counts += torch.stack([statistics[name][1].to(dtype) for name in self.names])
+
+    def compute(self) -> dict[str, Tensor]:
+        """Means by name; a statistic that never had a term is left out."""
+        counted = (self.counts > 0).tolist()
+        means = self.sums / self.counts.clamp(min=1)
+        return {name: mean for name, mean, seen in zip(self.names, means, counted, strict=True) if seen}

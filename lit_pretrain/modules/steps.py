@@ -1,0 +1,40 @@
+"""How many steps a training has, and from which seed it draws, without disturbing Lightning's loops."""
+
+import math
+import os
+
+from lightning import Trainer
+
+from lit_pretrain.errors import UserError
+
+
+def default_seed() -> int:
+    """The seed given to seed_everything, else 0."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def total_steps(trainer: Trainer) -> int:
+    """Optimiser steps of the whole training.
+
+    `trainer.estimated_stepping_batches` would build the loaders before a checkpoint's loader state is restored, and
+    that state would be lost; so the data module is asked instead where it can tell.
+
+    Raises:
+        UserError: If the training has no end in steps, so that no schedule can be laid over it.
+    """
+    limits = [trainer.max_steps] if trainer.max_steps is not None and trainer.max_steps > 0 else []
+    data = trainer.datamodule
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        if hasattr(data, "train_batches_per_epoch"):
+            batches = data.train_batches_per_epoch
+            limit = trainer.limit_train_batches
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+            limits.append(math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs)
+        elif not limits:
+            limits.append(int(trainer.estimated_stepping_batches))
+    if not limits or not math.isfinite(min(limits)):
+        raise UserError(
+            "The training has no end in steps, which the learning-rate schedule needs: set trainer.max_steps or "
+            "trainer.max_epochs."
+        )
+    return max(1, int(min(limits)))

@@ -1,0 +1,128 @@
+"""Pretraining on text: any mix of masked, causal, next-sentence and replaced-token objectives on one encoder."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_pretrain.backbone import TextEncoder
+from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.errors import UserError
+from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
+from lit_pretrain.modules.pretraining import Pretraining
+from lit_pretrain.objectives.objective import Batch, Objective, clean_inputs
+
+
+class TextPretraining(Pretraining):
+    """BERT, ELECTRA or GPT-style pretraining, by the objectives it is given.
+
+    Args:
+        encoder: The text encoder; its vocabulary may wait for the tokenizer.
+        objectives: Pretext tasks; their losses are added with their weights.
+        optimizer: AdamW's settings.
+        schedule: Learning rate over the training.
+        gradient_clip_norm: Largest norm of all gradients together; null for no clipping.
+        compile_blocks: Whether torch.compile is applied to the Transformer's blocks.
+        seed: Source of every draw in training; null takes seed_everything's.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        objectives: Sequence[Objective],
+        optimizer: AdamWConfig = AdamWConfig(),  # noqa: B008 (frozen)
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
+        gradient_clip_norm: float | None = 1.0,
+        compile_blocks: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(encoder, objectives, optimizer, schedule, gradient_clip_norm, compile_blocks, seed)
+        self.tokenizer = None
+        self._example_batch: Batch | None = None
+
+    def build(self) -> None:
+        """Take the tokenizer's vocabulary, check that the data serves the objectives, and make the heads.
+
+        Raises:
+            UserError: If tokenizer and encoder, sequence length and position table, or data and objectives do not fit.
+        """
+        data = self._trainer.datamodule if self._trainer is not None else None
+        if self.tokenizer is None and data is not None:
+            self.tokenizer = data.tokenizer
+        if self.tokenizer is None:
+            raise UserError("TextPretraining has no tokenizer: train with a data module, or set module.tokenizer.")
+        self.encoder.set_vocabulary(self.tokenizer.vocabulary_size)
+        if data is not None and hasattr(data, "sequence_length"):
+            self.encoder.check_length(data.sequence_length)
+            for objective in self.objectives:
+                objective.check(getattr(data, "batch_fields", ()), data.sequence_length)
+        for objective in self.objectives:
+            objective.build(self.encoder, self.tokenizer)
+
+    def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+        """Pooled features of the clean texts: `sample_id` (B,) and `embedding` (B, D), float32."""
+        inputs = clean_inputs(batch)
+        tokens = self.encoder.forward_features(**inputs)
+        embedding = self.encoder.forward_head(tokens, inputs.get("attention_mask"))
+        return {"sample_id": batch["sample_id"], "embedding": embedding.float()}
+
+    def step_cost(self, batch: Batch) -> dict[str, float]:
+        """Samples, tokens (padding included) and floating-point operations of one training batch.
+
+        Operations are those of the model's matrix products, forward and backward (three times the forward), without
+        recomputation.
+        """
+        samples, length = batch["input_ids"].shape
+        passes = sum(objective.passes for objective in self.objectives) or 1
+        encoder = passes * samples * length * self.encoder.config.forward_flops_per_token(length)
+        heads = sum(objective.forward_flops(self.encoder, samples, length) for objective in self.objectives)
+        return {"samples": samples, "tokens": samples * length, "flops": 3.0 * (encoder + heads)}
+
+    @torch.no_grad()
+    def examples(self, count: int = 8) -> dict[str, list[dict[str, str]]]:
+        """Rows to look at for each objective, from the first validation batch; empty before any validation."""
+        if self._example_batch is None:
+            return {}
+        training = self.training
+        self.eval()
+        rows = {}
+        for objective in self.objectives:
+            generator = self.generator_for("examples")
+            found = objective.examples(self.encoder, self._example_batch, self.tokenizer, generator, count)
+            if found:
+                rows[objective.name] = found
+        self.train(training)
+        return rows
+
+    def describe(self) -> dict[str, str | int | float]:
+        """What this is made of, for the record of the run."""
+        description = super().describe() | {"positions": self.encoder.positions, "pooling": self.encoder.pooling}
+        if self.tokenizer is not None:
+            description |= {"vocabulary_size": self.tokenizer.vocabulary_size, "tokenizer_hash": self.tokenizer.hash}
+        return description
+
+    def checkpoint_record(self) -> dict[str, Any]:
+        """As the base's, with the whole tokenizer: weights without it are worthless."""
+        record = super().checkpoint_record()
+        if self.tokenizer is not None:
+            record |= {"tokenizer": self.tokenizer.to_json(), "tokenizer_hash": self.tokenizer.hash}
+        if self._trainer is not None and hasattr(self._trainer.datamodule, "fingerprint"):
+            record["data_fingerprint"] = self._trainer.datamodule.fingerprint
+        return record
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another shape, and one trained with another tokenizer.
+
+        Without a trainer the tokenizer is the checkpoint's own, so `load_from_checkpoint` needs no data.
+        """
+        theirs = checkpoint.get("lit_pretrain", {})
+        if self.tokenizer is None and self._trainer is None and "tokenizer" in theirs:
+            self.tokenizer = WordPieceTokenizer.from_json(theirs["tokenizer"])
+            self.configure_model()
+        if self.tokenizer is not None and theirs.get("tokenizer_hash", self.tokenizer.hash) != self.tokenizer.hash:
+            raise UserError(
+                f"The checkpoint was trained with tokenizer {theirs['tokenizer_hash']}, this data uses tokenizer "
+                f"{self.tokenizer.hash}: set data.tokenizer to the one of its run."
+            )
+        super().on_load_checkpoint(checkpoint)

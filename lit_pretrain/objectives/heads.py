@@ -1,0 +1,51 @@
+"""The head that turns features into word pieces, shared by the objectives that predict them."""
+
+import torch
+from torch import Tensor, nn
+
+from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
+from lit_pretrain.objectives.linear_cross_entropy import CrossEntropy, linear_cross_entropy
+
+
+class LanguageModelingHead(nn.Module):
+    """Dense, GELU, layer norm, then a decoder tied to the token embedding plus a bias (arXiv:1810.04805, as released).
+
+    Args:
+        input_width: Features of a token.
+        embedding_width: Width of the token embedding that the decoder is tied to.
+        vocabulary_size: Number of word pieces.
+        norm_epsilon: Epsilon of the layer norm.
+    """
+
+    def __init__(self, input_width: int, embedding_width: int, vocabulary_size: int, norm_epsilon: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(input_width, embedding_width)
+        self.activation = nn.GELU()
+        self.norm = nn.LayerNorm(embedding_width, eps=norm_epsilon)
+        self.bias = nn.Parameter(torch.zeros(vocabulary_size))
+        initialise(self)
+
+    @classmethod
+    def for_encoder(cls, encoder: TextEncoder, input_width: int | None = None) -> "LanguageModelingHead":
+        """A head that fits an encoder, from features of `input_width` (null: the encoder's own)."""
+        width = encoder.width if input_width is None else input_width
+        return cls(width, encoder.width, encoder.vocabulary_size, encoder.config.norm_epsilon)
+
+    def transform(self, features: Tensor) -> Tensor:
+        """Map (..., D) to (..., embedding width), what the decoder reads."""
+        return self.norm(self.activation(self.dense(features)))
+
+    def logits(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """Scores (..., V) of every word piece."""
+        return nn.functional.linear(self.transform(features), embedding, self.bias)
+
+    def cross_entropy(
+        self, features: Tensor, embedding: Tensor, targets: Tensor, valid: Tensor, uniform: Tensor | None = None
+    ) -> CrossEntropy:
+        """Cross-entropy of (M, D) features with (M,) targets where `valid`; see `linear_cross_entropy`."""
+        return linear_cross_entropy(self.transform(features), embedding, self.bias, targets, valid, uniform)
+
+    def forward_flops(self, rows: float) -> float:
+        """Operations of the head's matrix products for so many rows."""
+        width, vocabulary = self.dense.out_features, len(self.bias)
+        return 2.0 * rows * width * (self.dense.in_features + vocabulary)

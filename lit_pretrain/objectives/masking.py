@@ -1,0 +1,133 @@
+"""Which positions BERT hides, and what it puts there (Devlin et al. 2019, arXiv:1810.04805, appendix A.1).
+
+Everything is batched on the batch's device and shapes do not depend on the draws, so nothing waits for the device.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class MaskedPositions:
+    """Chosen positions, padded to the same number for every row.
+
+    Attributes:
+        indices: (B, K) positions in the sequence.
+        valid: (B, K) booleans; False where a row has fewer than K chosen positions.
+    """
+
+    indices: Tensor
+    valid: Tensor
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Pick (B, N) or (B, N, D) values at the chosen positions: (B, K) or (B, K, D)."""
+        if values.ndim == 2:
+            return values.gather(1, self.indices)
+        return values.gather(1, self.indices[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def masked_counts(
+    attention_mask: Tensor, candidates: Tensor, probability: float, max_predictions: int | None
+) -> tuple[Tensor, int]:
+    """How many positions each row hides: max(1, round(probability x length)), capped.
+
+    Args:
+        attention_mask: (B, N) booleans; the length counts [CLS] and [SEP] as the authors do.
+        candidates: (B, N) booleans, positions that may be hidden; a row cannot hide more than it has.
+        probability: Share of positions.
+        max_predictions: Cap on a row, or null.
+
+    Returns:
+        (B,) counts, and the largest that this sequence length can give.
+    """
+    length = attention_mask.shape[1]
+    # Python's round on doubles, as in the authors' script, looked up: float32 would round 0.15 x 70 another way.
+    table = [max(1, round(probability * one)) for one in range(length + 1)]
+    if max_predictions is not None:
+        table = [min(one, max_predictions) for one in table]
+    counts = torch.tensor(table, device=attention_mask.device)[attention_mask.sum(dim=1)]
+    return torch.minimum(counts, candidates.sum(dim=1)), table[-1]
+
+
+def choose_positions(candidates: Tensor, counts: Tensor, largest: int, generator: torch.Generator) -> MaskedPositions:
+    """Draw each row's positions without replacement.
+
+    Args:
+        candidates: (B, N) booleans.
+        counts: (B,) number of positions, at most the row's candidates.
+        largest: K, at least every count.
+        generator: On the same device.
+    """
+    scores = torch.rand(candidates.shape, generator=generator, device=candidates.device)
+    scores = scores.masked_fill(~candidates, -1.0)
+    indices = scores.topk(largest, dim=1).indices
+    return MaskedPositions(indices, torch.arange(largest, device=counts.device) < counts[:, None])
+
+
+def choose_whole_words(
+    candidates: Tensor, continues: Tensor, counts: Tensor, largest: int, generator: torch.Generator
+) -> MaskedPositions:
+    """Draw whole words until the count is reached; a word that would exceed it is passed over, as the authors do.
+
+    Args:
+        candidates: (B, N) booleans.
+        continues: (B, N) booleans, pieces such as "##ing"; one belongs to the piece before unless that is special.
+        counts: (B,) pieces to hide; a row may hide fewer if no word fits.
+        largest: K, at least every count.
+        generator: On the same device.
+    """
+    batch, length = candidates.shape
+    previous = torch.zeros_like(candidates)
+    previous[:, 1:] = candidates[:, :-1]
+    starts = candidates & ~(continues & previous)
+    word = starts.cumsum(dim=1) * candidates  # 1, 2, ... inside words, 0 outside
+    sizes = torch.zeros(batch, length + 1, dtype=torch.long, device=word.device)
+    sizes.scatter_add_(1, word, torch.ones_like(word))
+    sizes[:, 0] = 0
+    scores = torch.rand((batch, length + 1), generator=generator, device=word.device).masked_fill(sizes == 0, -1.0)
+    order = scores.argsort(dim=1, descending=True)
+    ordered_sizes = sizes.gather(1, order)
+    remaining = counts.clone()
+    taken = torch.zeros_like(ordered_sizes, dtype=torch.bool)
+    for rank in range(length):
+        size = ordered_sizes[:, rank]
+        fits = (size > 0) & (size <= remaining)
+        taken[:, rank] = fits
+        remaining -= size * fits
+    chosen_words = torch.zeros_like(taken).scatter_(1, order, taken)
+    chosen = chosen_words.gather(1, word) & candidates
+    indices = chosen.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :largest]
+    return MaskedPositions(indices, chosen.gather(1, indices))
+
+
+def corrupt(
+    input_ids: Tensor,
+    positions: MaskedPositions,
+    mask_id: int,
+    ordinary_ids: Tensor,
+    shares: tuple[float, float],
+    generator: torch.Generator,
+) -> Tensor:
+    """Replace the chosen positions, each by its own draw: by [MASK], by a random ordinary token, or not at all.
+
+    Args:
+        input_ids: (B, N) clean word pieces.
+        positions: The chosen positions.
+        mask_id: The id of [MASK].
+        ordinary_ids: (W,) ids that a random token may have: no special token.
+        shares: Probabilities of [MASK] and of a random token; the rest stays.
+        generator: On the same device.
+
+    Returns:
+        (B, N) corrupted word pieces; the clean ones are not touched.
+    """
+    shape, device = positions.indices.shape, input_ids.device
+    draw = torch.rand(shape, generator=generator, device=device)
+    random_token = ordinary_ids[torch.randint(len(ordinary_ids), shape, generator=generator, device=device)]
+    clean = positions.gather(input_ids)
+    masked, randomised = shares
+    replacement = torch.where(draw < masked + randomised, random_token, clean)
+    replacement = replacement.masked_fill(draw < masked, mask_id)
+    return input_ids.scatter(1, positions.indices, torch.where(positions.valid, replacement, clean))

@@ -1,0 +1,179 @@
+"""What every pretext task answers, and how several of them share the encoder's passes.
+
+An objective is given a clean batch; it makes its own corrupted input and targets with a generator it is handed, owns
+its head, and returns a loss, its metrics and, on request, things to look at.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lit_pretrain.errors import UserError
+
+Batch = dict[str, Tensor]
+
+
+class Vocabulary(Protocol):
+    """What an objective on text must know of the tokenizer."""
+
+    vocabulary_size: int
+    mask_id: int
+    special_ids: list[int]
+    continuation_mask: Any  # (V,) booleans, True where a piece continues a word ("##ing")
+
+    def decode(self, ids: list[int], keep_special: bool = False) -> str:
+        """Text of word pieces."""
+
+    def id_to_token(self, token_id: int) -> str:
+        """A word piece by its id."""
+
+
+@dataclass
+class EncoderPass:
+    """One pass through the encoder that an objective asks for.
+
+    Attributes:
+        inputs: Keyword arguments of the encoder's `forward_features`.
+        targets: What the objective will compare with.
+    """
+
+    inputs: dict[str, Any]
+    targets: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class ObjectiveOutput:
+    """What an objective says of one batch.
+
+    Attributes:
+        loss: Scalar to minimise; over several processes, its mean over them is the loss of the whole batch.
+        statistics: Name -> (sum, count), scalars that do not require gradients; a metric is sum / count over batches.
+            Losses are in nats.
+    """
+
+    loss: Tensor
+    statistics: dict[str, tuple[Tensor, Tensor]]
+
+
+class Objective(nn.Module):
+    """Base of the pretext tasks.
+
+    A subclass stores each argument of its constructor under the argument's own name, so that `settings` can tell how to
+    build it again.
+    """
+
+    name: ClassVar[str] = ""
+    # Losses in nats over tokens, whose exponential is a perplexity.
+    perplexities: ClassVar[tuple[str, ...]] = ()
+    # Passes through the encoder that this objective asks for.
+    passes: ClassVar[int] = 1
+    weight: float = 1.0
+
+    def build(self, encoder: nn.Module, vocabulary: Vocabulary | None = None) -> None:
+        """Make the head, once the encoder's width and the tokenizer are known."""
+
+    def make_pass(self, batch: Batch, encoder: nn.Module, generator: torch.Generator) -> EncoderPass | None:
+        """Corrupt the clean batch; null means the objective reads whatever bidirectional pass is made."""
+        raise NotImplementedError
+
+    def compute(
+        self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: nn.Module
+    ) -> ObjectiveOutput:
+        """Loss and statistics from the encoder's features (B, N, D) and the pass's targets."""
+        raise NotImplementedError
+
+    def forward(self, encoder: nn.Module, batch: Batch, generator: torch.Generator) -> ObjectiveOutput:
+        """This objective alone: corrupt, encode, compare."""
+        return compute_objectives(encoder, [self], batch, generator)[self.name]
+
+    def examples(
+        self, encoder: nn.Module, batch: Batch, vocabulary: Vocabulary, generator: torch.Generator, count: int = 8
+    ) -> list[dict[str, str]]:
+        """Rows for a person to look at, of the first `count` samples; none by default."""
+        return []
+
+    def forward_flops(self, encoder: nn.Module, samples: int, sequence_length: int) -> float:
+        """Operations of a forward pass beyond the encoder's own pass: the head's matrix products."""
+        return 0.0
+
+    def check(self, batch_keys: Sequence[str], sequence_length: int) -> None:
+        """Raise `UserError` if the data cannot serve this objective, before any training."""
+
+    def huggingface_names(self) -> dict[str, str]:
+        """Ours -> Hugging Face's names of the head's tensors, for export; empty if that format has no such head."""
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        """The class's name and the arguments that build this objective again, primitives only."""
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        return {"class_path": type(self).__name__, "init_args": {name: getattr(self, name) for name in names}}
+
+
+def compute_objectives(
+    encoder: nn.Module, objectives: Sequence[Objective], batch: Batch, generator: torch.Generator
+) -> dict[str, ObjectiveOutput]:
+    """Run every objective on one clean batch with as few passes through the encoder as their inputs allow.
+
+    An objective without a pass of its own (next sentence prediction) reads the first bidirectional pass of another, as
+    BERT's authors do with the masked input, and the clean batch if there is none.
+
+    Args:
+        encoder: With `forward_features`.
+        objectives: Any mix, each at most once.
+        batch: Clean batch on the encoder's device.
+        generator: Source of every draw, on the same device.
+
+    Returns:
+        Output by the objective's name.
+    """
+    passes = {objective.name: objective.make_pass(batch, encoder, generator) for objective in objectives}
+    features = {
+        name: encoder.forward_features(**one.inputs) if one is not None else None for name, one in passes.items()
+    }
+    readers = [objective for objective in objectives if passes[objective.name] is None]
+    if readers:
+        shared = next(
+            (features[name] for name, one in passes.items() if one is not None and not one.inputs.get("causal")), None
+        )
+        if shared is None:
+            shared = encoder.forward_features(**clean_inputs(batch))
+        for objective in readers:
+            features[objective.name], passes[objective.name] = shared, EncoderPass({})
+    return {
+        objective.name: objective.compute(features[objective.name], passes[objective.name].targets, batch, encoder)
+        for objective in objectives
+    }
+
+
+def clean_inputs(batch: Batch) -> dict[str, Tensor]:
+    """The encoder's arguments for a text batch as it is."""
+    return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
+
+
+def global_mean(total: Tensor, count: Tensor, training: bool) -> Tensor:
+    """Mean over the whole batch of all processes, as this process's share of it.
+
+    The processes' gradients are averaged afterwards, so each returns its own sum times the number of processes over the
+    global count: processes with more masked positions weigh more, as in one process with the whole batch.
+
+    Args:
+        total: Scalar sum of this process.
+        count: Scalar number of terms of this process; the mean of none is 0, not NaN.
+        training: In evaluation processes may have different numbers of batches, so they must not wait for each other.
+    """
+    count = count.to(total.dtype)
+    if training and torch.distributed.is_available() and torch.distributed.is_initialized():
+        count = count.clone()
+        torch.distributed.all_reduce(count)
+        total = total * torch.distributed.get_world_size()
+    return total / count.clamp(min=1)
+
+
+def require_fields(objective: Objective, batch_keys: Sequence[str], needed: str, advice: str) -> None:
+    """Raise a `UserError` if the batch lacks what the objective learns from."""
+    if needed not in batch_keys:
+        raise UserError(f"{type(objective).__name__} needs '{needed}' in the batches, which this data lacks: {advice}.")

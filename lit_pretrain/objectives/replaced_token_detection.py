@@ -1,0 +1,183 @@
+"""Replaced token detection: ELECTRA (Clark et al. 2020, arXiv:2003.10555).
+
+A narrower generator is trained by masked language modelling; its samples replace the hidden tokens, and the encoder
+(the discriminator) tells for every real token, [CLS] and [SEP] too, whether it was replaced. A sample that equals the
+original counts as original. Both share the embeddings. Loss = generator's cross-entropy + 50 x mean binary
+cross-entropy. The published failure is a generator that is too good too early; keep it narrow.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from lit_pretrain.backbone.rotary import rotation_for
+from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
+from lit_pretrain.backbone.transformer import Transformer
+from lit_pretrain.errors import UserError
+from lit_pretrain.objectives.heads import LanguageModelingHead
+from lit_pretrain.objectives.masked_language_modeling import MaskedLanguageModeling
+from lit_pretrain.objectives.masking import MaskedPositions, corrupt
+from lit_pretrain.objectives.objective import (
+    Batch,
+    EncoderPass,
+    ObjectiveOutput,
+    Vocabulary,
+    clean_inputs,
+    global_mean,
+)
+
+
+class ReplacedTokenDetection(MaskedLanguageModeling):
+    """Tell which tokens a small generator has replaced.
+
+    Args:
+        probability: Share of positions that the generator fills in.
+        whole_word: Hide all pieces of a word together.
+        generator_width_share: The generator's width over the encoder's (the paper: 1/4 to 1/3).
+        discriminator_weight: Factor of the discriminator's loss beside the generator's (the paper: 50).
+        max_predictions: Cap on the hidden positions of a sequence; null for none.
+        weight: Factor of this loss in the sum.
+    """
+
+    name = "replaced_token_detection"
+    perplexities = ("generator_loss",)
+
+    def __init__(
+        self,
+        probability: float = 0.15,
+        whole_word: bool = False,
+        generator_width_share: float = 0.25,
+        discriminator_weight: float = 50.0,
+        max_predictions: int | None = None,
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__(probability, whole_word, 1.0, 0.0, max_predictions, weight)
+        if not 0.0 < generator_width_share <= 1.0:
+            raise UserError(
+                f"ReplacedTokenDetection.generator_width_share is {generator_width_share}: give a share in (0, 1]."
+            )
+        self.generator_width_share = generator_width_share
+        self.discriminator_weight = discriminator_weight
+        self.generator: Transformer | None = None
+
+    def build(self, encoder: TextEncoder, vocabulary: Vocabulary | None = None) -> None:
+        """Make the generator and both heads."""
+        if self.generator is None:
+            heads = max(1, round(encoder.width * self.generator_width_share) // 64)
+            # A width that its heads divide into even parts, which rotary positions need.
+            width = max(2 * heads, round(encoder.width * self.generator_width_share / (2 * heads)) * 2 * heads)
+            config = replace(encoder.config, width=width, heads=heads, feed_forward_width=4 * width)
+            self.projection = nn.Linear(encoder.width, width)
+            self.generator = Transformer(config)
+            self.head = LanguageModelingHead.for_encoder(encoder, width)
+            self.discriminator_dense = nn.Linear(encoder.width, encoder.width)
+            self.discriminator_output = nn.Linear(encoder.width, 1)
+            initialise(self)
+        super().build(encoder, vocabulary)
+
+    def compile_blocks(self) -> None:
+        """Compile the generator's blocks in place."""
+        self.generator.compile_blocks()
+
+    def generate(self, inputs: dict[str, Tensor], encoder: TextEncoder) -> Tensor:
+        """The generator's features (B, N, generator width) of a masked input."""
+        tokens = self.projection(encoder.embeddings(inputs["input_ids"], inputs.get("token_type_ids")))
+        rotation = None
+        if encoder.positions == "rotary":
+            config = self.generator.config
+            places = torch.arange(tokens.shape[1], device=tokens.device)
+            rotation = rotation_for(places, config.width // config.resolved_heads, encoder.rotary_base)
+        return self.generator(tokens, inputs.get("attention_mask"), rotation=rotation)
+
+    def make_pass(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> EncoderPass:
+        """Hide positions, let the generator fill them in, and hand the result to the encoder."""
+        positions = self.choose(batch, generator)
+        masked = corrupt(batch["input_ids"], positions, self.mask_id, self.ordinary, (1.0, 0.0), generator)
+        features = self.generate(clean_inputs(batch) | {"input_ids": masked}, encoder)
+        originals = positions.gather(batch["input_ids"])
+        uniform = torch.rand(originals.shape, generator=generator, device=originals.device)
+        result = self.head.cross_entropy(
+            positions.gather(features).flatten(0, 1),
+            encoder.embeddings.token.weight,
+            originals.flatten(),
+            positions.valid.flatten(),
+            uniform.flatten(),
+        )
+        filled = torch.where(positions.valid, result.samples.view_as(originals), originals)
+        replaced_ids = batch["input_ids"].scatter(1, positions.indices, filled)
+        targets = {
+            "replaced": replaced_ids != batch["input_ids"],
+            "generator_total": result.total,
+            "generator_correct": result.correct,
+            "generator_count": positions.valid.sum(),
+            "indices": positions.indices,
+            "valid": positions.valid,
+            "replaced_ids": replaced_ids,
+        }
+        return EncoderPass(clean_inputs(batch) | {"input_ids": replaced_ids}, targets)
+
+    def discriminate(self, features: Tensor) -> Tensor:
+        """Logits (B, N) of having been replaced."""
+        return self.discriminator_output(nn.functional.gelu(self.discriminator_dense(features)))[..., 0]
+
+    def compute(
+        self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: TextEncoder
+    ) -> ObjectiveOutput:
+        """Generator's cross-entropy plus the weighted binary cross-entropy over all real tokens."""
+        real, replaced = batch["attention_mask"].to(torch.bool), targets["replaced"]
+        logits = self.discriminate(features).float()
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, replaced.float(), reduction="none")
+        total, count = (losses * real).sum(), real.sum()
+        generator_count = targets["generator_count"]
+        generator_loss = global_mean(targets["generator_total"], generator_count, self.training)
+        loss = generator_loss + self.discriminator_weight * global_mean(total, count, self.training)
+        right = (logits > 0) == replaced
+        was_replaced, was_original = real & replaced, real & ~replaced
+        statistics = {
+            "generator_loss": (targets["generator_total"].detach(), generator_count),
+            "generator_accuracy": (targets["generator_correct"], generator_count),
+            "discriminator_loss": (total.detach(), count),
+            "accuracy": ((right & real).sum(), count),
+            "replaced_found": ((right & was_replaced).sum(), was_replaced.sum()),
+            "originals_kept": ((right & was_original).sum(), was_original.sum()),
+        }
+        return ObjectiveOutput(loss, statistics)
+
+    @torch.no_grad()
+    def examples(
+        self, encoder: TextEncoder, batch: Batch, vocabulary: Vocabulary, generator: torch.Generator, count: int = 8
+    ) -> list[dict[str, str]]:
+        """Texts as the discriminator saw them, which tokens it calls replaced, and which were."""
+        one = self.make_pass(batch, encoder, generator)
+        found = self.discriminate(encoder.forward_features(**one.inputs)[:count]) > 0
+        real = batch["attention_mask"][:count].to(torch.bool)
+        positions = MaskedPositions(one.targets["indices"][:count], one.targets["valid"][:count])
+        rows = []
+        for row in range(len(found)):
+            seen = one.targets["replaced_ids"][row]
+
+            def words(chosen: Tensor, ids: Tensor = seen) -> str:
+                return " ".join(vocabulary.id_to_token(token) for token in ids[chosen].tolist())
+
+            hidden = positions.indices[row][positions.valid[row]].sort().values
+            rows.append(
+                {
+                    "seen": vocabulary.decode(seen[real[row]].tolist(), keep_special=True),
+                    "called replaced": words(found[row] & real[row]),
+                    "truth": words(one.targets["replaced"][row]),
+                    "originals of the sampled": words(hidden, batch["input_ids"][row]),
+                }
+            )
+        return rows
+
+    def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
+        """Operations of the generator, its head, and the discriminator's head."""
+        tokens = samples * sequence_length
+        generator = self.generator.config.forward_flops_per_token(sequence_length)
+        dense = 2.0 * encoder.width * (encoder.width + self.generator.config.width)
+        return tokens * (generator + dense) + super().forward_flops(encoder, samples, sequence_length)
+
+    def huggingface_names(self) -> dict[str, str]:
+        """None: `BertForPreTraining` has no such head."""
+        return {}

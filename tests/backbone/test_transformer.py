@@ -1,0 +1,154 @@
+"""The shared Transformer: against PyTorch's own layer, masks, positions, and the options of public checkpoints."""
+
+import pytest
+import torch
+
+from lit_pretrain.backbone import Transformer, TransformerConfig
+from lit_pretrain.backbone.rotary import rotate, rotation_for
+from lit_pretrain.errors import UserError
+
+
+def copy_to_reference(ours: Transformer, norm_first: bool) -> torch.nn.TransformerEncoder:
+    """PyTorch's encoder of the same shape with our weights."""
+    config = ours.config
+    layer = torch.nn.TransformerEncoderLayer(
+        config.width,
+        config.resolved_heads,
+        config.resolved_feed_forward_width,
+        dropout=0.0,
+        activation="gelu",
+        layer_norm_eps=config.norm_epsilon,
+        batch_first=True,
+        norm_first=norm_first,
+    )
+    norm = torch.nn.LayerNorm(config.width, eps=config.norm_epsilon) if norm_first else None
+    theirs = torch.nn.TransformerEncoder(layer, config.depth, norm=norm, enable_nested_tensor=False)
+    with torch.no_grad():
+        for one, other in zip(theirs.layers, ours.blocks, strict=True):
+            one.self_attn.in_proj_weight.copy_(other.attention.query_key_value.weight)
+            one.self_attn.in_proj_bias.copy_(other.attention.query_key_value.bias)
+            one.self_attn.out_proj.load_state_dict(other.attention.projection.state_dict())
+            one.linear1.load_state_dict(other.feed_forward.expand.state_dict())
+            one.linear2.load_state_dict(other.feed_forward.contract.state_dict())
+            one.norm1.load_state_dict(other.attention_norm.state_dict())
+            one.norm2.load_state_dict(other.feed_forward_norm.state_dict())
+        if norm_first:
+            theirs.norm.load_state_dict(ours.final_norm.state_dict())
+    return theirs
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """The same weights every time."""
+    torch.manual_seed(0)
+
+
+def random_transformer(**settings: object) -> Transformer:
+    """A small Transformer whose biases and norms are not at their trivial start."""
+    transformer = Transformer(TransformerConfig(**{"depth": 2, "width": 24, "heads": 3} | settings))
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return transformer
+
+
+@pytest.mark.parametrize("norm_order", ["post", "pre"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_agrees_with_pytorch(norm_order: str, causal: bool) -> None:
+    ours = random_transformer(norm_order=norm_order)
+    theirs = copy_to_reference(ours, norm_order == "pre").train()
+    tokens = torch.randn(4, 7, 24)
+    real = torch.ones(4, 7, dtype=torch.bool)
+    real[1, 5:] = False
+    real[2, 1:] = False
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(7) == float("-inf") if causal else None
+    expected = theirs(tokens, mask=mask, src_key_padding_mask=~real)
+    torch.testing.assert_close(ours(tokens, real, causal)[real], expected[real], atol=1e-5, rtol=1e-5)
+
+
+def test_causal_without_padding_takes_the_unmasked_path_to_the_same_numbers() -> None:
+    ours, tokens = random_transformer(), torch.randn(2, 6, 24)
+    full = torch.ones(2, 6, dtype=torch.bool)
+    torch.testing.assert_close(ours(tokens, None, causal=True), ours(tokens, full, causal=True), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_fully_padded_row_is_finite_and_leaves_the_others_alone(dtype: torch.dtype, causal: bool) -> None:
+    ours = random_transformer().to(dtype)
+    tokens = torch.randn(3, 5, 24, dtype=dtype, requires_grad=True)
+    real = torch.ones(3, 5, dtype=torch.bool)
+    real[1] = False
+    out = ours(tokens, real, causal)
+    out.float().square().sum().backward()
+    assert out.isfinite().all() and tokens.grad.isfinite().all()
+    torch.testing.assert_close(out[[0, 2]], ours(tokens[[0, 2]], real[[0, 2]], causal))
+
+
+def test_padding_never_changes_a_real_token() -> None:
+    ours, tokens = random_transformer(), torch.randn(2, 6, 24)
+    real = torch.tensor([[True] * 6, [True] * 3 + [False] * 3])
+    changed = tokens.clone()
+    changed[1, 3:] = 100.0
+    torch.testing.assert_close(ours(tokens, real)[real], ours(changed, real)[real])
+
+
+def test_rotary_scores_depend_on_distance_only() -> None:
+    query, key = torch.randn(8), torch.randn(8)
+    rotation = rotation_for(torch.arange(20), 8)
+    queries = rotate(query.expand(1, 1, 20, 8), rotation)[0, 0]
+    keys = rotate(key.expand(1, 1, 20, 8), rotation)[0, 0]
+    scores = queries @ keys.T
+    for distance in (0, 3, -5):
+        diagonal = scores.diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4, rtol=1e-4)
+    assert not torch.isclose(scores[0, 0], scores[0, 7])
+    torch.testing.assert_close(queries.norm(dim=-1), query.norm().expand(20))
+
+
+def test_rotation_of_one_radian_by_hand() -> None:
+    rotation = rotation_for(torch.tensor([0, 1]), 2)
+    turned = rotate(torch.tensor([1.0, 0.0]).expand(1, 1, 2, 2), rotation)[0, 0]
+    torch.testing.assert_close(turned, torch.tensor([[1.0, 0.0], [0.5403023, 0.8414710]]))
+
+
+def test_activation_checkpointing_gives_the_same_gradients() -> None:
+    tokens = torch.randn(2, 5, 24)
+    gradients = []
+    for enable in (False, True):
+        torch.manual_seed(1)
+        transformer = random_transformer(dropout=0.2)
+        transformer.set_grad_checkpointing(enable)
+        torch.manual_seed(2)
+        transformer(tokens).square().sum().backward()
+        gradients.append([parameter.grad for parameter in transformer.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_layer_scale_and_stochastic_depth_act_on_the_branches() -> None:
+    tokens = torch.randn(64, 3, 24)
+    silent = random_transformer(norm_order="pre", layer_scale=1e-5)
+    with torch.no_grad():
+        for block in silent.blocks:
+            for branch in (block.attention_branch, block.feed_forward_branch):
+                branch[0].gamma.zero_()
+    torch.testing.assert_close(silent(tokens), silent.final_norm(tokens))
+    skipping = random_transformer(norm_order="pre", depth=2, stochastic_depth=0.5)
+    assert len(skipping.blocks[0].attention_branch) == 0, "the first block is never skipped"
+    outcomes = skipping.blocks[1].attention_branch(torch.ones(1000, 1, 1)).flatten()
+    assert set(outcomes.tolist()) == {0.0, 2.0} and 400 < (outcomes > 0).sum() < 600
+    torch.testing.assert_close(skipping.eval()(tokens), skipping(tokens))
+
+
+def test_flops_of_one_token_by_hand() -> None:
+    # Per block: 4 x 64^2 projections and 2 x 64 x 256 feed-forward multiply-adds, and 2 x 10 x 64 for attention.
+    config = TransformerConfig(depth=3, width=64)
+    assert config.forward_flops_per_token(10) == 2 * 3 * (4 * 64**2 + 2 * 64 * 256 + 2 * 10 * 64)
+
+
+def test_shapes_that_cannot_be_built_are_one_sentence() -> None:
+    with pytest.raises(UserError, match="not a multiple"):
+        TransformerConfig(width=100, heads=3)
+    with pytest.raises(UserError, match="did you mean 'medium'"):
+        TransformerConfig().sized("medum")
+    assert TransformerConfig().sized("large").resolved_feed_forward_width == 4096
