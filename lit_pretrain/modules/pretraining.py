@@ -9,11 +9,11 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from lit_pretrain.data.randomness import derive_seed
+from lit_pretrain.data.randomness import default_seed, derive_seed
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, make_optimizer, make_scheduler
 from lit_pretrain.modules.statistics import MeanStatistics
-from lit_pretrain.modules.steps import default_seed, total_steps
+from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, compute_objectives
 
 CHECKPOINT_FORMAT = 1
@@ -283,3 +283,22 @@ def difference(name: str, theirs: Any, ours: Any) -> list[str]:
         keys = sorted(theirs.keys() | ours.keys())
         return [line for key in keys for line in difference(f"{name}.{key}", theirs.get(key), ours.get(key))]
     return [] if theirs == ours else [f"{name} ({theirs} there, {ours} here)"]
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of ours, read without running any pickled code; anything else is a `UserError`."""
+    if not Path(path).is_file():
+        raise UserError(f"There is no checkpoint at {path}: give a .ckpt file from a run's checkpoints folder.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or foreign file fails in many ways
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read as a checkpoint ({reason}): give an undamaged one.") from error
+    if "lit_pretrain" not in checkpoint:
+        raise UserError(f"{path} was not written by lit_pretrain: give one from a run's checkpoints folder.")
+    return checkpoint
+
+
+def subclasses(kind: type) -> list[type]:
+    """All classes below a class, at any depth."""
+    return [one for child in kind.__subclasses__() for one in (child, *subclasses(child))]

@@ -1,16 +1,10 @@
-"""How many steps a training has, and from which seed it draws, without disturbing Lightning's loops."""
+"""How many steps a training has, without disturbing Lightning's loops."""
 
 import math
-import os
 
 from lightning import Trainer
 
 from lit_pretrain.errors import UserError
-
-
-def default_seed() -> int:
-    """The seed given to seed_everything, else 0."""
-    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 def total_steps(trainer: Trainer) -> int:

@@ -1,0 +1,266 @@
+"""Documents for pretraining on text: any source, one tokenised cache, sentence pairs or segments."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy
+from filelock import FileLock
+from lightning import LightningDataModule
+from torch import Tensor
+
+from lit_pretrain.data.document_dataset import DocumentDataset, DocumentStarts, Layout
+from lit_pretrain.data.loading import EpochBatchSampler, ResumableDataLoader
+from lit_pretrain.data.randomness import default_seed, sample_generator
+from lit_pretrain.data.sentence_pairs import PairSettings, RandomNext
+from lit_pretrain.data.sources import DocumentSeparator, DocumentSource, open_documents, shown
+from lit_pretrain.data.token_cache import TokenCache, cache_fingerprint, open_or_build
+from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.errors import UserError
+
+# Enough text for any vocabulary; a larger corpus is read at even distances.
+TOKENIZER_DOCUMENTS = 200_000
+
+
+class DocumentDataModule(LightningDataModule):
+    """A corpus of documents as clean batches of word pieces.
+
+    Args:
+        path: Hub name, file, directory, or builder (parquet, csv, json, text) for `data_files`; null without
+            `data_files` is the bundled sample, the State of the Union speeches.
+        name: Configuration of a data set on the hub.
+        data_files: Files or patterns.
+        split: Split to read; validation documents are taken from it.
+        text_column: Column that holds the text.
+        document_separator: For text files: `file` (a document a file) or `blank_line`; null takes `file` for several
+            files and `blank_line` for one.
+        tokenizer: Directory or file of a WordPiece tokenizer; null trains one on the corpus.
+        vocabulary_size: Word pieces of a trained tokenizer.
+        lowercase: Whether a trained tokenizer drops case.
+        language: Two-letter code for the rules that split sentences.
+        sequence_length: Tokens of a sequence, special tokens included.
+        layout: `sentence_pairs` (needed for next sentence prediction) or `segments` (contiguous text).
+        random_next: `balanced` (half and half) or `faithful` (as BERT's authors: 55 to 65 % random).
+        short_share: Share of pairs that aim at a shorter length.
+        batch_size: Sequences of a batch of one device.
+        workers: Processes that make batches ahead; copying from the cache is so cheap that 0 is mostly best.
+        validation_share: Share of the documents for validation, at least one.
+        cache_directory: Where tokenised corpora are kept; null is caches/ under the runs directory.
+        seed: Source of order and pairs; null takes seed_everything's.
+        max_documents: Only so many documents from the start of the source; null for all.
+    """
+
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(
+        self,
+        path: str | None = None,
+        name: str | None = None,
+        data_files: str | list[str] | None = None,
+        split: str = "train",
+        text_column: str = "text",
+        document_separator: DocumentSeparator | None = None,
+        tokenizer: str | None = None,
+        vocabulary_size: int = 8192,
+        lowercase: bool = True,
+        language: str = "en",
+        sequence_length: int = 128,
+        layout: Layout = "sentence_pairs",
+        random_next: RandomNext = "balanced",
+        short_share: float = 0.1,
+        batch_size: int = 32,
+        workers: int = 0,
+        validation_share: float = 0.05,
+        cache_directory: str | None = None,
+        seed: int | None = None,
+        max_documents: int | None = None,
+    ) -> None:
+        super().__init__()
+        if sequence_length < 8:
+            raise UserError(f"data.sequence_length is {sequence_length}: give at least 8 tokens.")
+        if batch_size < 1:
+            raise UserError(f"data.batch_size is {batch_size}: give at least 1.")
+        for label, share in (("validation_share", validation_share), ("short_share", short_share)):
+            if not 0.0 <= share < 1.0:
+                raise UserError(f"data.{label} is {share}: give a share from 0 to below 1.")
+        self.source = DocumentSource(path, name, data_files, split, text_column, document_separator, max_documents)
+        self.tokenizer_path = tokenizer
+        self.vocabulary_size = vocabulary_size
+        self.lowercase = lowercase
+        self.language = language
+        self.sequence_length = sequence_length
+        self.layout = layout
+        self.pairs = PairSettings(sequence_length - 3, random_next, short_share)
+        self.batch_size = batch_size
+        self.workers = workers
+        self.validation_share = validation_share
+        self.cache_directory = Path(cache_directory) if cache_directory else default_cache_directory()
+        self.seed = default_seed() if seed is None else seed
+        self.tokenizer: WordPieceTokenizer | None = None
+        self.cache: TokenCache | None = None
+        self.fingerprint = ""
+
+    # -- preparing
+
+    def prepare_data(self) -> None:
+        """Read the source, train or load the tokenizer and build the cache, whatever is not there yet."""
+        if self.cache is not None:
+            return
+        # Before anything slow: a tokenizer that cannot be used.
+        tokenizer = WordPieceTokenizer.load(self.tokenizer_path) if self.tokenizer_path else None
+        data, source_fingerprint = open_documents(self.source, self.cache_directory / "huggingface")
+        if self.layout == "sentence_pairs" and len(data) < 2:
+            raise UserError(
+                f"{shown(self.source)} is one document, and sentence pairs need a second one for random sentences: "
+                "give several documents, or set data.layout to segments and leave out NextSentencePrediction."
+            )
+        if tokenizer is None:
+            tokenizer = self._trained_tokenizer(data, source_fingerprint)
+        self.fingerprint = cache_fingerprint(source_fingerprint, tokenizer, self.language)
+        directory = self.cache_directory / "documents" / self.fingerprint
+        self.cache = open_or_build(data, self.source.text_column, tokenizer, directory, self.language)
+        self.tokenizer, self.vocabulary_size = tokenizer, tokenizer.vocabulary_size
+
+    def _trained_tokenizer(self, data: object, source_fingerprint: str) -> WordPieceTokenizer:
+        """The tokenizer of this corpus and these settings, trained once."""
+        key = f"{source_fingerprint}\n{self.vocabulary_size}\n{self.lowercase}"
+        directory = self.cache_directory / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()[:16]
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{directory}.lock"):
+            if not directory.is_dir():
+                texts = document_texts(data, self.source.text_column)
+                partial = directory.with_name(f"{directory.name}.partial-{os.getpid()}")
+                shutil.rmtree(partial, ignore_errors=True)
+                WordPieceTokenizer.train(texts, self.vocabulary_size, self.lowercase).save(partial)
+                partial.replace(directory)
+        return WordPieceTokenizer.load(directory)
+
+    def setup(self, stage: str) -> None:
+        """Split the documents and plan the first epoch."""
+        self.prepare_data()
+        if self.trainer is not None and self.trainer.world_size > 1:
+            refuse_foreign_sampler(self.trainer)
+        if hasattr(self, "train_dataset"):
+            return
+        # A random second sentence comes from another document, so pairs need two on either side.
+        least = 2 if self.layout == "sentence_pairs" else 1
+        train, validation = split_documents(self.cache.documents, self.validation_share, least)
+        self.train_dataset = self._dataset(train, self.seed, fixed=False)
+        # The validation sequences are the same in every run, whatever its seed.
+        self.validation_dataset = self._dataset(validation, 0, fixed=True) if len(validation) else None
+
+    def _dataset(self, documents: numpy.ndarray, seed: int, fixed: bool) -> DocumentDataset:
+        return DocumentDataset(
+            self.cache, documents, self.tokenizer, self.sequence_length, self.layout, self.pairs, seed, fixed
+        )
+
+    # -- loaders
+
+    def _train_sampler(self) -> EpochBatchSampler:
+        return EpochBatchSampler(self.train_dataset, self.batch_size, self.seed, shuffle=True)
+
+    @property
+    def train_batches_per_epoch(self) -> int:
+        """Training batches of this process in an epoch."""
+        return len(self._train_sampler())
+
+    @property
+    def batch_fields(self) -> tuple[str, ...]:
+        """What a batch holds."""
+        fields = ("input_ids", "attention_mask", "token_type_ids", "sample_id")
+        return (*fields, "next_sentence_label") if self.layout == "sentence_pairs" else fields
+
+    def train_dataloader(self) -> ResumableDataLoader:
+        """Shuffled batches, an order of its own for every epoch."""
+        sampler = self._train_sampler()
+        if len(sampler) == 0:
+            raise UserError(
+                f"The {len(self.train_dataset)} training sequences do not fill one batch of all devices: lower "
+                "data.batch_size, or give more text."
+            )
+        return ResumableDataLoader(self.train_dataset, sampler, self.workers)
+
+    def val_dataloader(self) -> ResumableDataLoader | list:
+        """Every validation sequence once, in the same order always."""
+        if self.validation_dataset is None:
+            return []
+        return self._evaluation_loader(self.validation_dataset)
+
+    def test_dataloader(self) -> ResumableDataLoader | list:
+        """The validation sequences: pretraining keeps no third part of a corpus."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> ResumableDataLoader:
+        """The beginning of every document."""
+        return self._evaluation_loader(DocumentStarts(self.cache, self.tokenizer, self.sequence_length))
+
+    def _evaluation_loader(self, dataset: object) -> ResumableDataLoader:
+        return ResumableDataLoader(dataset, EpochBatchSampler(dataset, self.batch_size, 0, shuffle=False), self.workers)
+
+    def batch_at(self, epoch: int, batch_index: int, rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
+        """Make any training batch again.
+
+        Args:
+            epoch: Epoch, from 0.
+            batch_index: Batch within the epoch, from 0.
+            rank: Process that saw it.
+            world_size: How many there were.
+        """
+        return self.train_dataset.__getitems__(self._train_sampler().batch(epoch, batch_index, rank, world_size))
+
+    # -- telling
+
+    def describe(self) -> dict[str, str | int | float]:
+        """What the data is, for the record of a run."""
+        facts = dict(self.cache.facts)
+        facts |= {
+            "source": shown(self.source),
+            "data_fingerprint": self.fingerprint,
+            "tokenizer_hash": self.tokenizer.hash,
+            "training_sequences": len(self.train_dataset),
+            "validation_sequences": len(self.validation_dataset) if self.validation_dataset is not None else 0,
+        }
+        if self.layout == "sentence_pairs":
+            facts["random_share"] = round(float(self.train_dataset.plan(0).is_random.mean()), 4)
+        return facts
+
+
+def default_cache_directory() -> Path:
+    """caches/ under the runs directory."""
+    return Path(os.environ.get("LIT_PRETRAIN_RUNS", "runs")) / "caches"
+
+
+def split_documents(documents: int, validation_share: float, least: int = 1) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Documents for training and for validation, the same whatever a run's seed.
+
+    Args:
+        documents: How many there are.
+        validation_share: Share for validation; 0 for none.
+        least: Documents that either part needs; if there are not enough for both, validation has none.
+
+    Returns:
+        Two sorted arrays.
+    """
+    count = max(least, round(documents * validation_share)) if validation_share > 0 else 0
+    if documents - count < least:
+        count = 0
+    order = sample_generator("validation documents", documents).permutation(documents)
+    return numpy.sort(order[count:]), numpy.sort(order[:count])
+
+
+def document_texts(data: object, text_column: str) -> Iterator[str]:
+    """Texts for the tokenizer, at even distances if there are very many."""
+    step = max(1, len(data) // TOKENIZER_DOCUMENTS)
+    for start in range(0, len(data), 100 * step):
+        yield from (text or "" for text in data[start : start + 100 * step : step][text_column])
+
+
+def refuse_foreign_sampler(trainer: object) -> None:
+    """Lightning would wrap our samplers into its own, which pads evaluation and breaks exact resuming."""
+    if trainer._accelerator_connector.use_distributed_sampler:
+        raise UserError(
+            "Set trainer.use_distributed_sampler to false: this data shares itself out over the devices, without "
+            "repeating samples."
+        )

@@ -1,0 +1,152 @@
+"""Batches whose order is a function of (seed, epoch), shared out over processes, that can go on in mid-epoch.
+
+Lightning's plain loaders repeat samples when a run is resumed within an epoch, and its distributed sampler evaluates
+some samples twice. Here a loader's state is the number of batches handed out, which is exact whatever its workers have
+fetched ahead.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from lit_pretrain.data.randomness import sample_generator
+
+Key = tuple[int, int]  # epoch, index within it
+
+
+class EpochDataset(Protocol):
+    """What the loader asks of a data set."""
+
+    def __len__(self) -> int:
+        """Samples of an epoch, the same for every epoch."""
+
+    def population(self, epoch: int) -> int:
+        """Samples that an epoch is drawn from; may vary a little."""
+
+    def __getitems__(self, keys: list[Key]) -> Any:
+        """One batch."""
+
+
+class EpochBatchSampler(Sampler):
+    """Batches of (epoch, index) keys for this process.
+
+    Args:
+        dataset: Tells the number of samples.
+        batch_size: Samples of a batch of one process.
+        seed: Source of the order.
+        shuffle: Whether an epoch has an order of its own, and drops what does not fill a batch of all processes
+            (training), or keeps the data's order and every sample exactly once (evaluation).
+    """
+
+    def __init__(self, dataset: EpochDataset, batch_size: int, seed: int, shuffle: bool) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+        self.first_batch = 0
+        self.sampler = self  # where Lightning looks for set_epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next iteration is."""
+        self.epoch = epoch
+
+    def order(self, epoch: int) -> numpy.ndarray:
+        """Indices of an epoch's samples in their order, the same in every process.
+
+        An epoch that has a few samples more than the first loses some at random, one that has fewer repeats some, so
+        that all epochs are equally long.
+        """
+        size = len(self.dataset)
+        if not self.shuffle:
+            return numpy.arange(size)
+        return numpy.resize(sample_generator(self.seed, "order", epoch).permutation(self.dataset.population(epoch)), size)
+
+    def batch(self, epoch: int, index: int, rank: int, world_size: int) -> list[Key]:
+        """The keys of one batch of one process, in training."""
+        first = (index * world_size + rank) * self.batch_size
+        return [(epoch, int(one)) for one in self.order(epoch)[first : first + self.batch_size]]
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        """This process's batches from `first_batch` on."""
+        rank, world_size = place()
+        order = self.order(self.epoch)
+        if self.shuffle:
+            order = order[: len(self) * world_size * self.batch_size].reshape(-1, world_size, self.batch_size)[:, rank]
+            batches = iter(order[self.first_batch :])
+        else:
+            mine = order[rank::world_size]
+            batches = (
+                mine[start : start + self.batch_size]
+                for start in range(self.first_batch * self.batch_size, len(mine), self.batch_size)
+            )
+        epoch = self.epoch
+        for batch in batches:
+            yield [(epoch, int(index)) for index in batch]
+
+    def __len__(self) -> int:
+        """Batches of this process in an epoch."""
+        rank, world_size = place()
+        size = len(self.dataset)
+        if self.shuffle:
+            return size // (world_size * self.batch_size)
+        return -(-len(range(rank, size, world_size)) // self.batch_size)
+
+
+class ResumableDataLoader(DataLoader):
+    """A DataLoader whose state is the epoch and the number of batches handed out.
+
+    Args:
+        dataset: Gives whole batches by `__getitems__`.
+        sampler: Which batches.
+        workers: Processes that make batches ahead; 0 makes them in this one.
+    """
+
+    def __init__(self, dataset: EpochDataset, sampler: EpochBatchSampler, workers: int = 0) -> None:
+        super().__init__(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=as_it_is,
+            pin_memory=torch.cuda.is_available(),
+        )
+        self._handed_out = 0
+        self._epoch = 0
+        self._resume: dict[str, int] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """Hand out batches; everything is decided at the first one, when Lightning has set the epoch."""
+        self._epoch = self.batch_sampler.epoch
+        resume, self._resume = self._resume, None
+        self._handed_out = resume["batches"] if resume and resume["epoch"] == self._epoch else 0
+        self.batch_sampler.first_batch = self._handed_out
+        # Made before workers start, so that they inherit it instead of each making it again.
+        self.dataset.population(self._epoch)
+        for batch in super().__iter__():
+            self._handed_out += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next batch stands."""
+        if self._resume is not None:
+            return dict(self._resume)
+        return {"epoch": self._epoch, "batches": self._handed_out}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there, if the next iteration is of the same epoch."""
+        self._resume = dict(state)
+
+
+def as_it_is(batch: Any) -> Any:
+    """Collate nothing: the data set gives whole batches."""
+    return batch
+
+
+def place() -> tuple[int, int]:
+    """This process's rank, and how many there are."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

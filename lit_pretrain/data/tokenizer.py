@@ -1,0 +1,184 @@
+"""WordPiece tokenisation (Schuster and Nakajima 2012; BERT, arXiv:1810.04805), trained on a corpus or loaded.
+
+The work is done by Hugging Face's `tokenizers`; here are BERT's special tokens, a hash by which weights recognise their
+tokenizer, and the files that `transformers` reads.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+import numpy
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordPiece
+from tokenizers.trainers import WordPieceTrainer
+
+from lit_pretrain.errors import UserError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class WordPieceTokenizer:
+    """BERT's tokenizer: pieces of words, pieces inside a word marked by "##".
+
+    Args:
+        tokenizer: A WordPiece tokenizer of the `tokenizers` library with BERT's five special tokens.
+        source: Where it comes from, for error messages.
+
+    Raises:
+        UserError: If it is of another kind or lacks a special token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, source: str = "the tokenizer") -> None:
+        kind = json.loads(tokenizer.to_str())["model"]["type"]
+        if kind != "WordPiece":
+            raise UserError(f"{source} is a {kind} tokenizer, not WordPiece: BERT's objectives need [MASK] and pieces.")
+        missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
+        if missing:
+            raise UserError(f"{source} has no {' and no '.join(missing)}: use a tokenizer made for BERT.")
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.tokenizer = tokenizer
+        self.vocabulary_size = tokenizer.get_vocab_size()
+        ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = ids
+        self.special_ids = sorted(ids)
+
+    # -- making one
+
+    @classmethod
+    def train(
+        cls, texts: Iterable[str], vocabulary_size: int = 8192, lowercase: bool = True
+    ) -> "WordPieceTokenizer":
+        """Learn the pieces of a corpus.
+
+        Args:
+            texts: The corpus, read once.
+            vocabulary_size: Number of pieces, special tokens and single letters included.
+            lowercase: Whether case (and accents) are dropped, as in BERT's uncased models.
+
+        Raises:
+            UserError: If the corpus has fewer different pieces than asked for.
+        """
+        tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        trainer = WordPieceTrainer(
+            vocab_size=vocabulary_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        found = tokenizer.get_vocab_size()
+        if found != vocabulary_size:
+            raise UserError(
+                f"The corpus supports a vocabulary of {found} word pieces, not the {vocabulary_size} of "
+                f"data.vocabulary_size: set it to {found} or less (at least its letters), or give more text."
+            )
+        tokenizer.post_processor = processors.BertProcessing(
+            ("[SEP]", tokenizer.token_to_id("[SEP]")), ("[CLS]", tokenizer.token_to_id("[CLS]"))
+        )
+        return cls(tokenizer)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "WordPieceTokenizer":
+        """Read a tokenizer from a directory (tokenizer.json, or vocab.txt with tokenizer_config.json) or from its file.
+
+        Raises:
+            UserError: If there is none, or it is not a WordPiece tokenizer.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise UserError(f"There is no tokenizer at {path}: give a directory with tokenizer.json or vocab.txt.")
+        files = [path] if path.is_file() else [path / "tokenizer.json", path / "vocab.txt"]
+        file = next((one for one in files if one.is_file()), None)
+        if file is None:
+            raise UserError(f"{path} has neither tokenizer.json nor vocab.txt: give the directory of a tokenizer.")
+        try:
+            tokenizer = from_vocabulary_file(file) if file.suffix == ".txt" else Tokenizer.from_file(str(file))
+        except UserError:
+            raise
+        except Exception as error:  # the library raises plain exceptions
+            raise UserError(f"{file} cannot be read as a tokenizer ({error}): give an undamaged one.") from error
+        return cls(tokenizer, str(file))
+
+    # -- what it is
+
+    @cached_property
+    def vocabulary(self) -> list[str]:
+        """The pieces by id."""
+        return [self.tokenizer.id_to_token(index) for index in range(self.vocabulary_size)]
+
+    @cached_property
+    def continuation_mask(self) -> numpy.ndarray:
+        """(V,) booleans, True where a piece continues a word."""
+        return numpy.array([piece.startswith("##") for piece in self.vocabulary])
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hexadecimal characters that name the pieces and how text is cut into words, and nothing else."""
+        parts = json.loads(self.tokenizer.to_str())
+        content = [self.vocabulary, parts["normalizer"], parts["pre_tokenizer"]]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    # -- using it
+
+    def encode(self, text: str) -> list[int]:
+        """Pieces of a text, without special tokens around them."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Pieces of many texts, on all cores."""
+        return [one.ids for one in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: list[int], keep_special: bool = False) -> str:
+        """Text of pieces, special tokens left out unless asked for."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=not keep_special)
+
+    def id_to_token(self, token_id: int) -> str:
+        """A piece by its id."""
+        return self.vocabulary[token_id]
+
+    # -- keeping it
+
+    def to_json(self) -> str:
+        """The whole tokenizer as one string, which travels in checkpoints."""
+        return self.tokenizer.to_str()
+
+    @classmethod
+    def from_json(cls, text: str) -> "WordPieceTokenizer":
+        """Read what `to_json` wrote."""
+        return cls(Tokenizer.from_str(text))
+
+    def save(self, directory: str | Path) -> None:
+        """Write tokenizer.json, vocab.txt and tokenizer_config.json, which transformers' AutoTokenizer reads."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        normalizer = json.loads(self.tokenizer.to_str())["normalizer"] or {}
+        config = {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": bool(normalizer.get("lowercase", False)),
+            "model_max_length": 512,
+        } | {f"{name.strip('[]').lower()}_token": name for name in SPECIAL_TOKENS}
+        (directory / "tokenizer.json").write_text(self.to_json(), encoding="utf-8")
+        (directory / "vocab.txt").write_text("\n".join(self.vocabulary) + "\n", encoding="utf-8")
+        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def from_vocabulary_file(path: Path) -> Tokenizer:
+    """A tokenizer from BERT's vocab.txt; case is dropped unless a tokenizer_config.json beside it says otherwise."""
+    pieces = path.read_text(encoding="utf-8").splitlines()
+    if "[UNK]" not in pieces:
+        raise UserError(f"{path} is not a BERT vocabulary: it has no line [UNK].")
+    config_path = path.parent / "tokenizer_config.json"
+    config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+    tokenizer = Tokenizer(WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=config.get("do_lower_case", True))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens([token for token in SPECIAL_TOKENS if token in pieces])
+    if "[CLS]" in pieces and "[SEP]" in pieces:
+        ids = [("[SEP]", pieces.index("[SEP]")), ("[CLS]", pieces.index("[CLS]"))]
+        tokenizer.post_processor = processors.BertProcessing(*ids)
+    return tokenizer
