@@ -140,8 +140,6 @@ class DocumentDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Split the documents and plan the first epoch."""
         self.prepare_data()
-        if self.trainer is not None and self.trainer.world_size > 1:
-            refuse_foreign_sampler(self.trainer)
         if hasattr(self, "train_dataset"):
             return
         # A random second sentence comes from another document, so pairs need two on either side.
@@ -256,11 +254,3 @@ def document_texts(data: object, text_column: str) -> Iterator[str]:
     for start in range(0, len(data), 100 * step):
         yield from (text or "" for text in data[start : start + 100 * step : step][text_column])
 
-
-def refuse_foreign_sampler(trainer: object) -> None:
-    """Lightning would wrap our samplers into its own, which pads evaluation and breaks exact resuming."""
-    if trainer._accelerator_connector.use_distributed_sampler:
-        raise UserError(
-            "Set trainer.use_distributed_sampler to false: this data shares itself out over the devices, without "
-            "repeating samples."
-        )

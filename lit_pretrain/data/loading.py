@@ -96,8 +96,11 @@ class EpochBatchSampler(Sampler):
         return -(-len(range(rank, size, world_size)) // self.batch_size)
 
 
-class ResumableDataLoader(DataLoader):
-    """A DataLoader whose state is the epoch and the number of batches handed out.
+class ResumableDataLoader:
+    """Batches whose state is the epoch and the number of batches handed out.
+
+    It holds a PyTorch DataLoader rather than being one: Lightning takes the DataLoaders it knows apart to give them
+    samplers of its own, which pad evaluation and repeat samples when a run is resumed.
 
     Args:
         dataset: Gives whole batches by `__getitems__`.
@@ -106,26 +109,32 @@ class ResumableDataLoader(DataLoader):
     """
 
     def __init__(self, dataset: EpochDataset, sampler: EpochBatchSampler, workers: int = 0) -> None:
-        super().__init__(
+        self.loader = DataLoader(
             dataset,
             batch_sampler=sampler,
             num_workers=workers,
             collate_fn=as_it_is,
             pin_memory=torch.cuda.is_available(),
         )
+        self.dataset = dataset
+        self.sampler = self.batch_sampler = sampler
         self._handed_out = 0
         self._epoch = 0
         self._resume: dict[str, int] | None = None
 
+    def __len__(self) -> int:
+        """Batches of this process in an epoch, whether some of them are done already or not."""
+        return len(self.sampler)
+
     def __iter__(self) -> Iterator[Any]:
         """Hand out batches; everything is decided at the first one, when Lightning has set the epoch."""
-        self._epoch = self.batch_sampler.epoch
+        self._epoch = self.sampler.epoch
         resume, self._resume = self._resume, None
         self._handed_out = resume["batches"] if resume and resume["epoch"] == self._epoch else 0
-        self.batch_sampler.first_batch = self._handed_out
+        self.sampler.first_batch = self._handed_out
         # Made before workers start, so that they inherit it instead of each making it again.
         self.dataset.population(self._epoch)
-        for batch in super().__iter__():
+        for batch in self.loader:
             self._handed_out += 1
             yield batch
 

@@ -57,7 +57,7 @@ class Pretraining(LightningModule):
         self.seed = default_seed() if seed is None else seed
         self.built = False
         self._generators: dict[torch.device, torch.Generator] = {}
-        self._statistics = torch.nn.ModuleDict()
+        self._statistics: dict[str, MeanStatistics] = {}
         self._reported_step = 0
         self._used_learning_rate = 0.0
         self._unchecked: tuple[Tensor, dict[str, Tensor], list[int] | Tensor, int] | None = None

@@ -1,0 +1,53 @@
+"""A small corpus of made-up sentences with some order in them, and the parts to train on it."""
+
+import json
+from pathlib import Path
+
+import numpy
+import pytest
+
+from lit_pretrain.backbone import TextEncoder, TransformerConfig
+from lit_pretrain.data import DocumentDataModule
+
+SUBJECTS = ["the senate", "a farmer", "our nation", "the treasury", "every citizen", "the army"]
+VERBS = ["pays", "protects", "remembers", "considers", "builds", "needs"]
+OBJECTS = ["new roads", "the old treaty", "a fair wage", "peace abroad", "many schools", "the common law"]
+
+
+def write_corpus(path: Path, documents: int = 60, seed: int = 0) -> Path:
+    """Documents of 4 to 12 sentences; in a document the same subject does everything."""
+    generator = numpy.random.default_rng(seed)
+    with path.open("w") as file:
+        for _ in range(documents):
+            subject = generator.choice(SUBJECTS).capitalize()
+            count = int(generator.integers(4, 13))
+            sentences = [f"{subject} {generator.choice(VERBS)} {generator.choice(OBJECTS)}." for _ in range(count)]
+            file.write(json.dumps({"text": " ".join(sentences)}) + "\n")
+    return path
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """The corpus as a file of JSON lines."""
+    return write_corpus(tmp_path / "corpus.jsonl")
+
+
+@pytest.fixture
+def data(corpus: Path, tmp_path: Path) -> DocumentDataModule:
+    """The corpus in sentence pairs of 32 tokens, batches of 8."""
+    return make_data(corpus, tmp_path)
+
+
+def make_data(corpus: Path, tmp_path: Path, **settings: object) -> DocumentDataModule:
+    """A data module over the corpus."""
+    defaults = {"vocabulary_size": 90, "sequence_length": 32, "batch_size": 8, "validation_share": 0.2, "seed": 1}
+    return DocumentDataModule(
+        data_files=str(corpus), path="json", cache_directory=str(tmp_path / "caches"), **defaults | settings
+    )
+
+
+def make_encoder(**settings: object) -> TextEncoder:
+    """A very small encoder that waits for its vocabulary."""
+    return TextEncoder(
+        transformer=TransformerConfig(depth=1, width=32, heads=2), **{"max_positions": 32} | settings
+    )
