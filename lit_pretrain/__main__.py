@@ -1,0 +1,134 @@
+"""`python -m lit_pretrain`: training through Lightning, and commands that do not train and start without torch."""
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+
+from lit_pretrain import __version__
+from lit_pretrain.errors import UserError, nearest
+
+TRAINING = {
+    "fit": "train a model as a config says",
+    "validate": "measure a checkpoint on the validation data",
+    "test": "measure a checkpoint on the test data",
+    "predict": "write embeddings of the data to parquet",
+}
+COMMANDS = {
+    "ui": "open MLflow's pages on the runs",
+    "doctor": "check this machine: versions, devices, directories, database, a second of training",
+    "benchmark": "measure training speed beside peers",
+    "samples": "make the bundled samples again from their sources",
+}
+
+FIT_HELP = """usage: python -m lit_pretrain {command} --config FILE [--config FILE] [--KEY VALUE ...] [--ckpt_path last|RUN|FILE]
+
+{help}
+
+  --config FILE       settings in YAML; later files and keys win over earlier ones (see configs/)
+  --trainer.KEY       Lightning's Trainer: max_steps, devices, strategy, precision (auto), val_check_interval, ...
+  --model.KEY         the model: encoder, objectives, optimizer, schedule, compile_blocks, ...
+  --data.KEY          the data: path, data_files, text_column, sequence_length, batch_size, ...
+  --seed_everything N seed of every draw (0)
+  --ckpt_path C       a checkpoint to {checkpoint}: last, a run's name or id, or a path
+  --print_config      print the whole resolved config, to start one of your own
+  --help full         every key with its description
+
+  python -m lit_pretrain {command} --model.help TextPretraining    the keys of one class
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: As after `python -m lit_pretrain`; null takes the process's.
+
+    Returns:
+        Exit status: 0 done, 2 the person's input was wrong (one sentence on stderr), 1 anything else.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if arguments[0] in ("--version", "-V"):
+        print(f"lit_pretrain {__version__}")
+        return 0
+    try:
+        return dispatch(arguments[0], arguments[1:])
+    except UserError as error:
+        print(f"lit_pretrain: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # Whoever read our output has closed it (`... | head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("lit_pretrain: interrupted.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return failed(error)
+
+
+def dispatch(command: str, arguments: list[str]) -> int:
+    """Run one command by its name."""
+    if command in TRAINING:
+        if arguments in (["--help"], ["-h"]):
+            purpose = "go on from" if command == "fit" else "load"
+            print(FIT_HELP.format(command=command, help=TRAINING[command], checkpoint=purpose))
+            return 0
+        full = arguments in (["--help", "full"], ["--help=full"])
+        from lit_pretrain import cli
+
+        return cli.run([command, *(["--help"] if full else arguments)])
+    if command not in COMMANDS:
+        raise UserError(
+            f"There is no command '{command}'{nearest(command, [*TRAINING, *COMMANDS])}: see python -m lit_pretrain "
+            "--help."
+        )
+    module = importlib.import_module(f"lit_pretrain.commands.{command}")
+    parser = Parser(prog=f"python -m lit_pretrain {command}", description=COMMANDS[command].capitalize() + ".")
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(arguments))
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that answers a mistake with one sentence."""
+
+    def error(self, message: str) -> None:
+        """Raise instead of printing the usage."""
+        raise UserError(f"{message.rstrip('.')}: see {self.prog} --help.")
+
+
+def overview() -> str:
+    """The help of the whole."""
+    lines = [
+        "usage: python -m lit_pretrain COMMAND [ARGUMENTS]",
+        "",
+        "Pretrain Transformers on text and pictures, compare the runs, and use what came out.",
+        "",
+    ]
+    for commands in (TRAINING, COMMANDS):
+        lines += [f"  {name:<12}{text}" for name, text in commands.items()] + [""]
+    lines += [
+        "Start:  python -m lit_pretrain fit --config configs/quickstart.yaml",
+        "Then:   python -m lit_pretrain ui",
+    ]
+    return "\n".join(lines)
+
+
+def failed(error: Exception) -> int:
+    """Say in one sentence what broke; the traceback follows for whoever mends it, unless the sentence is enough."""
+    from lit_pretrain.modules.pretraining import NonFiniteLossError
+
+    if not isinstance(error, NonFiniteLossError):
+        traceback.print_exc()
+    message = " ".join(str(error).split()) or "no message"
+    kind = "" if isinstance(error, NonFiniteLossError) else f"{type(error).__name__}: "
+    print(f"lit_pretrain: {kind}{message[:600]}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Writes what `predict` returns (embeddings, say) to a parquet file, batch by batch, whole or not at all."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.tracking.paths import make_directory, shown_path
+from lit_pretrain.tracking.run_record import mlflow_logger
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes a row for each sample: tensors (B,) become columns, tensors (B, D) columns of lists of D floats.
+
+    Several processes write a file each. Use `trainer.predict(return_predictions=False)`, or all of it stays in memory.
+
+    Args:
+        path: The file; null for predictions.parquet in the run's directory.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        super().__init__(write_interval="batch")
+        self.path = path
+        self.written_to: Path | None = None
+        self.rows = 0
+        self._target: Path | None = None
+        self._writer: Any = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose the file, the same on every rank but for its number."""
+        logger = mlflow_logger(trainer)
+        directory = None
+        if self.path is None and trainer.is_global_zero:
+            directory = str(logger.run_directory if logger is not None else trainer.default_root_dir)
+        target = Path(self.path or Path(trainer.strategy.broadcast(directory)) / "predictions.parquet").expanduser()
+        if trainer.world_size > 1:
+            target = target.with_name(f"{target.stem}-rank{trainer.global_rank}{target.suffix}")
+        make_directory(target.parent)
+        self._target, self.rows, self.written_to = target.resolve(), 0, None
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write one batch."""
+        import pyarrow.parquet
+
+        table = prediction_table(prediction)
+        if self._writer is None:
+            self._writer = pyarrow.parquet.ParquetWriter(self._part, table.schema)
+        self._writer.write_table(table)
+        self.rows += table.num_rows
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the file in its place and say where it is."""
+        if self._writer is None:
+            raise UserError("There was nothing to predict: the predict data has no batch.")
+        self._writer.close()
+        self._writer = None
+        self._part.replace(self._target)
+        self.written_to = self._target
+        logger = mlflow_logger(trainer)
+        if trainer.is_global_zero:
+            if logger is not None:
+                logger.set_tags({"predictions": str(self._target), "predictions.rows": str(self.rows)})
+            more = f" (and a file for each of the other {trainer.world_size - 1})" if trainer.world_size > 1 else ""
+            print(f"{self.rows} predictions are in {shown_path(self._target)}{more}", flush=True)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no half-written file behind."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+            self._part.unlink(missing_ok=True)
+
+    @property
+    def _part(self) -> Path:
+        return self._target.with_name(f".{self._target.name}.part")
+
+
+def prediction_table(prediction: Any) -> Any:
+    """Turn a batch of predictions into an Arrow table.
+
+    Args:
+        prediction: Name -> tensor (B,) or (B, D), or a list of B strings.
+
+    Raises:
+        UserError: If it is something else.
+    """
+    import pyarrow
+
+    if not isinstance(prediction, dict) or not prediction:
+        raise UserError("predict_step must return a dictionary of tensors to be written to parquet.")
+    columns = {}
+    for name, value in prediction.items():
+        if isinstance(value, torch.Tensor) and value.dim() in (1, 2):
+            # Parquet has no bfloat16.
+            value = value.detach().cpu()
+            array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+            flat = pyarrow.array(array.reshape(-1))
+            columns[name] = (
+                flat if array.ndim == 1 else pyarrow.FixedSizeListArray.from_arrays(flat, array.shape[1])
+            )
+        elif isinstance(value, list | tuple):
+            columns[name] = pyarrow.array(list(value))
+        else:
+            raise UserError(f"predict_step's '{name}' cannot be written to parquet: give a tensor (B,) or (B, D).")
+    return pyarrow.table(columns)

@@ -1,0 +1,153 @@
+"""The progress bar: step, time, loss and tokens a second; where there is no terminal, a line now and then.
+
+Lightning's own reads every logged metric from the device at every batch and redraws a hundred times a second, which on
+a small machine costs more than the logging. This one looks twice a second.
+"""
+
+import math
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+from lit_pretrain.callbacks.throughput import Throughput
+
+
+class ProgressBar(RichProgressBar):
+    """Rich's bar with loss and tokens a second; lines of text when the output is a file or a pipe.
+
+    Args:
+        refresh_rate: Redraws a second; 0 shows nothing.
+        lines: About how many lines a whole training writes where there is no terminal.
+        line_seconds: Seconds at least between two such lines.
+    """
+
+    def __init__(self, refresh_rate: int = 2, lines: int = 20, line_seconds: float = 10.0) -> None:
+        super().__init__(refresh_rate=refresh_rate, leave=False)
+        self.lines = lines
+        self.line_seconds = line_seconds
+        self._looked_at = 0.0
+        self._started_at = 0.0
+        self._line_at = 0.0
+        self._line_step = 0
+        self._first_step = 0
+
+    @property
+    def in_terminal(self) -> bool:
+        """Whether the output can be redrawn."""
+        from rich import get_console
+
+        console = get_console()
+        return console.is_terminal or console.is_jupyter
+
+    # -- numbers
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Loss of training and validation and tokens a second; what the module marks with prog_bar too."""
+        metrics = {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+        for name, key in (("loss", "train/loss"), ("validation", "validation/loss")):
+            if key in trainer.callback_metrics:
+                metrics.pop(key, None)
+                metrics[name] = f"{float(trainer.callback_metrics[key]):.3f}"
+        throughput = next((callback for callback in trainer.callbacks if isinstance(callback, Throughput)), None)
+        if throughput is not None and throughput.tokens_per_second:
+            metrics["tokens/s"] = f"{throughput.tokens_per_second:,.0f}"
+        return metrics
+
+    def _update_metrics(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        now = time.monotonic()
+        if self._metric_component is not None and now - self._looked_at >= 0.5:
+            self._looked_at = now
+            super()._update_metrics(trainer, pl_module)
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """Batches of this epoch, or those left until max_steps if they are fewer."""
+        batches, trainer = super().total_train_batches, self.trainer
+        if trainer.max_steps is None or trainer.max_steps < 0:
+            return batches
+        left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
+        return min(batches, trainer.fit_loop.epoch_loop.batch_progress.current.completed + max(left, 0))
+
+    # -- without a terminal
+
+    def _init_progress(self, trainer: Trainer) -> None:
+        if self.in_terminal:
+            super()._init_progress(trainer)
+
+    def _add_task(self, total_batches: int | float, description: str, visible: bool = True) -> Any:
+        return super()._add_task(total_batches, description, visible) if self.progress is not None else None
+
+    def _say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the bar, or the lines."""
+        super().on_train_start(trainer, pl_module)
+        self._started_at = self._line_at = time.monotonic()
+        self._line_step = self._first_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar on, or write a line if it is time."""
+        if self.is_disabled:
+            return
+        if self.progress is not None:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            return
+        now, step = time.monotonic(), trainer.global_step
+        total = total_steps(trainer)
+        every = max(1, (total - self._first_step) // self.lines) if math.isfinite(total) else 1
+        # Without a known end the lines grow rarer, so that a week leaves no more of them than a day.
+        patience = self.line_seconds if math.isfinite(total) else max(self.line_seconds, (now - self._started_at) / 20)
+        if now - self._line_at >= patience and step - self._line_step >= every:
+            self._line_at, self._line_step = now, step
+            self._say(self._line(trainer, pl_module, now))
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Show the validation's bar."""
+        if self.progress is not None:
+            super().on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hide the validation's bar."""
+        if self.progress is not None:
+            super().on_validation_epoch_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the new validation loss at once."""
+        self._looked_at = 0.0
+        super().on_validation_end(trainer, pl_module)
+        if self.is_enabled and self.progress is None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            now = time.monotonic()
+            if now - self._line_at >= self.line_seconds:
+                self._line_at, self._line_step = now, trainer.global_step
+                self._say(self._line(trainer, pl_module, now))
+
+    def _line(self, trainer: Trainer, pl_module: LightningModule, now: float) -> str:
+        total = total_steps(trainer)
+        of = f"/{total:,}" if math.isfinite(total) else ""
+        minutes, seconds = divmod(int(now - self._started_at), 60)
+        metrics = "  ".join(
+            f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in self.get_metrics(trainer, pl_module).items()
+        )
+        return f"step {trainer.global_step:,}{of}  {minutes}:{seconds:02d}  {metrics}".rstrip()
+
+
+def total_steps(trainer: Trainer) -> int | float:
+    """Optimiser steps of the whole training, infinite if nobody knows; never touches the trainer's loaders."""
+    steps = trainer.max_steps if trainer.max_steps is not None and trainer.max_steps >= 0 else math.inf
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    if epochs is not None and epochs >= 0 and math.isfinite(batches):
+        steps = min(steps, math.ceil(batches / trainer.accumulate_grad_batches) * epochs)
+    return steps

@@ -1,0 +1,77 @@
+"""The last thing a person sees of a training: the metrics, the checkpoint, and how to look at the run."""
+
+import shlex
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_pretrain.tracking.mlflow_logger import MLflowLogger
+from lit_pretrain.tracking.paths import resolve_runs_directory, shown_path
+from lit_pretrain.tracking.run_record import RunRecorder, mlflow_logger
+from lit_pretrain.tracking.store import without_credentials
+
+
+class Summary(Callback):
+    """Prints a table of final and best metrics after `fit`, on rank zero."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print."""
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        from rich import box, get_console
+        from rich.table import Table
+
+        bar = trainer.progress_bar_callback
+        if bar is not None and hasattr(bar, "_stop_progress"):
+            bar._stop_progress()
+        console = get_console()
+        best = next((callback.best for callback in trainer.callbacks if isinstance(callback, RunRecorder)), {})
+        table = Table(box=box.SIMPLE_HEAD, title=f"After {trainer.global_step:,} steps", title_justify="left")
+        table.add_column("metric")
+        table.add_column("last", justify="right")
+        table.add_column("best", justify="right")
+        for name, value in self.rows(trainer).items():
+            table.add_row(name, f"{value:.4g}", f"{best[name]:.4g}" if name in best else "")
+        if table.row_count:
+            console.print(table)
+        for line in self.lines(trainer):
+            # One line each, whatever the width: a person copies them.
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    @staticmethod
+    def rows(trainer: Trainer) -> dict[str, float]:
+        """The metrics worth a line: validation first, then training, each once."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        # self.log(on_step=True, on_epoch=True) leaves three of each.
+        names = [name for name in metrics if not name.endswith(("_step", "_epoch")) and "/" in name]
+        order = {"validation": 0, "train": 1}
+        names.sort(key=lambda name: (order.get(name.split("/")[0], 2), name.count("/"), name))
+        return {name: metrics[name] for name in names}
+
+    @staticmethod
+    def lines(trainer: Trainer) -> list[str]:
+        """Where the checkpoint lies, and the command that opens the run."""
+        lines = []
+        checkpoint = trainer.checkpoint_callback
+        if isinstance(checkpoint, ModelCheckpoint):
+            best, last = checkpoint.best_model_path, checkpoint.last_model_path
+            if best and Path(best).exists():
+                lines.append(f"Best checkpoint: {shown_path(best)}")
+            if last and Path(last).exists():
+                lines.append(f"Last checkpoint: {shown_path(last)}")
+        logger = mlflow_logger(trainer)
+        if logger is not None:
+            lines.append(f"Look at the run: {view_command(logger)}")
+        return lines
+
+
+def view_command(logger: MLflowLogger) -> str:
+    """The command that opens the user interface on a run's store, or the run's address on a server."""
+    if not logger.tracking_uri.startswith("sqlite"):
+        address = without_credentials(logger.tracking_uri).rstrip("/")
+        return f"{address}/#/experiments/{logger.experiment_id}/runs/{logger.run_id}"
+    command = "python -m lit_pretrain ui"
+    if logger.runs_directory != resolve_runs_directory():
+        command += f" --runs {shlex.quote(shown_path(logger.runs_directory))}"
+    return command

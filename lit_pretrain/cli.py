@@ -1,0 +1,194 @@
+"""fit, validate, test, predict: LightningCLI in subclass mode, with errors that a person can use.
+
+Differences from Lightning's own: a mistake in a config is one sentence with the nearest right name; settings given by
+the person win over those in a checkpoint; `--ckpt_path` takes "last", a run or a path and continues the same MLflow run.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+import lit_pretrain.backbone
+import lit_pretrain.data
+import lit_pretrain.modules
+import lit_pretrain.objectives
+from lit_pretrain.config_errors import explain
+from lit_pretrain.errors import UserError
+from lit_pretrain.tracking.find import find_checkpoint, run_directory_of_checkpoint
+from lit_pretrain.tracking.mlflow_logger import MLflowLogger
+from lit_pretrain.tracking.save_config import SaveConfig
+from lit_pretrain.trainer import Trainer
+
+CONFIG_OPTIONS = ("-c", "--config")
+# Classes that a config may name shortly, with their modules imported above.
+SUITE = (lit_pretrain.backbone, lit_pretrain.data, lit_pretrain.modules, lit_pretrain.objectives)
+
+
+class Parser(LightningArgumentParser):
+    """Raises a `UserError` where argparse would print its whole usage and leave."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        """Turn a message of several layers into one sentence."""
+        raise UserError(explain(message, ex)) from ex
+
+
+class CommandLine(LightningCLI):
+    """LightningCLI with the suite's trainer, errors and resuming."""
+
+    config_name: str = "run"
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let the checkpoint's settings override the person's; here they stay as they are given."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer; its MLflow logger gets the config's name, and the run to continue."""
+        trainer = super().instantiate_trainer(**kwargs)
+        checkpoint = self._get(self.config, "ckpt_path")
+        for logger in trainer.loggers:
+            if isinstance(logger, MLflowLogger):
+                logger.suggest_name(self.config_name)
+                if checkpoint:
+                    logger.resume_from(checkpoint)
+        return trainer
+
+
+def run(arguments: list[str]) -> int:
+    """Run `fit`, `validate`, `test` or `predict` with its arguments.
+
+    Raises:
+        UserError: If an argument or a config is wrong.
+    """
+    arguments = with_checkpoint_config(arguments)
+    CommandLine.config_name = config_name(arguments)
+    quieten()
+    CommandLine(
+        LightningModule,
+        LightningDataModule,
+        trainer_class=Trainer,
+        save_config_callback=SaveConfig,
+        seed_everything_default=0,
+        parser_class=Parser,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        args=arguments,
+    )
+    return 0
+
+
+def with_checkpoint_config(arguments: list[str]) -> list[str]:
+    """Replace what `--ckpt_path` names by a path, and without any `--config` add the one of its run."""
+    reference = value_of(arguments, "--ckpt_path")
+    if reference is None:
+        return arguments
+    configs = values_of(arguments, *CONFIG_OPTIONS)
+    checkpoint = find_checkpoint(reference, experiment_of(configs, arguments))
+    arguments = replaced(arguments, "--ckpt_path", str(checkpoint))
+    if not configs:
+        directory = run_directory_of_checkpoint(checkpoint)
+        saved = directory / "config.yaml" if directory else None
+        if saved is None or not saved.is_file():
+            raise UserError(f"{checkpoint} has no config.yaml of its run beside it: give --config.")
+        arguments = [arguments[0], "--config", str(saved), *arguments[1:]]
+    return arguments
+
+
+def experiment_of(configs: list[str], arguments: list[str]) -> str | None:
+    """The experiment that configs and arguments name, so that "last" is not the checkpoint of another one."""
+    experiment = None
+    for path in configs:
+        content = read_yaml(path)
+        logger = (content.get("trainer") or {}).get("logger") if isinstance(content.get("trainer"), dict) else None
+        if isinstance(logger, dict):
+            experiment = (logger.get("init_args") or {}).get("experiment", experiment)
+    return (
+        value_of(arguments, "--trainer.logger.init_args.experiment")
+        or value_of(arguments, "--trainer.logger.experiment")
+        or experiment
+    )
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """A config file's content.
+
+    Raises:
+        UserError: If it is missing, is not YAML, or holds no mapping.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"The config {path} cannot be read ({error.strerror}): check its path.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or type(error).__name__
+        raise UserError(f"The config {path} is not valid YAML{where} ({problem}): correct it.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"The config {path} holds no settings: give trainer, model and data.")
+    return content
+
+
+def config_name(arguments: list[str]) -> str:
+    """The first config's file name without its ending, after which the run is named; checks that all can be read."""
+    configs = values_of(arguments, *CONFIG_OPTIONS)
+    for path in configs:
+        if not path.lstrip().startswith("{"):
+            read_yaml(path)
+    if not configs:
+        return "run"
+    path = Path(configs[0])
+    return path.parent.name if path.stem == "config" else path.stem
+
+
+def value_of(arguments: list[str], option: str) -> str | None:
+    """The last value of an option, or null."""
+    return (values_of(arguments, option) or [None])[-1]
+
+
+def values_of(arguments: list[str], *options: str) -> list[str]:
+    """All values of an option, given as "--option value" or "--option=value"."""
+    found = []
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in options:
+            if equals:
+                found.append(value)
+            elif place + 1 < len(arguments):
+                found.append(arguments[place + 1])
+    return found
+
+
+def replaced(arguments: list[str], option: str, value: str) -> list[str]:
+    """The arguments with an option's value replaced."""
+    result = list(arguments)
+    for place, argument in enumerate(arguments):
+        if argument.startswith(f"{option}="):
+            result[place] = f"{option}={value}"
+        elif argument == option:
+            result[place + 1] = value
+    return result
+
+
+def quieten() -> None:
+    """Leave out what libraries say that no reader can use."""
+    import logging
+    import warnings
+
+    class NoAdvertisement(logging.Filter):
+        """Drops tips and lists of accelerators that are not there."""
+
+        def filter(self, record: logging.LogRecord) -> bool:
+            text = record.getMessage()
+            return not ("Tip:" in text or "TPU available" in text or "litlogger" in text)
+
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning"):
+        logging.getLogger(name).addFilter(NoAdvertisement())
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    warnings.filterwarnings("ignore", message=".*It is recommended to use `self.log.*sync_dist=True.*")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+
+

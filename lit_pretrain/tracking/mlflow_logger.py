@@ -1,0 +1,458 @@
+"""Lightning's MLflow logger, made fit for long runs that are interrupted, resumed and started side by side.
+
+What differs from its base: the run is made lazily in a database with an absolute address beside the run directories;
+its name does not come from the seeded random generator; everything is sent by a thread that survives the loss of the
+server; parameters are whole and may change on resume; a resumed run is running again, an interrupted one killed;
+metrics carry the optimiser's step.
+"""
+
+import datetime
+import getpass
+import json
+import re
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
+from lightning.pytorch.loggers import Logger, MLFlowLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.tracking.find import read_run_file, run_directory_of_checkpoint
+from lit_pretrain.tracking.paths import (
+    RUN_FILE_NAME,
+    make_directory,
+    resolve_runs_directory,
+    safe_name,
+    shown_path,
+    write_atomically,
+)
+from lit_pretrain.tracking.processes import host_name, is_alive, process_identity
+from lit_pretrain.tracking.store import (
+    HOST_TAG,
+    PROCESS_TAG,
+    end_dead_runs,
+    open_experiment,
+    open_store,
+    resolve_tracking_uri,
+    without_credentials,
+)
+from lit_pretrain.tracking.writer import Operation, Writer, read_journal, write_journal
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from mlflow.tracking import MlflowClient
+
+# MLflow's own limits.
+PARAMETER_LIMIT = 6000
+PARAMETERS_PER_REQUEST = 100
+KEY_LIMIT = 250
+TAG_LIMIT = 5000
+
+
+class MLflowLogger(MLFlowLogger):
+    """Logs a run to MLflow and keeps its directory `runs/<experiment>/<run name>-<id>`.
+
+    Args:
+        experiment: Name of the experiment, under which runs are grouped.
+        run_name: Name of the run; null takes the config's name and the time.
+        tracking_uri: Address of the store; null takes $MLFLOW_TRACKING_URI, else mlflow.db in the runs directory.
+        runs_directory: Where run directories go; null takes $LIT_PRETRAIN_RUNS, else ./runs.
+        run_id: A run to continue; null starts a new one.
+        tags: Tags of the run.
+    """
+
+    def __init__(
+        self,
+        experiment: str = "default",
+        run_name: str | None = None,
+        tracking_uri: str | None = None,
+        runs_directory: str | None = None,
+        run_id: str | None = None,
+        tags: dict[str, str] | None = None,
+    ) -> None:
+        # The base's constructor connects at once; this one waits until the run is needed.
+        Logger.__init__(self)
+        if not experiment.strip() or safe_name(experiment) in (".", ".."):
+            raise UserError("The experiment's name is empty: set trainer.logger.init_args.experiment.")
+        self.runs_directory = resolve_runs_directory(runs_directory)
+        self.tags = dict(tags or {})
+        self.resumed = run_id is not None
+        self._experiment_name = experiment
+        self._experiment_id: str | None = None
+        self._tracking_uri = resolve_tracking_uri(tracking_uri, self.runs_directory)
+        self._run_name = run_name
+        self._suggested_name = "run"
+        self._run_id = run_id
+        self._run_directory: Path | None = None
+        self._initialized = False
+        self._mlflow_client: MlflowClient | None = None
+        self._writer: Writer | None = None
+        self._trainer: Trainer | None = None
+        self._final_status: str | None = None
+        self._parameters: dict[str, str] = {}
+        self._sent_tags: dict[str, str] = {}
+        self._tables: list[str] = []
+
+    # -- before the run begins
+
+    def suggest_name(self, name: str) -> None:
+        """Set the first half of the run's name (the config's, say), used if the person gave no name."""
+        self._suggested_name = name
+
+    def resume_from(self, checkpoint: str | Path) -> bool:
+        """Continue the run that wrote `checkpoint`; call it before the run begins.
+
+        Returns:
+            Whether the checkpoint lies in a run directory; if not, a new run will be started.
+        """
+        directory = run_directory_of_checkpoint(Path(checkpoint))
+        if directory is None or self._initialized:
+            return False
+        record = read_run_file(directory / RUN_FILE_NAME)
+        self._run_id, self._run_directory, self.resumed = record.run_id, directory, True
+        return True
+
+    def attach(self, trainer: "Trainer") -> None:
+        """Take the steps of metrics from this trainer; Lightning's own count is one behind and drifts on resume."""
+        self._trainer = trainer
+        self._final_status = None
+
+    def adopt(self, run_id: str | None, run_directory: str | None) -> None:
+        """Learn on another rank what rank zero began, so that all name the same directories."""
+        if not self._initialized:
+            self._run_id = run_id
+            self._run_directory = Path(run_directory) if run_directory else None
+
+    # -- the run
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> "MlflowClient":
+        """MLflow's client; the first use begins the run. Log through this object's methods, which never wait."""
+        if not self._initialized:
+            self._begin()
+        return self._mlflow_client
+
+    def _begin(self) -> None:
+        client = self._mlflow_client = open_store(self._tracking_uri, self.runs_directory)
+        if self._run_id is None:
+            self._experiment_id, notice = open_experiment(
+                client, self._tracking_uri, self.runs_directory, self._experiment_name
+            )
+            if notice:
+                rank_zero_warn(notice)
+            self._start_run(client)
+        else:
+            self._continue_run(client)
+        make_directory(self._run_directory)
+        record = {
+            "run_id": self._run_id,
+            "experiment": self._experiment_name,
+            "tracking_uri": without_credentials(self._tracking_uri),
+            "run_name": self._run_name,
+        }
+        write_atomically(self._run_directory / RUN_FILE_NAME, json.dumps(record, indent=2) + "\n")
+        journal = self._run_directory / "unsent.jsonl"
+        if journal.exists():
+            # Sent first thing, but for the status of a run that is now going on again.
+            write_journal(journal, [operation for operation in read_journal(journal) if operation["kind"] != "status"])
+        self._writer = Writer(self._send, journal, rank_zero_warn)
+        self._initialized = True
+        end_dead_runs(client, [self._experiment_id])
+
+    def _start_run(self, client: "MlflowClient") -> None:
+        if self._run_name is None:
+            # Neither `random` nor torch: those are seeded, and every run of a config would get the same name.
+            self._run_name = f"{self._suggested_name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+        tags = {
+            "mlflow.user": _user_name(),
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.name": shlex.join(["python", "-m", "lit_pretrain", *sys.argv[1:]])[:TAG_LIMIT],
+            **_process_tags(),
+            **{key: str(value) for key, value in self.tags.items()},
+        }
+        run = client.create_run(self._experiment_id, tags=tags, run_name=self._run_name)
+        self._run_id = run.info.run_id
+        self._sent_tags = tags
+        self._run_directory = (
+            self.runs_directory / safe_name(self._experiment_name) / f"{safe_name(self._run_name)}-{self._run_id[:8]}"
+        )
+
+    def _continue_run(self, client: "MlflowClient") -> None:
+        from mlflow.entities import RunStatus
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = client.get_run(self._run_id)
+        except MlflowException as error:
+            raise UserError(
+                f"The run {self._run_id} is not in {without_credentials(self._tracking_uri)}: set MLFLOW_TRACKING_URI "
+                "or the runs directory to where it was logged, or start a new run from the weights."
+            ) from error
+        tags = run.data.tags
+        identity = tags.get(PROCESS_TAG, "")
+        if run.info.status == "RUNNING" and tags.get(HOST_TAG) == host_name() and is_alive(identity):
+            if identity != process_identity():
+                raise UserError(
+                    f"The run {run.info.run_name} is still going on in process {identity.partition('@')[0]}: stop that "
+                    "one first, or start a new run."
+                )
+        experiment = client.get_experiment(run.info.experiment_id)
+        if experiment.lifecycle_stage == "deleted":
+            client.restore_experiment(experiment.experiment_id)
+        if client.get_run(self._run_id).info.lifecycle_stage == "deleted":
+            client.restore_run(self._run_id)
+            rank_zero_warn(f"The run {run.info.run_name} had been deleted; it was restored to be continued.")
+        self._experiment_id, self._experiment_name = run.info.experiment_id, experiment.name
+        self._run_name = run.info.run_name
+        self._parameters, self._sent_tags = dict(run.data.params), dict(tags)
+        self._tables = [table["path"] for table in json.loads(tags.get("mlflow.loggedArtifacts", "[]"))]
+        client.update_run(self._run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+        for key, value in (_process_tags() | {"resumed": str(self.resume_count + 1)}).items():
+            client.set_tag(self._run_id, key, value)
+            self._sent_tags[key] = value
+        if self._run_directory is None:
+            self._run_directory = (
+                self.runs_directory
+                / safe_name(self._experiment_name)
+                / f"{safe_name(self._run_name)}-{self._run_id[:8]}"
+            )
+
+    @property
+    def resume_count(self) -> int:
+        """How often this run was resumed."""
+        return int(self._sent_tags.get("resumed", "0"))
+
+    @property
+    def run_name(self) -> str | None:
+        """The run's name, once it has begun."""
+        return self._run_name
+
+    @property
+    def tracking_uri(self) -> str:
+        """Address of the store."""
+        return self._tracking_uri
+
+    # -- where things go
+
+    @property
+    def run_directory(self) -> Path:
+        """The run's directory: run.json, config.yaml, checkpoints/; on rank zero the first use begins the run."""
+        _ = self.experiment
+        return self._run_directory or self.runs_directory / safe_name(self._experiment_name) / "unknown"
+
+    @property
+    def save_dir(self) -> str:
+        """The directory that holds experiments; `save_dir/name/version` is the run's directory."""
+        return str(self._run_directory.parent.parent if self._run_directory else self.runs_directory)
+
+    @property
+    def name(self) -> str:
+        """The experiment, as a directory."""
+        return self.run_directory.parent.name
+
+    @property
+    def version(self) -> str:
+        """The run, as a directory."""
+        return self.run_directory.name
+
+    # -- logging
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Queue metrics; returns at once.
+
+        Args:
+            metrics: Name -> value.
+            step: Optimiser step; null takes the trainer's.
+        """
+        _ = self.experiment
+        now = int(time.time() * 1000)
+        step = self._step(step)
+        rows = [
+            [re.sub(r"[^\w/. -]+", "-", key)[:KEY_LIMIT], float(value), now, step]
+            for key, value in metrics.items()
+            if not isinstance(value, str)
+        ]
+        if rows:
+            self._writer.put({"kind": "metrics", "metrics": rows})
+
+    def _step(self, step: int | None) -> int:
+        if self._trainer is None:
+            return step or 0
+        if step is None or step == self._trainer.fit_loop.epoch_loop._batches_that_stepped:
+            return self._trainer.global_step
+        return step
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """Log parameters; on a resumed run only the new ones, since MLflow's never change: changed ones become tags."""
+        _ = self.experiment
+        flat = _flatten_dict(_convert_params(params), delimiter=".")
+        new, changed = {}, {}
+        for key, value in flat.items():
+            key = re.sub(r"[^\w/. -]+", "-", str(key))[:KEY_LIMIT]
+            value = _shorten(str(value), PARAMETER_LIMIT)
+            if key not in self._parameters:
+                new[key] = value
+            elif self._parameters[key] != value:
+                changed[key] = value
+        self._parameters |= new
+        names = list(new)
+        for start in range(0, len(names), PARAMETERS_PER_REQUEST):
+            chunk = {name: new[name] for name in names[start : start + PARAMETERS_PER_REQUEST]}
+            self._writer.put({"kind": "params", "params": chunk})
+        if changed:
+            self.set_tags({f"resumed.{key}": value for key, value in changed.items()})
+            rank_zero_warn(
+                f"Parameters that differ from when the run began: {', '.join(sorted(changed))}; MLflow keeps the first "
+                "values, the new ones are its tags resumed.*."
+            )
+
+    @rank_zero_only
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags of the run; equal ones are not sent again."""
+        _ = self.experiment
+        new = {str(key)[:KEY_LIMIT]: _shorten(str(value), TAG_LIMIT) for key, value in tags.items()}
+        new = {key: value for key, value in new.items() if self._sent_tags.get(key) != value}
+        self._sent_tags |= new
+        names = list(new)
+        for start in range(0, len(names), 50):
+            self._writer.put({"kind": "tags", "tags": {name: new[name] for name in names[start : start + 50]}})
+
+    @rank_zero_only
+    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
+        """Copy a file into the run's artifacts.
+
+        Args:
+            path: The file; it must stay until the run ends.
+            folder: Folder among the artifacts; null for the top.
+        """
+        _ = self.experiment
+        self._writer.put({"kind": "artifact", "file": str(Path(path).resolve()), "folder": folder or None})
+
+    @rank_zero_only
+    def log_text(self, text: str, artifact_file: str) -> None:
+        """Write `text` to `artifact_file` in the run's directory and log it as an artifact of the same name."""
+        path = self._artifact_path(artifact_file)
+        write_atomically(path, text)
+        self._log_file(path, artifact_file)
+
+    @rank_zero_only
+    def log_table(self, rows: Sequence[Mapping[str, Any]], artifact_file: str, listed: bool = True) -> None:
+        """Log rows as a table that MLflow's page shows, in the format of `mlflow.log_table`.
+
+        Args:
+            rows: Column -> value each; a column that a row lacks is empty there.
+            artifact_file: Name ending in .json.
+            listed: Whether the page's list of tables, which compares runs, offers it too.
+        """
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        data = [[row.get(column) for column in columns] for row in rows]
+        self.log_text(json.dumps({"columns": columns, "data": data}, ensure_ascii=False), artifact_file)
+        if listed and artifact_file not in self._tables:
+            self._tables.append(artifact_file)
+            listing = [{"path": path, "type": "table"} for path in self._tables]
+            self.set_tags({"mlflow.loggedArtifacts": json.dumps(listing)})
+
+    @rank_zero_only
+    def log_figure(self, figure: Any, artifact_file: str) -> None:
+        """Log a matplotlib figure, in the format of the file's suffix."""
+        path = self._artifact_path(artifact_file)
+        figure.savefig(path)
+        self._log_file(path, artifact_file)
+
+    @rank_zero_only
+    def log_image(self, image: Any, artifact_file: str) -> None:
+        """Log a picture: a PIL image, or an array (H, W) or (H, W, 3) of uint8."""
+        if not hasattr(image, "save"):
+            from PIL import Image
+
+            image = Image.fromarray(image)
+        path = self._artifact_path(artifact_file)
+        image.save(path)
+        self._log_file(path, artifact_file)
+
+    def _artifact_path(self, artifact_file: str) -> Path:
+        path = self.run_directory / artifact_file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _log_file(self, path: Path, artifact_file: str) -> None:
+        folder = str(Path(artifact_file).parent)
+        self.log_artifact(path, None if folder == "." else folder)
+
+    def after_save_checkpoint(self, checkpoint_callback: "ModelCheckpoint") -> None:
+        """Note where the checkpoints lie; they are not copied into the artifacts."""
+        paths = {
+            "checkpoint.best": checkpoint_callback.best_model_path,
+            "checkpoint.last": checkpoint_callback.last_model_path,
+        }
+        self.set_tags({key: path for key, path in paths.items() if path})
+
+    # -- the end
+
+    def mark(self, status: str) -> None:
+        """Fix the status with which the run will end (FINISHED, FAILED or KILLED), whatever Lightning says later."""
+        self._final_status = status
+
+    @rank_zero_only
+    def finalize(self, status: str = "success") -> None:
+        """Send everything and end the run: FINISHED, FAILED, or what `mark` said."""
+        if not self._initialized:
+            return
+        if status != "finished":
+            # "finished" is what Lightning says before SLURM queues the job anew: the process still goes on.
+            final = self._final_status or {"success": "FINISHED", "failed": "FAILED"}.get(status, status)
+            self._writer.put({"kind": "status", "status": final})
+        if not self._writer.close():
+            rank_zero_warn(
+                f"Not everything reached the tracking server; the rest is in "
+                f"{shown_path(self._run_directory / 'unsent.jsonl')} and is sent when the run is resumed."
+            )
+
+    def flush(self, timeout: float = 30.0) -> bool:
+        """Wait until everything logged so far is sent; says whether it was."""
+        return self._writer is None or self._writer.flush(timeout)
+
+    def _send(self, operation: Operation) -> None:
+        """Send one operation to the store; called from the writer's thread."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        client, run_id = self._mlflow_client, self._run_id
+        match operation["kind"]:
+            case "metrics":
+                client.log_batch(run_id, metrics=[Metric(*row) for row in operation["metrics"]])
+            case "params":
+                client.log_batch(run_id, params=[Param(*pair) for pair in operation["params"].items()])
+            case "tags":
+                client.log_batch(run_id, tags=[RunTag(*pair) for pair in operation["tags"].items()])
+            case "artifact":
+                if Path(operation["file"]).exists():
+                    client.log_artifact(run_id, operation["file"], operation["folder"])
+            case "status":
+                client.set_terminated(run_id, operation["status"])
+
+
+def _process_tags() -> dict[str, str]:
+    return {HOST_TAG: host_name(), PROCESS_TAG: process_identity()}
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        # A container may run under a number without a name.
+        return "unknown"
+
+
+def _shorten(text: str, limit: int) -> str:
+    mark = "… (the whole is in config.yaml)"
+    return text if len(text) <= limit else text[: limit - len(mark)] + mark

@@ -1,0 +1,142 @@
+"""Writes down what a run is: code, versions, machine, model, data, best metrics, and how it ended."""
+
+import math
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.tracking.best import direction, is_better
+from lit_pretrain.tracking.machine import git_state, machine_description, package_versions
+from lit_pretrain.tracking.mlflow_logger import MLflowLogger
+from lit_pretrain.tracking.writer import first_line
+
+
+def mlflow_logger(trainer: Trainer) -> MLflowLogger | None:
+    """The trainer's MLflow logger, or null if it logs elsewhere or nowhere (fast_dev_run)."""
+    return next((logger for logger in trainer.loggers if isinstance(logger, MLflowLogger)), None)
+
+
+class RunRecorder(Callback):
+    """Records the run with tags and parameters, and the best value of each validation metric as best/<metric>.
+
+    MLflow's page shows a metric's last value, which is seldom the one a checkpoint was kept for.
+    """
+
+    def __init__(self) -> None:
+        self.best: dict[str, float] = {}
+        self._recorded = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tie the logger to the trainer and let every rank know rank zero's run."""
+        logger = mlflow_logger(trainer)
+        if logger is None:
+            return
+        logger.attach(trainer)
+        identity = [logger._run_id, str(logger.run_directory)] if trainer.is_global_zero else None
+        logger.adopt(*trainer.strategy.broadcast(identity))
+        self._recorded = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record; the model is built by now."""
+        self._record(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record, when this is not part of a training."""
+        self._record(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record."""
+        self._record(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record."""
+        self._record(trainer, pl_module)
+
+    def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        logger = mlflow_logger(trainer)
+        if logger is None or self._recorded or not trainer.is_global_zero:
+            return
+        self._recorded = True
+        facts = {
+            **_described("model_facts", pl_module),
+            **_described("data_facts", trainer.datamodule),
+        }
+        logger.log_hyperparams(facts)
+        logger.set_tags(
+            {
+                "stage": trainer.state.fn.value,
+                "model": type(pl_module).__name__,
+                "precision": str(trainer.precision),
+                "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}",
+                **git_state(),
+                **package_versions(),
+                **machine_description(),
+                **_identities(trainer.datamodule),
+            }
+        )
+        if trainer.state.fn.value != "fit" and trainer.ckpt_path:
+            logger.set_tags({"source.checkpoint": str(trainer.ckpt_path)})
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the validation metrics that are the best so far."""
+        if trainer.sanity_checking or trainer.state.fn.value != "fit":
+            return
+        improved = {}
+        for name, value in trainer.callback_metrics.items():
+            way = direction(name) if name.startswith("validation/") else None
+            number = float(value)
+            if way is None or math.isnan(number):
+                continue
+            if name not in self.best or is_better(number, self.best[name], way):
+                self.best[name] = improved[f"best/{name}"] = number
+        logger = mlflow_logger(trainer)
+        if improved and logger is not None:
+            logger.log_metrics(improved, trainer.global_step)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say why the run ended: killed by a person or a system, or failed."""
+        logger = mlflow_logger(trainer)
+        if logger is None or not logger._initialized:
+            return
+        if isinstance(exception, KeyboardInterrupt | SystemExit | SIGTERMException):
+            logger.mark("KILLED")
+            return
+        logger.mark("FAILED")
+        kind = "" if isinstance(exception, UserError) else f"{type(exception).__name__}: "
+        logger.set_tags({"failure": kind + first_line(exception, 1000)})
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note the checkpoints once more, with the best one's score."""
+        logger = mlflow_logger(trainer)
+        checkpoint = trainer.checkpoint_callback
+        if logger is None or stage != "fit" or not isinstance(checkpoint, ModelCheckpoint):
+            return
+        logger.after_save_checkpoint(checkpoint)
+        if checkpoint.best_model_score is not None:
+            logger.set_tags({"checkpoint.best_score": f"{checkpoint.monitor} = {float(checkpoint.best_model_score):g}"})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best values, so that a resumed run goes on comparing with them."""
+        return {"best": dict(self.best)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best values of the run that is resumed."""
+        self.best = dict(state_dict["best"])
+
+
+def _described(prefix: str, thing: Any) -> dict[str, Any]:
+    """What a module or data module says of itself, under a prefix."""
+    describe = getattr(thing, "describe", None)
+    return {f"{prefix}.{key}": value for key, value in describe().items()} if callable(describe) else {}
+
+
+def _identities(datamodule: Any) -> dict[str, str]:
+    """Hash of the tokenizer and fingerprint of the data, where there are any."""
+    found = {
+        "tokenizer.hash": getattr(getattr(datamodule, "tokenizer", None), "hash", None),
+        "data.fingerprint": getattr(datamodule, "fingerprint", None),
+    }
+    return {key: str(value) for key, value in found.items() if value}

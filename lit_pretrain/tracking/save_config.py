@@ -1,0 +1,53 @@
+"""Saves the resolved config with the run: in its directory, as an artifact, and as parameters to compare runs by."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+
+from lit_pretrain.tracking.run_record import mlflow_logger
+
+
+class SaveConfig(SaveConfigCallback):
+    """`config.yaml` in the run's directory and among its artifacts; `config-resumed-<n>.yaml` when it is resumed.
+
+    Lightning's own writes beside all runs and refuses to start a second one.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any) -> None:
+        super().__init__(parser, config, **{**kwargs, "save_to_log_dir": False})
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save on rank zero, when the run has begun."""
+        logger = mlflow_logger(trainer)
+        if logger is None:
+            return
+        text = self.parser.dump(self.config, skip_none=False)
+        name = f"config-resumed-{logger.resume_count}.yaml" if logger.resumed else "config.yaml"
+        logger.log_text(text, name)
+        logger.log_hyperparams(dict(flatten_config(yaml.safe_load(text))))
+
+
+def flatten_config(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a config as "model.objectives.MaskedLanguageModeling.share": 0.15.
+
+    A class stands for itself by its name and its arguments directly beneath it; unset (null) settings are left out, and
+    so are the logger and the callbacks, which are not what runs are compared by.
+    """
+    if prefix in ("config", "trainer.logger", "trainer.callbacks", "trainer.plugins", "ckpt_path"):
+        return
+    if isinstance(value, dict) and "class_path" in value:
+        yield prefix, value["class_path"].rpartition(".")[2]
+        yield from flatten_config(value.get("init_args") or {}, prefix)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from flatten_config(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list) and value and all(isinstance(item, dict) and "class_path" in item for item in value):
+        names = [item["class_path"].rpartition(".")[2] for item in value]
+        yield prefix, ", ".join(names)
+        for name, item in zip(names, value, strict=True):
+            yield from flatten_config(item.get("init_args") or {}, f"{prefix}.{name}")
+    elif value is not None:
+        yield prefix, value

@@ -1,0 +1,204 @@
+"""Opens the tracking store: MLflow's database beside the runs, or a tracking server.
+
+Everything that is made once (the database, its tables, the experiment) is made under a file lock, since two processes
+that meet on a new database otherwise race and one of them fails.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse, urlunparse
+from urllib.request import getproxies, proxy_bypass
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.tracking.paths import ARTIFACTS_NAME, DATABASE_NAME, make_directory, safe_name
+from lit_pretrain.tracking.processes import host_name, is_alive
+from lit_pretrain.tracking.writer import first_line
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+HOST_TAG = "process.host"
+PROCESS_TAG = "process.identity"
+CONNECT_SECONDS = 5.0
+# Without it MLflow's page takes an experiment for one on chat bots, and hides the charts behind a switch.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
+
+def prepare_mlflow() -> None:
+    """Set what MLflow reads when it is imported; whatever the person has set stays.
+
+    No calls home, no warning where git is missing, no links printed in the middle of a progress bar, and requests that
+    give up in seconds: MLflow's own defaults wait four minutes for a server that is gone.
+    """
+    defaults = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def resolve_tracking_uri(tracking_uri: str | None, runs_directory: Path) -> str:
+    """Return the store's address: the argument, else $MLFLOW_TRACKING_URI, else the database in the runs directory.
+
+    Raises:
+        UserError: If it names a store of files, which MLflow no longer writes.
+    """
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    if not uri:
+        return f"sqlite:///{runs_directory / DATABASE_NAME}"
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        # Relative to the working directory of whoever asks, and that of the user interface may be another.
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
+    if uri.startswith("file:") or "://" not in uri and not uri.startswith("databricks"):
+        raise UserError(
+            f"The tracking address '{uri}' is a directory, which MLflow no longer writes to: use "
+            f"sqlite:///{Path(uri.removeprefix('file:')).resolve() / DATABASE_NAME}, http://..., or leave it unset."
+        )
+    return uri
+
+
+def without_credentials(uri: str) -> str:
+    """Return an address without its user name and password, fit to be shown and stored."""
+    parts = urlparse(uri)
+    if not parts.scheme.startswith("http") or "@" not in parts.netloc:
+        return uri
+    return urlunparse(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def check_reachable(uri: str) -> None:
+    """Try to connect to a tracking server.
+
+    Raises:
+        UserError: If nobody listens there, within seconds.
+    """
+    parts = urlparse(uri)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return
+    if getproxies().get(parts.scheme) and not proxy_bypass(parts.hostname):
+        return
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname, port), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise unreachable(uri, error) from error
+
+
+def unreachable(uri: str, error: BaseException) -> UserError:
+    """The sentence for a store that cannot be used."""
+    return UserError(
+        f"The tracking server {without_credentials(uri)} cannot be used ({first_line(error)}): start it, correct "
+        "MLFLOW_TRACKING_URI, or unset it to log into a local database."
+    )
+
+
+def open_store(uri: str, runs_directory: Path) -> "MlflowClient":
+    """Connect to the store, making a new database if there is none.
+
+    Args:
+        uri: From `resolve_tracking_uri`.
+        runs_directory: Where the lock of a local database lies.
+
+    Raises:
+        UserError: If the server or the database cannot be used.
+    """
+    prepare_mlflow()
+    check_reachable(uri)
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
+
+    prepare_mlflow()  # once more for the levels, which the import has set
+    try:
+        if not uri.startswith("sqlite"):
+            client = MlflowClient(uri)
+            client.search_experiments(max_results=1)
+            return client
+        make_directory(Path(uri.removeprefix("sqlite:///")).parent)
+        with database_lock(runs_directory):
+            return MlflowClient(uri)
+    except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
+        if uri.startswith("sqlite"):
+            raise UserError(
+                f"The database {uri.removeprefix('sqlite:///')} cannot be used ({first_line(error)}): move it away, or "
+                "set LIT_PRETRAIN_RUNS to another place."
+            ) from error
+        raise unreachable(uri, error) from error
+
+
+def database_lock(runs_directory: Path) -> Any:
+    """The lock that whoever makes something in the database holds."""
+    from filelock import FileLock
+
+    return FileLock(make_directory(runs_directory) / ".mlflow.lock", timeout=120)
+
+
+def open_experiment(client: "MlflowClient", uri: str, runs_directory: Path, name: str) -> tuple[str, str | None]:
+    """Find or make an experiment; one that was deleted in the user interface is restored.
+
+    Returns:
+        Its id, and a sentence to show the person (null for none).
+    """
+    from mlflow.exceptions import MlflowException
+
+    local = uri.startswith("sqlite")
+    location = None
+    if local:
+        # Without it MLflow writes to ./mlruns of whichever directory the person happens to stand in.
+        location = make_directory(runs_directory / ARTIFACTS_NAME / safe_name(name)).as_uri()
+    with database_lock(runs_directory):
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            try:
+                return client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS), None
+            except MlflowException:
+                # Another machine made it on the same server between the two calls.
+                experiment = client.get_experiment_by_name(name)
+                if experiment is None:
+                    raise
+        if experiment.lifecycle_stage == "deleted":
+            client.restore_experiment(experiment.experiment_id)
+            return experiment.experiment_id, f"The experiment '{name}' had been deleted; it was restored for this run."
+    return experiment.experiment_id, None
+
+
+def end_dead_runs(client: "MlflowClient", experiment_ids: list[str]) -> list[str]:
+    """Mark as killed the runs of this machine that claim to be running though their process is gone.
+
+    Returns:
+        Ids of the runs that were marked.
+    """
+    if not experiment_ids:
+        return []
+    wanted = f"attributes.status = 'RUNNING' and tags.`{HOST_TAG}` = '{host_name()}'"
+    ended = []
+    for run in client.search_runs(experiment_ids, wanted, max_results=1000):
+        if not is_alive(run.data.tags.get(PROCESS_TAG, "")):
+            client.set_terminated(run.info.run_id, "KILLED")
+            ended.append(run.info.run_id)
+    return ended
+
+
+def end_all_dead_runs(database: Path, runs_directory: Path) -> None:
+    """Mark as killed every run in a database that claims to be running on this machine though its process is gone."""
+    # Asked without MLflow, whose import takes seconds and is in vain nearly always.
+    try:
+        with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
+            running = connection.execute("SELECT experiment_id FROM runs WHERE status = 'RUNNING'").fetchall()
+    except sqlite3.Error:
+        # Not a database MLflow has made; the server will say what is wrong with it.
+        return
+    if running:
+        client = open_store(f"sqlite:///{database}", runs_directory)
+        end_dead_runs(client, sorted({str(experiment_id) for (experiment_id,) in running}))

@@ -1,0 +1,75 @@
+"""Lightning's Trainer with the defaults of this suite: precision by the hardware, an MLflow logger, useful callbacks."""
+
+from typing import Any, Literal
+
+import lightning
+from lightning.fabric.connector import _PRECISION_INPUT
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.loggers import Logger
+
+from lit_pretrain.callbacks import Examples, Interruption, LastCheckpoint, PredictionWriter, ProgressBar, Summary, Throughput
+from lit_pretrain.precision import resolve_precision
+from lit_pretrain.tracking.checkpoint_io import AtomicCheckpointIO
+from lit_pretrain.tracking.mlflow_logger import MLflowLogger
+from lit_pretrain.tracking.run_record import RunRecorder
+
+
+class Trainer(lightning.Trainer):
+    """Lightning's Trainer; every default below can be replaced in the YAML.
+
+    Args:
+        precision: As Lightning's, or `auto`: bf16-mixed where the GPU or CPU has bf16 in hardware, else 32-true.
+        logger: null is MLflow in the runs directory, false is none.
+        callbacks: Added to the suite's own, or in the place of one of the same class.
+        plugins: As Lightning's; checkpoints are written atomically unless a plugin says otherwise.
+        enable_checkpointing: As Lightning's.
+        enable_progress_bar: As Lightning's.
+        kwargs: As Lightning's.
+    """
+
+    def __init__(
+        self,
+        precision: _PRECISION_INPUT | Literal["auto"] = "auto",
+        logger: Logger | list[Logger] | bool | None = None,
+        callbacks: list[Callback] | Callback | None = None,
+        plugins: Any = None,
+        enable_checkpointing: bool | None = None,
+        enable_progress_bar: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logger is None or logger is True:
+            logger = MLflowLogger()
+        own = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+        fast = bool(kwargs.get("fast_dev_run"))
+        own += default_callbacks(own, enable_checkpointing is not False and not fast, enable_progress_bar is not False)
+        super().__init__(
+            precision=resolve_precision(precision),
+            logger=logger,
+            callbacks=own,
+            plugins=AtomicCheckpointIO() if plugins is None else plugins,
+            enable_checkpointing=enable_checkpointing,
+            enable_progress_bar=enable_progress_bar,
+            **kwargs,
+        )
+
+
+def default_callbacks(given: list[Callback], checkpointing: bool, progress_bar: bool) -> list[Callback]:
+    """The suite's callbacks of whose class none is given."""
+    kinds: list[type[Callback]] = [RunRecorder, Throughput, Examples, Interruption, PredictionWriter, Summary]
+    if progress_bar and not any(isinstance(one, RichProgressBar | TQDMProgressBar) for one in given):
+        kinds.append(ProgressBar)
+    if checkpointing:
+        kinds.append(LastCheckpoint)
+    made = [kind() for kind in kinds if not any(isinstance(one, kind) for one in given)]
+    if checkpointing and not any(isinstance(one, ModelCheckpoint) for one in given):
+        made.append(
+            ModelCheckpoint(
+                filename="best-step={step:06d}",
+                auto_insert_metric_name=False,
+                monitor="validation/loss",
+                mode="min",
+                save_top_k=1,
+                save_last=True,
+            )
+        )
+    return made

@@ -1,0 +1,154 @@
+"""What a person sees: the bar, the lines where there is no terminal, the tables, the summary, the predictions."""
+
+import io
+import json
+import math
+import re
+from types import SimpleNamespace
+
+import pyarrow.parquet
+import pytest
+import rich
+import torch
+from lightning.pytorch.callbacks import Callback
+from toy_training import ToyData, ToyModule, make_trainer
+
+from lit_pretrain.callbacks.examples import Examples
+from lit_pretrain.callbacks.prediction_writer import PredictionWriter, prediction_table
+from lit_pretrain.callbacks.progress import ProgressBar, total_steps
+from lit_pretrain.callbacks.summary import Summary
+from lit_pretrain.callbacks.throughput import Throughput
+from lit_pretrain.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs") / "runs"
+
+
+@pytest.fixture
+def console(monkeypatch):
+    """A wide terminal that keeps what is drawn."""
+    console = rich.console.Console(file=io.StringIO(), force_terminal=True, width=160)
+    monkeypatch.setattr(rich, "_console", console)
+    monkeypatch.setattr(rich, "reconfigure", lambda **settings: None)
+    monkeypatch.setattr("lightning.pytorch.callbacks.progress.rich_progress.reconfigure", lambda **settings: None)
+    return console
+
+
+def test_bar_shows_loss_and_speed(runs, console):
+    bar = ProgressBar(refresh_rate=20)
+    throughput = Throughput(warm_up_batches=0, measure_peak=False)
+    trainer = make_trainer(runs, [throughput, bar], enable_progress_bar=True, log_every_n_steps=5)
+    trainer.fit(ToyModule(step_seconds=0.02), ToyData())
+    drawn = console.file.getvalue()
+    assert "Epoch 1" in drawn
+    assert re.search(r"loss: \d\.\d{3}", drawn)
+    assert re.search(r"validation: \d\.\d{3}", drawn)
+    assert re.search(r"tokens/s: [\d,]+", drawn)
+    assert "v_num" not in drawn
+    # The last epoch has only the ten steps that are left of fifty.
+    assert "10/10" in drawn
+
+
+def test_few_lines_without_a_terminal(runs, capsys):
+    bar = ProgressBar(lines=5, line_seconds=0)
+    trainer = make_trainer(runs, [bar], enable_progress_bar=True, max_steps=100)
+    trainer.fit(ToyModule(), ToyData(batches=1000, validation_batches=1))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert [line.split()[1] for line in lines] == ["20/100", "40/100", "60/100", "80/100", "100/100"]
+    assert all(re.fullmatch(r"step \d+/100  \d:\d\d  loss \d\.\d{3}", line) for line in lines)
+    assert bar.progress is None
+
+
+def test_a_quick_training_without_a_terminal_is_not_littered(runs, capsys):
+    trainer = make_trainer(runs, [ProgressBar()], enable_progress_bar=True)
+    trainer.fit(ToyModule(), ToyData())
+    assert "step" not in capsys.readouterr().out
+
+
+def test_steps_in_total():
+    def of(steps, epochs, batches, accumulate=1):
+        return total_steps(
+            SimpleNamespace(
+                max_steps=steps, max_epochs=epochs, num_training_batches=batches, accumulate_grad_batches=accumulate
+            )
+        )
+
+    assert of(-1, 3, 10, 4) == 9
+    assert of(5, 3, 10, 4) == 5
+    assert of(-1, -1, 10) == of(-1, 3, math.inf) == math.inf
+
+
+class SpokenModule(ToyModule):
+    """Its examples tell the step."""
+
+    def examples(self, count=8):
+        assert not torch.is_grad_enabled()
+        return {"mlm": [{"text": f"row {i} at {self.trainer.global_step}"} for i in range(count)], "nothing": []}
+
+
+def test_examples_of_a_step_and_of_all(runs):
+    trainer = make_trainer(runs, [Examples(count=2, keep=3)])
+    trainer.fit(SpokenModule(), ToyData())
+    client, run_id = trainer.logger.experiment, trainer.logger.run_id
+    artifacts = {one.path for one in client.list_artifacts(run_id, "examples/mlm")}
+    assert artifacts == {"examples/mlm/step-000020.json", "examples/mlm/step-000040.json"}
+    table = json.loads(open(client.download_artifacts(run_id, "examples/mlm.json")).read())
+    assert table == {
+        "columns": ["step", "text"],
+        # The latest first; the oldest row of five does not fit.
+        "data": [[40, "row 0 at 40"], [40, "row 1 at 40"], [20, "row 0 at 20"]],
+    }
+    listed = json.loads(client.get_run(run_id).data.tags["mlflow.loggedArtifacts"])
+    assert listed == [{"path": "examples/mlm.json", "type": "table"}]
+
+
+def test_summary_names_metrics_checkpoints_and_one_command(runs, console, monkeypatch):
+    monkeypatch.chdir(runs.parent)
+    trainer = make_trainer(runs, [Summary()])
+    trainer.fit(ToyModule(), ToyData())
+    text = re.sub(r"\x1b\[[\d;]*m", "", console.file.getvalue())
+    assert "After 50 steps" in text
+    assert re.search(r"validation/loss +[\d.e-]+ +[\d.e-]+", text)
+    assert text.index("validation/loss") < text.index("train/loss")
+    assert re.search(r"^Best checkpoint: runs/toy/run-[\w-]+/checkpoints/epoch=1-step=40.ckpt$", text, re.MULTILINE)
+    assert re.findall(r"python -m .*", text) == ["python -m lit_pretrain ui"]
+    monkeypatch.chdir("/")
+    trainer = make_trainer(runs, [Summary()], max_steps=2)
+    trainer.fit(ToyModule(), ToyData())
+    assert f"python -m lit_pretrain ui --runs {runs}".replace("ui --runs /", "ui --runs ") in console.file.getvalue()
+
+
+def test_predictions_become_parquet(runs, capsys, tmp_path):
+    trainer = make_trainer(runs, [writer := PredictionWriter()])
+    trainer.predict(ToyModule(), ToyData(), return_predictions=False)
+    path = trainer.logger.run_directory / "predictions.parquet"
+    table = pyarrow.parquet.read_table(path)
+    assert table.num_rows == writer.rows == 12
+    assert table["sample_id"].to_pylist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert len(table["embedding"][0].as_py()) == 8
+    assert "12 predictions are in" in capsys.readouterr().out
+    assert trainer.logger.experiment.get_run(trainer.logger.run_id).data.tags["predictions"] == str(path)
+    assert trainer.logger.experiment.get_run(trainer.logger.run_id).data.tags["stage"] == "predict"
+
+
+def test_failed_prediction_leaves_no_file(runs, tmp_path):
+    class Fail(Callback):
+        def on_predict_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            if batch_idx == 2:
+                raise RuntimeError("no")
+
+    trainer = make_trainer(runs, [PredictionWriter(str(tmp_path / "out" / "p.parquet")), Fail()])
+    with pytest.raises(RuntimeError):
+        trainer.predict(ToyModule(), ToyData(), return_predictions=False)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_table_of_a_batch():
+    table = prediction_table({"a": torch.arange(2), "b": torch.ones(2, 3, dtype=torch.bfloat16), "text": ["x", "y"]})
+    assert table.to_pylist() == [{"a": 0, "b": [1, 1, 1], "text": "x"}, {"a": 1, "b": [1, 1, 1], "text": "y"}]
+    with pytest.raises(UserError, match="'b' cannot be written"):
+        prediction_table({"b": torch.ones(2, 3, 4)})
+    with pytest.raises(UserError, match="must return a dictionary"):
+        prediction_table(torch.ones(2))

@@ -1,0 +1,132 @@
+"""A real tracking server that is not there, goes away in the middle of a training, and comes back."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import warnings
+
+import pytest
+from lightning.pytorch.callbacks import Callback
+from toy_training import ToyData, ToyModule, make_trainer
+
+from lit_pretrain.commands.ui import check_port, server_command
+from lit_pretrain.errors import UserError
+from lit_pretrain.tracking.mlflow_logger import MLflowLogger
+from lit_pretrain.tracking.writer import read_journal
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_server(directory, port):
+    """Start the server that the `ui` command would become; return once it answers."""
+    command = server_command(directory / "server.db", directory, "127.0.0.1", port)
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (directory / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=directory, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+            return process
+        except OSError:
+            time.sleep(0.1)
+    pytest.fail((directory / "server.log").read_text())
+
+
+def stop_server(process):
+    # The server has workers of its own, which live in its session.
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+class KillServer(Callback):
+    """Ends the server at a step."""
+
+    def __init__(self, process, step):
+        self.process, self.step = process, step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            # What was logged so far has arrived; what follows will not.
+            assert trainer.logger.flush()
+            stop_server(self.process)
+
+
+def test_server_that_is_not_there_is_one_sentence_within_seconds(tmp_path):
+    logger = MLflowLogger(tracking_uri=f"http://127.0.0.1:{free_port()}", runs_directory=str(tmp_path))
+    started = time.monotonic()
+    with pytest.raises(UserError, match="cannot be used .*Connection refused.*MLFLOW_TRACKING_URI"):
+        _ = logger.experiment
+    assert time.monotonic() - started < 10
+
+
+def test_server_that_answers_nonsense_is_one_sentence(tmp_path):
+    program = "import http.server; http.server.HTTPServer(('127.0.0.1', %d), http.server.BaseHTTPRequestHandler)"
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-c", f"{program % port}.serve_forever()"], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        with pytest.raises(UserError, match="cannot be used"):
+            _ = MLflowLogger(tracking_uri=f"http://127.0.0.1:{port}", runs_directory=str(tmp_path)).experiment
+        with pytest.raises(UserError, match=f"Port {port} .* such as --port {port + 1}"):
+            check_port("127.0.0.1", port)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_server_that_goes_away_costs_a_warning_and_loses_nothing(tmp_path):
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    server = start_server(tmp_path, port)
+    try:
+        logger = MLflowLogger("toy", tracking_uri=address, runs_directory=str(tmp_path / "runs"))
+        trainer = make_trainer(tmp_path / "runs", [KillServer(server, step=10)], logger=logger, max_steps=30)
+        module = ToyModule(step_seconds=0.15)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            started = time.monotonic()
+            trainer.fit(module, ToyData())
+            spent = time.monotonic() - started
+        said = [str(warning.message) for warning in caught if "tracking server" in str(warning.message)]
+    finally:
+        if server.poll() is None:
+            stop_server(server)
+    assert len(module.seen) == 30
+    # 30 steps take 4.5 seconds; the rest is the start, and a last try at the end.
+    assert spent < 40
+    assert len(said) == 2 and "does not answer" in said[0] and "unsent.jsonl" in said[1]
+    kept = read_journal(logger.run_directory / "unsent.jsonl")
+    steps = {row[3] for operation in kept if operation["kind"] == "metrics" for row in operation["metrics"]}
+    assert steps == set(range(11, 31))
+    assert kept[-1] == {"kind": "status", "status": "FINISHED"}
+
+    server = start_server(tmp_path, port)
+    try:
+        checkpoint = str(logger.run_directory / "checkpoints" / "last.ckpt")
+        again = MLflowLogger("toy", tracking_uri=address, runs_directory=str(tmp_path / "runs"))
+        again.resume_from(checkpoint)
+        trainer = make_trainer(tmp_path / "runs", logger=again, max_steps=31)
+        trainer.fit(ToyModule(), ToyData(), ckpt_path=checkpoint)
+        client, run_id = again.experiment, logger.run_id
+        history = client.get_metric_history(run_id, "train/loss")
+        assert {metric.step for metric in history} == set(range(1, 32))
+        assert client.get_run(run_id).info.status == "FINISHED"
+        assert not (logger.run_directory / "unsent.jsonl").exists()
+    finally:
+        stop_server(server)

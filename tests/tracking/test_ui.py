@@ -1,0 +1,55 @@
+"""The command that opens MLflow's page: what stops it, and that asking for help loads nothing heavy."""
+
+import argparse
+import subprocess
+import sys
+
+import pytest
+
+from lit_pretrain.commands import ui
+from lit_pretrain.errors import UserError
+from lit_pretrain.tracking.mlflow_logger import MLflowLogger
+from lit_pretrain.tracking.processes import process_identity
+from lit_pretrain.tracking.store import end_all_dead_runs
+
+
+def parse(*words):
+    parser = argparse.ArgumentParser()
+    ui.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_no_database_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="There is no mlflow.db in"):
+        ui.run(parse("--runs", str(tmp_path)))
+    (tmp_path / "mlflow.db").touch()
+    with pytest.raises(UserError, match="Port 99999 of 127.0.0.1 cannot be used"):
+        ui.run(parse("--runs", str(tmp_path), "--port", "99999"))
+
+
+def test_command_line_of_the_server(tmp_path):
+    command = ui.server_command(tmp_path / "mlflow.db", tmp_path, "127.0.0.1", 5001)
+    assert f"sqlite:///{tmp_path}/mlflow.db" in command
+    assert (tmp_path / "artifacts").as_uri() in command
+
+
+def test_looking_marks_the_runs_whose_process_is_gone(tmp_path):
+    loggers = [MLflowLogger("ui", runs_directory=str(tmp_path)) for _ in range(2)]
+    client = loggers[0].experiment
+    gone = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    client.set_tag(loggers[0].run_id, "process.identity", process_identity(gone.pid))
+    gone.communicate(b"\n")
+    assert loggers[1].run_id
+    end_all_dead_runs(tmp_path / "mlflow.db", tmp_path)
+    assert [client.get_run(logger.run_id).info.status for logger in loggers] == ["KILLED", "RUNNING"]
+    (tmp_path / "other.db").write_text("no database")
+    end_all_dead_runs(tmp_path / "other.db", tmp_path)
+
+
+def test_nothing_heavy_is_imported():
+    program = (
+        "import sys, lit_pretrain.commands.ui, lit_pretrain.tracking.find, lit_pretrain.tracking.store\n"
+        "print([name for name in ('torch', 'lightning', 'mlflow', 'pandas', 'sqlalchemy') if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
