@@ -5,17 +5,18 @@ the person win over those in a checkpoint; `--ckpt_path` takes "last", a run or 
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lit_pretrain.backbone
 import lit_pretrain.data
 import lit_pretrain.modules
 import lit_pretrain.objectives
-from lit_pretrain.config_errors import explain
+from lit_pretrain.config_errors import check_top_level, explain
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.find import find_checkpoint, run_directory_of_checkpoint
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
@@ -27,12 +28,25 @@ CONFIG_OPTIONS = ("-c", "--config")
 SUITE = (lit_pretrain.backbone, lit_pretrain.data, lit_pretrain.modules, lit_pretrain.objectives)
 
 
+class ConfigError(UserError):
+    """What a parser says, before it is explained."""
+
+
 class Parser(LightningArgumentParser):
-    """Raises a `UserError` where argparse would print its whole usage and leave."""
+    """Raises where argparse would print its whole usage and leave; there is a parser for every class in a config."""
+
+    # What all parsers have said, the innermost first; the outermost message is made of theirs.
+    messages: ClassVar[list[str]] = []
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Else --trainer.max_step is taken for the one setting that begins so.
+        self.allow_abbrev = False
 
     def error(self, message: str, ex: Exception | None = None) -> None:
-        """Turn a message of several layers into one sentence."""
-        raise UserError(explain(message, ex)) from ex
+        """Keep the message and raise it."""
+        Parser.messages.append(message)
+        raise ConfigError(message) from ex
 
 
 class CommandLine(LightningCLI):
@@ -45,7 +59,12 @@ class CommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; its MLflow logger gets the config's name, and the run to continue."""
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise_user_error_within(error)
+            sentence = " ".join(str(error).split()).split(" Find a complete")[0].rstrip(".!, ")
+            raise UserError(f"The trainer cannot be made ({sentence}): correct the trainer's settings.") from error
         checkpoint = self._get(self.config, "ckpt_path")
         for logger in trainer.loggers:
             if isinstance(logger, MLflowLogger):
@@ -63,20 +82,34 @@ def run(arguments: list[str]) -> int:
     """
     arguments = with_checkpoint_config(arguments)
     CommandLine.config_name = config_name(arguments)
+    Parser.messages.clear()
     quieten()
-    CommandLine(
-        LightningModule,
-        LightningDataModule,
-        trainer_class=Trainer,
-        save_config_callback=SaveConfig,
-        seed_everything_default=0,
-        parser_class=Parser,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        args=arguments,
-    )
+    try:
+        CommandLine(
+            LightningModule,
+            LightningDataModule,
+            trainer_class=Trainer,
+            save_config_callback=SaveConfig,
+            seed_everything_default=0,
+            parser_class=Parser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=arguments,
+        )
+    except ConfigError as error:
+        raise UserError(explain(Parser.messages, values_of(arguments, *CONFIG_OPTIONS))) from error
+    except ValueError as error:
+        raise_user_error_within(error)
+        raise
     return 0
+
+
+def raise_user_error_within(error: BaseException) -> None:
+    """Raise the `UserError` of a constructor that jsonargparse has wrapped, if there is one."""
+    latest = UserError.latest
+    if latest is not None and " ".join(str(latest).split()) in " ".join(str(error).split()):
+        raise latest
 
 
 def with_checkpoint_config(arguments: list[str]) -> list[str]:
@@ -128,6 +161,8 @@ def read_yaml(path: str) -> dict[str, Any]:
         raise UserError(f"The config {path} is not valid YAML{where} ({problem}): correct it.") from error
     if not isinstance(content, dict):
         raise UserError(f"The config {path} holds no settings: give trainer, model and data.")
+    if sentence := check_top_level(path, content):
+        raise UserError(sentence)
     return content
 
 
@@ -187,8 +222,8 @@ def quieten() -> None:
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning"):
         logging.getLogger(name).addFilter(NoAdvertisement())
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
+    warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*It is recommended to use `self.log.*sync_dist=True.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-
-

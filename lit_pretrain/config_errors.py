@@ -1,13 +1,192 @@
-"""What jsonargparse says of a wrong config, in one sentence with the nearest right name.
+"""What jsonargparse says of a wrong config, in one sentence: the file, the line, and the nearest right name.
 
-Its own messages list every class and every layer that a value was tried against; the person needs the innermost: which
-key or value, where, and what was probably meant.
+jsonargparse tries a value against every type and every class that would fit, a parser within a parser, and its last
+message tells of all of them. Its first one names the key or the value that stopped it; that is the one to explain.
 """
 
 import inspect
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
 
 from lit_pretrain.errors import nearest
+
+TOP_LEVEL = (
+    "trainer",
+    "model",
+    "data",
+    "seed_everything",
+    "ckpt_path",
+    "weights_only",
+    "verbose",
+    "return_predictions",
+)
+TYPES = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true or false",
+    "<class 'str'>": "text",
+    "<class 'NoneType'>": "null",
+    "<class 'list'>": "a list",
+    "<class 'dict'>": "a mapping",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a key stands.
+
+    Args:
+        file: The config.
+        line: Its line, from 1.
+        owner: Class whose argument it is, empty if none is named.
+    """
+
+    file: str
+    line: int
+    owner: str
+
+
+def explain(messages: list[str], configs: list[str]) -> str:
+    """The sentence for the first message that can be explained.
+
+    Args:
+        messages: What the parsers said, the innermost first.
+        configs: The config files, to find the place in.
+    """
+    texts = [" ".join(message.split()) for message in messages]
+    section = re.match(r'Parser key "([\w.]+)"', texts[-1])
+    for text in texts:
+        for explainer in (explain_unknown, explain_missing, explain_class, explain_value):
+            if sentence := explainer(text, section.group(1) if section else "", configs):
+                return sentence
+    return f"The config cannot be used: {texts[0][:300].rstrip('.')}."
+
+
+def explain_unknown(text: str, section: str, configs: list[str]) -> str | None:
+    """A key, or an argument of the command line, that does not exist."""
+    match = re.search(r"[Oo]ption '([^']+)' is not accepted", text) or re.search(
+        r"(?:does not accept option|[Kk]ey) '([^']+)'(?: is not expected)?", text
+    )
+    if match is None and (match := re.match(r"Unrecognized arguments: (.+)", text)) is None:
+        return None
+    key = match.group(1).split()[0].split("=")[0].lstrip("-")
+    if not text.startswith("Unrecognized") or "." in key:
+        return unknown_key(key, section, configs)
+    return f"'{key}' is not an argument{nearest(key, TOP_LEVEL)}: settings are given as --model.KEY VALUE and the like."
+
+
+def unknown_key(key: str, section: str, configs: list[str]) -> str:
+    """The sentence for a key that does not exist, with the nearest of its class, else the nearest of all."""
+    names = known_names()
+    place = find_key(key, configs)
+    leaf = key.rpartition(".")[2]
+    owners = names.get(place.owner if place else "", set())
+    if section.startswith("trainer") or key.startswith("trainer."):
+        owners = owners or names["Trainer"]
+    guess = nearest(leaf, owners) or nearest(leaf, set().union(*names.values()))
+    of = f" of {place.owner}" if place and place.owner else f" of {section}" if section else ""
+    return f"There is no setting '{key}'{of}{guess}: {correct(place)}."
+
+
+def explain_missing(text: str, section: str, configs: list[str]) -> str | None:
+    """A key without which nothing can be made."""
+    match = re.search(r"(?:[Oo]ption|[Kk]ey|argument) [\"']?([\w.]+)[\"']? is required", text)
+    if match is None:
+        return None
+    key = match.group(1).removeprefix("fit.").removeprefix("validate.").removeprefix("test.").removeprefix("predict.")
+    whose = f" of {section}" if section and section != key else ""
+    if not configs:
+        return f"'{key}' is not given: name a config, as in --config configs/quickstart.yaml."
+    return f"The config lacks '{key}'{whose}: set it, or start from one of the files in configs/."
+
+
+def explain_class(text: str, section: str, configs: list[str]) -> str | None:
+    """A class_path that names nothing, or something that does not fit."""
+    match = (
+        re.search(r"Expected a dot import path string: ([\w.]+)", text)
+        or re.search(r"[Ii]mport path ([\w.]+)", text)
+        or re.search(r"No module named '([\w.]+)'", text)
+        or re.search(r"Problem with given class_path '([\w.]+)'", text)
+    )
+    if match is None:
+        return None
+    key = re.match(r'Parser key "([\w.]+)"', text)
+    where = key.group(1) if key else section
+    guess = nearest(match.group(1).rpartition(".")[2], known_names())
+    place = find_key("class_path", configs, match.group(1))
+    return f"No class '{match.group(1)}' can be taken for '{where}'{guess}: {correct(place)}."
+
+
+def explain_value(text: str, section: str, configs: list[str]) -> str | None:
+    """A value of the wrong type, or none of the choices."""
+    key = re.match(r'Parser key "([\w.]+)"', text)
+    value = re.search(r"(?:Got|Given) value: (.*)$", text)
+    if key is None or value is None or value.group(1).startswith(("{", "Namespace", "NestedArg", "[")):
+        return None
+    wanted = re.findall(r"Expected a (<class '[\w.]+'>|typing\.Literal\[[^\]]*\])", text)
+    if not wanted:
+        return None
+    choices = [choice for kind in wanted for choice in re.findall(r"'([^']*)'|(\d+)", kind) if "Literal" in kind]
+    flat = list(dict.fromkeys(word or number for word, number in choices))
+    kinds = [TYPES.get(kind, kind) for kind in dict.fromkeys(wanted) if "Literal" not in kind]
+    guess = nearest(value.group(1), flat)
+    needs = " or ".join([*kinds, *([f"one of {', '.join(flat)}"] if flat else [])])
+    name = key.group(1) if key.group(1).startswith(section) else f"{section}: {key.group(1)}"
+    place = find_key(key.group(1), configs, value.group(1))
+    return f"'{name}' is {value.group(1)}, but takes {needs}{guess}: {correct(place)}."
+
+
+def correct(place: Place | None) -> str:
+    """What to do, and where."""
+    return f"correct {place.file}, line {place.line}" if place else "correct the config or the command line"
+
+
+def check_top_level(path: str, content: dict) -> str | None:
+    """The sentence for a key at the top of a config that means nothing, or null."""
+    wrong = next((key for key in content if str(key).rstrip("+") not in TOP_LEVEL), None)
+    if wrong is None:
+        return None
+    return f"There is no setting '{wrong}'{nearest(str(wrong), TOP_LEVEL)}: {correct(find_key(str(wrong), [path]))}."
+
+
+def find_key(key: str, configs: list[str], value: str | None = None) -> Place | None:
+    """The last place of a key, and of a value if one is given; of a dotted key only the last part need be there."""
+    leaf = key.rpartition(".")[2]
+    found = [
+        place
+        for config in configs
+        for name, text, place in walk(config)
+        if name == leaf and (value is None or text == value)
+    ]
+    return found[-1] if found else None
+
+
+def walk(config: str) -> Iterator[tuple[str, str, Place]]:
+    """Every key of a YAML file with its value, if that is a word, and its place."""
+    try:
+        root = yaml.compose(Path(config).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return
+    yield from walk_node(root, config, "")
+
+
+def walk_node(node: yaml.Node | None, config: str, owner: str) -> Iterator[tuple[str, str, Place]]:
+    """As `walk`, below a node that belongs to a class."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from walk_node(item, config, "")
+    if not isinstance(node, yaml.MappingNode):
+        return
+    kinds = {key.value: value.value for key, value in node.value if isinstance(value, yaml.ScalarNode)}
+    for key, value in node.value:
+        text = value.value if isinstance(value, yaml.ScalarNode) else ""
+        yield key.value, text, Place(config, key.start_mark.line + 1, owner)
+        inner = kinds.get("class_path", "").rpartition(".")[2] if key.value == "init_args" else ""
+        yield from walk_node(value, config, inner)
 
 
 def known_names() -> dict[str, set[str]]:
@@ -22,68 +201,10 @@ def known_names() -> dict[str, set[str]]:
     from lit_pretrain.objectives import Objective
     from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 
-    names = {"": {"trainer", "model", "data", "seed_everything", "ckpt_path", "config", "class_path", "init_args"}}
+    names = {"": {*TOP_LEVEL, "config", "class_path", "init_args"}}
     kinds = [TextEncoder, TransformerConfig, AdamWConfig, ScheduleConfig, MLflowLogger, lightning.Trainer]
     for base in (LightningModule, LightningDataModule, Objective, Callback):
         kinds += [kind for kind in subclasses(base) if kind.__module__.startswith(("lit_pretrain", "lightning"))]
     for kind in kinds:
         names[kind.__name__] = set(inspect.signature(kind.__init__).parameters) - {"self", "args", "kwargs"}
     return names
-
-
-def explain(message: str, error: BaseException | None = None) -> str:
-    """Turn jsonargparse's message into one sentence."""
-    text = " ".join(str(message).split())
-    causes = [text]
-    while error is not None:
-        causes.append(" ".join(str(error).split()))
-        error = error.__cause__ or error.__context__
-    everything = " ".join(causes)
-
-    wrong_key = (
-        re.search(r"[Kk]ey '([^']+)' is not expected", everything)
-        or re.search(r"No action for key '([^']+)'", everything)
-        or re.search(r"[Uu]nrecognized arguments: --?([^\s=]+)", everything)
-        or re.search(r"[Oo]ption '([^']+)' is not accepted", everything)
-        or re.search(r"Nested key '?([^'\s]+)'? (?:not accepted|is not)", everything)
-    )
-    if wrong_key:
-        return explain_key(wrong_key.group(1), everything)
-    missing = re.search(r"[Kk]ey \"?'?([\w.]+)'?\"? is required", everything) or re.search(
-        r"Option '([^']+)' is required", everything
-    )
-    if missing:
-        name = missing.group(1)
-        return f"The config lacks '{name}': set it, or start from one of the files in configs/."
-    unknown_class = (
-        re.search(r"Import path ([\w.]+)", everything)
-        or re.search(r"[Uu]nexpected import path format: ([\w.]+)", everything)
-        or re.search(r"class_path ['\"]?([\w.]+)['\"]? (?:is not|does not)", everything)
-        or re.search(r"No module named '?([\w.]+)'?", everything)
-    )
-    where = re.search(r"[Pp]arser key \"([\w.]+)\"", everything)
-    place = f" in '{where.group(1)}'" if where else ""
-    if unknown_class:
-        name = unknown_class.group(1)
-        classes = sorted(one for one in known_names() if one)
-        guess = nearest(name.rpartition(".")[2], classes)
-        return f"The config{place} names a class '{name}' that does not fit there{guess}: check class_path."
-    innermost = re.findall(r"(?:Expected|expected|Got value|Does not validate|does not)[^:;]*[:;]?[^:;]*", everything)
-    invalid = re.search(r"Expected a? ?(.{1,120}?)\. Got value: (.{1,80}?)(?: |$)", everything)
-    if invalid and where:
-        return f"The config's '{where.group(1)}' is {invalid.group(2)}, but must be {invalid.group(1)}: correct it."
-    reason = (innermost[-1] if innermost else text).strip()[:240]
-    return f"The config{place} cannot be used: {reason.rstrip('.')}."
-
-
-def explain_key(key: str, everything: str) -> str:
-    """The sentence for a key that does not exist."""
-    names = known_names()
-    parts = [part for part in key.strip("-").split(".") if part]
-    everywhere = set().union(*names.values())
-    wrong = next((part for part in parts if part not in everywhere), parts[-1])
-    # The class that was being filled, if the message names one: its own names are the likeliest to be meant.
-    owner = next((name for name in reversed(re.findall(r"\b([A-Z]\w+)\b", everything)) if name in names), "")
-    guess = nearest(wrong, names.get(owner, ())) or nearest(wrong, everywhere)
-    place = f" of {owner}" if owner else ""
-    return f"There is no setting '{'.'.join(parts)}'{place}{guess}: correct the config or the command line."

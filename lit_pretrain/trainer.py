@@ -7,7 +7,15 @@ from lightning.fabric.connector import _PRECISION_INPUT
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 
-from lit_pretrain.callbacks import Examples, Interruption, LastCheckpoint, PredictionWriter, ProgressBar, Summary, Throughput
+from lit_pretrain.callbacks import (
+    Examples,
+    Interruption,
+    LastCheckpoint,
+    PredictionWriter,
+    ProgressBar,
+    Summary,
+    Throughput,
+)
 from lit_pretrain.precision import resolve_precision
 from lit_pretrain.tracking.checkpoint_io import AtomicCheckpointIO
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger

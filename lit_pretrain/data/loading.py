@@ -63,7 +63,9 @@ class EpochBatchSampler(Sampler):
         size = len(self.dataset)
         if not self.shuffle:
             return numpy.arange(size)
-        return numpy.resize(sample_generator(self.seed, "order", epoch).permutation(self.dataset.population(epoch)), size)
+        return numpy.resize(
+            sample_generator(self.seed, "order", epoch).permutation(self.dataset.population(epoch)), size
+        )
 
     def batch(self, epoch: int, index: int, rank: int, world_size: int) -> list[Key]:
         """The keys of one batch of one process, in training."""

@@ -116,7 +116,9 @@ def expand(pattern: str) -> list[str]:
     path = Path(pattern).expanduser()
     if path.is_dir():
         return [str(one) for one in path.rglob("*") if one.is_file() and one.suffix.lower() in BUILDERS]
-    files = [str(path)] if path.is_file() else [one for one in glob.glob(str(path), recursive=True) if os.path.isfile(one)]
+    files = (
+        [str(path)] if path.is_file() else [one for one in glob.glob(str(path), recursive=True) if os.path.isfile(one)]
+    )
     if not files:
         raise UserError(f"No file matches {pattern}: check data.data_files or data.path.")
     return files
@@ -139,7 +141,9 @@ def load_local(builder: str, files: list[str], source: DocumentSource, cache_dir
     except Exception as error:  # each format fails in its own way
         cause = error.__cause__ or error
         reason = (str(cause).splitlines() or [type(cause).__name__])[0][:200]
-        raise UserError(f"{shown(source)} cannot be read as {builder} ({reason}): repair or remove the file.") from error
+        raise UserError(
+            f"{shown(source)} cannot be read as {builder} ({reason}): repair or remove the file."
+        ) from error
     finally:
         if not shown_bars:
             datasets.enable_progress_bars()

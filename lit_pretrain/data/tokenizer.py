@@ -6,7 +6,9 @@ tokenizer, and the files that `transformers` reads.
 
 import hashlib
 import json
-from collections.abc import Iterable
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -49,37 +51,41 @@ class WordPieceTokenizer:
     # -- making one
 
     @classmethod
-    def train(
-        cls, texts: Iterable[str], vocabulary_size: int = 8192, lowercase: bool = True
-    ) -> "WordPieceTokenizer":
-        """Learn the pieces of a corpus.
+    def train(cls, texts: Iterable[str], vocabulary_size: int = 8192, lowercase: bool = True) -> "WordPieceTokenizer":
+        """Learn the pieces of a corpus; the same corpus gives the same pieces in every process and on every machine.
 
         Args:
-            texts: The corpus, read once.
+            texts: The corpus, read twice (so no generator).
             vocabulary_size: Number of pieces, special tokens and single letters included.
             lowercase: Whether case (and accents) are dropped, as in BERT's uncased models.
 
         Raises:
             UserError: If the corpus has fewer different pieces than asked for.
         """
+        normalizer, splitter = normalizers.BertNormalizer(lowercase=lowercase), pre_tokenizers.BertPreTokenizer()
+        # Letters with their continuations take half of the vocabulary at most, however many a corpus has.
+        letters = frequent_letters(texts, normalizer, max(1, vocabulary_size // 4))
+        inner = [f"##{letter}" for letter in letters if len(splitter.pre_tokenize_str(f"a{letter}")) == 1]
         tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece()
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+        # The library numbers continued letters in the order of a hash table, which differs between processes and
+        # decides between pairs of equal count. Given as special tokens, they are numbered in the order given.
         trainer = WordPieceTrainer(
-            vocab_size=vocabulary_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+            vocab_size=vocabulary_size,
+            special_tokens=[*SPECIAL_TOKENS, *inner],
+            initial_alphabet=letters,
+            limit_alphabet=len(letters),
+            show_progress=False,
         )
         tokenizer.train_from_iterator(texts, trainer)
         found = tokenizer.get_vocab_size()
         if found != vocabulary_size:
             raise UserError(
                 f"The corpus supports a vocabulary of {found} word pieces, not the {vocabulary_size} of "
-                f"data.vocabulary_size: set it to {found} or less (at least its letters), or give more text."
+                f"data.vocabulary_size: set it to {found} or less, or give more text."
             )
-        tokenizer.post_processor = processors.BertProcessing(
-            ("[SEP]", tokenizer.token_to_id("[SEP]")), ("[CLS]", tokenizer.token_to_id("[CLS]"))
-        )
-        return cls(tokenizer)
+        vocabulary = tokenizer.get_vocab()
+        return cls(from_pieces(sorted(vocabulary, key=vocabulary.get), lowercase))
 
     @classmethod
     def load(cls, path: str | Path) -> "WordPieceTokenizer":
@@ -173,8 +179,13 @@ def from_vocabulary_file(path: Path) -> Tokenizer:
         raise UserError(f"{path} is not a BERT vocabulary: it has no line [UNK].")
     config_path = path.parent / "tokenizer_config.json"
     config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+    return from_pieces(pieces, config.get("do_lower_case", True))
+
+
+def from_pieces(pieces: list[str], lowercase: bool) -> Tokenizer:
+    """A tokenizer of BERT's kind from its pieces in the order of their ids."""
     tokenizer = Tokenizer(WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=config.get("do_lower_case", True))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.add_special_tokens([token for token in SPECIAL_TOKENS if token in pieces])
@@ -182,3 +193,29 @@ def from_vocabulary_file(path: Path) -> Tokenizer:
         ids = [("[SEP]", pieces.index("[SEP]")), ("[CLS]", pieces.index("[CLS]"))]
         tokenizer.post_processor = processors.BertProcessing(*ids)
     return tokenizer
+
+
+def frequent_letters(texts: Iterable[str], normalizer: normalizers.Normalizer, limit: int) -> list[str]:
+    """The letters that are left of a corpus after normalisation, the most frequent first, at most `limit` of them."""
+    counts = numpy.zeros(sys.maxunicode + 1, dtype=numpy.int64)
+    for part in joined(texts, 1_000_000):
+        numpy.add(counts, numpy.bincount(numpy.frombuffer(part, numpy.uint32), minlength=len(counts)), out=counts)
+    letters: Counter[str] = Counter()
+    for code in numpy.flatnonzero(counts):
+        for letter in normalizer.normalize_str(chr(code)):
+            if not letter.isspace():
+                letters[letter] += int(counts[code])
+    return sorted(letters, key=lambda letter: (-letters[letter], letter))[:limit]
+
+
+def joined(texts: Iterable[str], characters: int) -> Iterator[bytes]:
+    """Texts in pieces of about so many characters, four bytes each."""
+    held: list[str] = []
+    size = 0
+    for text in texts:
+        held.append(text)
+        size += len(text)
+        if size >= characters:
+            yield "".join(held).encode("utf-32-le", "surrogatepass")
+            held, size = [], 0
+    yield "".join(held).encode("utf-32-le", "surrogatepass")

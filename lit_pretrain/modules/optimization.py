@@ -106,14 +106,20 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
     return [group for group in groups if group["params"]]
 
 
-def make_optimizer(modules: Iterable[nn.Module], config: AdamWConfig) -> AdamW:
-    """Fused AdamW over the modules' parameters."""
+def make_optimizer(modules: Iterable[nn.Module], config: AdamWConfig, fused: bool = True) -> AdamW:
+    """AdamW over the modules' parameters.
+
+    Args:
+        modules: As in `parameter_groups`.
+        config: Its settings.
+        fused: One kernel for all parameters; not with fp16's gradient scaler, which Lightning lets nobody clip then.
+    """
     return AdamW(
         parameter_groups(modules, config.weight_decay),
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
-        fused=True,
+        fused=fused,
     )
 
 

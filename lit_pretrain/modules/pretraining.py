@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_pretrain.data.randomness import default_seed, derive_seed
 from lit_pretrain.errors import UserError
+from lit_pretrain.modules.clipping import clip_gradients
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, make_optimizer, make_scheduler
 from lit_pretrain.modules.statistics import MeanStatistics
 from lit_pretrain.modules.steps import total_steps
@@ -83,17 +84,18 @@ class Pretraining(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW over encoder and heads, and its schedule over the trainer's steps."""
-        optimizer = make_optimizer([self.encoder, *self.objectives], self.optimizer_config)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        optimizer = make_optimizer([self.encoder, *self.objectives], self.optimizer_config, fused=not scaled)
         scheduler = make_scheduler(optimizer, self.schedule_config, total_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip by the trainer's setting if it has one, else by this module's; the strategy does it, so it is exact."""
+        """Clip by the trainer's setting if it has one, else by this module's."""
         if gradient_clip_val is None and self.gradient_clip_norm is not None:
             gradient_clip_val, gradient_clip_algorithm = self.gradient_clip_norm, "norm"
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        clip_gradients(self.trainer, optimizer, gradient_clip_val or 0.0, gradient_clip_algorithm or "norm")
 
     # -- steps
 

@@ -68,9 +68,7 @@ def list_runs(runs_directory: str | Path | None = None, experiment: str | None =
     return [record for _, record in sorted(records, key=lambda pair: pair[0], reverse=True)]
 
 
-def find_run(
-    reference: str, runs_directory: str | Path | None = None, experiment: str | None = None
-) -> RunRecord:
+def find_run(reference: str, runs_directory: str | Path | None = None, experiment: str | None = None) -> RunRecord:
     """Find a run by its id, a unique beginning of its id (four characters or more), its name, or its directory.
 
     Raises:
@@ -96,9 +94,7 @@ def find_run(
     raise UserError(f"No run in {root} is called '{reference}'{nearest(reference, names)}.")
 
 
-def find_checkpoint(
-    reference: str, experiment: str | None = None, runs_directory: str | Path | None = None
-) -> Path:
+def find_checkpoint(reference: str, experiment: str | None = None, runs_directory: str | Path | None = None) -> Path:
     """Find a checkpoint.
 
     Args:

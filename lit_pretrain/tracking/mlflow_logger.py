@@ -84,6 +84,8 @@ class MLflowLogger(MLFlowLogger):
         self.runs_directory = resolve_runs_directory(runs_directory)
         self.tags = dict(tags or {})
         self.resumed = run_id is not None
+        # Step of the checkpoint that a `validate` or `test` measures.
+        self.evaluated_step: int | None = None
         self._experiment_name = experiment
         self._experiment_id: str | None = None
         self._tracking_uri = resolve_tracking_uri(tracking_uri, self.runs_directory)
@@ -287,6 +289,8 @@ class MLflowLogger(MLFlowLogger):
     def _step(self, step: int | None) -> int:
         if self._trainer is None:
             return step or 0
+        if self._trainer.state.fn != "fit" and self.evaluated_step is not None:
+            return self.evaluated_step
         if step is None or step == self._trainer.fit_loop.epoch_loop._batches_that_stepped:
             return self._trainer.global_step
         return step

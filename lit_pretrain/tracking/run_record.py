@@ -1,16 +1,20 @@
 """Writes down what a run is: code, versions, machine, model, data, best metrics, and how it ended."""
 
 import math
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.best import direction, is_better
+from lit_pretrain.tracking.find import read_run_file, run_directory_of_checkpoint
 from lit_pretrain.tracking.machine import git_state, machine_description, package_versions
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
+from lit_pretrain.tracking.paths import RUN_FILE_NAME
 from lit_pretrain.tracking.writer import first_line
 
 
@@ -78,7 +82,14 @@ class RunRecorder(Callback):
             }
         )
         if trainer.state.fn.value != "fit" and trainer.ckpt_path:
-            logger.set_tags({"source.checkpoint": str(trainer.ckpt_path)})
+            path = Path(trainer.ckpt_path)
+            directory = run_directory_of_checkpoint(path)
+            source = {"source.run_id": read_run_file(directory / RUN_FILE_NAME).run_id} if directory else {}
+            logger.set_tags({"source.checkpoint": str(path), **source})
+            # Mapped into memory, so that only the number is read. What is measured belongs to the checkpoint's step.
+            logger.evaluated_step = int(
+                torch.load(path, mmap=True, weights_only=True, map_location="cpu")["global_step"]
+            )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the validation metrics that are the best so far."""

@@ -1,5 +1,6 @@
 """Real signals: the step is finished, the checkpoint is right, and the resumed run repeats and skips nothing."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -93,9 +94,7 @@ def test_waits_for_accumulated_gradients(runs):
                 os.kill(os.getpid(), signal.SIGINT)
 
     whole = train(runs, accumulate_grad_batches=3, max_steps=6)[1]
-    trainer, first, stopped = train(
-        runs, [InTheMiddle(), Interruption()], accumulate_grad_batches=3, max_steps=6
-    )
+    trainer, first, stopped = train(runs, [InTheMiddle(), Interruption()], accumulate_grad_batches=3, max_steps=6)
     assert stopped.code == 130
     # Batch 6 is the first of three: the step of batches 6 to 8 is finished before stopping.
     assert [sample for _, sample in first.seen] == list(range(9))
@@ -120,3 +119,53 @@ def test_last_checkpoint_is_the_last_step_and_can_be_gone_on_from(runs, straight
     _, second, _ = train(runs, [LastCheckpoint()], str(checkpoint), max_steps=50)
     assert first.seen + second.seen == straight.seen
     assert torch.equal(second.layer.weight, straight.layer.weight)
+
+
+def test_loader_workers_outlive_a_terminals_signal(runs):
+    class WorkerData(ToyData):
+        def train_dataloader(self):
+            rows = [{"input_ids": torch.ones(8), "sample_id": torch.tensor(index)} for index in range(160)]
+            return torch.utils.data.DataLoader(rows, batch_size=4, num_workers=2, prefetch_factor=1)
+
+    class ToWorkers(Callback):
+        """A terminal sends Ctrl-C to every process in front of it."""
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 2:
+                workers = multiprocessing.active_children()
+                assert len(workers) == 2
+                for worker in workers:
+                    os.kill(worker.pid, signal.SIGINT)
+
+    seed_everything(0, verbose=False)
+    trainer = make_trainer(runs, [ToWorkers(), SendSignal(20), Interruption()])
+    module = ToyModule()
+    with pytest.raises(Interrupted):
+        trainer.fit(module, WorkerData())
+    # Far more batches than were fetched ahead when the workers got the signal.
+    assert len(module.seen) == 21
+
+
+def test_slurm_keeps_its_signal_for_queueing_anew(runs, monkeypatch):
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    for name, value in {"NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "JOB_ID": 7, "JOB_NAME": "x"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setenv("SLURM_NODELIST", "localhost")
+    handlers = {}
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            handlers["queue"] = signal.getsignal(signal.SIGUSR1)
+            handlers["end"] = signal.getsignal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGUSR1)
+    interruption = Interruption()
+    trainer, _, stopped = train(
+        runs, [Look(), SendSignal(3, signal.SIGTERM), interruption], plugins=[SLURMEnvironment(auto_requeue=True)]
+    )
+    assert [handler.__name__ for handler in handlers["queue"].signal_handlers] == ["_slurm_sigusr_handler_fn"]
+    assert handlers["end"] == interruption._handle
+    assert stopped.code == 143
+    assert (trainer.logger.run_directory / "checkpoints" / "last.ckpt").exists()
+    assert signal.getsignal(signal.SIGUSR1) == before

@@ -59,9 +59,7 @@ def test_rates_are_work_over_time():
 
 def test_warm_up_validation_and_checkpoints_are_not_counted(tmp_path, monkeypatch):
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(
-        "lit_pretrain.callbacks.throughput.time", SimpleNamespace(perf_counter=lambda: clock.now)
-    )
+    monkeypatch.setattr("lit_pretrain.callbacks.throughput.time", SimpleNamespace(perf_counter=lambda: clock.now))
 
     class SlowAtTimes(ToyModule):
         """A hundredth of a second a step; the first two, validation batches and checkpoints take far longer."""

@@ -48,6 +48,4 @@ def make_data(corpus: Path, tmp_path: Path, **settings: object) -> DocumentDataM
 
 def make_encoder(**settings: object) -> TextEncoder:
     """A very small encoder that waits for its vocabulary."""
-    return TextEncoder(
-        transformer=TransformerConfig(depth=1, width=32, heads=2), **{"max_positions": 32} | settings
-    )
+    return TextEncoder(transformer=TransformerConfig(depth=1, width=32, heads=2), **{"max_positions": 32} | settings)

@@ -88,8 +88,9 @@ def test_metrics_of_every_objective_are_reported_at_the_right_steps(data, tmp_pa
     last = {name: values[-1][1] for name, values in metrics.items()}
     one = "validation/masked_language_modeling"
     assert last[f"{one}/perplexity"] == pytest.approx(math.exp(last[f"{one}/loss"]), rel=1e-4)
-    detection = last["validation/replaced_token_detection/generator_loss"] + 50 * (
-        last["validation/replaced_token_detection/discriminator_loss"]
+    detection = (
+        last["validation/replaced_token_detection/generator_loss"]
+        + 50 * (last["validation/replaced_token_detection/discriminator_loss"])
     )
     parts = last[f"{one}/loss"] + 0.5 * last["validation/next_sentence_prediction/loss"] + 0.1 * detection
     # The sum is a mean over batches, the parts are means over positions.

@@ -33,7 +33,8 @@ def save_with_little_room(path, answers):
 def test_no_room_is_one_sentence_and_the_former_file_stays(tmp_path):
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
-    context = multiprocessing.get_context("fork")
+    # A fork of a process with torch's threads may stand still for ever.
+    context = multiprocessing.get_context("spawn")
     answers = context.Queue()
     process = context.Process(target=save_with_little_room, args=(path, answers))
     process.start()

@@ -16,6 +16,7 @@ from lit_pretrain.tracking.find import list_runs
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.tracking.processes import is_alive, process_identity
 
+
 class Child(NamedTuple):
     """What a child left behind."""
 

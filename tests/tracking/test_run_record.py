@@ -68,6 +68,23 @@ def test_facts_best_values_and_checkpoints(runs):
     assert recorder.best == {"validation/loss": 1.0, "validation/mlm/accuracy": pytest.approx(0.4)}
 
 
+def test_a_measurement_knows_the_step_and_the_run_it_belongs_to(runs):
+    trainer = make_trainer(runs, max_steps=20)
+    trainer.fit(ToyModule(), ToyData())
+    checkpoint = trainer.logger.run_directory / "checkpoints" / "last.ckpt"
+    measuring = make_trainer(runs)
+    measuring.validate(ToyModule(), ToyData(), ckpt_path=str(checkpoint), verbose=False)
+    client = measuring.logger.experiment
+    assert measuring.logger.run_id != trainer.logger.run_id
+    tags = client.get_run(measuring.logger.run_id).data.tags
+    assert (tags["stage"], tags["source.run_id"]) == ("validate", trainer.logger.run_id)
+    assert tags["source.checkpoint"] == str(checkpoint)
+    measured, trained = (
+        client.get_metric_history(logger.run_id, "validation/loss") for logger in (measuring.logger, trainer.logger)
+    )
+    assert [(one.step, one.value) for one in measured] == [(20, trained[0].value)]
+
+
 @pytest.mark.parametrize(
     ("error", "status", "failure"),
     [

@@ -22,9 +22,10 @@ def parse(*words):
 def test_no_database_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="There is no mlflow.db in"):
         ui.run(parse("--runs", str(tmp_path)))
-    (tmp_path / "mlflow.db").touch()
-    with pytest.raises(UserError, match="Port 99999 of 127.0.0.1 cannot be used"):
-        ui.run(parse("--runs", str(tmp_path), "--port", "99999"))
+    with pytest.raises(UserError, match="Port 99999 does not exist"):
+        ui.check_port("127.0.0.1", 99999)
+    with pytest.raises(UserError, match="Port 5000 of 192.0.2.1 cannot be used"):  # an address of nobody's
+        ui.check_port("192.0.2.1", 5000)
 
 
 def test_command_line_of_the_server(tmp_path):

@@ -1,0 +1,132 @@
+"""Every file under configs/ through the real entry: small ones train a few steps, those for GPUs are built on meta."""
+
+import contextlib
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from lightning import LightningDataModule, LightningModule
+
+from lit_pretrain.__main__ import main
+from lit_pretrain.backbone.config import BERT_SIZES
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+TRAINER = sorted((CONFIGS / "trainer").glob("*.yaml"))
+SIZES = sorted((CONFIGS / "text" / "sizes").glob("*.yaml"))
+EXPERIMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - set(TRAINER) - set(SIZES))
+
+
+def accelerator(path):
+    return yaml.safe_load(path.read_text())["trainer"].get("accelerator", "auto")
+
+
+ON_GPUS = [path for path in EXPERIMENTS if accelerator(path) == "gpu"]
+ON_CPUS = [path for path in EXPERIMENTS if path not in ON_GPUS]
+
+
+def name(path):
+    return str(path.relative_to(CONFIGS).with_suffix(""))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One place for all, so that the speeches are tokenised once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        directory = tmp_path_factory.mktemp("runs")
+        patch.setenv("LIT_PRETRAIN_RUNS", str(directory))
+        yield directory
+
+
+def resolved(*paths):
+    """What `fit --print_config` prints."""
+    arguments = [word for path in paths for word in ("--config", str(path))]
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        assert main(["fit", *arguments, "--print_config"]) == 0
+    return yaml.safe_load(output.getvalue())
+
+
+def on_meta(config):
+    """The config's model and data, without memory for the weights."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningModule, "model")
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    with torch.device("meta"):
+        made = parser.instantiate_classes(parser.parse_object({key: config[key] for key in ("model", "data")}))
+        size = made.data.vocabulary_size
+        made.model.tokenizer = SimpleNamespace(
+            vocabulary_size=size, mask_id=4, special_ids=[0, 1, 2, 3, 4], continuation_mask=[False] * size
+        )
+        made.model.build()
+    return made.model, made.data
+
+
+def test_there_is_something_of_each_kind():
+    assert len(ON_CPUS) >= 6 and len(ON_GPUS) >= 3
+    assert {path.stem for path in SIZES} == set(BERT_SIZES)
+
+
+@pytest.mark.parametrize("path", [*EXPERIMENTS, *TRAINER, *SIZES], ids=name)
+def test_the_header_gives_a_command_that_uses_the_file(path):
+    header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert "python -m lit_pretrain fit --config configs/" in header
+    assert str(path.relative_to(ROOT)) in header
+    if path in ON_GPUS:
+        assert "Not run by us" in header
+    elif path in ON_CPUS:
+        assert "Cost:" in header and "Expected at the end:" in header
+
+
+@pytest.mark.parametrize("path", ON_CPUS, ids=name)
+def test_a_config_for_cpus_trains(path, runs):
+    arguments = ["--config", str(path), "--config", str(CONFIGS / "trainer" / "debug.yaml")]
+    arguments += ["--trainer.max_steps", "2", "--data.batch_size", "4", "--data.max_documents", "40"]
+    before = set((runs / "debug").glob("*/run.json"))
+
+    assert main(["fit", *arguments]) == 0
+
+    assert len(set((runs / "debug").glob("*/run.json")) - before) == 1
+
+
+@pytest.mark.parametrize("path", ON_GPUS, ids=name)
+def test_a_config_for_gpus_is_built(path, runs):
+    config = resolved(path)
+    model, data = on_meta(config)
+
+    assert config["trainer"]["precision"] == "bf16-mixed" and model.compile_blocks
+    assert all(parameter.is_meta for parameter in model.parameters())
+    model.encoder.check_length(data.sequence_length)
+    for objective in model.objectives:
+        objective.check(data.batch_fields, data.sequence_length)
+    encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
+    if "bert_base" in path.stem:
+        # As bert-base-uncased: 109,482,240 with its pooler.
+        assert encoder == 109_482_240
+    else:
+        assert not [key for key, _ in model.encoder.transformer.blocks.named_parameters() if "query" in key + "bias"]
+
+
+@pytest.mark.parametrize("path", SIZES, ids=name)
+def test_a_size_is_added_to_a_config(path, runs):
+    model, _ = on_meta(resolved(CONFIGS / "text" / "mlm_nsp.yaml", path))
+    config = model.encoder.config
+    assert (config.depth, config.width, config.resolved_heads) == BERT_SIZES[path.stem]
+    # What the fragment does not name stays.
+    assert config.dropout == 0.1 and len(model.objectives) == 2
+
+
+@pytest.mark.parametrize("path", TRAINER, ids=name)
+def test_a_fragment_changes_the_trainer_and_nothing_else(path, runs):
+    base = resolved(CONFIGS / "quickstart.yaml")
+    config = resolved(CONFIGS / "quickstart.yaml", path)
+    wanted = yaml.safe_load(path.read_text())["trainer"]
+    wanted.pop("logger", None)
+    assert {key: config["trainer"][key] for key in wanted} == wanted
+    config["model"]["init_args"]["compile_blocks"] = base["model"]["init_args"]["compile_blocks"]
+    assert config["model"] == base["model"] and config["data"] == base["data"]
