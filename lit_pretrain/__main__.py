@@ -22,7 +22,8 @@ COMMANDS = {
     "samples": "make the bundled samples again from their sources",
 }
 
-FIT_HELP = """usage: python -m lit_pretrain {command} --config FILE [--config FILE] [--KEY VALUE ...] [--ckpt_path last|RUN|FILE]
+FIT_HELP = """usage: python -m lit_pretrain {command} --config FILE [--config FILE] [--KEY VALUE ...]
+         [--ckpt_path last|RUN|FILE]
 
 {help}
 

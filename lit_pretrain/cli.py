@@ -1,7 +1,7 @@
 """fit, validate, test, predict: LightningCLI in subclass mode, with errors that a person can use.
 
 Differences from Lightning's own: a mistake in a config is one sentence with the nearest right name; settings given by
-the person win over those in a checkpoint; `--ckpt_path` takes "last", a run or a path and continues the same MLflow run.
+the person win over those in a checkpoint; `--ckpt_path` takes "last", a run or a path and continues the same run.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Lightning's Trainer with the defaults of this suite: precision by the hardware, an MLflow logger, useful callbacks."""
+"""Lightning's Trainer with the defaults of this suite: precision by hardware, an MLflow logger, useful callbacks."""
 
 from typing import Any, Literal
 

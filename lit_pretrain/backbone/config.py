@@ -33,11 +33,11 @@ class TransformerConfig:
         width: Features of a token.
         heads: Attention heads; null means one for every 64 features, at least one.
         feed_forward_width: Features inside the feed-forward; null means 4 times the width.
-        norm_order: `post` normalises after each residual sum (BERT), `pre` before each branch and once at the end (ViT).
+        norm_order: `post` normalises after each residual sum (BERT), `pre` before each branch and at the end (ViT).
         activation: `gelu` (by erf), `gelu_tanh` or `quick_gelu` (x sigmoid(1.702 x), CLIP's).
         norm_epsilon: Epsilon of the layer norms (BERT 1e-12, ViT 1e-6).
         bias: Whether the linear layers of a block have a bias.
-        dropout: Dropout on the branches' outputs; BERT's authors use 0.1, training on a small budget does better with 0.
+        dropout: Dropout on the branches' outputs; BERT's authors use 0.1, a small budget does better with 0.
         attention_dropout: Dropout on the attention weights; above 0 the CPU's fast attention kernel cannot be used.
         stochastic_depth: Probability that the last block's branches are skipped, growing linearly from 0 at the first.
         layer_scale: Initial value of a learned gain per feature on each branch; null means none.

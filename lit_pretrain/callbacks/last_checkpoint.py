@@ -11,8 +11,8 @@ from lit_pretrain.callbacks.interruption import last_checkpoint_path
 class LastCheckpoint(Callback):
     """Saves last.ckpt after the very last step.
 
-    Lightning's ModelCheckpoint saves when a validation or an epoch ends; a training that ends at `max_steps` between two
-    of them would leave a last.ckpt of some steps before. Saving here, as the step ends and not as the training does,
+    Lightning's ModelCheckpoint saves when a validation or an epoch ends; a training that ends at `max_steps` between
+    two of them would leave a last.ckpt of some steps before. Saving here, as the step ends and not as the training does,
     keeps the place within the epoch, so that a longer training can go on from it.
     """
 

@@ -1,4 +1,4 @@
-"""Documents into sentences, by the `sentencex` library of the Wikimedia Foundation: rules for many languages, no models."""
+"""Documents into sentences, by the Wikimedia Foundation's `sentencex`: rules for many languages, no models."""
 
 import sentencex
 

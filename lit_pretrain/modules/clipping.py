@@ -1,8 +1,8 @@
 """Gradient clipping where Lightning's own refuses: a fused optimiser in bf16, and the norm under FSDP.
 
 Lightning 2.6 takes every fused optimiser under autocast for one that unscales gradients within its step. That is so in
-fp16 with a scaler; bf16 has no scaler and clips as fp32 does. Under FSDP a gradient's norm is spread over the ranks, and
-only the wrapped module can sum it up.
+fp16 with a scaler; bf16 has no scaler and clips as fp32 does. Under FSDP a gradient's norm is spread over the ranks,
+and only the wrapped module can sum it up.
 """
 
 from lightning import Trainer

@@ -1,4 +1,4 @@
-"""Next sentence prediction: does B follow A? (Devlin et al. 2019, arXiv:1810.04805)
+"""Next sentence prediction: does B follow A? (Devlin et al. 2019, arXiv:1810.04805).
 
 The data makes the pairs (label 1 = B is random, as in the authors' code); this objective reads the first bidirectional
 pass of another one, the masked input in BERT, through a tanh pooler on [CLS] and a two-way linear layer.

@@ -77,8 +77,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise UserError(f"The checkpoint {path} does not exist.") from error
         except pickle.UnpicklingError as error:
             raise UserError(
-                f"The checkpoint {path} cannot be read: it is not a checkpoint, or it holds objects that would run code "
-                "when loaded, which lit_pretrain never does."
+                f"The checkpoint {path} cannot be read: it is not a checkpoint, or it holds objects that would run "
+                "code when loaded, which lit_pretrain never does."
             ) from error
         except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(
