@@ -12,8 +12,8 @@ class LastCheckpoint(Callback):
     """Saves last.ckpt after the very last step.
 
     Lightning's ModelCheckpoint saves when a validation or an epoch ends; a training that ends at `max_steps` between
-    two of them would leave a last.ckpt of some steps before. Saving here, as the step ends and not as the training does,
-    keeps the place within the epoch, so that a longer training can go on from it.
+    two of them would leave a last.ckpt of some steps before. Saving here, as the step ends and not as the training
+    does, keeps the place within the epoch, so that a longer training can go on from it.
     """
 
     def on_train_batch_end(

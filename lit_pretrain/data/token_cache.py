@@ -1,8 +1,8 @@
 """A tokenised corpus on disk, memory-mapped: tokens, where sentences end, where documents end.
 
 It is built once, streaming, so a corpus larger than the memory is no problem; under a lock, so several processes may
-ask for it at once; and in a folder of its own that gets its name only when complete, so a killed build leaves nothing half
-done. The name is a fingerprint of everything that the content depends on.
+ask for it at once; and in a folder of its own that gets its name only when complete, so a killed build leaves nothing
+half done. The name is a fingerprint of everything that the content depends on.
 """
 
 import errno
