@@ -18,6 +18,8 @@ import lit_pretrain.modules
 import lit_pretrain.objectives
 from lit_pretrain.config_errors import check_top_level, explain
 from lit_pretrain.errors import UserError
+from lit_pretrain.memory import keep_memory
+from lit_pretrain.quiet import quieten
 from lit_pretrain.tracking.find import find_checkpoint, run_directory_of_checkpoint
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.tracking.save_config import SaveConfig
@@ -84,6 +86,7 @@ def run(arguments: list[str]) -> int:
     CommandLine.config_name = config_name(arguments)
     Parser.messages.clear()
     quieten()
+    keep_memory()
     try:
         CommandLine(
             LightningModule,
@@ -205,25 +208,3 @@ def replaced(arguments: list[str], option: str, value: str) -> list[str]:
         elif argument == option:
             result[place + 1] = value
     return result
-
-
-def quieten() -> None:
-    """Leave out what libraries say that no reader can use."""
-    import logging
-    import warnings
-
-    class NoAdvertisement(logging.Filter):
-        """Drops tips and lists of accelerators that are not there."""
-
-        def filter(self, record: logging.LogRecord) -> bool:
-            text = record.getMessage()
-            return not ("Tip:" in text or "TPU available" in text or "litlogger" in text)
-
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning"):
-        logging.getLogger(name).addFilter(NoAdvertisement())
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
-    warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-    warnings.filterwarnings("ignore", message=".*It is recommended to use `self.log.*sync_dist=True.*")
-    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")

@@ -1,14 +1,13 @@
 """The one Transformer of the suite: a stack of blocks that knows nothing of modality.
 
-Attention is softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017, arXiv:1706.03762) by PyTorch's scaled-dot-product
-attention. Text and pictures differ in what feeds it (embeddings) and in what reads it (heads), nowhere else.
+Text and pictures differ in what feeds it (embeddings) and in what reads it (heads), nowhere else.
 """
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lit_pretrain.backbone.attention import attend
 from lit_pretrain.backbone.config import TransformerConfig
 from lit_pretrain.backbone.rotary import Rotation, rotate
 
@@ -44,14 +43,7 @@ class Attention(nn.Module):
         )
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
-        mixed = functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=causal and mask is None,
-        )
+        mixed = attend(query, key, value, mask, causal, self.dropout if self.training else 0.0)
         return self.projection(mixed.transpose(1, 2).reshape(batch, length, width))
 
 

@@ -13,26 +13,31 @@ class Contestant:
     Attributes:
         name: For the table.
         step: Does one whole training step, and waits for the device.
-        seconds: Seconds a step, one value a round.
+        seconds: Seconds a step, one value a round, as a process is that does nothing about its memory.
+        kept_seconds: The same with `lit_pretrain.memory.keep_memory`, as `fit` sets it.
     """
 
     name: str
     step: Callable[[], object]
     seconds: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        """Median seconds of a step over the rounds."""
-        return statistics.median(self.seconds)
+    kept_seconds: list[float] = field(default_factory=list)
 
 
-def ratio(slower: Contestant, faster: Contestant) -> float:
+def ratio(slower: list[float], faster: list[float]) -> float:
     """How many times faster the second is: the median of the rounds' own ratios, which a drifting machine cancels."""
-    return statistics.median(one / other for one, other in zip(slower.seconds, faster.seconds, strict=True))
+    return statistics.median(one / other for one, other in zip(slower, faster, strict=True))
 
 
-def hold(contestants: list[Contestant], rounds: int, seconds: float, warm_up_steps: int = 3) -> None:
-    """Warm every contestant up, then time each once a round for about `seconds`, at least one step."""
+def hold(contestants: list[Contestant], rounds: int, seconds: float, kept: bool, warm_up_steps: int = 3) -> None:
+    """Warm every contestant up, then time each once a round for about `seconds`, at least one step.
+
+    Args:
+        contestants: Who takes part.
+        rounds: How often.
+        seconds: How long at a time.
+        kept: Whether this process keeps its memory by now.
+        warm_up_steps: Steps before the first round.
+    """
     for contestant in contestants:
         for _ in range(warm_up_steps):
             contestant.step()
@@ -42,4 +47,5 @@ def hold(contestants: list[Contestant], rounds: int, seconds: float, warm_up_ste
             while steps == 0 or time.perf_counter() - start < seconds:
                 contestant.step()
                 steps += 1
-            contestant.seconds.append((time.perf_counter() - start) / steps)
+            measured = contestant.kept_seconds if kept else contestant.seconds
+            measured.append((time.perf_counter() - start) / steps)

@@ -7,83 +7,27 @@ favours it.
 
 import argparse
 import json
+import statistics
 import tempfile
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.callbacks.peak import measured_peak
 from lit_pretrain.commands.benchmarks.contest import Contestant, hold, ratio
+from lit_pretrain.commands.benchmarks.step import our_step, random_batch, synchronize
+from lit_pretrain.commands.benchmarks.whole_fit import measure_fit
+from lit_pretrain.memory import keep_memory
 from lit_pretrain.modules import TextPretraining
-from lit_pretrain.modules.optimization import AdamWConfig, make_optimizer
-from lit_pretrain.objectives import MaskedLanguageModeling, NextSentencePrediction, compute_objectives
 from lit_pretrain.precision import resolve_precision
+from lit_pretrain.quiet import quieten
 
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
-
-
-def made_up_vocabulary(size: int) -> SimpleNamespace:
-    """What masking asks of a tokenizer, for random tokens: five special ids first, no pieces inside words."""
-    return SimpleNamespace(
-        vocabulary_size=size, mask_id=4, special_ids=[0, 1, 2, 3, 4], continuation_mask=[False] * size
-    )
-
-
-def random_batch(arguments: argparse.Namespace, device: torch.device) -> dict[str, torch.Tensor]:
-    """Full-length sentence pairs of random word pieces."""
-    shape = (arguments.batch_size, arguments.sequence_length)
-    generator = torch.Generator().manual_seed(0)
-    input_ids = torch.randint(5, arguments.vocabulary_size, shape, generator=generator)
-    half = arguments.sequence_length // 2
-    input_ids[:, 0], input_ids[:, half], input_ids[:, -1] = 2, 3, 3
-    segments = (torch.arange(shape[1]) > half).long().expand(shape).contiguous()
-    batch = {
-        "input_ids": input_ids,
-        "attention_mask": torch.ones(shape, dtype=torch.bool),
-        "token_type_ids": segments,
-        "next_sentence_label": torch.randint(0, 2, shape[:1], generator=generator),
-    }
-    return {name: value.to(device) for name, value in batch.items()}
-
-
-def our_step(
-    arguments: argparse.Namespace, size: str, batch: dict, dtype: torch.dtype, compiled: bool
-) -> tuple[Contestant, TextPretraining]:
-    """Our training step, and the module it trains."""
-    device = batch["input_ids"].device
-    dropout = arguments.dropout
-    encoder = TextEncoder(
-        arguments.vocabulary_size,
-        size,
-        TransformerConfig(dropout=dropout, attention_dropout=dropout),
-        max_positions=max(512, arguments.sequence_length),
-    )
-    module = TextPretraining(encoder, [MaskedLanguageModeling(), NextSentencePrediction()])
-    vocabulary = made_up_vocabulary(arguments.vocabulary_size)
-    for objective in module.objectives:
-        objective.build(encoder, vocabulary)
-    module.to(device).train()
-    if compiled:
-        encoder.compile_blocks()
-    optimizer = make_optimizer([module], AdamWConfig(learning_rate=1e-4))
-    generator = torch.Generator(device=device)
-    parameters = list(module.parameters())
-
-    def step() -> None:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = module.sum_losses(compute_objectives(encoder, module.objectives, batch, generator))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        synchronize(device)
-
-    return Contestant("ours, compiled" if compiled else "ours, eager", step), module
 
 
 def peer_step(
@@ -123,17 +67,28 @@ def peer_step(
     return Contestant("transformers, compiled" if compiled else "transformers, eager", step)
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for an accelerator; a CPU is never behind."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+@dataclass
+class Race:
+    """The contestants of one size.
+
+    Attributes:
+        size: BERT's name of it.
+        contestants: Ours first.
+        cost: Tokens and floating-point operations of a step.
+    """
+
+    size: str
+    contestants: list[Contestant]
+    cost: dict[str, float]
+
+    @property
+    def ours(self) -> Contestant:
+        """What the others are measured by: ours as `fit` runs it, compiled if that was asked for."""
+        return next((one for one in self.contestants if one.name == "ours, compiled"), self.contestants[0])
 
 
-def measure(arguments: argparse.Namespace, size: str, peer: bool) -> list[dict[str, str | float]]:
-    """Rows of one size: a contestant each."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = resolve_precision(arguments.precision)
-    dtype = PRECISIONS[precision]
+def line_up(arguments: argparse.Namespace, size: str, dtype: torch.dtype, device: torch.device, peer: bool) -> Race:
+    """Make the contestants of one size."""
     batch = random_batch(arguments, device)
     eager, module = our_step(arguments, size, batch, dtype, compiled=False)
     contestants = [eager]
@@ -143,22 +98,29 @@ def measure(arguments: argparse.Namespace, size: str, peer: bool) -> list[dict[s
         contestants.append(peer_step(arguments, module, batch, dtype, compiled=False))
         if not arguments.no_compile:
             contestants.append(peer_step(arguments, module, batch, dtype, compiled=True))
-    hold(contestants, arguments.rounds, arguments.seconds)
-    ours = contestants[0] if arguments.no_compile else contestants[1]
-    cost = module.step_cost(batch)
-    peak = measured_peak(device.type, dtype)
+    return Race(size, contestants, module.step_cost(batch))
+
+
+def rows_of(race: Race, precision: str, peak: float) -> list[dict[str, str | float]]:
+    """A row for each contestant; ours is timed as `fit` runs it, a peer as its users do."""
     rows = []
-    for contestant in contestants:
+    best = race.ours.kept_seconds
+    for contestant in race.contestants:
+        seconds = contestant.kept_seconds if contestant.name.startswith("ours") else contestant.seconds
+        median = statistics.median(seconds)
         # Operations that the loss needs, not those that were done: a peer that computes more does not look busier.
-        speed = cost["flops"] / contestant.median
+        speed = race.cost["flops"] / median
         rows.append(
             {
-                "size": size,
+                "size": race.size,
                 "contestant": contestant.name,
                 "precision": precision,
-                "milliseconds_per_step": contestant.median * 1e3,
-                "tokens_per_second": cost["tokens"] / contestant.median,
-                "ours_is_faster_by": ratio(contestant, ours),
+                "milliseconds_per_step": median * 1e3,
+                "tokens_per_second": race.cost["tokens"] / median,
+                "ours_is_faster_by": ratio(seconds, best),
+                "ours_is_faster_by_with_memory_kept_for_all": ratio(contestant.kept_seconds, best),
+                "milliseconds_per_step_memory_not_kept": statistics.median(contestant.seconds) * 1e3,
+                "milliseconds_per_step_memory_kept": statistics.median(contestant.kept_seconds) * 1e3,
                 "needed_teraflops": speed / 1e12,
                 "share_of_peak": speed / peak,
             }
@@ -168,30 +130,79 @@ def measure(arguments: argparse.Namespace, size: str, peer: bool) -> list[dict[s
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure every size and print the table."""
+    quieten()
     console = Console()
+    # The table is not broken up in a narrow window.
+    console.width = max(console.width, 100)
     peer = find_spec("transformers") is not None
-    if not peer:
+    if peer:
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+    else:
         console.print("transformers is not installed, so ours is measured alone: pip install 'lit_pretrain[peers]'.")
-    rows: list[dict[str, str | float]] = []
-    for size in arguments.sizes:
-        rows += measure(arguments, size, peer)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = resolve_precision(arguments.precision)
+    dtype = PRECISIONS[precision]
+    peak = measured_peak(device.type, dtype)
+    races = [line_up(arguments, size, dtype, device, peer) for size in arguments.sizes]
+    # It cannot be undone, so all are measured without it first.
+    for kept in (False, True):
+        if kept:
+            keep_memory()
+        for race in races:
+            hold(race.contestants, arguments.rounds, arguments.seconds, kept)
+    rows = [row for race in races for row in rows_of(race, precision, peak)]
+    console.print(table_of(rows, arguments, peak))
+    if peer:
+        console.print(
+            "Ours keeps its memory from step to step, as fit does, transformers does as in its users' processes.\n"
+            "Last column: how much faster ours is where transformers keeps its memory too."
+        )
+    if arguments.fit:
+        fits = [measure_fit(arguments, size, precision, dtype) for size in arguments.sizes]
+        console.print(table_of_fits(fits))
+        rows += fits
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(rows, indent=2) + "\n")
+    return 0
+
+
+def table_of(rows: list[dict[str, str | float]], arguments: argparse.Namespace, peak: float) -> Table:
+    """The table that is printed."""
     table = Table(
-        title=f"Training steps, {arguments.batch_size} x {arguments.sequence_length} tokens, "
-        f"{arguments.vocabulary_size:,} word pieces, dropout {arguments.dropout:g}, {rows[0]['precision']}"
+        title=f"Training steps of {arguments.batch_size} x {arguments.sequence_length} tokens, "
+        f"{arguments.vocabulary_size:,} word pieces, {rows[0]['precision']} (peak {peak / 1e9:,.0f} GFLOP/s)",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
     )
-    for heading in ("size", "contestant", "ms/step", "tokens/s", "ours is faster by", "TFLOP/s needed", "of peak"):
-        table.add_column(heading, justify="left" if heading in ("size", "contestant") else "right")
+    for heading in ("size", "contestant", "ms", "tokens/s", "GFLOP/s", "of peak", "ours faster", "both kept"):
+        table.add_column(heading, justify="left" if heading in ("size", "contestant") else "right", no_wrap=True)
     for row in rows:
         table.add_row(
             str(row["size"]),
             str(row["contestant"]),
-            f"{row['milliseconds_per_step']:.1f}",
+            f"{row['milliseconds_per_step']:.0f}",
             f"{row['tokens_per_second']:,.0f}",
-            f"{row['ours_is_faster_by']:.2f} x",
-            f"{row['needed_teraflops']:.3f}",
+            f"{row['needed_teraflops'] * 1e3:.0f}",
             f"{row['share_of_peak']:.0%}",
+            f"{row['ours_is_faster_by']:.2f} x",
+            f"{row['ours_is_faster_by_with_memory_kept_for_all']:.2f} x",
         )
-    console.print(table)
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(rows, indent=2) + "\n")
-    return 0
+    return table
+
+
+def table_of_fits(rows: list[dict[str, str | float]]) -> Table:
+    """The table of whole fits."""
+    table = Table(title="Whole fits on the bundled speeches", box=box.SIMPLE_HEAD, title_justify="left")
+    for heading in ("size", "ms a step of fit", "ms a bare step", "tokens/s", "of the bare step's speed"):
+        table.add_column(heading, justify="left" if heading == "size" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            str(row["size"]),
+            f"{row['milliseconds_per_step']:.0f}",
+            f"{row['milliseconds_per_bare_step']:.0f}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['share_of_bare_step']:.3f}",
+        )
+    return table

@@ -1,0 +1,28 @@
+"""Memory that a training frees is kept for its next step, instead of being given back and fetched anew.
+
+glibc returns large blocks to the system as soon as they are free, and the system hands out zeroed pages one by one when
+they are needed again: on 2 CPU cores a third of a small model's training step went into that (`benchmark text` shows
+it). Linux with glibc only; elsewhere nothing is done.
+"""
+
+import ctypes
+import sys
+
+# Names and numbers of malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+LARGEST_INTEGER = 2**31 - 1
+
+
+def keep_memory() -> bool:
+    """From now on this process keeps up to 2 GiB at the heap's end, and takes all blocks from the heap.
+
+    Returns:
+        Whether it could be set.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    return mallopt(M_MMAP_MAX, 0) == 1 and mallopt(M_TRIM_THRESHOLD, LARGEST_INTEGER) == 1

@@ -1,0 +1,24 @@
+"""Leaves out what libraries say that no reader can use."""
+
+import logging
+import warnings
+
+
+def quieten() -> None:
+    """Leave out what libraries say that no reader can use."""
+
+    class NoAdvertisement(logging.Filter):
+        """Drops tips and lists of accelerators that are not there."""
+
+        def filter(self, record: logging.LogRecord) -> bool:
+            text = record.getMessage()
+            return not ("Tip:" in text or "TPU available" in text or "litlogger" in text)
+
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning"):
+        logging.getLogger(name).addFilter(NoAdvertisement())
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
+    warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    warnings.filterwarnings("ignore", message=".*It is recommended to use `self.log.*sync_dist=True.*")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
