@@ -102,13 +102,18 @@ def local_files(source: DocumentSource) -> tuple[str, list[str]] | None:
     files = sorted(file for pattern in patterns for file in expand(pattern))
     kinds = {BUILDERS.get(Path(file).suffix.lower()) for file in files} - {None}
     if builder is None and len(kinds) != 1:
-        found = ", ".join(sorted({Path(file).suffix for file in files})) or "no file"
+        found = ", ".join(sorted({Path(file).suffix for file in files or everything_in(patterns)})) or "no file"
         raise UserError(
             f"{shown(source)} holds {found}: give files of one kind ({', '.join(sorted(set(BUILDERS)))}), or set "
             "data.path to parquet, csv, json or text and list data.data_files."
         )
     builder = builder or kinds.pop()
     return builder, [file for file in files if BUILDERS.get(Path(file).suffix.lower(), builder) == builder]
+
+
+def everything_in(directories: list[str]) -> list[str]:
+    """All files below directories, of whatever kind."""
+    return [str(one) for name in directories if Path(name).is_dir() for one in Path(name).rglob("*") if one.is_file()]
 
 
 def expand(pattern: str) -> list[str]:
@@ -140,6 +145,8 @@ def load_local(builder: str, files: list[str], source: DocumentSource, cache_dir
         )
     except Exception as error:  # each format fails in its own way
         cause = error.__cause__ or error
+        if "corresponds to no data" in str(cause):
+            raise UserError(f"{shown(source)} has no rows: give a corpus with at least one document.") from error
         reason = (str(cause).splitlines() or [type(cause).__name__])[0][:200]
         raise UserError(
             f"{shown(source)} cannot be read as {builder} ({reason}): repair or remove the file."

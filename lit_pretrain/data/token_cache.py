@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy
 from filelock import FileLock
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lit_pretrain.data.sentences import split_sentences
@@ -139,7 +140,8 @@ def build(data: Any, text_column: str, tokenizer: WordPieceTokenizer, directory:
     total_tokens = total_sentences = documents = dropped = 0
     columns = (TextColumn("[progress.description]{task.description}"), BarColumn(), MofNCompleteColumn())
     try:
-        with Progress(*columns, TextColumn("documents"), TimeRemainingColumn()) as progress:
+        console = Console(stderr=True)
+        with Progress(*columns, TextColumn("documents"), TimeRemainingColumn(), console=console) as progress:
             task = progress.add_task("Tokenising", total=len(data))
             for rows, texts in chunks(data, text_column):
                 sentences = [split_sentences(text, language) for text in texts]

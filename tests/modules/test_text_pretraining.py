@@ -7,8 +7,8 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
-from conftest import make_data, make_encoder, write_corpus
 from lightning.pytorch.loggers import CSVLogger
+from text_corpus import make_data, make_encoder, write_corpus
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import TextPretraining

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy
-import pytest
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.data import DocumentDataModule
@@ -24,18 +23,6 @@ def write_corpus(path: Path, documents: int = 60, seed: int = 0) -> Path:
             sentences = [f"{subject} {generator.choice(VERBS)} {generator.choice(OBJECTS)}." for _ in range(count)]
             file.write(json.dumps({"text": " ".join(sentences)}) + "\n")
     return path
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    """The corpus as a file of JSON lines."""
-    return write_corpus(tmp_path / "corpus.jsonl")
-
-
-@pytest.fixture
-def data(corpus: Path, tmp_path: Path) -> DocumentDataModule:
-    """The corpus in sentence pairs of 32 tokens, batches of 8."""
-    return make_data(corpus, tmp_path)
 
 
 def make_data(corpus: Path, tmp_path: Path, **settings: object) -> DocumentDataModule:

@@ -1,0 +1,130 @@
+"""Documents into batches: what stands in them, which documents they come from, and what cannot work."""
+
+import numpy
+import pytest
+import torch
+from text_corpus import make_data, write_corpus
+
+from lit_pretrain.data import DocumentDataModule
+from lit_pretrain.errors import UserError
+
+
+def rows_of(loader, epoch=0):
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def test_a_batch_of_pairs(data):
+    data.setup("fit")
+    tokenizer = data.tokenizer
+    for batch in rows_of(data.train_dataloader()):
+        assert set(batch) == set(data.batch_fields)
+        ids, mask, segments = batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
+        assert ids.shape == mask.shape == segments.shape == (8, 32)
+        assert ids.dtype == segments.dtype == batch["next_sentence_label"].dtype == torch.int64
+        for row in range(8):
+            length = int(mask[row].sum())
+            real = ids[row, :length].tolist()
+            assert mask[row, :length].all() and (ids[row, length:] == tokenizer.pad_id).all()
+            assert real[0] == tokenizer.cls_id and real[-1] == tokenizer.sep_id
+            middle = real.index(tokenizer.sep_id)
+            assert real.count(tokenizer.sep_id) == 2 and 1 < middle < length - 2
+            assert segments[row].tolist() == [0] * (middle + 1) + [1] * (length - middle - 1) + [0] * (32 - length)
+            assert not {tokenizer.pad_id, tokenizer.mask_id, tokenizer.cls_id} & set(real[1:])
+
+
+def test_any_batch_can_be_made_again(data):
+    data.setup("fit")
+    for epoch in (0, 3):
+        for index, batch in enumerate(rows_of(data.train_dataloader(), epoch)):
+            again = data.batch_at(epoch, index)
+            assert all(torch.equal(batch[name], again[name]) for name in batch)
+
+
+def test_validation_has_documents_of_its_own_and_is_the_same_for_every_seed(corpus, tmp_path):
+    ones = [make_data(corpus, tmp_path, seed=seed) for seed in (1, 2)]
+    for one in ones:
+        one.setup("fit")
+        assert not set(one.train_dataset.documents) & set(one.validation_dataset.documents)
+        assert len(one.validation_dataset.documents) == 12 and len(one.train_dataset.documents) == 48
+    first, second = (rows_of(one.val_dataloader()) for one in ones)
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(first, second, strict=True))
+    again = rows_of(ones[0].val_dataloader(), epoch=5)
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(first, again, strict=True))
+    trained = [rows_of(one.train_dataloader())[0]["input_ids"] for one in ones]
+    assert not torch.equal(*trained)
+
+
+def test_segments_and_the_beginnings_of_documents(corpus, tmp_path):
+    data = make_data(corpus, tmp_path, layout="segments", sequence_length=16)
+    data.setup("predict")
+    assert "next_sentence_label" not in data.batch_fields
+    batches = rows_of(data.predict_dataloader())
+    rows = torch.cat([batch["sample_id"] for batch in batches])
+    assert rows.tolist() == list(range(60))
+    starts = data.cache.document_offsets()[:-1]
+    tokens = torch.cat([batch["input_ids"] for batch in batches])[:, 1:15]
+    for row, start in enumerate(starts):
+        assert tokens[row].tolist() == data.cache.tokens[start : start + 14].tolist()
+
+
+def test_the_record_tells_what_the_data_was(data):
+    data.setup("fit")
+    facts = data.describe()
+    assert facts["documents"] == 60 and facts["tokens"] == len(data.cache.tokens)
+    assert facts["tokenizer_hash"] == data.tokenizer.hash and len(facts["data_fingerprint"]) == 16
+    assert facts["random_share"] == pytest.approx(0.5, abs=0.02)
+    assert facts["training_sequences"] == len(data.train_dataset)
+
+
+def test_a_second_module_builds_nothing(data, corpus, tmp_path, monkeypatch):
+    data.setup("fit")
+    from lit_pretrain.data import token_cache
+
+    monkeypatch.setattr(token_cache, "build", None)
+    monkeypatch.setattr(DocumentDataModule, "_train_tokenizer", None, raising=False)
+    other = make_data(corpus, tmp_path)
+    other.setup("fit")
+    assert other.fingerprint == data.fingerprint
+    assert numpy.array_equal(other.cache.tokens, data.cache.tokens)
+
+
+def test_more_workers_give_the_same_batches(corpus, tmp_path):
+    batches = []
+    for workers in (0, 2):
+        data = make_data(corpus, tmp_path, workers=workers)
+        data.setup("fit")
+        batches.append(rows_of(data.train_dataloader(), epoch=2))
+    assert len(batches[0]) == len(batches[1]) > 3
+    for one, other in zip(*batches, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"sequence_length": 4}, r"data\.sequence_length is 4: give at least 8"),
+        ({"batch_size": 0}, r"data\.batch_size is 0"),
+        ({"validation_share": 1.0}, r"data\.validation_share is 1\.0"),
+        ({"max_documents": 1}, r"one document.*data\.layout to segments"),
+        ({"batch_size": 100_000}, r"do not fill one batch.*data\.batch_size"),
+        ({"vocabulary_size": 4000}, r"supports a vocabulary of \d+"),
+        ({"tokenizer": "nowhere"}, "There is no tokenizer at nowhere"),
+    ],
+)
+def test_what_cannot_work_is_said_before_training(corpus, tmp_path, settings, sentence):
+    with pytest.raises(UserError, match=sentence):
+        data = make_data(corpus, tmp_path, **settings)
+        data.setup("fit")
+        data.train_dataloader()
+
+
+def test_documents_without_sentences(tmp_path):
+    path = tmp_path / "empty.jsonl"
+    path.write_text('{"text": ""}\n{"text": "  "}\n{"text": null}\n')
+    write_corpus(tmp_path / "corpus.jsonl")
+    data = make_data(tmp_path / "corpus.jsonl", tmp_path)
+    data.setup("fit")
+    data.tokenizer.save(tmp_path / "tokenizer")
+    with pytest.raises(UserError, match="None of the 3 documents has a sentence in 'text'"):
+        make_data(path, tmp_path, tokenizer=str(tmp_path / "tokenizer")).setup("fit")
