@@ -19,6 +19,7 @@ import lit_pretrain.objectives
 from lit_pretrain.config_errors import check_top_level, explain
 from lit_pretrain.errors import UserError
 from lit_pretrain.memory import keep_memory
+from lit_pretrain.modules.pretraining import read_checkpoint
 from lit_pretrain.quiet import quieten
 from lit_pretrain.tracking.find import find_checkpoint, run_directory_of_checkpoint
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
@@ -67,7 +68,8 @@ class CommandLine(LightningCLI):
             raise_user_error_within(error)
             sentence = " ".join(str(error).split()).split(" Find a complete")[0].rstrip(".!, ")
             raise UserError(f"The trainer cannot be made ({sentence}): correct the trainer's settings.") from error
-        checkpoint = self._get(self.config, "ckpt_path")
+        # What is measured with a checkpoint is a run of its own, which names the one it comes from.
+        checkpoint = self._get(self.config, "ckpt_path") if self.subcommand == "fit" else None
         for logger in trainer.loggers:
             if isinstance(logger, MLflowLogger):
                 logger.suggest_name(self.config_name)
@@ -122,6 +124,8 @@ def with_checkpoint_config(arguments: list[str]) -> list[str]:
         return arguments
     configs = values_of(arguments, *CONFIG_OPTIONS)
     checkpoint = find_checkpoint(reference, experiment_of(configs, arguments))
+    if checkpoint.is_file():
+        read_checkpoint(checkpoint)
     arguments = replaced(arguments, "--ckpt_path", str(checkpoint))
     if not configs:
         directory = run_directory_of_checkpoint(checkpoint)

@@ -32,6 +32,7 @@ class Trainer(lightning.Trainer):
         plugins: As Lightning's; checkpoints are written atomically unless a plugin says otherwise.
         enable_checkpointing: As Lightning's.
         enable_progress_bar: As Lightning's.
+        enable_model_summary: As Lightning's, but off unless asked for: one line says what is trained.
         kwargs: As Lightning's.
     """
 
@@ -43,6 +44,7 @@ class Trainer(lightning.Trainer):
         plugins: Any = None,
         enable_checkpointing: bool | None = None,
         enable_progress_bar: bool | None = None,
+        enable_model_summary: bool | None = False,
         **kwargs: Any,
     ) -> None:
         if logger is None or logger is True:
@@ -57,6 +59,7 @@ class Trainer(lightning.Trainer):
             plugins=AtomicCheckpointIO() if plugins is None else plugins,
             enable_checkpointing=enable_checkpointing,
             enable_progress_bar=enable_progress_bar,
+            enable_model_summary=enable_model_summary,
             **kwargs,
         )
 

@@ -1,9 +1,11 @@
 """A small corpus of made-up sentences with some order in them, and the parts to train on it."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy
+from lightning import Callback
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.data import DocumentDataModule
@@ -36,3 +38,11 @@ def make_data(corpus: Path, tmp_path: Path, **settings: object) -> DocumentDataM
 def make_encoder(**settings: object) -> TextEncoder:
     """A very small encoder that waits for its vocabulary."""
     return TextEncoder(transformer=TransformerConfig(depth=1, width=32, heads=2), **{"max_positions": 32} | settings)
+
+
+class Slow(Callback):
+    """Makes every step last long enough for a test to strike within it."""
+
+    def on_train_batch_start(self, *_: object) -> None:
+        """Wait."""
+        time.sleep(0.05)

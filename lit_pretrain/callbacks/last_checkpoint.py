@@ -1,5 +1,6 @@
-"""Makes last.ckpt the end of the training, also where the steps run out in the middle of an epoch."""
+"""Keeps last.ckpt young, and makes it the end of the training where the steps run out in the middle of an epoch."""
 
+import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -9,23 +10,50 @@ from lit_pretrain.callbacks.interruption import last_checkpoint_path
 
 
 class LastCheckpoint(Callback):
-    """Saves last.ckpt after the very last step.
+    """Saves last.ckpt after the very last step, and in between where the last save was long ago.
 
     Lightning's ModelCheckpoint saves when a validation or an epoch ends; a training that ends at `max_steps` between
-    two of them would leave a last.ckpt of some steps before. Saving here, as the step ends and not as the training
-    does, keeps the place within the epoch, so that a longer training can go on from it.
+    two of them would leave a last.ckpt of some steps before, and one whose validations are hours apart would lose hours
+    to a power cut. Saving here, as the step ends and not as the training does, keeps the place within the epoch, so
+    that the training can go on from it exactly.
+
+    Args:
+        minutes: Longest time without a save, looked at when logs are written; null for none in between.
     """
+
+    def __init__(self, minutes: float | None = 15.0) -> None:
+        self.minutes = minutes
+        self._saved_at = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From now on time counts."""
+        self._saved_at = time.monotonic()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Whoever saves, the clock starts again."""
+        self._saved_at = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if no step follows."""
+        """Save if no step follows, or if it is time."""
         checkpoint = trainer.checkpoint_callback
-        if not isinstance(checkpoint, ModelCheckpoint) or not checkpoint.save_last or not is_last_step(trainer):
+        if not isinstance(checkpoint, ModelCheckpoint) or not checkpoint.save_last:
+            return
+        if not is_last_step(trainer) and not self._is_time(trainer):
             return
         target = last_checkpoint_path(trainer)
         if target is not None:
             trainer.save_checkpoint(target, weights_only=False)
+
+    def _is_time(self, trainer: Trainer) -> bool:
+        """Whether the last save was long ago; all ranks get the first one's answer."""
+        if self.minutes is None or trainer.global_step % trainer.log_every_n_steps:
+            return False
+        if trainer.fit_loop.epoch_loop._should_accumulate():
+            return False
+        overdue = time.monotonic() - self._saved_at >= 60 * self.minutes
+        return bool(trainer.strategy.broadcast(overdue)) if trainer.world_size > 1 else overdue
 
 
 def is_last_step(trainer: Trainer) -> bool:

@@ -1,4 +1,4 @@
-"""The last thing a person sees of a training: the metrics, the checkpoint, and how to look at the run."""
+"""The first and the last a person sees of a training: what is trained; its metrics, checkpoints, and how to look on."""
 
 import shlex
 from pathlib import Path
@@ -13,7 +13,23 @@ from lit_pretrain.tracking.store import without_credentials
 
 
 class Summary(Callback):
-    """Prints a table of final and best metrics after `fit`, on rank zero."""
+    """Prints a line before `fit` and a table of final and best metrics after it, on rank zero."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what is trained, with which precision, where its files will lie."""
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        from rich import get_console
+
+        parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+        where = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
+        line = f"{type(pl_module).__name__} of {parameters:,} parameters on {where}, {trainer.precision}"
+        if trainer.global_step:
+            line += f", from step {trainer.global_step:,} on"
+        logger = mlflow_logger(trainer)
+        if logger is not None:
+            line += f"; run {logger.run_name} in {shown_path(logger.run_directory)}"
+        get_console().print(line, soft_wrap=True, markup=False, highlight=False)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print."""

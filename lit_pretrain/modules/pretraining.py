@@ -288,11 +288,11 @@ def difference(name: str, theirs: Any, ours: Any) -> list[str]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of ours, read without running any pickled code; anything else is a `UserError`."""
+    """A checkpoint of ours, mapped and read without running any pickled code; anything else is a `UserError`."""
     if not Path(path).is_file():
         raise UserError(f"There is no checkpoint at {path}: give a .ckpt file from a run's checkpoints folder.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged or foreign file fails in many ways
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read as a checkpoint ({reason}): give an undamaged one.") from error

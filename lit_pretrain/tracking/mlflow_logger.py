@@ -84,6 +84,8 @@ class MLflowLogger(MLFlowLogger):
         self.runs_directory = resolve_runs_directory(runs_directory)
         self.tags = dict(tags or {})
         self.resumed = run_id is not None
+        # How the run had ended that is resumed.
+        self.status_before: str | None = None
         # Step of the checkpoint that a `validate` or `test` measures.
         self.evaluated_step: int | None = None
         self._experiment_name = experiment
@@ -216,6 +218,8 @@ class MLflowLogger(MLFlowLogger):
         self._run_name = run.info.run_name
         self._parameters, self._sent_tags = dict(run.data.params), dict(tags)
         self._tables = [table["path"] for table in json.loads(tags.get("mlflow.loggedArtifacts", "[]"))]
+        # Killed without a word, a run stays RUNNING in the store.
+        self.status_before = "KILLED" if run.info.status == "RUNNING" else run.info.status
         client.update_run(self._run_id, status=RunStatus.to_string(RunStatus.RUNNING))
         for key, value in (_process_tags() | {"resumed": str(self.resume_count + 1)}).items():
             client.set_tag(self._run_id, key, value)

@@ -17,6 +17,9 @@ from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.tracking.paths import RUN_FILE_NAME
 from lit_pretrain.tracking.writer import first_line
 
+# What a checkpoint waits for a store that hangs; what it has not taken by then goes to the journal.
+SECONDS_TO_FLUSH = 5.0
+
 
 def mlflow_logger(trainer: Trainer) -> MLflowLogger | None:
     """The trainer's MLflow logger, or null if it logs elsewhere or nowhere (fast_dev_run)."""
@@ -32,6 +35,11 @@ class RunRecorder(Callback):
     def __init__(self) -> None:
         self.best: dict[str, float] = {}
         self._recorded = False
+        self._trained = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on the run is changed."""
+        self._trained = True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tie the logger to the trainer and let every rank know rank zero's run."""
@@ -107,17 +115,26 @@ class RunRecorder(Callback):
         if improved and logger is not None:
             logger.log_metrics(improved, trainer.global_step)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let store or journal have what was logged before: a run resumed from here logs only what follows."""
+        logger = mlflow_logger(trainer)
+        if logger is not None and trainer.is_global_zero:
+            logger.flush(SECONDS_TO_FLUSH)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say why the run ended: killed by a person or a system, or failed."""
         logger = mlflow_logger(trainer)
         if logger is None or not logger._initialized:
             return
-        if isinstance(exception, KeyboardInterrupt | SystemExit | SIGTERMException):
-            logger.mark("KILLED")
-            return
-        logger.mark("FAILED")
-        kind = "" if isinstance(exception, UserError) else f"{type(exception).__name__}: "
-        logger.set_tags({"failure": kind + first_line(exception, 1000)})
+        interrupted = isinstance(exception, KeyboardInterrupt | SystemExit | SIGTERMException)
+        if logger.status_before is not None and not self._trained:
+            # An attempt to resume that did not come so far as a step: the run is what it was.
+            logger.mark(logger.status_before)
+        else:
+            logger.mark("KILLED" if interrupted else "FAILED")
+        if not interrupted:
+            kind = "" if isinstance(exception, UserError) else f"{type(exception).__name__}: "
+            logger.set_tags({"failure": kind + first_line(exception, 1000)})
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note the checkpoints once more, with the best one's score."""

@@ -121,6 +121,34 @@ def test_last_checkpoint_is_the_last_step_and_can_be_gone_on_from(runs, straight
     assert torch.equal(second.layer.weight, straight.layer.weight)
 
 
+def test_last_checkpoint_is_saved_now_and_then(runs, straight):
+    saved = []
+
+    class Look(Callback):
+        def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+            saved.append(checkpoint["global_step"])
+
+    class Kill(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 33:
+                raise RuntimeError("as if the power had gone")
+
+    # No minute at all: a save at each of the steps at which logs are written.
+    settings = {"log_every_n_steps": 6, "max_steps": 50}
+    callbacks = [LastCheckpoint(minutes=0.0), Look(), Kill()]
+    trainer = make_trainer(runs, callbacks, **settings)
+    seed_everything(0, verbose=False)
+    first = ToyModule()
+    with pytest.raises(RuntimeError):
+        trainer.fit(first, ToyData())
+    # At 20 an epoch ends, with a validation and its own saves.
+    assert sorted(set(saved)) == [6, 12, 18, 20, 24, 30]
+    checkpoint = trainer.logger.run_directory / "checkpoints" / "last.ckpt"
+    _, second, _ = train(runs, [LastCheckpoint(minutes=None)], str(checkpoint), max_steps=50)
+    assert second.seen[0][0] == 30 and first.seen[:30] + second.seen == straight.seen
+    assert torch.equal(second.layer.weight, straight.layer.weight)
+
+
 def test_loader_workers_outlive_a_terminals_signal(runs):
     class WorkerData(ToyData):
         def train_dataloader(self):

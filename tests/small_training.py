@@ -1,0 +1,73 @@
+"""A config for the real entry point that trains in a second, and how to start it as a person does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+
+def small_config(corpus: Path, **settings: object) -> dict:
+    """BERT's two objectives, one block, on the made-up corpus."""
+    return {
+        "seed_everything": 3,
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "precision": "32-true",
+            "max_steps": 40,
+            "val_check_interval": 10,
+            "check_val_every_n_epoch": None,
+            "log_every_n_steps": 5,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "logger": {"class_path": "MLflowLogger", "init_args": {"experiment": "small"}},
+        }
+        | settings.pop("trainer", {}),
+        "model": {
+            "class_path": "TextPretraining",
+            "init_args": {
+                "encoder": {
+                    "class_path": "TextEncoder",
+                    "init_args": {
+                        "transformer": {"depth": 1, "width": 32, "heads": 2, "dropout": 0.1},
+                        "max_positions": 32,
+                    },
+                },
+                "objectives": [{"class_path": "MaskedLanguageModeling"}, {"class_path": "NextSentencePrediction"}],
+            },
+        },
+        "data": {
+            "class_path": "DocumentDataModule",
+            "init_args": {
+                "path": str(corpus),
+                "vocabulary_size": 90,
+                "sequence_length": 32,
+                "batch_size": 8,
+                "validation_share": 0.2,
+            }
+            | settings,
+        },
+    }
+
+
+def write_config(path: Path, config: dict) -> Path:
+    """The config as a file."""
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+def start(*arguments: str, runs: Path, **environment: str) -> subprocess.Popen:
+    """`python -m lit_pretrain` in a process of its own, on one thread."""
+    command = [sys.executable, "-m", "lit_pretrain", *arguments]
+    variables = os.environ | {"LIT_PRETRAIN_RUNS": str(runs), "OMP_NUM_THREADS": "1"} | environment
+    variables.pop("MLFLOW_TRACKING_URI", None)
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(*arguments: str, runs: Path, **environment: str) -> subprocess.CompletedProcess:
+    """As `start`, to its end."""
+    process = start(*arguments, runs=runs, **environment)
+    output, errors = process.communicate(timeout=240)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
