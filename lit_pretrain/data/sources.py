@@ -1,15 +1,18 @@
 """Any corpus through Hugging Face `datasets`: a hub name, local files, or a saved directory, read in the same way."""
 
+import contextlib
 import glob
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
 import datasets
+import huggingface_hub
 from filelock import FileLock
 
 from lit_pretrain.errors import UserError, nearest
@@ -25,6 +28,7 @@ BUILDERS = {
     ".arrow": "arrow",
 }
 DocumentSeparator = Literal["file", "blank_line"]
+SECONDS_TO_REACH_THE_HUB = 5.0
 
 
 @dataclass(frozen=True)
@@ -157,17 +161,50 @@ def load_local(builder: str, files: list[str], source: DocumentSource, cache_dir
 
 
 def load_from_hub(source: DocumentSource) -> datasets.Dataset:
-    """Read a data set by its hub name."""
+    """Read a data set by its hub name, or its copy in the cache if the hub cannot be reached."""
+    with contextlib.ExitStack() as stack:
+        reachable = hub_answers()
+        if not reachable:
+            stack.enter_context(offline())
+        try:
+            return datasets.load_dataset(source.path, source.name, data_files=source.data_files, split=source.split)
+        except ValueError as error:
+            message = str(error).splitlines()[0]
+            if reachable:
+                raise UserError(f"The data set '{source.path}' does not offer what was asked for: {message}") from error
+            reason: Exception = error
+        except Exception as error:  # the hub's client raises many kinds
+            reason = error
+    state = type(reason).__name__ if reachable else "the hub cannot be reached, and no copy is in the cache"
+    raise UserError(
+        f"'{source.path}' is neither a file or directory here nor a data set that the Hugging Face hub gave ({state}): "
+        "check data.path, or the network."
+    ) from reason
+
+
+def hub_answers() -> bool:
+    """Whether the hub can be reached within seconds; its own client would try for half a minute."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
     try:
-        return datasets.load_dataset(source.path, source.name, data_files=source.data_files, split=source.split)
-    except ValueError as error:
-        message = str(error).splitlines()[0]
-        raise UserError(f"The data set '{source.path}' does not offer what was asked for: {message}") from error
-    except Exception as error:  # without a network the hub's client raises many kinds
-        raise UserError(
-            f"'{source.path}' is neither a file or directory here nor a data set that the Hugging Face hub gave "
-            f"({type(error).__name__}): check data.path, or the network."
-        ) from error
+        huggingface_hub.utils.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=SECONDS_TO_REACH_THE_HUB)
+    except Exception:  # without a network: a different one with every version of its client
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """Let the hub's client look into its cache only."""
+    places = ((datasets.config, "HF_HUB_OFFLINE"), (huggingface_hub.constants, "HF_HUB_OFFLINE"))
+    before = [getattr(module, name) for module, name in places]
+    for module, name in places:
+        setattr(module, name, True)
+    try:
+        yield
+    finally:
+        for (module, name), value in zip(places, before, strict=True):
+            setattr(module, name, value)
 
 
 def check_text_column(data: datasets.Dataset, source: DocumentSource) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 
 import datasets
+import huggingface_hub
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -100,3 +101,10 @@ def test_mistakes_are_one_sentence(tmp_path, settings, sentence):
     settings = {name: value.replace("{tmp}", str(tmp_path)) for name, value in settings.items()}
     with pytest.raises(UserError, match=sentence):
         open_documents(DocumentSource(**settings), tmp_path / "cache")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence_within_seconds(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(UserError, match=r"the hub cannot be reached, and no copy is in the cache"):
+        open_documents(DocumentSource(path="nobody/nothing-here"), tmp_path / "cache")
+    assert datasets.config.HF_HUB_OFFLINE == huggingface_hub.constants.HF_HUB_OFFLINE
