@@ -163,7 +163,9 @@ def remember_vocabulary(objective: Objective, vocabulary: Vocabulary | None) -> 
     special[list(vocabulary.special_ids)] = True
     objective.mask_id = int(vocabulary.mask_id)
     objective.register_buffer("special", special, persistent=False)
-    objective.register_buffer("ordinary", torch.nonzero(~special)[:, 0], persistent=False)
+    # By a list and not by `nonzero`, which has no answer where a model is built without memory (the meta device).
+    ordinary = sorted(set(range(vocabulary.vocabulary_size)) - set(vocabulary.special_ids))
+    objective.register_buffer("ordinary", torch.tensor(ordinary), persistent=False)
     continuation = torch.as_tensor(vocabulary.continuation_mask, dtype=torch.bool)
     objective.register_buffer("continuation", continuation, persistent=False)
 
