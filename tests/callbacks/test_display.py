@@ -105,6 +105,7 @@ def test_examples_of_a_step_and_of_all(runs):
 
 
 def test_summary_names_metrics_checkpoints_and_one_command(runs, console, monkeypatch):
+    monkeypatch.delenv("LIT_PRETRAIN_RUNS", raising=False)
     monkeypatch.chdir(runs.parent)
     trainer = make_trainer(runs, [Summary()])
     trainer.fit(ToyModule(), ToyData())
