@@ -184,7 +184,9 @@ def test_a_mistake_is_one_sentence(config, tmp_path, capsys, path, value, senten
     if "setting" in sentence or "but takes" in sentence:
         # The line of the file that is wrong.
         number = int(said[0].rstrip(".").rpartition(" ")[2])
-        assert path.rpartition("/")[2].partition("init")[0] in wrong.read_text().splitlines()[number - 1] or value
+        last = path.rpartition("/")[2]
+        key = next(iter(value)) if last in ("init_args", "optimizer") else last
+        assert key in wrong.read_text().splitlines()[number - 1]
 
 
 @pytest.mark.parametrize(

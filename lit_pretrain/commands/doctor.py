@@ -17,6 +17,7 @@ def run(arguments: argparse.Namespace) -> int:
     import json
 
     from lit_pretrain.commands.checks import FAIL, WARN, all_checks
+    from lit_pretrain.commands.output import check_writable
 
     if arguments.json:
         check_writable(Path(arguments.json))
@@ -57,17 +58,3 @@ def show(rows: list) -> None:
             cells.append(Text(row.advice))
         table.add_row(*cells)
     Console().print(table)
-
-
-def check_writable(path: Path) -> None:
-    """See that the JSON file can be written, before anything slow.
-
-    Raises:
-        UserError: If it cannot be written.
-    """
-    from lit_pretrain.errors import UserError
-
-    try:
-        path.open("a").close()
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): give another file to --json.") from error

@@ -186,8 +186,9 @@ def hub_answers() -> bool:
     """Whether the hub can be reached within seconds; its own client would try for half a minute."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
+    session = huggingface_hub.utils.get_session()
     try:
-        huggingface_hub.utils.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=SECONDS_TO_REACH_THE_HUB)
+        session.head(huggingface_hub.constants.ENDPOINT, timeout=SECONDS_TO_REACH_THE_HUB)
     except Exception:  # without a network: a different one with every version of its client
         return False
     return True

@@ -370,24 +370,6 @@ class MLflowLogger(MLFlowLogger):
             listing = [{"path": path, "type": "table"} for path in self._tables]
             self.set_tags({"mlflow.loggedArtifacts": json.dumps(listing)})
 
-    @rank_zero_only
-    def log_figure(self, figure: Any, artifact_file: str) -> None:
-        """Log a matplotlib figure, in the format of the file's suffix."""
-        path = self._artifact_path(artifact_file)
-        figure.savefig(path)
-        self._log_file(path, artifact_file)
-
-    @rank_zero_only
-    def log_image(self, image: Any, artifact_file: str) -> None:
-        """Log a picture: a PIL image, or an array (H, W) or (H, W, 3) of uint8."""
-        if not hasattr(image, "save"):
-            from PIL import Image
-
-            image = Image.fromarray(image)
-        path = self._artifact_path(artifact_file)
-        image.save(path)
-        self._log_file(path, artifact_file)
-
     def _artifact_path(self, artifact_file: str) -> Path:
         path = self.run_directory / artifact_file
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from text_corpus import make_data, write_corpus
 
-from lit_pretrain.data import DocumentDataModule
+from lit_pretrain.data.tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
 
 
@@ -82,7 +82,7 @@ def test_a_second_module_builds_nothing(data, corpus, tmp_path, monkeypatch):
     from lit_pretrain.data import token_cache
 
     monkeypatch.setattr(token_cache, "build", None)
-    monkeypatch.setattr(DocumentDataModule, "_train_tokenizer", None, raising=False)
+    monkeypatch.setattr(WordPieceTokenizer, "train", None)
     other = make_data(corpus, tmp_path)
     other.setup("fit")
     assert other.fingerprint == data.fingerprint
