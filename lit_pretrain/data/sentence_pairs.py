@@ -5,6 +5,7 @@ authors' code). It is made from sentence lengths alone; every draw of a document
 """
 
 import random
+from array import array
 from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Literal
@@ -83,11 +84,12 @@ def plan_pairs(
             "to take from: give several documents, or set data.layout to segments and leave out "
             "NextSentencePrediction."
         )
-    offsets = [cache.sentence_offsets(int(document)).tolist() for document in documents]
-    first, second, labels, owners = [], [], [], []
+    # Flat arrays of 8 bytes a number: as tuples, the pairs of a corpus of gigabytes would take gigabytes.
+    first, second, owners, labels = array("q"), array("q"), array("q"), bytearray()
     surplus = 0  # random pairs so far less following ones
-    for index, sentences in enumerate(offsets):
-        draw = random.Random(derive_seed(seed, "pairs", epoch, int(documents[index])))
+    for index, document in enumerate(documents.tolist()):
+        sentences = cache.sentence_offsets(document).tolist()
+        draw = random.Random(derive_seed(seed, "pairs", epoch, document))
         target = draw_target(draw, settings)
         last, start = len(sentences) - 1, 0
         while start < last:
@@ -103,29 +105,29 @@ def plan_pairs(
             a, owner = (sentences[start], sentences[cut]), index
             if is_random:
                 # Uniform over the others: from one fewer, with this one skipped.
-                owner = draw.randrange(len(offsets) - 1)
+                owner = draw.randrange(len(documents) - 1)
                 owner += owner >= index
-                b = random_text(draw, offsets[owner], target - (a[1] - a[0]))
+                b = random_text(draw, cache.sentence_offsets(int(documents[owner])), target - (a[1] - a[0]))
                 start = cut
             else:
                 b = (sentences[cut], sentences[end])
                 start = end
             surplus += 1 if is_random else -1
             a, b = truncate_pair(draw, a, b, settings.room)
-            first.append(a)
-            second.append(b)
+            first.extend(a)
+            second.extend(b)
             labels.append(is_random)
-            owners.append((documents[index], documents[owner]))
+            owners.extend((document, int(documents[owner])))
     if training and all(labels):
         raise UserError(
             "Every document has one sentence only, so no second text follows a first: set data.layout to segments and "
             "leave out NextSentencePrediction."
         )
     return PairPlan(
-        numpy.array(first, dtype=numpy.int64),
-        numpy.array(second, dtype=numpy.int64),
-        numpy.array(labels, dtype=bool),
-        numpy.array(owners, dtype=numpy.int64),
+        numpy.frombuffer(first, numpy.int64).reshape(-1, 2),
+        numpy.frombuffer(second, numpy.int64).reshape(-1, 2),
+        numpy.frombuffer(labels, bool),
+        numpy.frombuffer(owners, numpy.int64).reshape(-1, 2),
     )
 
 
@@ -134,11 +136,12 @@ def draw_target(draw: random.Random, settings: PairSettings) -> int:
     return draw.randint(2, settings.room) if draw.random() < settings.short_share else settings.room
 
 
-def random_text(draw: random.Random, sentences: list[int], target: int) -> tuple[int, int]:
+def random_text(draw: random.Random, sentences: numpy.ndarray, target: int) -> tuple[int, int]:
     """Offsets of sentences from a random one on until the target length or the document's end."""
     last = len(sentences) - 1
     start = draw.randrange(last)
-    return sentences[start], sentences[min(bisect_left(sentences, sentences[start] + target, start + 1), last)]
+    end = min(bisect_left(sentences, sentences[start] + target, start + 1), last)
+    return int(sentences[start]), int(sentences[end])
 
 
 def truncate_pair(

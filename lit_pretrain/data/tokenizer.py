@@ -60,11 +60,13 @@ class WordPieceTokenizer:
             lowercase: Whether case (and accents) are dropped, as in BERT's uncased models.
 
         Raises:
-            UserError: If the corpus has fewer different pieces than asked for.
+            UserError: If the corpus has no letter, or fewer different pieces than asked for.
         """
         normalizer, splitter = normalizers.BertNormalizer(lowercase=lowercase), pre_tokenizers.BertPreTokenizer()
         # Letters with their continuations take half of the vocabulary at most, however many a corpus has.
         letters = frequent_letters(texts, normalizer, max(1, vocabulary_size // 4))
+        if not letters:
+            raise UserError("The corpus has no letter to train a tokenizer on: every document is empty or white space.")
         inner = [f"##{letter}" for letter in letters if len(splitter.pre_tokenize_str(f"a{letter}")) == 1]
         tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
         tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter

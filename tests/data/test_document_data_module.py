@@ -122,6 +122,8 @@ def test_what_cannot_work_is_said_before_training(corpus, tmp_path, settings, se
 def test_documents_without_sentences(tmp_path):
     path = tmp_path / "empty.jsonl"
     path.write_text('{"text": ""}\n{"text": "  "}\n{"text": null}\n')
+    with pytest.raises(UserError, match="The corpus has no letter .* every document is empty or white space"):
+        make_data(path, tmp_path).setup("fit")
     write_corpus(tmp_path / "corpus.jsonl")
     data = make_data(tmp_path / "corpus.jsonl", tmp_path)
     data.setup("fit")

@@ -1,6 +1,7 @@
 """BERT's pairs, by hand and by their properties over many seeds."""
 
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy
@@ -140,3 +141,13 @@ def test_what_cannot_make_pairs_is_said():
     single = corpus([3], [4], [5])
     with pytest.raises(UserError, match="Every document has one sentence only"):
         plan_pairs(single, everything(single), PairSettings(29), 0, 0)
+
+
+def test_a_plan_takes_little_more_than_its_numbers():
+    cache = some_corpus(400, seed=4)
+    tracemalloc.start()
+    plan = plan_pairs(cache, everything(cache), PairSettings(61), 0, 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # Six numbers of 8 bytes and a label, with room to grow; as tuples it would be 500 bytes a pair.
+    assert len(plan) > 1000 and peak < 120 * len(plan)
