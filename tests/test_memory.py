@@ -12,7 +12,7 @@ if sys.argv[1] == "keep":
     assert keep_memory()
 def step():
     torch.ones(16_000_000).add_(1)  # 64 MB
-for _ in range(6):  # until the heap has found its shape
+for _ in range(12):  # until the heap has found its shape
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
@@ -27,5 +27,6 @@ def test_a_step_takes_the_memory_of_the_one_before():
         how: int(subprocess.run([sys.executable, "-c", STEPS, how], capture_output=True, text=True, check=True).stdout)
         for how in ("keep", "default")
     }
-    # 64 MB are 16,000 pages, and each is fetched anew at each of ten steps unless it is kept.
-    assert faults["keep"] < 1000 < faults["default"]
+    # 64 MB are 15,625 pages, fetched anew at each of ten steps unless they are kept. A small block that comes to lie at
+    # the heap's end can still move the large one, once.
+    assert faults["default"] >= 150_000 and faults["keep"] <= 2 * 15_700
