@@ -1,4 +1,4 @@
-"""The settings of the shared Transformer, and the published BERT sizes.
+"""The settings of the shared Transformer, and the published sizes of BERT and ViT.
 
 Every option exists because a public checkpoint needs it: BERT (Devlin et al. 2019, arXiv:1810.04805) is post-norm with
 an epsilon of 1e-12; ViT (Dosovitskiy et al. 2021, arXiv:2010.11929) and CLIP (Radford et al. 2021, arXiv:2103.00020)
@@ -7,11 +7,12 @@ depth.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 from lit_pretrain.errors import UserError, nearest
 
 BertSize = Literal["tiny", "mini", "small", "medium", "base", "large"]
+VitSize = Literal["tiny", "small", "base", "large"]
 
 # depth, width, heads as released by the authors (Turc et al. 2019, arXiv:1908.08962, for those below base).
 BERT_SIZES: dict[str, tuple[int, int, int]] = {
@@ -19,6 +20,15 @@ BERT_SIZES: dict[str, tuple[int, int, int]] = {
     "mini": (4, 256, 4),
     "small": (4, 512, 8),
     "medium": (8, 512, 8),
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+}
+
+# depth, width, heads: base and large of Dosovitskiy et al., tiny and small of DeiT (Touvron et al. 2021,
+# arXiv:2012.12877).
+VIT_SIZES: dict[str, tuple[int, int, int]] = {
+    "tiny": (12, 192, 3),
+    "small": (12, 384, 6),
     "base": (12, 768, 12),
     "large": (24, 1024, 16),
 }
@@ -41,7 +51,11 @@ class TransformerConfig:
         attention_dropout: Dropout on the attention weights; above 0 the CPU's fast attention kernel cannot be used.
         stochastic_depth: Probability that the last block's branches are skipped, growing linearly from 0 at the first.
         layer_scale: Initial value of a learned gain per feature on each branch; null means none.
+        final_norm: Whether `pre` normalises the tokens at the end (`post` has done so already).
     """
+
+    family: ClassVar[str] = "BERT"
+    published_sizes: ClassVar[dict[str, tuple[int, int, int]]] = BERT_SIZES
 
     depth: int = 4
     width: int = 256
@@ -55,6 +69,7 @@ class TransformerConfig:
     attention_dropout: float = 0.0
     stochastic_depth: float = 0.0
     layer_scale: float | None = None
+    final_norm: bool = True
 
     def __post_init__(self) -> None:
         """Refuse shapes that cannot be built."""
@@ -80,20 +95,21 @@ class TransformerConfig:
         """Features inside the feed-forward after defaults."""
         return 4 * self.width if self.feed_forward_width is None else self.feed_forward_width
 
-    def sized(self, size: str) -> "TransformerConfig":
-        """Return these settings with the depth, width and heads of a published BERT size.
+    def sized(self, size: str) -> Self:
+        """Return these settings with the depth, width and heads of a published size of this family.
 
         Args:
-            size: One of `tiny`, `mini`, `small`, `medium`, `base`, `large`.
+            size: A name in `BERT_SIZES`, or in `VIT_SIZES` for a `VisionTransformerConfig`.
 
         Raises:
             UserError: If there is no such size.
         """
-        if size not in BERT_SIZES:
+        sizes = self.published_sizes
+        if size not in sizes:
             raise UserError(
-                f"There is no BERT size '{size}'{nearest(size, BERT_SIZES)}: choose one of {', '.join(BERT_SIZES)}."
+                f"There is no {self.family} size '{size}'{nearest(size, sizes)}: choose one of {', '.join(sizes)}."
             )
-        depth, width, heads = BERT_SIZES[size]
+        depth, width, heads = sizes[size]
         return replace(self, depth=depth, width=width, heads=heads)
 
     def forward_flops_per_token(self, sequence_length: int) -> float:
@@ -107,3 +123,16 @@ class TransformerConfig:
         projections = 4 * self.width * self.width + 2 * self.width * self.resolved_feed_forward_width
         attention = 2 * sequence_length * self.width
         return 2.0 * self.depth * (projections + attention)
+
+
+@dataclass(frozen=True)
+class VisionTransformerConfig(TransformerConfig):
+    """The same settings with ViT's values where none are given; see `TransformerConfig`."""
+
+    family: ClassVar[str] = "ViT"
+    published_sizes: ClassVar[dict[str, tuple[int, int, int]]] = VIT_SIZES
+
+    depth: int = 6
+    width: int = 192
+    norm_order: Literal["post", "pre"] = "pre"
+    norm_epsilon: float = 1e-6

@@ -1,13 +1,18 @@
 """From a sequence of tokens to one vector a sample.
 
 `cls` and `mean` have no parameters; `pooler` is BERT's (dense, then tanh, on the first token: arXiv:1810.04805); `map`
-is multi-head attention pooling with one learned query (Lee et al. 2019, arXiv:1810.00825), as ViTs use it.
+is multi-head attention pooling with one learned query (Lee et al. 2019, arXiv:1810.00825) and a feed-forward, in timm's
+form, as large ViTs (Zhai et al. 2022, arXiv:2106.04560) and SigLIP use it.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from lit_pretrain.backbone.config import TransformerConfig
+from lit_pretrain.backbone.transformer import make_activation
 
 Pooling = Literal["cls", "mean", "pooler", "map"]
 
@@ -25,22 +30,33 @@ class BertPooler(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """One learned query attends to all real tokens."""
+    """One learned query attends to all real tokens, then a feed-forward with a residual connection.
 
-    def __init__(self, width: int, heads: int) -> None:
+    Args:
+        config: Of the Transformer before it, whose width, heads, feed-forward and norm epsilon it takes.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.query = nn.Parameter(torch.zeros(1, 1, width))
-        nn.init.normal_(self.query, std=0.02)
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        # timm brings torchvision, 3 seconds of start-up that only those who pool in this way should pay.
+        from timm.layers import AttentionPoolLatent
 
-    def forward(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Map (B, N, D) to (B, D)."""
-        padding = None
+        self.attention = AttentionPoolLatent(
+            config.width,
+            num_heads=config.resolved_heads,
+            # timm rounds width * ratio down: half a feature more makes that exact.
+            mlp_ratio=(config.resolved_feed_forward_width + 0.5) / config.width,
+            norm_layer=partial(nn.LayerNorm, eps=config.norm_epsilon),
+            act_layer=partial(make_activation, config.activation),
+        )
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Map (B, N, D) to (B, D); `attention_mask` (B, N) is True where a token is real."""
+        mask = None
         if attention_mask is not None:
             real = attention_mask.to(torch.bool)
-            padding = ~(real | ~real.any(dim=1, keepdim=True))
-        query = self.query.expand(len(tokens), -1, -1)
-        return self.attention(query, tokens, tokens, key_padding_mask=padding, need_weights=False)[0][:, 0]
+            mask = (real | ~real.any(dim=1, keepdim=True))[:, None, None, :]
+        return self.attention(tokens, mask)
 
 
 def mean_pool(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:

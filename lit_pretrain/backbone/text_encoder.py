@@ -13,7 +13,7 @@ from lit_pretrain.backbone.config import BertSize, TransformerConfig
 from lit_pretrain.backbone.embeddings import TextEmbeddings, check_length
 from lit_pretrain.backbone.pooling import AttentionPooling, BertPooler, Pooling, mean_pool
 from lit_pretrain.backbone.rotary import Rotation, rotation_for
-from lit_pretrain.backbone.transformer import Transformer
+from lit_pretrain.backbone.transformer import Transformer, initialise
 from lit_pretrain.errors import UserError
 
 
@@ -67,7 +67,7 @@ class TextEncoder(nn.Module):
         if pooling == "pooler":
             self.pooler = BertPooler(config.width)
         elif pooling == "map":
-            self.pooler = AttentionPooling(config.width, config.resolved_heads)
+            self.pooler = AttentionPooling(config)
         initialise(self)
         if vocabulary_size is not None:
             self.set_vocabulary(vocabulary_size)
@@ -189,13 +189,3 @@ class TextEncoder(nn.Module):
             head_width = self.width // self.config.resolved_heads
             self._rotation[key] = rotation_for(torch.arange(length, device=device), head_width, self.rotary_base)
         return self._rotation[key]
-
-
-@torch.no_grad()
-def initialise(module: nn.Module) -> None:
-    """BERT's initial values: normal of 0.02 for matrices, zeros for biases, ones for the gains of norms."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Embedding):
-            nn.init.normal_(part.weight, std=0.02)
-        if isinstance(part, nn.Linear) and part.bias is not None:
-            nn.init.zeros_(part.bias)

@@ -3,6 +3,8 @@
 Text and pictures differ in what feeds it (embeddings) and in what reads it (heads), nowhere else.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -10,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_pretrain.backbone.attention import attend
 from lit_pretrain.backbone.config import TransformerConfig
 from lit_pretrain.backbone.rotary import Rotation, rotate
+from lit_pretrain.errors import UserError
 
 
 class QuickGELU(nn.Module):
@@ -120,8 +123,8 @@ class Transformer(nn.Module):
         self.gradient_checkpointing = False
         rates = [config.stochastic_depth * index / max(1, config.depth - 1) for index in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
-        pre_norm = config.norm_order == "pre"
-        self.final_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon) if pre_norm else nn.Identity()
+        normalise = config.norm_order == "pre" and config.final_norm
+        self.final_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon) if normalise else nn.Identity()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory: recompute each block's activations in the backward pass."""
@@ -152,11 +155,42 @@ class Transformer(nn.Module):
         """
         mask = self._mask(attention_mask, causal)
         for block in self.blocks:
-            if self.gradient_checkpointing and self.training:
-                tokens = checkpoint(block, tokens, mask, causal, rotation, use_reentrant=False)
-            else:
-                tokens = block(tokens, mask, causal, rotation)
+            tokens = self._run(block, tokens, mask, causal, rotation)
         return self.final_norm(tokens)
+
+    def forward_intermediates(self, tokens: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """Outputs of some blocks; those after the last one asked for do not run.
+
+        Args:
+            tokens: (B, N, D) embedded tokens.
+            indices: Which blocks, from 0, or negative from the end; the outputs come in this order.
+
+        Returns:
+            (B, N, D) for every index; the last block's has gone through the final norm, the others' have not.
+
+        Raises:
+            UserError: If there is no such block.
+        """
+        depth = len(self.blocks)
+        outside = [index for index in indices if not -depth <= index < depth]
+        if outside:
+            raise UserError(
+                f"There is no block {outside[0]} in a Transformer of depth {depth}: give {-depth} to {depth - 1}."
+            )
+        wanted = [index % depth for index in indices]
+        outputs = {}
+        for index, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
+            tokens = self._run(block, tokens, None, False, None)
+            outputs[index] = self.final_norm(tokens) if index == depth - 1 else tokens
+        return [outputs[index] for index in wanted]
+
+    def _run(
+        self, block: nn.Module, tokens: Tensor, mask: Tensor | None, causal: bool, rotation: Rotation | None
+    ) -> Tensor:
+        """One block, its activations kept or to be recomputed."""
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(block, tokens, mask, causal, rotation, use_reentrant=False)
+        return block(tokens, mask, causal, rotation)
 
     @staticmethod
     def _mask(attention_mask: Tensor | None, causal: bool) -> Tensor | None:
@@ -170,3 +204,13 @@ class Transformer(nn.Module):
         earlier = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
         itself = torch.eye(length, dtype=torch.bool, device=mask.device)
         return ((mask[:, None, :] & earlier) | itself)[:, None, :, :]
+
+
+@torch.no_grad()
+def initialise(module: nn.Module) -> None:
+    """Initial values of BERT and ViT: normal of 0.02 for matrices, zeros for biases, ones for the gains of norms."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=0.02)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_pretrain.backbone import Transformer, TransformerConfig
+from lit_pretrain.backbone import Transformer, TransformerConfig, VisionTransformerConfig
 from lit_pretrain.backbone.rotary import rotate, rotation_for
 from lit_pretrain.errors import UserError
 
@@ -140,6 +140,31 @@ def test_layer_scale_and_stochastic_depth_act_on_the_branches() -> None:
     torch.testing.assert_close(skipping.eval()(tokens), skipping(tokens))
 
 
+def test_the_final_norm_may_be_left_out() -> None:
+    with_norm, tokens = random_transformer(norm_order="pre"), torch.randn(2, 5, 24)
+    without = random_transformer(norm_order="pre", final_norm=False)
+    without.load_state_dict(with_norm.state_dict(), strict=False)
+    assert set(with_norm.state_dict()) - set(without.state_dict()) == {"final_norm.weight", "final_norm.bias"}
+    torch.testing.assert_close(with_norm.final_norm(without(tokens)), with_norm(tokens))
+    # After post-norm blocks there is none to leave out.
+    assert set(random_transformer().state_dict()) == set(without.state_dict())
+
+
+def test_intermediates_stop_after_the_last_block_asked_for() -> None:
+    transformer, tokens = random_transformer(norm_order="pre", depth=3), torch.randn(2, 5, 24)
+    ran = []
+    for index, block in enumerate(transformer.blocks):
+        block.register_forward_hook(lambda *_, index=index: ran.append(index))
+    second, first = transformer.forward_intermediates(tokens, [-2, 0])
+    assert ran == [0, 1]
+    torch.testing.assert_close(first, transformer.blocks[0](tokens))
+    torch.testing.assert_close(transformer.final_norm(transformer.blocks[2](second)), transformer(tokens))
+    torch.testing.assert_close(transformer.forward_intermediates(tokens, [2])[0], transformer(tokens))
+    assert transformer.forward_intermediates(tokens, []) == []
+    with pytest.raises(UserError, match="no block -4 in a Transformer of depth 3"):
+        transformer.forward_intermediates(tokens, [0, -4])
+
+
 def test_flops_of_one_token_by_hand() -> None:
     # Per block: 4 x 64^2 projections and 2 x 64 x 256 feed-forward multiply-adds, and 2 x 10 x 64 for attention.
     config = TransformerConfig(depth=3, width=64)
@@ -152,3 +177,7 @@ def test_shapes_that_cannot_be_built_are_one_sentence() -> None:
     with pytest.raises(UserError, match="did you mean 'medium'"):
         TransformerConfig().sized("medum")
     assert TransformerConfig().sized("large").resolved_feed_forward_width == 4096
+    with pytest.raises(UserError, match="no ViT size 'mini'"):
+        VisionTransformerConfig().sized("mini")
+    tiny = VisionTransformerConfig(layer_scale=0.1).sized("tiny")
+    assert tiny == VisionTransformerConfig(depth=12, width=192, heads=3, layer_scale=0.1)

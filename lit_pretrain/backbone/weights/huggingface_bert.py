@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_pretrain.backbone.config import TransformerConfig
 from lit_pretrain.backbone.text_encoder import TextEncoder
+from lit_pretrain.backbone.weights.files import write_checkpoint
 from lit_pretrain.errors import UserError
 
 ACTIVATIONS = {
@@ -114,8 +115,6 @@ def save_encoder(encoder: TextEncoder, directory: str | Path, heads: tuple[nn.Mo
     Raises:
         UserError: If the encoder has something that BERT's format cannot hold; the sentence says what.
     """
-    from safetensors.torch import save_file
-
     refuse_what_bert_lacks(encoder)
     ours = encoder.state_dict()
     prefix = "bert." if heads else ""
@@ -134,16 +133,7 @@ def save_encoder(encoder: TextEncoder, directory: str | Path, heads: tuple[nn.Mo
     if "cls.predictions.bias" in theirs:
         theirs["cls.predictions.decoder.weight"] = ours["embeddings.token.weight"].clone()
         theirs["cls.predictions.decoder.bias"] = theirs["cls.predictions.bias"].clone()
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in theirs.items()}
-    for name, write in (
-        ("model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"})),
-        ("config.json", lambda path: path.write_text(json.dumps(config_of(encoder, bool(heads)), indent=2) + "\n")),
-    ):
-        partial = directory / f".{name}.partial"
-        write(partial)
-        partial.replace(directory / name)
+    write_checkpoint(directory, theirs, config_of(encoder, bool(heads)))
 
 
 def find_directory(path_or_hub_name: str | Path) -> Path:

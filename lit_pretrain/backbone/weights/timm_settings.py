@@ -1,0 +1,249 @@
+"""What a `VisionEncoder` must be to compute what a ViT of timm's does, and the reverse.
+
+A model of timm's tells all of it, its tensors alone less: heads, activation, the norms' epsilon, the colours' mean and
+std and a pooling without parameters leave no trace there.
+"""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from lit_pretrain.backbone.config import VisionTransformerConfig
+from lit_pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_pretrain.backbone.vision_encoder import VisionEncoder
+
+POOLINGS = {"token": "cls", "avg": "mean", "map": "map"}
+ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
+# Architectures of timm whose norms have this epsilon, which its config.json cannot say; everything else it can.
+ARCHITECTURES = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}
+
+
+def settings_of_state(
+    state: dict[str, Tensor],
+    source: str | Path,
+    heads: int | None = None,
+    activation: str = "gelu",
+    norm_epsilon: float | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    pooling: str | None = None,
+) -> dict[str, Any]:
+    """Arguments of a `VisionEncoder` of the shape that timm's tensors have."""
+    kernel, position = state.get("patch_embed.proj.weight"), state.get("pos_embed")
+    blocks = [name.split(".") for name in state if name.startswith("blocks.")]
+    if kernel is None or position is None or kernel.ndim != 4 or not blocks or "blocks.0.mlp.fc1.weight" not in state:
+        raise UserError(
+            f"{source} holds no ViT in timm's format, which has patch_embed.proj.weight, pos_embed and blocks.0.*: its "
+            f"tensors are {', '.join(list(state)[:5])}, ..."
+        )
+    width, channels, patch_size, _ = kernel.shape
+    class_token = "cls_token" in state
+    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+    grid_size, class_position = grid_of(position.shape[1], int(class_token) + registers, source)
+    embedding_norm = "norm_pre.weight" in state
+    if norm_epsilon is None:
+        norm_epsilon = 1e-5 if embedding_norm else 1e-6
+    pooled_norm = "fc_norm.weight" in state
+    if "attn_pool.latent" in state:
+        pooling = "map"
+    elif pooling is None:
+        # timm normalises after the pooling when that is a mean.
+        pooling = "cls" if class_token and not pooled_norm else "mean"
+    return {
+        "image_size": grid_size * patch_size,
+        "patch_size": patch_size,
+        "channels": channels,
+        "transformer": VisionTransformerConfig(
+            depth=1 + max(int(parts[1]) for parts in blocks),
+            width=width,
+            heads=heads,
+            feed_forward_width=state["blocks.0.mlp.fc1.weight"].shape[0],
+            activation=activation,
+            norm_epsilon=norm_epsilon,
+            bias="blocks.0.attn.proj.bias" in state,
+            layer_scale=1e-5 if "blocks.0.ls1.gamma" in state else None,
+            final_norm="norm.weight" in state,
+        ),
+        "class_token": class_token,
+        "registers": registers,
+        "class_position": class_position,
+        "embedding_norm": embedding_norm,
+        "patch_bias": "patch_embed.proj.bias" in state,
+        "pooling": pooling,
+        "norm_after_pooling": pooled_norm,
+        "mean": (0.5,) * channels if mean is None else mean,
+        "std": (0.5,) * channels if std is None else std,
+    }
+
+
+def grid_of(positions: int, prefix: int, source: str | Path) -> tuple[int, bool]:
+    """Patches of a side, and whether the prefix has positions, from the number of positions.
+
+    Both readings fit only where there are registers, and those have none by custom: so that is tried first.
+    """
+    for own, class_position in ((0, False), (prefix, True)):
+        side = math.isqrt(max(0, positions - own))
+        if side and side * side == positions - own:
+            # Without a prefix there is nothing to say: ViT's default then.
+            return side, class_position or not prefix
+    raise UserError(
+        f"{source} has {positions} positions for {prefix} class token and registers and a square grid, which is not "
+        "possible: VisionEncoder loads square pictures only."
+    )
+
+
+def settings_of_model(model: nn.Module, source: str | Path) -> dict[str, Any]:
+    """Arguments of a `VisionEncoder` that computes what a model of timm's does."""
+    refuse_what_we_lack(model, source)
+    block, config = model.blocks[0], model.pretrained_cfg
+    channels, means, stds = model.in_chans, config.get("mean"), config.get("std")
+    told = means is not None and stds is not None and len(means) == len(stds) == channels
+    pooled_norm = isinstance(model.fc_norm, nn.LayerNorm)
+    default_pooling = "cls" if model.has_class_token else "mean"
+    return {
+        "image_size": model.patch_embed.img_size[0],
+        "patch_size": model.patch_embed.patch_size[0],
+        "channels": channels,
+        "transformer": VisionTransformerConfig(
+            depth=len(model.blocks),
+            width=model.embed_dim,
+            heads=block.attn.num_heads,
+            feed_forward_width=block.mlp.fc1.out_features,
+            activation=activation_of(block.mlp.act),
+            norm_epsilon=block.norm1.eps,
+            bias=block.attn.proj.bias is not None,
+            dropout=block.attn.proj_drop.p,
+            attention_dropout=block.attn.attn_drop.p,
+            stochastic_depth=getattr(model.blocks[-1].drop_path1, "drop_prob", 0.0),
+            layer_scale=None if isinstance(block.ls1, nn.Identity) else getattr(block.ls1, "init_values", 1e-5),
+            final_norm=isinstance(model.norm, nn.LayerNorm),
+        ),
+        "class_token": model.has_class_token,
+        "registers": model.num_reg_tokens,
+        "class_position": not model.no_embed_class,
+        "embedding_norm": isinstance(model.norm_pre, nn.LayerNorm),
+        "patch_bias": model.patch_embed.proj.bias is not None,
+        "pooling": POOLINGS[model.global_pool] if model.global_pool else default_pooling,
+        "norm_after_pooling": pooled_norm,
+        "mean": tuple(means) if told else (0.5,) * channels,
+        "std": tuple(stds) if told else (0.5,) * channels,
+    }
+
+
+def activation_of(module: nn.Module) -> str | None:
+    """Our name of an activation, or null if we have no such one."""
+    if getattr(module, "approximate", "none") == "tanh":
+        return "gelu_tanh"
+    return ACTIVATIONS.get(type(module).__name__)
+
+
+def refuse_what_we_lack(model: nn.Module, source: str | Path) -> None:
+    """Raise a `UserError` naming whatever of this model of timm's a `VisionEncoder` does not compute."""
+    from timm.layers import Attention, Mlp, PatchEmbed
+    from timm.models.vision_transformer import Block, VisionTransformer
+
+    if type(model) is not VisionTransformer:
+        raise UserError(
+            f"{source} is a {type(model).__name__}, not a VisionTransformer: VisionEncoder loads plain ViTs."
+        )
+    block, patches = model.blocks[0], model.patch_embed
+    lacking = {f"blocks of kind {type(block).__name__}": type(block) is not Block}
+    if type(block) is Block:
+        attention, feed_forward = block.attn, block.mlp
+        normalised = [getattr(attention, name, None) for name in ("q_norm", "k_norm", "norm")]
+        lacking |= {
+            f"attention of kind {type(attention).__name__}": type(attention) is not Attention,
+            "norms inside the attention": any(isinstance(norm, nn.LayerNorm) for norm in normalised),
+            f"a feed-forward of kind {type(feed_forward).__name__}": type(feed_forward) is not Mlp,
+            "norms inside the feed-forward": not isinstance(getattr(feed_forward, "norm", None), nn.Identity),
+            f"norms of kind {type(block.norm1).__name__}": not isinstance(block.norm1, nn.LayerNorm),
+            f"the activation {type(feed_forward.act).__name__}": activation_of(feed_forward.act) is None,
+        }
+    lacking |= {
+        f"a patch embedding of kind {type(patches).__name__}": type(patches) is not PatchEmbed,
+        "a norm in the patch embedding": not isinstance(getattr(patches, "norm", None), nn.Identity),
+        "oblong pictures": len(set(patches.img_size)) > 1 or len(set(patches.patch_size)) > 1,
+        "no position embedding": model.pos_embed is None,
+        f"pooling '{model.global_pool}'": model.global_pool not in ("", *POOLINGS),
+        "class token and registers in the pooling": model.pool_include_prefix,
+    }
+    names = [name for name, present in lacking.items() if present]
+    if names:
+        raise UserError(f"{source} has {' and '.join(names)}, which VisionEncoder lacks: choose another ViT.")
+
+
+def config_of(encoder: "VisionEncoder") -> dict[str, Any]:
+    """The config.json of an encoder: timm's arguments, and how pictures are prepared."""
+    config = encoder.config
+    pooling = {ours: theirs for theirs, ours in POOLINGS.items()}[encoder.pooling]
+    ratio = config.resolved_feed_forward_width / config.width
+    if int(config.width * ratio) != config.resolved_feed_forward_width:
+        # timm rounds down: half a feature more makes that exact.
+        ratio = (config.resolved_feed_forward_width + 0.5) / config.width
+    arguments = {
+        "img_size": encoder.image_size,
+        "patch_size": encoder.patch_size,
+        "in_chans": encoder.channels,
+        "num_classes": 0,
+        "global_pool": pooling,
+        "embed_dim": config.width,
+        "depth": config.depth,
+        "num_heads": config.resolved_heads,
+        "mlp_ratio": ratio,
+        "qkv_bias": config.bias,
+        "proj_bias": config.bias,
+        "class_token": encoder.class_token,
+        "no_embed_class": not encoder.embeddings.positioned_prefix and encoder.prefix_tokens > 0,
+        "reg_tokens": encoder.registers,
+        "pre_norm": encoder.embedding_norm,
+        "final_norm": config.final_norm or encoder.norm_after_pooling,
+        "fc_norm": encoder.norm_after_pooling,
+        "act_layer": config.activation,
+        "pos_drop_rate": config.dropout,
+        "proj_drop_rate": config.dropout,
+        "attn_drop_rate": config.attention_dropout,
+        "drop_path_rate": config.stochastic_depth,
+    }
+    if config.layer_scale is not None:
+        # Only whether it is 0 matters to timm: then it would leave the gains out.
+        arguments["init_values"] = config.layer_scale or 1e-5
+    return {
+        "architecture": ARCHITECTURES[config.norm_epsilon],
+        "num_classes": 0,
+        "num_features": config.width,
+        "global_pool": pooling,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": [encoder.channels, encoder.image_size, encoder.image_size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "mean": list(encoder.channel_means),
+            "std": list(encoder.channel_stds),
+            "num_classes": 0,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def refuse_what_timm_lacks(encoder: "VisionEncoder") -> None:
+    """Raise a `UserError` naming whatever of this encoder timm's VisionTransformer has no place for."""
+    config = encoder.config
+    lacking = {
+        "norm_order: post": config.norm_order != "pre",
+        "embedding_norm: true and patch_bias: true": encoder.embedding_norm and encoder.patch_bias,
+        f"norm_epsilon: {config.norm_epsilon} (only {' and '.join(map(str, ARCHITECTURES))})": (
+            config.norm_epsilon not in ARCHITECTURES
+        ),
+    }
+    names = [name for name, present in lacking.items() if present]
+    if names:
+        raise UserError(
+            f"timm's VisionTransformer cannot hold an encoder with {' and '.join(names)}: pretrain with ViT's own "
+            "settings if the weights must load there."
+        )

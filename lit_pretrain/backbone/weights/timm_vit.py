@@ -1,0 +1,206 @@
+"""ViT in timm's format, in and out: a model's name, a state-dict file, or a directory as timm's `save_for_hf` writes.
+
+Every tensor of a `VisionEncoder` has one counterpart in timm's `VisionTransformer`, under another name; the patch
+embedding's matrix is a convolution's kernel there.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lit_pretrain.backbone.vision_encoder import VisionEncoder
+from lit_pretrain.backbone.weights.files import write_checkpoint
+from lit_pretrain.backbone.weights.timm_settings import (
+    config_of,
+    refuse_what_timm_lacks,
+    settings_of_model,
+    settings_of_state,
+)
+from lit_pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+# Ours -> theirs, applied in this order.
+NAMES = (
+    ("embeddings.projection", "patch_embed.proj"),
+    ("embeddings.class_token", "cls_token"),
+    ("embeddings.registers", "reg_token"),
+    ("embeddings.position", "pos_embed"),
+    ("embeddings.norm", "norm_pre"),
+    ("pooler.attention", "attn_pool"),
+    ("pooled_norm", "fc_norm"),
+    ("transformer.final_norm", "norm"),
+    ("transformer.blocks", "blocks"),
+    ("attention.query_key_value", "attn.qkv"),
+    ("attention.projection", "attn.proj"),
+    ("attention_norm", "norm1"),
+    ("attention_branch.0.gamma", "ls1.gamma"),
+    ("feed_forward.expand", "mlp.fc1"),
+    ("feed_forward.contract", "mlp.fc2"),
+    ("feed_forward_norm", "norm2"),
+    ("feed_forward_branch.0.gamma", "ls2.gamma"),
+)
+CLASSIFIER = ("head.weight", "head.bias")
+# Where timm keeps what is, or may be, a plain ViT.
+MODULES = ("vision_transformer", "deit")
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+
+
+def timm_name(ours: str) -> str:
+    """The name in timm of a tensor of a `VisionEncoder`."""
+    for one, other in NAMES:
+        ours = ours.replace(one, other)
+    return ours
+
+
+def load_encoder(source: str | Path, **untold: Any) -> VisionEncoder:
+    """Build a `VisionEncoder` from timm's weights; a classifier (`head.*`) among them is left out.
+
+    Args:
+        source: A model name of timm's, which its `create_model` downloads; a state-dict file (.safetensors, or .bin,
+            .pth, .pt, read without running any pickled code); or a directory with config.json and weights.
+        **untold: For a file, what its tensors do not tell: `heads` (default: one for every 64 features), `activation`
+            (`gelu`), `norm_epsilon` (1e-6, or CLIP's 1e-5 where the embeddings are normalised), `pooling` (`map` if it
+            has such parameters, `mean` with a norm after it or without a class token, else `cls`), `mean` and `std`
+            (0.5).
+
+    Returns:
+        The encoder in evaluation mode.
+
+    Raises:
+        UserError: If the source cannot be had or read, is no ViT of ours, or a tensor is missing or unexpected.
+    """
+    path = Path(source)
+    if path.is_file():
+        state = read_state(path)
+        settings = settings_of_state(state, path, **untold)
+    else:
+        if untold:
+            raise UserError(
+                f"from_pretrained was given {', '.join(untold)} for {source}, which tells it itself: leave it out, or "
+                "give the file of weights."
+            )
+        model, state = open_directory(path) if path.is_dir() else open_name(source)
+        settings = settings_of_model(model, source)
+    encoder = VisionEncoder(**settings)
+    load_tensors(encoder, state, source)
+    return encoder.eval()
+
+
+def open_name(name: str | Path) -> "tuple[VisionTransformer, dict[str, Tensor]]":
+    """A model and its weights by timm's name for it."""
+    from timm import create_model
+    from timm.models import is_model_in_modules
+
+    from lit_pretrain.hub import hub_answers, offline
+
+    if not is_model_in_modules(str(name).partition(".")[0], MODULES):
+        raise UserError(
+            f"'{name}' is neither a file or directory of ViT weights here nor a ViT of timm's: check the path, or look "
+            "for the name with timm.list_models('vit*', pretrained=True)."
+        )
+    reachable = hub_answers()
+    try:
+        if reachable:
+            model = create_model(str(name), pretrained=True)
+        else:
+            with offline():
+                model = create_model(str(name), pretrained=True)
+    except Exception as error:  # timm and the hub's client raise many kinds
+        state = first_line(error) if reachable else "the hub cannot be reached, and no copy is in its cache"
+        raise UserError(
+            f"timm did not give the pretrained weights of '{name}' ({state}): check the name or the network, or give "
+            "a file of weights."
+        ) from error
+    return model, model.state_dict()
+
+
+def open_directory(directory: Path) -> "tuple[VisionTransformer, dict[str, Tensor]]":
+    """The model that a directory's config.json describes, without memory for its weights, and the weights beside it."""
+    from timm import create_model
+    from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
+    config = directory / "config.json"
+    files = [path for suffix in SUFFIXES for path in sorted(directory.glob(f"*{suffix}"))]
+    if not config.is_file() or not files:
+        raise UserError(
+            f"{directory} lacks {'weights' if config.is_file() else 'config.json'}: give a directory as "
+            "timm.models.save_for_hf writes it (config.json and model.safetensors), or a file of weights."
+        )
+    try:
+        with torch.device("meta"):
+            model = create_model(f"local-dir:{directory}", pretrained=False)
+    except Exception as error:  # whatever a wrong config makes timm's constructors raise
+        raise UserError(f"timm cannot build what {config} describes ({first_line(error)}): write it again.") from error
+    state = read_state(files[0])
+    return model, checkpoint_filter_fn(state, model) if type(model) is VisionTransformer else state
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, without the wrappers that training loops put around them."""
+    from timm.models import load_state_dict
+
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path} is no file of weights: give one that ends in {', '.join(SUFFIXES)}.")
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # each format has its own errors for a damaged file
+        raise UserError(f"{path} cannot be read as weights ({first_line(error)}): get or write it again.") from error
+    strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise UserError(f"{path} holds {', '.join(map(repr, strange[:5]))}, which are no tensors: give a state dict.")
+    return state
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@torch.no_grad()
+def load_tensors(encoder: VisionEncoder, state: dict[str, Tensor], source: str | Path) -> None:
+    """Copy timm's tensors into an encoder's own; every one of either must have its counterpart of the same shape."""
+    state = {name: value for name, value in state.items() if name not in CLASSIFIER}
+    plan = {timm_name(name): target for name, target in encoder.state_dict().items()}
+    query_key_value_bias = {name for name in plan if name.endswith("attn.qkv.bias")}
+    if not query_key_value_bias & state.keys():
+        # Models without these biases (but with the others) compute the same with zeros.
+        state |= {name: torch.zeros_like(plan[name]) for name in query_key_value_bias}
+    missing, unexpected = sorted(plan.keys() - state.keys()), sorted(state.keys() - plan.keys())
+    if missing or unexpected:
+        raise UserError(
+            f"The weights of {source} are not those of the ViT that they seem to be: missing {missing or 'none'}, "
+            f"unexpected {unexpected or 'none'}."
+        )
+    for name, target in plan.items():
+        value = state[name].flatten(1) if name == "patch_embed.proj.weight" else state[name]
+        if value.shape != target.shape:
+            raise UserError(
+                f"{source} has shape {tuple(value.shape)} where {tuple(target.shape)} is expected for '{name}': the "
+                "weights belong to another model."
+            )
+        target.copy_(value)
+
+
+def save_encoder(encoder: VisionEncoder, directory: str | Path) -> None:
+    """Write an encoder as a directory that timm loads: `timm.create_model("local-dir:DIR", pretrained=True)`.
+
+    Args:
+        encoder: Pre-norm, as ViT is. Fixed positions are written as numbers, and are learned from then on.
+        directory: Made if it does not exist.
+
+    Raises:
+        UserError: If the encoder has something that timm's VisionTransformer cannot hold; the sentence says what.
+    """
+    refuse_what_timm_lacks(encoder)
+    tensors = {timm_name(name): value for name, value in encoder.state_dict().items()}
+    kernel = tensors["patch_embed.proj.weight"]
+    tensors["patch_embed.proj.weight"] = kernel.unflatten(1, (encoder.channels, encoder.patch_size, encoder.patch_size))
+    if encoder.positions == "sincos":
+        tensors["pos_embed"] = encoder.embeddings.fixed_position
+    if not encoder.embedding_norm and not encoder.patch_bias:
+        tensors["patch_embed.proj.bias"] = kernel.new_zeros(encoder.width)
+    write_checkpoint(directory, tensors, config_of(encoder))

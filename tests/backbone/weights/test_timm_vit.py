@@ -1,0 +1,242 @@
+"""ViT weights of timm in and out, to 1e-5 in fp32."""
+
+import json
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
+
+from lit_pretrain.backbone import VisionEncoder, VisionTransformerConfig
+from lit_pretrain.errors import UserError
+
+# What each public family of checkpoints does differently; depth and size are cut for speed.
+NARROW = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_heads": 3, "depth": 2}
+KINDS = {
+    "tiny": ("vit_tiny_patch16_224", {"img_size": 64, "depth": 3}),
+    "small": ("vit_small_patch16_224", {"img_size": 48, "depth": 2}),
+    "mean, no class token": ("vit_small_patch16_224", NARROW | {"class_token": False, "global_pool": "avg"}),
+    "mean, norm before": ("vit_small_patch16_224", NARROW | {"global_pool": "avg", "fc_norm": False}),
+    "LayerScale": ("vit_small_patch16_224", NARROW | {"init_values": 0.1}),
+    "DeiT III": ("deit3_small_patch16_224", NARROW),
+    "registers": ("vit_small_patch14_reg4_dinov2", NARROW),
+    "registers with positions": (
+        "vit_small_patch16_224",
+        NARROW | {"reg_tokens": 3, "class_token": False, "global_pool": "avg"},
+    ),
+    "CLIP": ("vit_base_patch16_clip_quickgelu_224", NARROW),
+    "SigLIP": ("vit_base_patch16_siglip_224", NARROW | {"act_layer": "gelu_tanh", "mlp_ratio": 3.7362}),
+    "no biases, no final norm": (
+        "vit_base_patch32_clip_224",
+        NARROW | {"qkv_bias": False, "proj_bias": False, "final_norm": False},
+    ),
+    "no query, key and value bias": ("vit_small_patch16_224", NARROW | {"qkv_bias": False, "in_chans": 1}),
+}
+
+
+def theirs(kind: str, **settings: object) -> torch.nn.Module:
+    """A model of timm's with weights far from their start, so that no bias, norm or gain is trivially right."""
+    name, arguments = KINDS[kind]
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5, **arguments | settings)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.08)
+    return model.eval()
+
+
+def pictures(encoder: VisionEncoder, size: int | None = None) -> torch.Tensor:
+    """Three normalised pictures."""
+    generator = torch.Generator().manual_seed(1)
+    size = size or encoder.image_size
+    return torch.randn(3, encoder.channels, size, size, generator=generator)
+
+
+def close(ours: torch.Tensor, expected: torch.Tensor) -> None:
+    """To 1e-5, relative to values of about 1."""
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def agree(encoder: VisionEncoder, model: torch.nn.Module, images: torch.Tensor) -> None:
+    """Features, their pool and every block's output are equal."""
+    features = encoder.forward_features(images)
+    close(features, model.forward_features(images))
+    close(encoder(images), model.forward_head(model.forward_features(images), pre_logits=True))
+    prefix = encoder.prefix_tokens
+    blocks = range(encoder.config.depth - 1)
+    intermediates = model.forward_intermediates(images, list(blocks), output_fmt="NLC", intermediates_only=True)
+    for one, other in zip(encoder.forward_intermediates(images, blocks), intermediates, strict=True):
+        close(one[:, prefix:], other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_directory_both_ways(kind: str, tmp_path: Path) -> None:
+    model = theirs(kind)
+    save_for_hf(model, tmp_path / "theirs")
+    encoder = VisionEncoder.from_pretrained(tmp_path / "theirs")
+    assert not encoder.training
+    means = model.pretrained_cfg["mean"]
+    assert encoder.channel_means == (tuple(means) if encoder.channels == 3 else (0.5,))
+    images = pictures(encoder)
+    agree(encoder, model, images)
+
+    encoder.save_pretrained(tmp_path / "ours")
+    assert {path.name for path in (tmp_path / "ours").iterdir()} == {"config.json", "model.safetensors"}
+    back = timm.create_model(f"local-dir:{tmp_path / 'ours'}", pretrained=True, num_classes=0).eval()
+    agree(encoder, back, images)
+    close(back(images), encoder(images))
+    data = timm.data.resolve_model_data_config(back)
+    assert tuple(data["mean"]) == encoder.channel_means and tuple(data["std"]) == encoder.channel_stds
+    assert data["input_size"] == (encoder.channels, encoder.image_size, encoder.image_size)
+    again = VisionEncoder.from_pretrained(tmp_path / "ours")
+    assert again.settings() == encoder.settings()
+    assert torch.equal(again(images), encoder(images))
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("tiny", ".pth"), *((kind, ".safetensors") for kind in KINDS)])
+@torch.no_grad()
+def test_a_file_alone_gives_the_shape(kind: str, suffix: str, tmp_path: Path) -> None:
+    model = theirs(kind)
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        # As training loops save it, with the prefix of torch.compile.
+        torch.save({"epoch": 3, "state_dict": {f"_orig_mod.{n}": t for n, t in model.state_dict().items()}}, path)
+    else:
+        save_file(model.state_dict(), path)
+    untold = {"heads": model.blocks[0].attn.num_heads}
+    untold |= {
+        "CLIP": {"activation": "quick_gelu"},
+        "SigLIP": {"activation": "gelu_tanh"},
+        "mean, norm before": {"pooling": "mean"},
+    }.get(kind, {})
+    encoder = VisionEncoder.from_pretrained(path, **untold)
+    agree(encoder, model, pictures(encoder))
+
+
+@pytest.mark.parametrize("kind", ["tiny", "DeiT III", "registers", "mean, no class token"])
+@torch.no_grad()
+def test_another_image_size_as_timm_resizes(kind: str, tmp_path: Path) -> None:
+    model = theirs(kind, dynamic_img_size=True)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    encoder = VisionEncoder.from_pretrained(tmp_path / "model.safetensors", heads=model.blocks[0].attn.num_heads)
+    for images in (pictures(encoder, 96), pictures(encoder, 16 * 2), pictures(encoder, 96)[..., :48]):
+        agree(encoder, model, images)
+
+
+@torch.no_grad()
+def test_an_encoder_of_ours_with_fixed_positions_and_registers_loads_there(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = VisionTransformerConfig(depth=2, width=24, heads=3, feed_forward_width=77, layer_scale=0.0, dropout=0.1)
+    encoder = VisionEncoder(
+        16, 2, transformer=config, positions="sincos", registers=3, patch_bias=False, mean=(0.4, 0.5, 0.6)
+    )
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    encoder.eval().save_pretrained(tmp_path)
+    model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    agree(encoder, model, pictures(encoder))
+    again = VisionEncoder.from_pretrained(tmp_path)
+    assert again.positions == "learned" and again.config.dropout == 0.1 and again.channel_means == (0.4, 0.5, 0.6)
+    close(again(pictures(encoder)), encoder(pictures(encoder)))
+
+
+@torch.no_grad()
+def test_a_name_comes_from_the_hubs_cache_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224").eval()
+    repository = tmp_path / "models--timm--vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    for directory in ("refs", "snapshots/0"):
+        (repository / directory).mkdir(parents=True)
+    (repository / "refs/main").write_text("0")
+    save_file(model.state_dict(), repository / "snapshots/0/model.safetensors")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    encoder = VisionEncoder.from_pretrained("vit_tiny_patch16_224")
+    assert encoder.image_size == 224 and encoder.pooling == "cls" and encoder.config.depth == 12
+    agree(encoder, model, pictures(encoder)[:1])
+    with pytest.raises(UserError, match="of 'vit_small_patch16_224' .the hub cannot be reached, and no copy is in its"):
+        VisionEncoder.from_pretrained("vit_small_patch16_224")
+
+
+def test_every_key_without_counterpart_is_named(tmp_path: Path) -> None:
+    state = theirs("tiny").state_dict()
+    path = tmp_path / "model.safetensors"
+    del state["blocks.1.norm1.bias"]
+    save_file(state | {"blocks.2.attn.rope": torch.zeros(2), "head_dist.weight": torch.zeros(2)}, path)
+    names = r"missing \['blocks.1.norm1.bias'\], unexpected \['blocks.2.attn.rope', 'head_dist.weight'\]"
+    with pytest.raises(UserError, match=names):
+        VisionEncoder.from_pretrained(path)
+    save_for_hf(theirs("tiny"), tmp_path, safe_serialization=True)
+    wrong = load_file(path) | {"cls_token": torch.zeros(1, 1, 7)}
+    save_file(wrong, path)
+    with pytest.raises(UserError, match=r"shape \(1, 1, 7\) where \(1, 1, 192\) is expected for 'cls_token'"):
+        VisionEncoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("resnet18", {}, "is a ResNet, not a VisionTransformer"),
+        ("deit_tiny_distilled_patch16_224", {}, "is a VisionTransformerDistilled, not"),
+        ("vit_tiny_patch16_224", {"qk_norm": True}, "has norms inside the attention, which VisionEncoder lacks"),
+        ("vit_tiny_patch16_224", {"global_pool": "avgmax"}, "has pooling 'avgmax', which"),
+        ("vit_tiny_patch16_224", {"pos_embed": "none", "act_layer": "relu"}, "the activation ReLU and no position"),
+        ("vit_tiny_patch16_224", {"img_size": (224, 112)}, "has oblong pictures"),
+        ("vit_tiny_patch16_224", {"norm_layer": "rmsnorm"}, "has norms of kind RmsNorm"),
+    ],
+)
+def test_what_we_lack_is_one_sentence(name: str, settings: dict, message: str, tmp_path: Path) -> None:
+    save_for_hf(timm.create_model(name, **settings), tmp_path)
+    with pytest.raises(UserError, match=message):
+        VisionEncoder.from_pretrained(tmp_path)
+
+
+def test_sources_that_are_none_are_one_sentence(tmp_path: Path) -> None:
+    for source, message in (
+        (tmp_path / "absent", "neither a file or directory of ViT weights here nor a ViT of timm's"),
+        ("resnet18", "neither a file"),
+        (tmp_path, "lacks config.json"),
+    ):
+        with pytest.raises(UserError, match=message):
+            VisionEncoder.from_pretrained(source)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_none", "pretrained_cfg": {}}))
+    with pytest.raises(UserError, match="lacks weights"):
+        VisionEncoder.from_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"not weights")
+    with pytest.raises(UserError, match="timm cannot build what .*config.json describes .Unknown model"):
+        VisionEncoder.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        VisionEncoder.from_pretrained(path)
+    save_file({"weight": torch.zeros(2)}, path)
+    with pytest.raises(UserError, match="holds no ViT in timm's format"):
+        VisionEncoder.from_pretrained(path)
+    save_file(theirs("tiny").state_dict() | {"pos_embed": torch.zeros(1, 8, 192)}, path)
+    with pytest.raises(UserError, match="8 positions for 1 class token"):
+        VisionEncoder.from_pretrained(path)
+    torch.save({"state_dict": {"weight": 3}}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="'weight', which are no tensors"):
+        VisionEncoder.from_pretrained(tmp_path / "a.pth")
+    (tmp_path / "weights.npz").write_bytes(b"")
+    with pytest.raises(UserError, match="is no file of weights"):
+        VisionEncoder.from_pretrained(tmp_path / "weights.npz")
+    with pytest.raises(UserError, match="was given heads for vit_tiny_patch16_224, which tells it itself"):
+        VisionEncoder.from_pretrained("vit_tiny_patch16_224", heads=4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "transformer", "message"),
+    [
+        ({}, {"norm_order": "post"}, "norm_order: post"),
+        ({"embedding_norm": True}, {}, "embedding_norm: true and patch_bias: true"),
+        ({}, {"norm_epsilon": 1e-12}, r"norm_epsilon: 1e-12 .only 1e-06 and 1e-05"),
+    ],
+)
+def test_what_timm_lacks_is_one_sentence(settings: dict, transformer: dict, message: str, tmp_path: Path) -> None:
+    encoder = VisionEncoder(transformer=VisionTransformerConfig(depth=1, width=16, **transformer), **settings)
+    with pytest.raises(UserError, match=f"cannot hold an encoder with {message}"):
+        encoder.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
