@@ -1,17 +1,27 @@
 """Pretext tasks, one file each: every one corrupts a clean batch, owns its head, and returns a loss and metrics."""
 
 from lit_pretrain.objectives.causal_language_modeling import CausalLanguageModeling
+from lit_pretrain.objectives.colorization import Colorization
+from lit_pretrain.objectives.masked_image_modeling import MaskedImageModeling
 from lit_pretrain.objectives.masked_language_modeling import MaskedLanguageModeling
 from lit_pretrain.objectives.next_sentence_prediction import NextSentencePrediction
 from lit_pretrain.objectives.objective import Objective, ObjectiveOutput, compute_objectives
+from lit_pretrain.objectives.patch_location import PatchLocation
 from lit_pretrain.objectives.replaced_token_detection import ReplacedTokenDetection
+from lit_pretrain.objectives.rotation import Rotation
+from lit_pretrain.objectives.vision_objective import VisionObjective
 
 __all__ = [
     "CausalLanguageModeling",
+    "Colorization",
+    "MaskedImageModeling",
     "MaskedLanguageModeling",
     "NextSentencePrediction",
     "Objective",
     "ObjectiveOutput",
+    "PatchLocation",
     "ReplacedTokenDetection",
+    "Rotation",
+    "VisionObjective",
     "compute_objectives",
 ]

@@ -26,12 +26,14 @@ class CrossEntropy:
 
     Attributes:
         total: Scalar sum of weighted losses, in nats, with gradients.
-        correct: Scalar weighted number of rows whose target has the highest logit.
+        correct: Scalar weighted number of rows whose (first) target has the highest logit.
+        losses: (M,) the rows' losses without their weights, without gradients.
         samples: (M,) draws from the rows' distributions, or null.
     """
 
     total: Tensor
     correct: Tensor
+    losses: Tensor
     samples: Tensor | None
 
 
@@ -42,6 +44,7 @@ def linear_cross_entropy(
     targets: Tensor,
     row_weights: Tensor,
     uniform: Tensor | None = None,
+    target_shares: Tensor | None = None,
 ) -> CrossEntropy:
     """Sum over rows of weight x cross-entropy of softmax(features weight^T + bias) with the target.
 
@@ -49,37 +52,42 @@ def linear_cross_entropy(
         features: (M, D).
         weight: (V, D) vocabulary matrix.
         bias: (V,) or null.
-        targets: (M,) integers below V.
+        targets: (M,) integers below V, or (M, K) the classes that a row's target distribution is spread over.
         row_weights: (M,) weights; a row of weight 0 counts nowhere.
         uniform: (M,) draws from [0, 1): also sample a token from each row's distribution by inverting its cumulative
             sum; the samples carry no gradient.
+        target_shares: (M, K) probabilities of those classes, of sum 1; null where each row has one class.
 
     Returns:
-        Total, number of correct rows and samples. Losses are computed in fp32 whatever the precision of the products; a
-        row's loss reads at most 87 nats, where fp32 has no smaller probability.
+        Total, number of correct rows, losses and samples. Losses are computed in fp32 whatever the precision of the
+        products; a row's loss reads at most 87 nats, where fp32 has no smaller probability.
     """
     if torch.is_autocast_enabled(features.device.type):
         dtype = torch.get_autocast_dtype(features.device.type)
         features, weight = features.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     needs_gradient = torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad)
-    total, correct, samples = _LinearCrossEntropy.apply(
-        features, weight, bias, targets, row_weights.float(), uniform, needs_gradient
+    if target_shares is None:
+        targets = targets[:, None]
+        target_shares = torch.ones_like(targets, dtype=torch.float32)
+    total, correct, losses, samples = _LinearCrossEntropy.apply(
+        features, weight, bias, targets, target_shares, row_weights.float(), uniform, needs_gradient
     )
-    return CrossEntropy(total, correct, samples if uniform is not None else None)
+    return CrossEntropy(total, correct, losses, samples if uniform is not None else None)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """The chunks; see `linear_cross_entropy`."""
 
     @staticmethod
-    def forward(ctx, features, weight, bias, targets, row_weights, uniform, needs_gradient):  # noqa: ANN001, ANN205, D102
+    def forward(ctx, features, weight, bias, targets, shares, row_weights, uniform, needs_gradient):  # noqa: ANN001, ANN205, D102
         rows, vocabulary = len(features), len(weight)
         elements = CHUNK_ELEMENTS.get(features.device.type, ACCELERATOR_CHUNK_ELEMENTS)
         chunk = max(1, elements // vocabulary)
         total = torch.zeros((), dtype=torch.float32, device=features.device)
         correct = torch.zeros_like(total)
-        samples = torch.empty_like(targets)
+        losses = torch.empty(rows, dtype=torch.float32, device=features.device)
+        samples = torch.empty_like(targets[:, 0])
         feature_gradient = torch.empty_like(features) if needs_gradient else None
         weight_gradient = (
             torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device) if needs_gradient else None
@@ -93,10 +101,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 in_place = logits if logits.dtype == torch.float32 else None
                 probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32, out=in_place)
                 del logits
-                target = targets[part, None]
-                chosen = probabilities.gather(1, target)[:, 0]
-                total -= (chosen.clamp(min=SMALLEST_PROBABILITY).log() * row_weights[part]).sum()
-                correct += ((chosen >= probabilities.amax(dim=-1)) * row_weights[part]).sum()
+                chosen = probabilities.gather(1, targets[part])
+                losses[part] = -(chosen.clamp(min=SMALLEST_PROBABILITY).log() * shares[part]).sum(dim=1)
+                total += (losses[part] * row_weights[part]).sum()
+                correct += ((chosen[:, 0] >= probabilities.amax(dim=-1)) * row_weights[part]).sum()
                 if uniform is not None:
                     cumulative = probabilities.cumsum(dim=-1)
                     threshold = uniform[part, None] * cumulative[:, -1:]
@@ -104,7 +112,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     samples[part] = found.clamp_(max=vocabulary - 1)
                 if not needs_gradient:
                     continue
-                probabilities.scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
+                probabilities.scatter_add_(1, targets[part], -shares[part])
                 probabilities *= row_weights[part, None]
                 if bias_gradient is not None:
                     bias_gradient += probabilities.sum(dim=0)
@@ -113,11 +121,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 weight_gradient.addmm_(gradient.T, features[part])
         ctx.save_for_backward(feature_gradient, weight_gradient, bias_gradient)
         ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.mark_non_differentiable(correct, samples)
-        return total, correct, samples
+        ctx.mark_non_differentiable(correct, losses, samples)
+        return total, correct, losses, samples
 
     @staticmethod
-    def backward(ctx, total_gradient, _correct, _samples):  # noqa: ANN001, ANN205, D102
+    def backward(ctx, total_gradient, _correct, _losses, _samples):  # noqa: ANN001, ANN205, D102
         feature_gradient, weight_gradient, bias_gradient = ctx.saved_tensors
         scale = total_gradient
         if bias_gradient is not None:
@@ -126,6 +134,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             feature_gradient * scale.to(feature_gradient.dtype),
             weight_gradient * scale.to(weight_gradient.dtype),
             bias_gradient,
+            None,
             None,
             None,
             None,
