@@ -121,7 +121,7 @@ def overview() -> str:
 
 def failed(error: Exception) -> int:
     """Say in one sentence what broke; the traceback follows for whoever mends it, unless the sentence is enough."""
-    from lit_pretrain.modules.pretraining import NonFiniteLossError
+    from lit_pretrain.modules.base import NonFiniteLossError
 
     if not isinstance(error, NonFiniteLossError):
         traceback.print_exc()

@@ -19,7 +19,7 @@ import lit_pretrain.objectives
 from lit_pretrain.config_errors import check_top_level, explain
 from lit_pretrain.errors import UserError
 from lit_pretrain.memory import keep_memory
-from lit_pretrain.modules.pretraining import read_checkpoint
+from lit_pretrain.modules.checkpoints import read_checkpoint
 from lit_pretrain.quiet import quieten
 from lit_pretrain.tracking.find import find_checkpoint, run_directory_of_checkpoint
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger

@@ -195,14 +195,16 @@ def known_names() -> dict[str, set[str]]:
     from lightning import LightningDataModule, LightningModule
     from lightning.pytorch.callbacks import Callback
 
-    from lit_pretrain.backbone import TextEncoder, TransformerConfig
+    from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
+    from lit_pretrain.data.augmentation import ImageAugmentation
+    from lit_pretrain.modules.checkpoints import subclasses
     from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
-    from lit_pretrain.modules.pretraining import subclasses
     from lit_pretrain.objectives import Objective
     from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 
     names = {"": {*TOP_LEVEL, "config", "class_path", "init_args"}}
-    kinds = [TextEncoder, TransformerConfig, AdamWConfig, ScheduleConfig, MLflowLogger, lightning.Trainer]
+    kinds = [TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig, ImageAugmentation]
+    kinds += [AdamWConfig, ScheduleConfig, MLflowLogger, lightning.Trainer]
     for base in (LightningModule, LightningDataModule, Objective, Callback):
         kinds += [kind for kind in subclasses(base) if kind.__module__.startswith(("lit_pretrain", "lightning"))]
     for kind in kinds:

@@ -11,6 +11,7 @@ from lit_pretrain.callbacks import (
     Examples,
     Interruption,
     LastCheckpoint,
+    Panels,
     PredictionWriter,
     ProgressBar,
     Summary,
@@ -66,7 +67,7 @@ class Trainer(lightning.Trainer):
 
 def default_callbacks(given: list[Callback], checkpointing: bool, progress_bar: bool) -> list[Callback]:
     """The suite's callbacks of whose class none is given."""
-    kinds: list[type[Callback]] = [RunRecorder, Throughput, Examples, Interruption, PredictionWriter, Summary]
+    kinds: list[type[Callback]] = [RunRecorder, Throughput, Examples, Panels, Interruption, PredictionWriter, Summary]
     if progress_bar and not any(isinstance(one, RichProgressBar | TQDMProgressBar) for one in given):
         kinds.append(ProgressBar)
     if checkpointing:

@@ -1,4 +1,4 @@
-"""The progress bar: step, time, loss and tokens a second; where there is no terminal, a line now and then.
+"""The progress bar: step, time, loss, tokens or pictures a second; where there is no terminal, a line now and then.
 
 Lightning's own reads every logged metric from the device at every batch and redraws a hundred times a second, which on
 a small machine costs more than the logging. This one looks twice a second.
@@ -44,7 +44,7 @@ class ProgressBar(RichProgressBar):
     # -- numbers
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Loss of training and validation and tokens a second; what the module marks with prog_bar too."""
+        """Loss of training and validation and tokens or samples a second; what the module marks with prog_bar too."""
         metrics = {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
         for name, key in (("loss", "train/loss"), ("validation", "validation/loss")):
             if key in trainer.callback_metrics:
@@ -53,6 +53,8 @@ class ProgressBar(RichProgressBar):
         throughput = next((callback for callback in trainer.callbacks if isinstance(callback, Throughput)), None)
         if throughput is not None and throughput.tokens_per_second:
             metrics["tokens/s"] = f"{throughput.tokens_per_second:,.0f}"
+        elif throughput is not None and throughput.samples_per_second:
+            metrics["samples/s"] = f"{throughput.samples_per_second:,.0f}"
         return metrics
 
     def _update_metrics(self, trainer: Trainer, pl_module: LightningModule) -> None:

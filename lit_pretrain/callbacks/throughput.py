@@ -46,6 +46,7 @@ class Throughput(Callback):
         self.measure_peak = measure_peak
         self.peak: float | None = None
         self.tokens_per_second: float | None = None
+        self.samples_per_second: float | None = None
         self.totals: dict[str, float] = {"samples": 0.0, "tokens": 0.0, "flops": 0.0, "seconds": 0.0}
         self.mean = Amount()
         self._window = Amount()
@@ -139,6 +140,7 @@ class Throughput(Callback):
 
     def _log(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         self.tokens_per_second = metrics.get("throughput/tokens_per_second", self.tokens_per_second)
+        self.samples_per_second = metrics.get("throughput/samples_per_second", self.samples_per_second)
         if not metrics or not trainer.is_global_zero:
             return
         metrics["throughput/peak_memory_gib"] = peak_memory(trainer.strategy.root_device) / 2**30

@@ -123,6 +123,39 @@ def make_optimizer(modules: Iterable[nn.Module], config: AdamWConfig, fused: boo
     )
 
 
+def make_layerwise_optimizer(
+    encoder: nn.Module,
+    heads: Iterable[nn.Module],
+    config: AdamWConfig,
+    layer_decay: float,
+    head_factor: float = 1.0,
+    fused: bool = True,
+) -> AdamW:
+    """AdamW with a learning rate for each block: `layer_decay` of that of the block after it.
+
+    Args:
+        encoder: With timm's `group_matcher` and `no_weight_decay`.
+        heads: New heads, with the highest rate times `head_factor`.
+        config: The optimiser's settings; its learning rate is that of what follows the last block.
+        layer_decay: Factor from a block to the one before it, embeddings being one more (Clark et al. 2020).
+        head_factor: Factor of the heads' rate.
+        fused: As in `make_optimizer`.
+    """
+    from timm.optim import param_groups_layer_decay
+
+    groups = param_groups_layer_decay(encoder, config.weight_decay, encoder.no_weight_decay(), layer_decay=layer_decay)
+    head_groups = [group | {"lr_scale": head_factor} for group in parameter_groups(heads, config.weight_decay)]
+    settings = [
+        {
+            "params": group["params"],
+            "weight_decay": group["weight_decay"],
+            "lr": config.learning_rate * group["lr_scale"],
+        }
+        for group in [*groups, *head_groups]
+    ]
+    return AdamW(settings, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=fused)
+
+
 def make_scheduler(optimizer: Optimizer, config: ScheduleConfig, total_steps: int) -> LambdaLR:
     """The schedule over so many optimiser steps, to be stepped after each."""
     return LambdaLR(optimizer, lambda step: config.factor(step, total_steps))

@@ -1,7 +1,6 @@
 """Pretraining on text: any mix of masked, causal, next-sentence and replaced-token objectives on one encoder."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from lit_pretrain.backbone import TextEncoder
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
-from lit_pretrain.modules.pretraining import Pretraining, read_checkpoint, subclasses
+from lit_pretrain.modules.pretraining import Pretraining
 from lit_pretrain.objectives.objective import Batch, Objective, clean_inputs
 
 
@@ -28,6 +27,8 @@ class TextPretraining(Pretraining):
         seed: Source of every draw in training; null takes seed_everything's.
     """
 
+    encoder_class = TextEncoder
+
     def __init__(
         self,
         encoder: TextEncoder,
@@ -40,25 +41,6 @@ class TextPretraining(Pretraining):
     ) -> None:
         super().__init__(encoder, objectives, optimizer, schedule, gradient_clip_norm, compile_blocks, seed)
         self.tokenizer = None
-        self._example_batch: Batch | None = None
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path) -> "TextPretraining":
-        """Build a module with a checkpoint's encoder, objectives, tokenizer and weights; no data or config is needed.
-
-        Raises:
-            UserError: If there is no such file, or it is not a checkpoint of text pretraining.
-        """
-        checkpoint = read_checkpoint(path)
-        record = checkpoint["lit_pretrain"]
-        if record["module"] != cls.__name__:
-            raise UserError(f"{path} is a checkpoint of {record['module']}, not of {cls.__name__}.")
-        kinds = {kind.__name__: kind for kind in subclasses(Objective)}
-        chosen = [kinds[one["class_path"]](**one["init_args"]) for one in record["objectives"]]
-        module = cls(TextEncoder.from_settings(record["encoder"]), chosen)
-        module.on_load_checkpoint(checkpoint)
-        module.load_state_dict(checkpoint["state_dict"])
-        return module.eval()
 
     def build(self) -> None:
         """Take the tokenizer's vocabulary, check that the data serves the objectives, and make the heads.

@@ -32,6 +32,7 @@ from lit_pretrain.tracking.paths import (
     shown_path,
     write_atomically,
 )
+from lit_pretrain.tracking.pictures import write_picture
 from lit_pretrain.tracking.processes import host_name, is_alive, process_identity
 from lit_pretrain.tracking.store import (
     HOST_TAG,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
     from mlflow.tracking import MlflowClient
+    from PIL.Image import Image
 
 # MLflow's own limits.
 PARAMETER_LIMIT = 6000
@@ -369,6 +371,14 @@ class MLflowLogger(MLFlowLogger):
             self._tables.append(artifact_file)
             listing = [{"path": path, "type": "table"} for path in self._tables]
             self.set_tags({"mlflow.loggedArtifacts": json.dumps(listing)})
+
+    @rank_zero_only
+    def log_picture(self, picture: "Image", key: str, step: int) -> None:
+        """Log a picture of a step; MLflow's page shows those of a key as one chart with a slider over the steps."""
+        for path in write_picture(picture, self.run_directory / "images", key, step):
+            self.log_artifact(path, "images")
+        # What tells the page that there are pictures.
+        self.set_tags({"mlflow.loggedImages": "True"})
 
     def _artifact_path(self, artifact_file: str) -> Path:
         path = self.run_directory / artifact_file

@@ -3,9 +3,15 @@
 import pytest
 import torch
 
-from lit_pretrain.backbone import TextEncoder, TransformerConfig
+from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
 from lit_pretrain.errors import UserError
-from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, make_optimizer, make_scheduler
+from lit_pretrain.modules.optimization import (
+    AdamWConfig,
+    ScheduleConfig,
+    make_layerwise_optimizer,
+    make_optimizer,
+    make_scheduler,
+)
 
 
 def factors(config: ScheduleConfig, total: int) -> list[float]:
@@ -65,3 +71,23 @@ def test_the_scheduler_sets_the_rate_before_each_step() -> None:
         optimizer.step()
         scheduler.step()
     assert rates == pytest.approx([0.4, 0.8, 0.8, 0.4])
+
+
+def test_layer_decay_by_hand_each_parameter_once() -> None:
+    encoder = VisionEncoder(8, 4, transformer=VisionTransformerConfig(depth=3, width=16, heads=2))
+    head = torch.nn.Linear(16, 5)
+    optimizer = make_layerwise_optimizer(encoder, [head], AdamWConfig(learning_rate=0.8), 0.5, head_factor=10.0)
+    rates = {id(one): group["lr"] for group in optimizer.param_groups for one in group["params"]}
+    named = {f"encoder.{name}": one for name, one in encoder.named_parameters()} | dict(head.named_parameters())
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(named) == len(rates)
+    found = {name: rates[id(one)] for name, one in named.items()}
+    # Head 8; final norm 0.8; blocks 0.4, 0.2, 0.1; embeddings 0.05.
+    assert found["weight"] == found["bias"] == pytest.approx(8.0)
+    assert found["encoder.transformer.final_norm.weight"] == pytest.approx(0.8)
+    for block, rate in enumerate([0.1, 0.2, 0.4]):
+        ones = [rate for name, rate in found.items() if name.startswith(f"encoder.transformer.blocks.{block}.")]
+        assert ones == pytest.approx([rate] * len(ones)) and ones
+    assert found["encoder.embeddings.position"] == pytest.approx(0.05)
+    decays = {id(one): group["weight_decay"] for group in optimizer.param_groups for one in group["params"]}
+    assert decays[id(encoder.embeddings.position)] == 0.0 and decays[id(head.bias)] == 0.0
+    assert decays[id(head.weight)] == decays[id(encoder.transformer.blocks[0].feed_forward.expand.weight)] == 0.01

@@ -12,8 +12,8 @@ from text_corpus import make_data, make_encoder, write_corpus
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import TextPretraining
+from lit_pretrain.modules.base import NonFiniteLossError
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
-from lit_pretrain.modules.pretraining import NonFiniteLossError
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.objectives import (
     CausalLanguageModeling,

@@ -1,0 +1,1 @@
+"""What pretrained features are worth, without training the encoder: neighbours and linear probes."""

@@ -1,0 +1,178 @@
+"""What every LightningModule of the suite has in common: optimiser, draws, running means, the watch over the loss."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from lit_pretrain.data.randomness import default_seed, derive_seed
+from lit_pretrain.modules.clipping import clip_gradients
+from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, make_optimizer, make_scheduler
+from lit_pretrain.modules.statistics import MeanStatistics
+from lit_pretrain.modules.steps import total_steps
+from lit_pretrain.objectives.objective import Batch
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; the sentence says at which step and where its batch is written down."""
+
+
+class BaseModule(LightningModule):
+    """An encoder, heads, and AdamW over both.
+
+    Args:
+        encoder: Module with `forward_features`, `forward_head` and `settings`.
+        optimizer: AdamW's settings.
+        schedule: Learning rate over the training.
+        gradient_clip_norm: Largest norm of all gradients together; null for no clipping.
+        seed: Source of every draw in training; null takes seed_everything's.
+    """
+
+    def __init__(
+        self,
+        encoder: torch.nn.Module | None,
+        optimizer: AdamWConfig,
+        schedule: ScheduleConfig,
+        gradient_clip_norm: float | None,
+        seed: int | None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.optimizer_config = optimizer
+        self.schedule_config = schedule
+        self.gradient_clip_norm = gradient_clip_norm
+        self.seed = default_seed() if seed is None else seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+        self._statistics: dict[str, MeanStatistics] = {}
+        self._reported_step = 0
+        self._used_learning_rate = 0.0
+        self._unchecked: tuple[Tensor, dict[str, Tensor], list[int] | Tensor, int] | None = None
+
+    # -- optimiser
+
+    def trained_modules(self) -> list[torch.nn.Module]:
+        """Modules whose parameters are trained; each may name parameters that must not decay."""
+        return [self.encoder]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW over what is trained, and its schedule over the trainer's steps."""
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        optimizer = self.make_optimizer(fused=not scaled)
+        scheduler = make_scheduler(optimizer, self.schedule_config, total_steps(self.trainer))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def make_optimizer(self, fused: bool) -> torch.optim.Optimizer:
+        """AdamW with one learning rate for all."""
+        return make_optimizer(self.trained_modules(), self.optimizer_config, fused)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by the trainer's setting if it has one, else by this module's."""
+        if gradient_clip_val is None and self.gradient_clip_norm is not None:
+            gradient_clip_val, gradient_clip_algorithm = self.gradient_clip_norm, "norm"
+        clip_gradients(self.trainer, optimizer, gradient_clip_val or 0.0, gradient_clip_algorithm or "norm")
+
+    # -- draws
+
+    def generator_for(self, *parts: int | str) -> torch.Generator:
+        """A generator on this device, seeded from `parts` alone."""
+        if self.device not in self._generators:
+            self._generators[self.device] = torch.Generator(device=self.device)
+        return self._generators[self.device].manual_seed(derive_seed(*parts))
+
+    def step_parts(self, batch_index: int) -> tuple[int, int, int, int]:
+        """What a step's draws are a function of: seed, global step, batch, rank; dropout is seeded with them here."""
+        parts = (self.seed, self.trainer.global_step, batch_index, self.trainer.global_rank)
+        torch.manual_seed(derive_seed("dropout", *parts))
+        return parts
+
+    # -- means
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
+        """Report the means since the last report, at the optimiser steps at which the trainer writes its logs."""
+        step = self.trainer.global_step
+        if step % self.trainer.log_every_n_steps == 0 and step != self._reported_step:
+            self._reported_step = step
+            self.report("train")
+            self.log("learning_rate", self._used_learning_rate)
+
+    def on_train_end(self) -> None:
+        """Look at the last step's loss too."""
+        self.stop_if_not_finite()
+
+    def statistics_for(self, stage: str, names: Iterable[str]) -> MeanStatistics:
+        """The running means of a stage, made at its first batch."""
+        if stage not in self._statistics:
+            self._statistics[stage] = MeanStatistics(list(names)).to(self.device)
+        return self._statistics[stage]
+
+    def report(self, stage: str) -> None:
+        """Log a stage's means and start them anew."""
+        if stage not in self._statistics:
+            return
+        metric = self._statistics[stage]
+        means = metric.compute()
+        metric.reset()
+        means |= self.derived(means)
+        self.log_dict({f"{stage}/{name}": value.float() for name, value in means.items()})
+
+    def derived(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Metrics that follow from a stage's means."""
+        return {}
+
+    def on_validation_epoch_end(self) -> None:
+        """Report the means over the whole validation set."""
+        self.report("validation")
+
+    def on_test_epoch_end(self) -> None:
+        """Report the means over the whole test set."""
+        self.report("test")
+
+    def note_learning_rate(self) -> None:
+        """Keep the learning rate that this step uses, for the logs; the schedule moves on before they are written."""
+        self._used_learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+
+    # -- the watch over the loss
+
+    def watch_losses(self, loss: Tensor, parts: dict[str, Tensor], batch: Batch) -> None:
+        """Stop at a loss that is not finite: at once on a CPU, one step later elsewhere, so as not to wait for it.
+
+        Args:
+            loss: What is minimised.
+            parts: The losses it is made of, by name.
+            batch: Whose `sample_id` is written down.
+        """
+        self.stop_if_not_finite()
+        self._unchecked = (
+            loss.detach(),
+            {name: part.detach() for name, part in parts.items()},
+            batch.get("sample_id", []),
+            self.trainer.global_step,
+        )
+        if loss.device.type == "cpu":
+            self.stop_if_not_finite()
+
+    def stop_if_not_finite(self) -> None:
+        """Raise `NonFiniteLossError`, with the sample ids of its batch saved, if the watched loss is not finite."""
+        if self._unchecked is None:
+            return
+        (loss, losses, sample_ids, step), self._unchecked = self._unchecked, None
+        if bool(torch.isfinite(loss)):
+            return
+        broken = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
+        directory = Path(getattr(self.logger, "run_directory", None) or self.trainer.default_root_dir)
+        path = directory / f"non-finite-loss-step-{step}-rank-{self.trainer.global_rank}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ids = torch.as_tensor(sample_ids).tolist()
+        record = {"step": step, "epoch": self.trainer.current_epoch, "objectives": broken, "sample_ids": ids}
+        path.write_text(json.dumps(record) + "\n")
+        raise NonFiniteLossError(
+            f"The loss of {' and '.join(broken) or 'the sum'} is {float(loss)} at step {step}; the sample ids of its "
+            f"batch are in {path}: lower optimizer.learning_rate, lengthen schedule.warm_up, or go on from the last "
+            "checkpoint in fp32."
+        )

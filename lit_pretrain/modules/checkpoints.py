@@ -1,0 +1,82 @@
+"""Checkpoints of this suite: read without running pickled code, and compared with what a config builds."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.tracking.find import find_checkpoint, read_run_file, run_directory_of_checkpoint
+from lit_pretrain.tracking.paths import RUN_FILE_NAME, shown_path
+
+CHECKPOINT_FORMAT = 1
+
+
+def difference(name: str, theirs: Any, ours: Any) -> list[str]:
+    """Where two nested settings differ, as "encoder.transformer.width (256 there, 128 here)"."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        keys = sorted(theirs.keys() | ours.keys())
+        return [line for key in keys for line in difference(f"{name}.{key}", theirs.get(key), ours.get(key))]
+    return [] if theirs == ours else [f"{name} ({theirs} there, {ours} here)"]
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of ours, mapped and read without running any pickled code; anything else is a `UserError`."""
+    if not Path(path).is_file():
+        raise UserError(f"There is no checkpoint at {path}: give a .ckpt file from a run's checkpoints folder.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged or foreign file fails in many ways
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read as a checkpoint ({reason}): give an undamaged one.") from error
+    if "lit_pretrain" not in checkpoint:
+        raise UserError(f"{path} was not written by lit_pretrain: give one from a run's checkpoints folder.")
+    return checkpoint
+
+
+def subclasses(kind: type) -> list[type]:
+    """All classes below a class, at any depth."""
+    return [one for child in kind.__subclasses__() for one in (child, *subclasses(child))]
+
+
+Encoder = TypeVar("Encoder", bound=nn.Module)
+
+
+def load_encoder(reference: str, kind: type[Encoder]) -> tuple[Encoder, dict[str, str]]:
+    """Build the encoder of a checkpoint with its weights; every tensor must be there.
+
+    Args:
+        reference: "last", a run's name or id, or a file.
+        kind: Class of the encoder that is wanted.
+
+    Returns:
+        The encoder, and where it comes from: checkpoint, module, objectives, step and run.
+
+    Raises:
+        UserError: If there is no such checkpoint, or its encoder is of another kind or not whole.
+    """
+    path = find_checkpoint(reference)
+    checkpoint = read_checkpoint(path)
+    record = checkpoint["lit_pretrain"]
+    if record["encoder_class"] != kind.__name__:
+        raise UserError(f"{shown_path(path)} holds a {record['encoder_class']}, a {kind.__name__} is needed here.")
+    encoder = kind.from_settings(record["encoder"])
+    prefix = "encoder."
+    weights = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(prefix)
+    }
+    missing, unexpected = encoder.load_state_dict(weights, strict=False)
+    if missing or unexpected:
+        raise UserError(
+            f"The weights in {shown_path(path)} are not those of the encoder it describes: missing "
+            f"{missing or 'none'}, unexpected {unexpected or 'none'}."
+        )
+    objectives = " + ".join(one["class_path"] for one in record.get("objectives", []))
+    lineage = {"init_from": str(path), "init_from_module": record["module"], "init_from_objectives": objectives}
+    lineage["init_from_step"] = str(checkpoint["global_step"])
+    if (directory := run_directory_of_checkpoint(path)) is not None:
+        lineage["init_from_run"] = read_run_file(directory / RUN_FILE_NAME).run_id
+    return encoder, {name: value for name, value in lineage.items() if value}

@@ -1,0 +1,149 @@
+"""Pretraining on pictures: rotation, patch location, colorization, masked image modelling, any mix on one encoder."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lit_pretrain.backbone import VisionEncoder
+from lit_pretrain.data.augmentation import ImageAugmentation, middle
+from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
+from lit_pretrain.modules.pretraining import Pretraining
+from lit_pretrain.objectives.objective import Batch
+from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Pictures from which an objective may take what it must know of the data before the first step.
+MEASURED_PICTURES = 2048
+
+
+class VisionPretraining(Pretraining):
+    """RotNet's, Doersch's, Zhang's or MAE's pretraining of a ViT, by the objectives it is given.
+
+    Args:
+        encoder: The vision encoder; pictures are cropped to its `image_size`.
+        objectives: Pretext tasks; their losses are added with their weights.
+        augmentation: What is varied in training: crops, flips, colours.
+        optimizer: AdamW's settings.
+        schedule: Learning rate over the training.
+        gradient_clip_norm: Largest norm of all gradients together; null for no clipping.
+        compile_blocks: Whether torch.compile is applied to the Transformer's blocks.
+        seed: Source of every draw in training; null takes seed_everything's.
+    """
+
+    encoder_class = VisionEncoder
+
+    def __init__(
+        self,
+        encoder: VisionEncoder,
+        objectives: Sequence[VisionObjective],
+        augmentation: ImageAugmentation = ImageAugmentation(),  # noqa: B008 (frozen)
+        optimizer: AdamWConfig = AdamWConfig(),  # noqa: B008 (frozen)
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
+        gradient_clip_norm: float | None = 1.0,
+        compile_blocks: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(encoder, objectives, optimizer, schedule, gradient_clip_norm, compile_blocks, seed)
+        self.augmentation = augmentation
+
+    # -- before training
+
+    def build(self) -> None:
+        """Check that pictures, encoder and objectives fit, make the heads, and let objectives look at the data.
+
+        Raises:
+            UserError: If the pictures are too small or too grey, or an objective cannot work at the encoder's size.
+        """
+        data = self._trainer.datamodule if self._trainer is not None else None
+        facts = getattr(data, "facts", None)
+        if facts is not None:
+            self.augmentation.check(facts.stored_size, self.encoder.image_size)
+            for objective in self.objectives:
+                objective.check_pictures(self.encoder, facts)
+        for objective in self.objectives:
+            objective.build(self.encoder)
+            if facts is not None and hasattr(objective, "measure"):
+                objective.measure(middle(data.pictures(MEASURED_PICTURES), self.encoder.image_size))
+
+    # -- steps
+
+    def prepare(self, batch: Batch, generator: torch.Generator | None) -> Batch:
+        """Crop, flip and recolour a batch's uint8 pictures to floats in [0, 1] of the encoder's size."""
+        size = self.encoder.image_size
+        if generator is None:
+            return batch | {"images": middle(batch["images"], size)}
+        return batch | {"images": self.augmentation.vary(batch["images"], size, generator)}
+
+    def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+        """Pooled features of the pictures' middles: `sample_id` (B,) and `embedding` (B, D), float32."""
+        images = self.prepare(batch, None)["images"]
+        return {"sample_id": batch["sample_id"], "embedding": self.encoder(self.encoder.normalize(images)).float()}
+
+    def step_cost(self, batch: Batch) -> dict[str, float]:
+        """Pictures and floating-point operations of one training batch.
+
+        Operations are those of the model's matrix products, forward and backward (three times the forward), without
+        recomputation.
+        """
+        samples, flops = len(batch["images"]), 0.0
+        patch = self.encoder.channels * self.encoder.patch_size**2
+        for objective in self.objectives:
+            sequences, tokens = objective.sequences(self.encoder, samples)
+            per_token = self.encoder.config.forward_flops_per_token(tokens) + 2.0 * patch * self.encoder.width
+            flops += sequences * tokens * per_token + objective.forward_flops(self.encoder, samples, tokens)
+        return {"samples": samples, "flops": 3.0 * flops}
+
+    # -- what callbacks ask for
+
+    @torch.no_grad()
+    def panels(self, count: int = 8) -> "dict[str, Image]":
+        """A picture for each objective of what it asks and what the model answers; empty before any validation."""
+        if self._example_batch is None:
+            return {}
+        training = self.training
+        self.eval()
+        drawn = {
+            objective.name: objective.panel(self.encoder, self._example_batch, self.generator_for("panels"), count)
+            for objective in self.objectives
+        }
+        self.train(training)
+        return {name: picture for name, picture in drawn.items() if picture is not None}
+
+    @torch.no_grad()
+    def shortcuts(self, batch: Batch, *parts: int | str, varied: bool = True) -> dict[str, Shortcut]:
+        """What should carry no signal, by "objective/name", on a loader's batch.
+
+        Args:
+            batch: As the loader gives it.
+            parts: Seed of the draws.
+            varied: Whether the pictures are augmented as in training.
+        """
+        seed = ("shortcuts", *parts)
+        batch = self.prepare(batch, self.generator_for("augmentation", *seed) if varied else None)
+        found = {}
+        for objective in self.objectives:
+            generator = self.generator_for("corruption", *seed)
+            for name, shortcut in objective.shortcuts(self.encoder, batch, generator).items():
+                found[f"{objective.name}/{name}"] = shortcut
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """What this is made of, for the record of the run."""
+        encoder = self.encoder
+        return super().describe() | {
+            "image_size": encoder.image_size,
+            "patch_size": encoder.patch_size,
+            "positions": encoder.positions,
+            "pooling": encoder.pooling,
+        }
+
+    def checkpoint_record(self) -> dict[str, Any]:
+        """As the base's, with the data's fingerprint."""
+        record = super().checkpoint_record()
+        if self._trainer is not None and hasattr(self._trainer.datamodule, "fingerprint"):
+            record["data_fingerprint"] = self._trainer.datamodule.fingerprint
+        return record

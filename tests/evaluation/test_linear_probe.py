@@ -1,0 +1,44 @@
+"""The probe learns what is linear, whatever the features' sizes, and nothing else."""
+
+import pytest
+import torch
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.evaluation.linear_probe import fit_linear_probe
+
+
+def separable(count=400, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(count, 5, generator=generator)
+    return features, (features[:, 0] + features[:, 1] > 0).long() + 2 * (features[:, 2] > 0).long()
+
+
+def test_linear_classes_are_learned_and_sizes_do_not_matter():
+    features, labels = separable()
+    test, truth = separable(seed=1)
+    plain = fit_linear_probe(features, labels)
+    assert plain.accuracy(test, truth) > 0.93
+    sizes, shift = torch.tensor([1e-3, 1e3, 1.0, 50.0, 1e-2]), torch.tensor([9.0, -1e3, 0.0, 3.0, 1.0])
+    stretched = fit_linear_probe(features * sizes + shift, labels)
+    # Equal but for where L-BFGS stops.
+    assert float((stretched.predict(test * sizes + shift) == plain.predict(test)).float().mean()) > 0.98
+
+
+def test_constant_features_and_missing_classes_do_no_harm():
+    features, labels = separable()
+    constant = torch.cat([features, torch.full((len(features), 1), 3.7)], dim=1)
+    probe = fit_linear_probe(constant, torch.where(labels == 1, 3, labels))
+    assert probe.accuracy(constant, torch.where(labels == 1, 3, labels)) > 0.9
+    assert 1 not in probe.predict(constant).tolist()
+
+
+def test_noise_is_not_learned():
+    features, _ = separable()
+    test, truth = separable(seed=1)
+    noise = torch.randint(0, 4, (len(features),), generator=torch.Generator().manual_seed(2))
+    assert fit_linear_probe(features, noise).accuracy(test, truth) < 0.45
+
+
+def test_one_class_is_refused():
+    with pytest.raises(UserError, match="two classes"):
+        fit_linear_probe(torch.zeros(4, 2), torch.zeros(4))
