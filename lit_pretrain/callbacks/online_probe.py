@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluation.features import picture_features, probe_depths
 from lit_pretrain.evaluation.knn import knn_accuracy
+from lit_pretrain.evaluation.linear_probe import fit_linear_probe
 from lit_pretrain.tracking.run_record import mlflow_logger
 
 
@@ -87,9 +88,6 @@ class OnlineProbe(Callback):
             data: With `labelled_arrays` and `classes`.
             encoder: With `forward_intermediates`.
         """
-        # scikit-learn takes a second to start, which only those who probe should wait.
-        from lit_pretrain.evaluation.linear_probe import fit_linear_probe
-
         depths: Sequence[int] = self.depths or probe_depths(encoder.config.depth)
         train_images, train_labels = data.labelled_arrays("train", self.train_pictures)
         test_images, test_labels = data.labelled_arrays("validation", self.test_pictures)

@@ -105,7 +105,8 @@ class ShortcutCheck(Callback):
         """The classifier of a feature, made at its first batch, the same in every run."""
         if name not in self._classifiers:
             width, device = shortcut.features.shape[-1], shortcut.features.device
-            with torch.random.fork_rng(devices=[]):
+            # Lightning validates in inference mode, whose tensors could not be trained.
+            with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 layers = [
                     nn.BatchNorm1d(width, affine=False),

@@ -42,3 +42,23 @@ def test_noise_is_not_learned():
 def test_one_class_is_refused():
     with pytest.raises(UserError, match="two classes"):
         fit_linear_probe(torch.zeros(4, 2), torch.zeros(4))
+
+
+def test_it_is_the_logistic_regression_of_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+
+    generator = torch.Generator().manual_seed(3)
+    features, labels = torch.randn(300, 6, generator=generator), torch.randint(0, 3, (300,), generator=generator)
+    labels[features[:, 0] > 0.5] = 1
+    probe = fit_linear_probe(features, labels, regularization=0.05)
+    standardised = ((features - features.mean(0)) / features.std(0, correction=0)).double().numpy()
+    reference = LogisticRegression(C=0.05, tol=1e-8, max_iter=1000).fit(standardised, labels.numpy())
+    torch.testing.assert_close(probe.weight, torch.from_numpy(reference.coef_).float(), atol=5e-3, rtol=0)
+    assert (probe.predict(features).numpy() == reference.predict(standardised)).mean() > 0.99
+
+
+def test_it_is_fitted_within_a_validation_too():
+    features, labels = separable()
+    with torch.inference_mode():
+        inside = fit_linear_probe(features * 1.0, labels + 0)
+    assert torch.equal(inside.weight, fit_linear_probe(features, labels).weight)
