@@ -154,4 +154,5 @@ def candidate_bins(bin_size: int, neighbors: int) -> Tensor:
             int((one <= one.topk(neighbors, largest=False).values[:, -1:] + margin).sum(dim=1).max())
             for one in distances()
         )
-        return torch.cat([one.topk(count, largest=False).indices.short() for one in distances()])
+        # 16 bits would do, but NCCL cannot send them, and DDP sends every buffer.
+        return torch.cat([one.topk(count, largest=False).indices.int() for one in distances()])

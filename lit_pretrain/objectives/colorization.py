@@ -134,8 +134,8 @@ class Colorization(VisionObjective):
         if self.bins is None:
             return
         found = []
-        for part in images.to(self.bins.centers.device).split(PICTURES_AT_ONCE):
-            colors = lightness_and_colors(part, self.patch_size, self.cells)[1]
+        for part in images.split(PICTURES_AT_ONCE):
+            colors = lightness_and_colors(part.to(self.bins.centers.device), self.patch_size, self.cells)[1]
             found.append(colors[has_colors(colors)].flatten(0, 2))
         colors = torch.cat(found)
         if not len(colors):

@@ -10,12 +10,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lit_pretrain.backbone import VisionEncoder, VisionTransformerConfig
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives import colorization as module
-from lit_pretrain.objectives.color_cells import cell_map, lightness_and_colors, paint
+from lit_pretrain.objectives.color_cells import cell_map, lightness_and_colors
 from lit_pretrain.objectives.color_space import srgb_to_lab
 from lit_pretrain.objectives.colorization import Colorization
 from lit_pretrain.objectives.vision_objective import PictureFacts
-
-RED = (80.0925, 67.2032)
 
 
 def make_encoder(image_size: int = 16, patch_size: int = 4, **settings) -> VisionEncoder:
@@ -59,23 +57,6 @@ def test_cells_lie_where_they_belong() -> None:
     a, b = cell_map(told[None])[0]
     assert a.round().tolist() == [[0, 1, 10, 11], [2, 3, 12, 13], [20, 21, 30, 31], [22, 23, 32, 33]]
     assert not b.any()
-
-
-def test_what_is_asked_of_a_picture_painted_by_hand() -> None:
-    images = torch.full((1, 3, 8, 8), 0.5)
-    images[0, :, 4:6, 6:8] = torch.tensor([1.0, 0, 0])[:, None, None]  # the fourth patch's second cell
-    images[0, 1:, 0, 0] = images[0, 1:, 1, 1] = 0.0
-    images[0, 0, 0, 0] = images[0, 0, 1, 1] = 1.0  # half of the first patch's first cell
-    lightness, colors = lightness_and_colors(images, patch_size=4, cells=2)
-    expected = torch.zeros(1, 4, 4, 2)
-    expected[0, 3, 1] = torch.tensor(RED)
-    expected[0, 0, 0] = torch.tensor(RED) / 2
-    torch.testing.assert_close(colors, expected, atol=1e-3, rtol=0)
-    grey = 116 * ((0.555 / 1.055) ** 2.4) ** (1 / 3) - 16
-    assert [float(lightness[0, 0, row, 7]) for row in (0, 5)] == pytest.approx([grey / 100, 0.532408], abs=1e-5)
-    # Cells of a pixel give the picture back.
-    noise = torch.rand(2, 3, 8, 8, generator=draws())
-    torch.testing.assert_close(paint(*lightness_and_colors(noise, 4, 4)), noise, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(

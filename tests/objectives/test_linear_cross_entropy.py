@@ -27,6 +27,23 @@ def test_value_and_gradients_equal_pytorchs(chunk_rows: int, with_bias: bool, mo
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("chunk_rows", [3, 1000])
+def test_soft_targets_equal_pytorchs(chunk_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module.CHUNK_ELEMENTS, "cpu", chunk_rows * 13)
+    torch.manual_seed(0)
+    leaves = [torch.randn(shape, requires_grad=True) for shape in ((10, 8), (13, 8), (13,))]
+    targets, shares = torch.rand(10, 13).topk(4).indices, torch.rand(10, 4).softmax(dim=1)
+    row_weights = torch.rand(10)
+    result = linear_cross_entropy(*leaves, targets, row_weights, target_shares=shares)
+    ours = torch.autograd.grad(result.total, leaves)
+    dense = torch.zeros(10, 13).scatter(1, targets, shares)
+    losses = torch.nn.functional.cross_entropy(torch.nn.functional.linear(*leaves), dense, reduction="none")
+    torch.testing.assert_close(result.losses, losses.detach())
+    torch.testing.assert_close(result.total, (losses * row_weights).sum())
+    for one, other in zip(ours, torch.autograd.grad((losses * row_weights).sum(), leaves), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
 def test_autocast_keeps_the_loss_in_float32() -> None:
     torch.manual_seed(0)
     features, weight = torch.randn(6, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)

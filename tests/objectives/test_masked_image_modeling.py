@@ -89,6 +89,7 @@ def test_decoder_and_loss_as_the_authors_compute_them() -> None:
 
     # Mask tokens are appended, all brought into the picture's order, positions added, and everything is predicted.
     decoder, kept, hidden = objective.decoder, one.targets["kept"], one.targets["hidden"]
+    assert torch.equal(one.inputs["keep"], kept)
     restore = torch.cat([kept, hidden], dim=1).argsort(dim=1)
     tokens = decoder.embedding(features)
     patches = torch.cat([tokens[:, 2:], decoder.mask_token.expand(4, 12, -1)], dim=1)
