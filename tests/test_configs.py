@@ -13,12 +13,20 @@ from lightning import LightningDataModule, LightningModule
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.backbone.config import BERT_SIZES
+from lit_pretrain.objectives.vision_objective import PictureFacts
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
 TRAINER = sorted((CONFIGS / "trainer").glob("*.yaml"))
 SIZES = sorted((CONFIGS / "text" / "sizes").glob("*.yaml"))
 EXPERIMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - set(TRAINER) - set(SIZES))
+# What stands for data that is not there offline, by the class of the data module.
+FEW_ROWS = {
+    "DocumentDataModule": ["--data.max_documents", "40"],
+    "ImageDataModule": ["--data.max_pictures", "80", "--data.path", "null", "--data.name", "null"],
+}
+# The first emoji are all of one group.
+EMOJI = ["--data.image_column", "image", "--data.label_column", "subgroup", "--data.test_split", "null"]
 
 
 def accelerator(path):
@@ -27,6 +35,10 @@ def accelerator(path):
 
 ON_GPUS = [path for path in EXPERIMENTS if accelerator(path) == "gpu"]
 ON_CPUS = [path for path in EXPERIMENTS if path not in ON_GPUS]
+
+
+def data_class(path):
+    return yaml.safe_load(path.read_text())["data"]["class_path"]
 
 
 def name(path):
@@ -41,6 +53,16 @@ def runs(tmp_path_factory):
         directory = tmp_path_factory.mktemp("runs")
         patch.setenv("LIT_PRETRAIN_RUNS", str(directory))
         yield directory
+
+
+@pytest.fixture(scope="module")
+def pretrained(runs):
+    """A checkpoint of two steps of the vision quick start, for configs that start from one."""
+    arguments = ["--config", str(CONFIGS / "vision" / "quickstart.yaml"), "--trainer.max_steps", "2"]
+    arguments += ["--trainer.limit_val_batches", "1", "--data.batch_size", "4", *FEW_ROWS["ImageDataModule"], *EMOJI]
+    assert main(["fit", *arguments]) == 0
+    (path,) = (runs / "vision-quickstart").glob("*/checkpoints/last.ckpt")
+    return path
 
 
 def resolved(*paths):
@@ -59,16 +81,17 @@ def on_meta(config):
     parser.add_subclass_arguments(LightningDataModule, "data")
     with torch.device("meta"):
         made = parser.instantiate_classes(parser.parse_object({key: config[key] for key in ("model", "data")}))
-        size = made.data.vocabulary_size
-        made.model.tokenizer = SimpleNamespace(
-            vocabulary_size=size, mask_id=4, special_ids=[0, 1, 2, 3, 4], continuation_mask=[False] * size
-        )
+        if hasattr(made.data, "vocabulary_size"):
+            size = made.data.vocabulary_size
+            made.model.tokenizer = SimpleNamespace(
+                vocabulary_size=size, mask_id=4, special_ids=[0, 1, 2, 3, 4], continuation_mask=[False] * size
+            )
         made.model.build()
     return made.model, made.data
 
 
 def test_there_is_something_of_each_kind():
-    assert len(ON_CPUS) >= 6 and len(ON_GPUS) >= 3
+    assert len(ON_CPUS) >= 14 and len(ON_GPUS) >= 8
     assert {path.stem for path in SIZES} == set(BERT_SIZES)
 
 
@@ -84,9 +107,15 @@ def test_the_header_gives_a_command_that_uses_the_file(path):
 
 
 @pytest.mark.parametrize("path", ON_CPUS, ids=name)
-def test_a_config_for_cpus_trains(path, runs):
+def test_a_config_for_cpus_trains(path, runs, pretrained):
     arguments = ["--config", str(path), "--config", str(CONFIGS / "trainer" / "debug.yaml")]
-    arguments += ["--trainer.max_steps", "2", "--data.batch_size", "4", "--data.max_documents", "40"]
+    arguments += ["--trainer.max_steps", "2", "--data.batch_size", "4", *FEW_ROWS[data_class(path)]]
+    if data_class(path) == "ImageDataModule":
+        arguments += [*EMOJI, "--data.validation_share", "0.2"]
+    if path.parent.name == "cifar10":
+        arguments += ["--data.stored_size", "32"]
+    if "finetune" in str(path):
+        arguments += ["--model.init_from", str(pretrained)]
     before = set((runs / "debug").glob("*/run.json"))
 
     assert main(["fit", *arguments]) == 0
@@ -101,10 +130,19 @@ def test_a_config_for_gpus_is_built(path, runs):
 
     assert config["trainer"]["precision"] == "bf16-mixed" and model.compile_blocks
     assert all(parameter.is_meta for parameter in model.parameters())
+    encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
+    if data_class(path) == "ImageDataModule":
+        facts = PictureFacts(data.stored_size or model.encoder.image_size)
+        model.augmentation.check(facts.stored_size, model.encoder.image_size)
+        for objective in model.objectives:
+            objective.check_pictures(model.encoder, facts)
+        if "imagenet" in str(path):
+            # As timm's vit_small_patch16_224 without class token and classifier: 21,665,664 - 2 x 384.
+            assert encoder == 21_664_896
+        return
     model.encoder.check_length(data.sequence_length)
     for objective in model.objectives:
         objective.check(data.batch_fields, data.sequence_length)
-    encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
     if "bert_base" in path.stem:
         # As bert-base-uncased: 109,482,240 with its pooler.
         assert encoder == 109_482_240

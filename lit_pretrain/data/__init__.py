@@ -1,5 +1,6 @@
 """LightningDataModules: clean batches from any source, tokenised or decoded once, in an order that can be resumed."""
 
 from lit_pretrain.data.document_data_module import DocumentDataModule
+from lit_pretrain.data.image_data_module import ImageDataModule
 
-__all__ = ["DocumentDataModule"]
+__all__ = ["DocumentDataModule", "ImageDataModule"]

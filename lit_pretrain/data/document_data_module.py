@@ -11,11 +11,14 @@ from filelock import FileLock
 from lightning import LightningDataModule
 from torch import Tensor
 
+from lit_pretrain.data.built_once import default_cache_directory
 from lit_pretrain.data.document_dataset import DocumentDataset, DocumentStarts, Layout
+from lit_pretrain.data.document_source import DocumentSeparator, DocumentSource, open_documents
 from lit_pretrain.data.loading import EpochBatchSampler, ResumableDataLoader
-from lit_pretrain.data.randomness import default_seed, sample_generator
+from lit_pretrain.data.randomness import default_seed
 from lit_pretrain.data.sentence_pairs import PairSettings, RandomNext
-from lit_pretrain.data.sources import DocumentSeparator, DocumentSource, open_documents, shown
+from lit_pretrain.data.sources import shown
+from lit_pretrain.data.splits import split_rows
 from lit_pretrain.data.token_cache import TokenCache, cache_fingerprint, open_or_build
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
@@ -144,7 +147,7 @@ class DocumentDataModule(LightningDataModule):
             return
         # A random second sentence comes from another document, so pairs need two on either side.
         least = 2 if self.layout == "sentence_pairs" else 1
-        train, validation = split_documents(self.cache.documents, self.validation_share, least)
+        train, validation = split_rows(self.cache.documents, self.validation_share, "documents", least)
         self.train_dataset = self._dataset(train, self.seed, fixed=False)
         # The validation sequences are the same in every run, whatever its seed.
         self.validation_dataset = self._dataset(validation, 0, fixed=True) if len(validation) else None
@@ -223,29 +226,6 @@ class DocumentDataModule(LightningDataModule):
         if self.layout == "sentence_pairs":
             facts["random_share"] = round(float(self.train_dataset.plan(0).is_random.mean()), 4)
         return facts
-
-
-def default_cache_directory() -> Path:
-    """caches/ under the runs directory."""
-    return Path(os.environ.get("LIT_PRETRAIN_RUNS", "runs")) / "caches"
-
-
-def split_documents(documents: int, validation_share: float, least: int = 1) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Documents for training and for validation, the same whatever a run's seed.
-
-    Args:
-        documents: How many there are.
-        validation_share: Share for validation; 0 for none.
-        least: Documents that either part needs; if there are not enough for both, validation has none.
-
-    Returns:
-        Two sorted arrays.
-    """
-    count = max(least, round(documents * validation_share)) if validation_share > 0 else 0
-    if documents - count < least:
-        count = 0
-    order = sample_generator("validation documents", documents).permutation(documents)
-    return numpy.sort(order[count:]), numpy.sort(order[:count])
 
 
 class DocumentTexts:

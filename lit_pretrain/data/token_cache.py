@@ -1,15 +1,11 @@
 """A tokenised corpus on disk, memory-mapped: tokens, where sentences end, where documents end.
 
-It is built once, streaming, so a corpus larger than the memory is no problem; under a lock, so several processes may
-ask for it at once; and in a folder of its own that gets its name only when complete, so a killed build leaves nothing
-half done. The name is a fingerprint of everything that the content depends on.
+It is built once (`built_once.py`), streaming, so a corpus larger than the memory is no problem. Its name is a
+fingerprint of everything that the content depends on.
 """
 
-import errno
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -17,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from filelock import FileLock
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lit_pretrain.data.built_once import FACTS, build_once, build_progress
 from lit_pretrain.data.sentences import split_sentences
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
@@ -53,7 +47,7 @@ class TokenCache:
     @classmethod
     def open(cls, directory: Path) -> "TokenCache":
         """Map a finished cache."""
-        facts = json.loads((directory / "facts.json").read_text())
+        facts = json.loads((directory / FACTS).read_text())
         dtype = numpy.dtype(facts.pop("dtype"))
         arrays = [
             numpy.memmap(directory / f"{name}.bin", dtype=kind, mode="r")
@@ -108,26 +102,7 @@ def open_or_build(
     Raises:
         UserError: If no document has a sentence, or the disk is full.
     """
-    if (directory / "facts.json").is_file():
-        return TokenCache.open(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{directory}.lock"):
-        if not (directory / "facts.json").is_file():
-            for left_over in directory.parent.glob(f"{directory.name}.partial-*"):
-                shutil.rmtree(left_over, ignore_errors=True)
-            partial = directory.parent / f"{directory.name}.partial-{os.getpid()}"
-            try:
-                build(data, text_column, tokenizer, partial, language)
-                partial.replace(directory)
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-                raise UserError(
-                    f"The disk of {directory.parent} is full, so the tokenised corpus could not be written: free some "
-                    "space, or set data.cache_directory to another disk."
-                ) from error
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+    build_once(directory, lambda partial: build(data, text_column, tokenizer, partial, language), "tokenised corpus")
     return TokenCache.open(directory)
 
 
@@ -138,10 +113,8 @@ def build(data: Any, text_column: str, tokenizer: WordPieceTokenizer, directory:
     names = ("tokens", "sentence_ends", "document_ends", "document_rows")
     files = {name: (directory / f"{name}.bin").open("wb") for name in names}
     total_tokens = total_sentences = documents = dropped = 0
-    columns = (TextColumn("[progress.description]{task.description}"), BarColumn(), MofNCompleteColumn())
     try:
-        console = Console(stderr=True)
-        with Progress(*columns, TextColumn("documents"), TimeRemainingColumn(), console=console) as progress:
+        with build_progress("documents") as progress:
             task = progress.add_task("Tokenising", total=len(data))
             for rows, texts in chunks(data, text_column):
                 sentences = [split_sentences(text, language) for text in texts]
@@ -181,7 +154,7 @@ def build(data: Any, text_column: str, tokenizer: WordPieceTokenizer, directory:
         "tokens": total_tokens,
         "documents_without_sentences": dropped,
     }
-    (directory / "facts.json").write_text(json.dumps(facts) + "\n")
+    (directory / FACTS).write_text(json.dumps(facts) + "\n")
 
 
 def chunks(data: Any, text_column: str) -> Iterator[tuple[list[int], list[str]]]:

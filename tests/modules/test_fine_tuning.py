@@ -53,7 +53,7 @@ def test_it_learns_and_reports_and_loads_again(data, tmp_path):
     assert loaded.classes == ["apple", "leaf", "sea"]
     images = torch.rand(3, 3, 16, 16)
     assert torch.equal(loaded.logits(images), module.eval().logits(images))
-    rows = trainer().predict(module, data)
+    rows = trainer(default_root_dir=tmp_path).predict(module, data)
     assert set(rows[0]["label"]) <= set(loaded.classes)
     assert torch.allclose(rows[0]["probability"].sum(dim=1), torch.ones(len(rows[0]["label"])))
 

@@ -132,9 +132,9 @@ def test_cost_counts_every_pass(data):
         assert model.step_cost(batch) == {"samples": 8, "flops": pytest.approx(expected)}
 
 
-def test_embeddings_of_every_picture(data):
+def test_embeddings_of_every_picture(data, tmp_path):
     model = module(Rotation())
-    rows = trainer().predict(model, data)
+    rows = trainer(default_root_dir=tmp_path).predict(model, data)
     ids = torch.cat([row["sample_id"] for row in rows])
     assert sorted(ids.tolist()) == list(range(120))
     assert torch.cat([row["embedding"] for row in rows]).shape == (120, 32)

@@ -2,16 +2,13 @@
 
 import csv
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import datasets
-import huggingface_hub
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lit_pretrain.data.sources import DocumentSource, hub_answers, open_documents
+from lit_pretrain.data.document_source import DocumentSource, open_documents
 from lit_pretrain.errors import UserError
 
 TEXTS = ["One speech. It ends.", "Another, with a comma. And more.", "The third."]
@@ -103,26 +100,3 @@ def test_mistakes_are_one_sentence(tmp_path, settings, sentence):
     settings = {name: value.replace("{tmp}", str(tmp_path)) for name, value in settings.items()}
     with pytest.raises(UserError, match=sentence):
         open_documents(DocumentSource(**settings), tmp_path / "cache")
-
-
-def test_a_hub_that_cannot_be_reached_is_one_sentence_within_seconds(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    assert not hub_answers()
-    before = datasets.config.HF_HUB_OFFLINE
-    with pytest.raises(UserError, match=r"the hub cannot be reached, and no copy is in the cache"):
-        open_documents(DocumentSource(path="nobody/nothing-here"), tmp_path / "cache")
-    # As it was before, whatever the environment says.
-    assert (datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE) == (before, False)
-
-
-def test_a_hub_that_answers_is_asked(monkeypatch):
-    # Any answer will do: what the hub has is for its own client to find out.
-    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        assert hub_answers()
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        assert not hub_answers()
-        server.shutdown()
