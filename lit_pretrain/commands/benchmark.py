@@ -1,18 +1,50 @@
-"""Measure training speed beside peers, in one process and on the same tokens."""
+"""Measure speed beside peers, in one process and on the same data."""
 
 import argparse
+from importlib import import_module
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what can be chosen."""
-    parser.add_argument("what", choices=["text"], help="which part of the suite to measure")
-    parser.add_argument("--sizes", nargs="+", default=["tiny", "mini", "small"], help="BERT sizes to measure")
-    parser.add_argument("--vocabulary-size", type=int, default=30_522, help="word pieces")
-    parser.add_argument("--sequence-length", type=int, default=128, help="tokens of a sequence")
-    parser.add_argument("--batch-size", type=int, default=32, help="sequences of a batch")
-    parser.add_argument("--dropout", type=float, default=0.0, help="dropout of both models, attention's included")
+    parts = parser.add_subparsers(dest="what", required=True, metavar="{text,vision}")
+    text = parts.add_parser("text", help="BERT's training step beside transformers'")
+    text.add_argument("--sizes", nargs="+", default=["tiny", "mini", "small"], help="BERT sizes to measure")
+    text.add_argument("--vocabulary-size", type=positive, default=30_522, help="word pieces")
+    text.add_argument("--sequence-length", type=positive, default=128, help="tokens of a sequence")
+    text.add_argument("--batch-size", type=positive, default=32, help="sequences of a batch")
+    text.add_argument("--dropout", type=float, default=0.0, help="dropout of both models, attention's included")
+    vision = parts.add_parser(
+        "vision", help="ViT's training step beside timm's, reading pictures beside torchvision, the objectives' costs"
+    )
+    vision.add_argument(
+        "--parts", nargs="+", default=["step", "input", "objectives"], help="some of step, input, objectives"
+    )
+    vision.add_argument(
+        "--shapes",
+        nargs="+",
+        default=["cifar", "quickstart", "vit-tiny"],
+        help="named shapes to measure, or IMAGE/PATCH/WIDTH/DEPTH",
+    )
+    vision.add_argument("--batch-size", type=positive, default=64, help="pictures of a batch")
+    vision.add_argument(
+        "--images", metavar="PATH", help="pictures to read: a directory or a parquet file (default: the bundled emoji)"
+    )
+    vision.add_argument("--stored-size", type=positive, default=64, help="pixels of a side of the pictures read (64)")
+    for part in (text, vision):
+        add_common_arguments(part)
+
+
+def positive(text: str) -> int:
+    """A number of things of which there must be one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number from 1 on")
+    return int(text)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen of any measurement."""
     parser.add_argument("--precision", choices=["auto", "32-true", "bf16-mixed"], default="auto", help="auto: as fit")
-    parser.add_argument("--rounds", type=int, default=5, help="each contestant is timed once a round, in turn")
+    parser.add_argument("--rounds", type=positive, default=5, help="each contestant is timed once a round, in turn")
     parser.add_argument(
         "--seconds", type=float, default=4.0, help="time for a contestant in a round, at least one step"
     )
@@ -24,7 +56,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table."""
-    from lit_pretrain.commands.benchmarks import text
-
-    return text.run(arguments)
+    """Print the tables."""
+    return import_module(f"lit_pretrain.commands.benchmarks.{arguments.what}").run(arguments)

@@ -1,74 +1,91 @@
-"""The benchmark runs whole: ours beside transformers, a fit beside its bare step, and the rows as JSON."""
+"""The benchmarks run whole: ours beside peers, a fit beside its bare step, and the rows as JSON."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
-import torch
+from small_pictures import write_pictures
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.commands.benchmarks.contest import Contestant, hold, ratio
-from lit_pretrain.commands.benchmarks.step import our_step, random_batch
-from lit_pretrain.commands.benchmarks.text import peer_step
-from lit_pretrain.objectives import compute_objectives
 
-SMALL = [
-    "--vocabulary-size",
-    "300",
-    "--sequence-length",
-    "16",
-    "--batch-size",
-    "2",
-    "--rounds",
-    "2",
-    "--seconds",
-    "0.05",
-]
+BRIEF = ["--rounds", "2", "--seconds", "0.02", "--no-compile"]
+TEXT = ["--sizes", "tiny", "--vocabulary-size", "300", "--sequence-length", "16", "--batch-size", "2"]
+VISION = ["--shapes", "24/4/32/1", "--stored-size", "16", "--batch-size", "4"]
 
 
-def test_all_contestants_and_the_whole_fit(tmp_path, capsys):
+def test_text(tmp_path, capsys):
     file = tmp_path / "rows.json"
-    assert main(["benchmark", "text", "--sizes", "tiny", *SMALL, "--no-compile", "--fit", "--json", str(file)]) == 0
+    assert main(["benchmark", "text", *TEXT, *BRIEF, "--fit", "--json", str(file)]) == 0
     rows = {row["contestant"]: row for row in json.loads(file.read_text())}
     assert list(rows) == ["ours, eager", "transformers, eager", "whole fit"]
-    ours, peer, fit = rows.values()
-    assert ours["ours_is_faster_by"] == 1.0 and ours["tokens_per_second"] > 0
-    # Ours as fit runs it, the peer as its users do.
-    assert ours["milliseconds_per_step"] == ours["milliseconds_per_step_memory_kept"]
-    assert peer["milliseconds_per_step"] == peer["milliseconds_per_step_memory_not_kept"]
-    expected = peer["milliseconds_per_step"] / ours["milliseconds_per_step"]
-    assert peer["ours_is_faster_by"] == pytest.approx(expected)
+    ours, _, fit = rows.values()
+    assert ours["ours_is_faster_by"] == 1.0
+    assert ours["tokens_per_second"] == pytest.approx(2 * 16 / ours["milliseconds_per_step"] * 1e3)
     assert fit["share_of_bare_step"] == pytest.approx(fit["milliseconds_per_bare_step"] / fit["milliseconds_per_step"])
     assert "both kept" in capsys.readouterr().out
 
 
-def test_ours_and_the_peer_lose_the_same():
-    """Same weights, same hidden positions: the two contestants do the same work."""
-    arguments = SimpleNamespace(vocabulary_size=300, sequence_length=16, batch_size=4, dropout=0.0)
-    batch = random_batch(arguments, torch.device("cpu"))
-    _, module = our_step(arguments, "tiny", batch, torch.float32, compiled=False)
-    peer = peer_step(arguments, module, batch, torch.float32, compiled=False)
-    model = next(cell.cell_contents for cell in peer.step.__closure__ if hasattr(cell.cell_contents, "bert"))
-    inputs = next(
-        cell.cell_contents
-        for cell in peer.step.__closure__
-        if isinstance(cell.cell_contents, dict) and "labels" in cell.cell_contents
-    )
-    outputs = compute_objectives(module.encoder, module.objectives, batch, torch.Generator())
-    losses = [float(module.sum_losses(outputs)), float(model(**inputs).loss)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+def test_vision(tmp_path, capsys):
+    file, pictures = tmp_path / "rows.json", write_pictures(tmp_path / "pictures.parquet", count=40)
+    settings = ["--images", str(pictures), "--json", str(file)]
+    assert main(["benchmark", "vision", *VISION, *BRIEF, "--fit", *settings]) == 0
+    rows = json.loads(file.read_text())
+    assert [row.get("contestant") or row["objective"] for row in rows] == [
+        "ours, eager",
+        "timm, eager",
+        "ours, 1 thread",
+        "torchvision, 1 thread",
+        "rotation",
+        "rotation, one view",
+        "patch location, crops",
+        "patch location, tokens",
+        "colorization",
+        "masked image modelling",
+        "whole fit",
+    ]
+    ours, timm, our_input, peer_input, *objectives, fit = rows
+    for row in (ours, timm, our_input, peer_input):
+        assert row["pictures_per_second"] == pytest.approx(4 / row["milliseconds_per_step"] * 1e3)
+    # Both need the same operations, so their ratio is that of the times.
+    assert ours["needed_teraflops"] / timm["needed_teraflops"] == pytest.approx(timm["ours_is_faster_by"])
+    assert our_input["cached_pictures"] == 40 and our_input["seconds_to_build_cache"] > 0
+    # Nine crops of one patch of the 36, or a fourth of the patches.
+    assert [row["passes_per_picture"] for row in objectives] == [4, 1, 0.25, 1, 1, 0.25]
+    for row in objectives:
+        picture, passes = row["microseconds_per_picture"], row["passes_per_picture"]
+        assert picture == pytest.approx(row["milliseconds_per_step"] * 1e3 / 4)
+        assert row["microseconds_per_pass"] == pytest.approx(picture / passes)
+    assert objectives[0]["pass_in_passes_of_rotation"] == 1.0
+    assert fit["shape"] == "24/4/32/1" and fit["share_of_bare_step"] > 0
+    shown = capsys.readouterr().out
+    assert all(words in shown for words in ("Training steps", "Reading pictures", "each objective", "Whole fits"))
 
 
-def test_rounds_are_taken_in_turn():
-    order = []
-    ones = [Contestant(name, lambda name=name: order.append(name)) for name in "ab"]
-    hold(ones, rounds=2, seconds=0.0, kept=False, warm_up_steps=1)
-    assert order == list("ab" + "abab") and [len(one.seconds) for one in ones] == [2, 2] and not ones[0].kept_seconds
-    assert ratio([4.0, 9.0, 2.0], [2.0, 3.0, 2.0]) == 2.0
+def test_an_objective_that_does_not_fit_is_said_and_left_out(tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    settings = ["--parts", "objectives", "--shapes", "12/4/32/1", "--batch-size", "2", "--json", str(file)]
+    assert main(["benchmark", "vision", *settings, *BRIEF]) == 0
+    assert "patch location, crops" not in [row["objective"] for row in json.loads(file.read_text())]
+    assert "12/4/32/1 without patch location, crops" in capsys.readouterr().out
 
 
-def test_what_cannot_be_measured_is_said_first(tmp_path, capsys):
-    assert main(["benchmark", "text", "--sizes", "tinny"]) == 2
-    assert "There is no size 'tinny' (did you mean 'tiny'?)" in capsys.readouterr().err
-    assert main(["benchmark", "text", "--sizes", "tiny", "--json", str(tmp_path / "no" / "rows.json")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["text", "--sizes", "tinny"], "There is no size 'tinny' (did you mean 'tiny'?)"),
+        (["text", "--sizes", "tiny", "--json", "no/rows.json"], "cannot be written"),
+        (["vision", "--json", "no/rows.json"], "cannot be written"),
+        (["vision", "--parts", "stepp"], "There is no part 'stepp' (did you mean 'step'?)"),
+        (["vision", "--shapes", "cifr"], "There is no shape 'cifr' (did you mean 'cifar'?)"),
+        (["vision", "--shapes", "32/5/64/2"], "does not divide"),
+        (
+            ["vision", "--parts", "input", "--images", "/no/where"],
+            "There is no file or directory /no/where: check --images",
+        ),
+        ([], "the following arguments are required"),
+        (["vision", "--rounds", "0"], "argument --rounds: '0' is no whole number from 1 on"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["benchmark", *arguments]) == 2
+    assert words in capsys.readouterr().err

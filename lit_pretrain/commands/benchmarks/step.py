@@ -1,74 +1,81 @@
-"""Our training step, bare: no loader, no Lightning, no logging."""
+"""A training step, bare: no loader, no Lightning, no logging. Ours and a peer's differ in their loss only."""
 
-import argparse
-from types import SimpleNamespace
+from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
 
-from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.commands.benchmarks.contest import Contestant
-from lit_pretrain.modules import TextPretraining
 from lit_pretrain.modules.optimization import AdamWConfig, make_optimizer
-from lit_pretrain.objectives import MaskedLanguageModeling, NextSentencePrediction, compute_objectives
+from lit_pretrain.modules.pretraining import Pretraining
+from lit_pretrain.objectives import compute_objectives
+
+LEARNING_RATE = 1e-4
 
 
-def made_up_vocabulary(size: int) -> SimpleNamespace:
-    """What masking asks of a tokenizer, for random tokens: five special ids first, no pieces inside words."""
-    return SimpleNamespace(
-        vocabulary_size=size, mask_id=4, special_ids=[0, 1, 2, 3, 4], continuation_mask=[False] * size
-    )
+def our_step(module: Pretraining, batch: dict[str, Tensor], dtype: torch.dtype) -> Contestant:
+    """The step of a module as `fit` runs it, eager or compiled as the module says, always on the same batch.
 
-
-def random_batch(arguments: argparse.Namespace, device: torch.device) -> dict[str, torch.Tensor]:
-    """Full-length sentence pairs of random word pieces."""
-    shape = (arguments.batch_size, arguments.sequence_length)
-    generator = torch.Generator().manual_seed(0)
-    input_ids = torch.randint(5, arguments.vocabulary_size, shape, generator=generator)
-    half = arguments.sequence_length // 2
-    input_ids[:, 0], input_ids[:, half], input_ids[:, -1] = 2, 3, 3
-    segments = (torch.arange(shape[1]) > half).long().expand(shape).contiguous()
-    batch = {
-        "input_ids": input_ids,
-        "attention_mask": torch.ones(shape, dtype=torch.bool),
-        "token_type_ids": segments,
-        "next_sentence_label": torch.randint(0, 2, shape[:1], generator=generator),
-    }
-    return {name: value.to(device) for name, value in batch.items()}
-
-
-def our_step(
-    arguments: argparse.Namespace, size: str, batch: dict, dtype: torch.dtype, compiled: bool
-) -> tuple[Contestant, TextPretraining]:
-    """Our training step, and the module it trains."""
-    device = batch["input_ids"].device
-    dropout = arguments.dropout
-    encoder = TextEncoder(
-        arguments.vocabulary_size,
-        size,
-        TransformerConfig(dropout=dropout, attention_dropout=dropout),
-        max_positions=max(512, arguments.sequence_length),
-    )
-    module = TextPretraining(encoder, [MaskedLanguageModeling(), NextSentencePrediction()])
-    vocabulary = made_up_vocabulary(arguments.vocabulary_size)
-    for objective in module.objectives:
-        objective.build(encoder, vocabulary)
+    Args:
+        module: Any pretraining; its heads are made here.
+        batch: What its objectives read, on the device that it is to run on.
+        dtype: Of autocast; float32 for none.
+    """
+    device = next(iter(batch.values())).device
+    module.configure_model()
     module.to(device).train()
-    if compiled:
-        encoder.compile_blocks()
-    optimizer = make_optimizer([module], AdamWConfig(learning_rate=1e-4))
     generator = torch.Generator(device=device)
-    parameters = list(module.parameters())
+
+    def loss() -> Tensor:
+        return module.sum_losses(compute_objectives(module.encoder, module.objectives, batch, generator))
+
+    optimizer = make_optimizer(module.trained_modules(), AdamWConfig(learning_rate=LEARNING_RATE))
+    name = f"ours, {manner(module.compile_blocks)}"
+    return Contestant(name, training_step(loss, module.parameters(), optimizer, device, dtype))
+
+
+def peer_step(
+    name: str, model: torch.nn.Module, loss: Callable[[], Tensor], compiled: bool, dtype: torch.dtype
+) -> Contestant:
+    """The step of another library's model, with the optimiser that its users would take.
+
+    Args:
+        name: The library's.
+        model: Whose parameters are trained.
+        loss: Of the model, on the same batch always.
+        compiled: Whether the loss runs compiled code, for the name.
+        dtype: Of autocast; float32 for none.
+    """
+    device = next(model.parameters()).device
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, eps=1e-6, weight_decay=0.01, fused=True)
+    return Contestant(f"{name}, {manner(compiled)}", training_step(loss, model.parameters(), optimizer, device, dtype))
+
+
+def manner(compiled: bool) -> str:
+    """What stands after the comma in a contestant's name."""
+    return "compiled" if compiled else "eager"
+
+
+def training_step(
+    loss: Callable[[], Tensor],
+    parameters: Iterable[torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Callable[[], None]:
+    """Loss, backward pass, clipping at norm 1, optimiser's step, and the wait for the device."""
+    parameters = list(parameters)
 
     def step() -> None:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = module.sum_losses(compute_objectives(encoder, module.objectives, batch, generator))
-        loss.backward()
+            value = loss()
+        value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         synchronize(device)
 
-    return Contestant("ours, compiled" if compiled else "ours, eager", step), module
+    return step
 
 
 def synchronize(device: torch.device) -> None:

@@ -1,7 +1,7 @@
-"""What a whole `fit` costs beside its bare training steps: loader, Lightning's loop, metrics, MLflow.
+"""What a whole `fit` costs beside its bare training steps: loader, augmentation, Lightning's loop, metrics, MLflow.
 
-Both train the same model on the bundled speeches; the bare step repeats one of the loader's batches. The bare step is
-timed before and after the fit, so that a machine that drifts cannot favour either.
+Both train the same model on the same data; the bare step repeats one of the loader's batches. It is timed before and
+after the fit, so that a machine that drifts cannot favour either.
 """
 
 import argparse
@@ -11,18 +11,20 @@ import os
 import statistics
 import tempfile
 import time
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule
+from lightning import Callback, LightningDataModule, LightningModule
+from torch import Tensor
 
-from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.commands.benchmarks.contest import Contestant, hold
-from lit_pretrain.commands.benchmarks.step import our_step
-from lit_pretrain.data import DocumentDataModule
-from lit_pretrain.modules import TextPretraining
-from lit_pretrain.objectives import MaskedLanguageModeling, NextSentencePrediction
+from lit_pretrain.commands.benchmarks.setting import Setting
+from lit_pretrain.commands.benchmarks.tables import Row
+from lit_pretrain.memory import keep_memory
+from lit_pretrain.modules.pretraining import Pretraining
 from lit_pretrain.trainer import Trainer
 
 # Steps before the clock starts: the first ones make caches and connections.
@@ -44,62 +46,61 @@ class Clock(Callback):
         return (self.ends[-1] - self.ends[WARM_UP_STEPS - 1]) / (len(self.ends) - WARM_UP_STEPS)
 
 
-def measure_fit(arguments: argparse.Namespace, size: str, precision: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Seconds a step of a fit of one size and of its bare step.
+def measure_fit(
+    arguments: argparse.Namespace,
+    setting: Setting,
+    make: Callable[[], tuple[Pretraining, LightningDataModule]],
+    make_bare: Callable[[dict[str, Tensor]], Contestant],
+    amount: float,
+    unit: str,
+) -> Row:
+    """Seconds a step of a fit and of its bare step.
 
     Args:
         arguments: The benchmark's.
-        size: BERT's name of the size.
-        precision: Lightning's name of the precision.
-        dtype: The same as a type.
+        setting: Its device and precision.
+        make: Makes what is trained and the data; caches and runs land in a directory that is removed afterwards.
+        make_bare: Makes the bare step for a batch that the objectives can read.
+        amount: How many of the unit a step works off.
+        unit: What is worked off.
 
     Returns:
-        A row.
+        A row, but for what tells it from others.
     """
-    steps = WARM_UP_STEPS + max(20, round(arguments.rounds * arguments.seconds / 0.2))
+    keep_memory()
     with tempfile.TemporaryDirectory() as directory, runs_in(directory):
-        data = DocumentDataModule(
-            vocabulary_size=arguments.vocabulary_size,
-            sequence_length=arguments.sequence_length,
-            batch_size=arguments.batch_size,
-        )
+        module, data = make()
+        data.prepare_data()
         data.setup("fit")
-        encoder = TextEncoder(size=size, transformer=dropout_config(arguments), max_positions=512)
-        module = TextPretraining(
-            encoder, [MaskedLanguageModeling(), NextSentencePrediction()], compile_blocks=not arguments.no_compile
-        )
+        batch = {name: value.to(setting.device) for name, value in data.batch_at(0, 0).items()}
+        bare = make_bare(module.prepare(batch, torch.Generator(device=setting.device)))
+        hold([bare], arguments.rounds, arguments.seconds, kept=True)
+        # About as long as the bare step is timed.
+        steps = round(arguments.rounds * arguments.seconds / statistics.median(bare.kept_seconds))
         clock = Clock()
         trainer = Trainer(
-            max_steps=steps, precision=precision, limit_val_batches=0, log_every_n_steps=10, callbacks=[clock]
+            accelerator=setting.device.type,
+            devices=1,
+            max_steps=WARM_UP_STEPS + max(20, steps),
+            precision=setting.precision,
+            limit_val_batches=0,
+            log_every_n_steps=10,
+            callbacks=[clock],
         )
-        batch = data.batch_at(0, 0)
-        batch.pop("sample_id")
-        batch = {name: value.to(trainer.strategy.root_device) for name, value in batch.items()}
-        bare = our_step(arguments, size, batch, dtype, compiled=not arguments.no_compile)[0]
-        hold([bare], arguments.rounds, arguments.seconds, kept=True)
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            # Without validation there is no best checkpoint.
+            warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")
             trainer.fit(module, data)
         hold([bare], arguments.rounds, arguments.seconds, kept=True)
-    return fit_row(size, precision, clock, bare, arguments)
-
-
-def fit_row(size: str, precision: str, clock: Clock, bare: Contestant, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was measured, as a row."""
     fitted, median = clock.seconds_per_step(), statistics.median(bare.kept_seconds)
     return {
-        "size": size,
         "contestant": "whole fit",
-        "precision": precision,
+        "precision": setting.precision,
         "milliseconds_per_step": fitted * 1e3,
         "milliseconds_per_bare_step": median * 1e3,
-        "tokens_per_second": arguments.batch_size * arguments.sequence_length / fitted,
+        f"{unit}_per_second": amount / fitted,
         "share_of_bare_step": median / fitted,
     }
-
-
-def dropout_config(arguments: argparse.Namespace) -> TransformerConfig:
-    """The benchmark's dropout."""
-    return TransformerConfig(dropout=arguments.dropout, attention_dropout=arguments.dropout)
 
 
 @contextlib.contextmanager

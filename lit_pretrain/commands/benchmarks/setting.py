@@ -1,0 +1,61 @@
+"""Where a benchmark runs: device, precision, the machine's peak, and the place that its tables go to."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from lit_pretrain.callbacks.peak import measured_peak
+from lit_pretrain.commands.benchmarks.tables import Row
+from lit_pretrain.commands.output import check_writable
+from lit_pretrain.precision import resolve_precision
+from lit_pretrain.quiet import quieten
+
+PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Settings that all measurements of one run share.
+
+    Attributes:
+        console: For tables and remarks.
+        device: The accelerator, or the processor if there is none.
+        precision: Lightning's name of it.
+        peak: Operations a second of large matrix products in this precision, as measured here.
+        json: File for the rows, or null.
+    """
+
+    console: Console
+    device: torch.device
+    precision: str
+    peak: float
+    json: Path | None
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> "Setting":
+        """What the arguments ask for; a `UserError` if the rows cannot be written."""
+        if arguments.json:
+            check_writable(Path(arguments.json))
+        quieten()
+        console = Console()
+        # The tables are not broken up in a narrow window.
+        console.width = max(console.width, 120)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        precision = resolve_precision(arguments.precision)
+        peak = measured_peak(device.type, PRECISIONS[precision])
+        return cls(console, device, precision, peak, Path(arguments.json) if arguments.json else None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision's type of number in matrix products."""
+        return PRECISIONS[self.precision]
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Write the rows if a file was named."""
+        if self.json is not None:
+            self.json.write_text(json.dumps(rows, indent=2) + "\n")
