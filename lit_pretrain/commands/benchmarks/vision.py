@@ -1,8 +1,8 @@
 """Pretraining on pictures: ours beside timm and torchvision, and the objectives beside each other.
 
-The step is that of rotation prediction by all four angles. Both models have the same shape, start from the same weights
-and see the same pictures in the same precision; both use fused AdamW and clip at norm 1. Augmentation is no part of it.
-Ours counts accuracies for each angle too, the peer does not, which favours it.
+The step is that of rotation prediction by all four angles. timm's model is given the shape and the weights of ours, and
+sees the same pictures in the same precision; both use fused AdamW and clip at norm 1. Augmentation is no part of it.
+Ours counts the accuracy of each angle too, which timm is spared.
 """
 
 import argparse
