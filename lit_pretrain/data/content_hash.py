@@ -21,10 +21,10 @@ def content_hash(files: Sequence[str], cache_directory: Path) -> str:
 
 def folder_hash(files: Sequence[str], cache_directory: Path) -> str:
     """Hash of very many files' bytes and of their names below the folder they share, remembered as one."""
-    root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
-    names = [os.path.relpath(os.path.abspath(file), root) for file in files]
 
     def compute() -> str:
+        root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+        names = [os.path.relpath(os.path.abspath(file), root) for file in files]
         with ThreadPoolExecutor() as pool:
             parts = [f"{name}:{value}" for name, value in zip(names, pool.map(file_hash, files), strict=True)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()

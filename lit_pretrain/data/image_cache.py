@@ -48,7 +48,7 @@ class ImageCache:
 
     def __post_init__(self) -> None:
         """A row a picture: taking rows is the fastest way to gather, near the speed of the memory."""
-        self.flat = self.images.reshape(len(self.images), -1)
+        self.flat = numpy.asarray(self.images).reshape(len(self.images), -1)
 
     @classmethod
     def open(cls, directory: Path) -> "ImageCache":

@@ -1,62 +1,57 @@
-"""Pictures for pretraining and fine-tuning: any source, decoded once into a memory-mapped cache when it fits."""
+"""Pictures for pretraining on images: any source, decoded once, labels where there are any."""
 
-import shutil
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy
 from lightning import LightningDataModule
 from torch import Tensor
 
 from lit_pretrain.data.built_once import default_cache_directory
-from lit_pretrain.data.decoding import decode_blocks, find_square, no_readable
-from lit_pretrain.data.image_cache import Corrupt, image_fingerprint, open_or_build
-from lit_pretrain.data.image_dataset import DecodingStore, ImageDataset, PictureStore
-from lit_pretrain.data.image_source import EncodedPictures, ImageSource, open_pictures
-from lit_pretrain.data.labels import budget_size, check_classes, stratified_choice, with_classes
+from lit_pretrain.data.image_cache import Corrupt
+from lit_pretrain.data.image_dataset import ImageDataset
+from lit_pretrain.data.image_source import ImageSource
+from lit_pretrain.data.image_store import StorageSettings, StoredPictures, store_pictures
+from lit_pretrain.data.labels import budget_size, stratified_choice
 from lit_pretrain.data.loading import EpochBatchSampler, ResumableDataLoader
-from lit_pretrain.data.picture_statistics import PictureStatistics
-from lit_pretrain.data.pictures import Square
 from lit_pretrain.data.randomness import default_seed, sample_generator
 from lit_pretrain.data.sources import has_splits, shown
 from lit_pretrain.data.splits import split_rows
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.vision_objective import PictureFacts
 
-# Pictures from which facts are estimated where there is no cache.
-ESTIMATED_ON = 256
-
 
 class ImageDataModule(LightningDataModule):
-    """A collection of pictures as clean batches of uint8 squares.
+    """Pictures as clean batches of uint8 squares; what varies them works on the device.
 
     Args:
-        path: Hub name, folder of pictures, table (parquet, csv, json), saved data set, or builder for `data_files`;
-            null without `data_files` is the bundled sample, 1,914 emoji.
+        path: Hub name, folder of pictures, file (parquet, arrow, csv, json), saved data set, or builder (imagefolder,
+            parquet, csv, json) for `data_files`; null without `data_files` is the bundled sample, emoji. Tables of file
+            names may give them relative to the table's own folder.
         name: Configuration of a data set on the hub.
         data_files: Files or patterns.
         split: Split to read; validation pictures are taken from it.
-        test_path: As `path`, of a test set; null with `test_data_files` and `test_split` null: validation serves.
-        test_data_files: Files or patterns of a test set, read as `path` is.
-        test_split: Split of the same source that is the test set.
-        image_column: Column of pictures; null takes the only one.
-        label_column: Column of labels (classes, strings, integers or booleans); null for none. Of a folder, `label`
-            are the names of the pictures' directories.
-        stored_size: Pixels of a side of the squares that are kept: the shorter side is resized, the middle kept; null
-            takes the pictures' own size, which must be the same for all.
-        cache: Whether pictures are decoded once into a memory-mapped cache; null does so if it fits `cache_gigabytes`
-            and the disk; else they are decoded in workers.
-        cache_gigabytes: Largest cache that is made unasked.
-        corrupt: Pictures that cannot be decoded are an `error`, or `skip`: named, counted and left out.
+        test_path: A labelled test set of its own; null with `test_data_files` and `test_split` null too lets the
+            validation pictures serve.
+        test_data_files: Files or patterns of the test set.
+        test_split: Split of the test set; by itself, another split of `path`.
+        image_column: Column of pictures, of their bytes or of their file names; null takes the only one of pictures.
+        label_column: Column of classes, strings, integers or booleans; null for no labels. A folder's pictures are
+            labelled with the names of their directories by `label`.
+        stored_size: Pixels of a side of the squares that are kept: the shorter side is resized, the middle cut out;
+            null keeps the pictures as they are, if all are squares of one size.
+        cache: Whether pictures are kept decoded on disk, which makes batches nearly free; null keeps them if they fit
+            `cache_gigabytes` and the disk, false decodes them in every epoch.
+        cache_gigabytes: Size up to which pictures are kept decoded if `cache` is null.
+        corrupt: What becomes of pictures that cannot be decoded to their end: `error`, or `skip` to name and leave out.
         batch_size: Pictures of a batch of one device.
-        workers: Processes that make batches ahead; 0 is best with a cache, decoding deserves some.
+        workers: Processes that make batches ahead; worth it only for pictures that are not kept decoded.
         validation_share: Share of the pictures for validation, at least one.
-        label_budget: Only so many (or such a share, below 1) of the training pictures, each class keeping its share;
-            null for all.
+        label_budget: Only so many training pictures, or such a share of them below 1, drawn with the seed so that
+            classes keep their shares; null for all.
         cache_directory: Where decoded pictures are kept; null is caches/ under the runs directory.
         seed: Source of the order and of the label budget's draw; null takes seed_everything's.
-        max_pictures: Only so many pictures from the start of the source; null for all.
+        max_pictures: Only so many pictures from the start of the source, and of the test set; null for all.
     """
 
     allow_zero_length_dataloader_with_multiple_devices = True
@@ -85,132 +80,79 @@ class ImageDataModule(LightningDataModule):
         max_pictures: int | None = None,
     ) -> None:
         super().__init__()
-        for label, value, least in (("batch_size", batch_size, 1), ("stored_size", stored_size, 2)):
+        for setting, value, least in (
+            ("stored_size", stored_size, 2),
+            ("batch_size", batch_size, 1),
+            ("workers", workers, 0),
+            ("cache_gigabytes", cache_gigabytes, 0),
+            ("max_pictures", max_pictures, 1),
+        ):
             if value is not None and value < least:
-                raise UserError(f"data.{label} is {value}: give at least {least}.")
+                raise UserError(f"data.{setting} is {value}: give at least {least}.")
         if not 0.0 <= validation_share < 1.0:
             raise UserError(f"data.validation_share is {validation_share}: give a share from 0 to below 1.")
         if label_budget is not None and label_column is None:
-            raise UserError("data.label_budget needs labels to keep the classes' shares: set data.label_column too.")
-        self.source = ImageSource(
-            path,
-            name,
-            data_files,
-            split,
-            image_column=image_column,
-            label_column=label_column,
-            max_pictures=max_pictures,
-        )
-        self.test_source = self._test_source(test_path, test_data_files, test_split)
+            raise UserError("data.label_budget needs labels: set data.label_column too, or data.max_pictures instead.")
+        columns = {"image_column": image_column, "label_column": label_column, "max_pictures": max_pictures}
+        self.source = ImageSource(path, name, data_files, split, **columns)
+        self.test_source: ImageSource | None = None
+        if test_path is not None or test_data_files is not None:
+            builder = path if test_path is None and path in set(ImageSource.builders.values()) else test_path
+            self.test_source = ImageSource(
+                builder, None, test_data_files, test_split or "test", prefix="test_", **columns
+            )
+        elif test_split is not None:
+            self.test_source = ImageSource(path, name, data_files, test_split, prefix="test_", **columns)
+        self.splits_needed = test_path is None and test_data_files is None and test_split is not None
+        directory = Path(cache_directory) if cache_directory else default_cache_directory()
+        self.storage = StorageSettings(stored_size, cache, cache_gigabytes, corrupt, directory)
         self.stored_size = stored_size
-        self.use_cache = cache
-        self.cache_gigabytes = cache_gigabytes
-        self.corrupt = corrupt
         self.batch_size = batch_size
         self.workers = workers
         self.validation_share = validation_share
         self.label_budget = label_budget
-        self.cache_directory = Path(cache_directory) if cache_directory else default_cache_directory()
         self.seed = default_seed() if seed is None else seed
-        self.classes: list[str] | None = None
-        self.facts: PictureFacts | None = None
+        self.pictures: StoredPictures | None = None
+        self.test_pictures: StoredPictures | None = None
         self.fingerprint = ""
-        self._store: PictureStore | None = None
-        self._described: dict[str, Any] = {}
-
-    def _test_source(
-        self, path: str | None, data_files: str | list[str] | None, split: str | None
-    ) -> ImageSource | None:
-        """Where test pictures come from, or null."""
-        if path is None and data_files is None and split is None:
-            return None
-        changed: dict[str, Any] = {"prefix": "test_", "max_pictures": None}
-        if path is not None or data_files is not None:
-            changed |= {"path": path if path is not None else self.source.path, "data_files": data_files}
-        return replace(self.source, **changed, split=split or self.source.split)
 
     # -- preparing
 
     def prepare_data(self) -> None:
-        """Read the source and decode its pictures, whatever is not done yet."""
-        if self._store is not None:
+        """Read the sources and decode the pictures, whatever is not there yet."""
+        if self.pictures is not None:
             return
-        test = self.test_source
-        same_place = test is not None and (test.path, test.data_files) == (self.source.path, self.source.data_files)
-        if same_place and not has_splits(self.source):
+        if self.splits_needed and not has_splits(self.source):
             raise UserError(
-                f"data.test_split is '{test.split}', but {shown(self.source)} has no splits by name: give "
-                "data.test_path or data.test_data_files, or take it out."
+                f"{shown(self.source)} has no splits, so data.test_split cannot name one: set data.test_path or "
+                "data.test_data_files."
             )
-        pictures = open_pictures(self.source, self.cache_directory / "huggingface")
-        if pictures.labels is not None:
-            check_classes(pictures.labels)
-            self.classes = pictures.labels.classes
-        square = find_square(pictures, self.stored_size)
-        self.stored_size = square.side
-        self._pictures = pictures
-        self._store, described = self._open_store(pictures, square)
-        grey_share = described.pop("grey_share")
-        self.facts = PictureFacts(square.side, grey_share)
-        self.fingerprint = image_fingerprint(pictures, square, self.corrupt)
-        self._described = described | {"source": shown(self.source), "grey_share": round(grey_share, 4)}
-
-    def _open_store(self, pictures: EncodedPictures, square: Square) -> tuple[PictureStore, dict[str, Any]]:
-        """The cache, or what decodes on the way; and what is known of the pictures."""
-        size = len(pictures) * 3 * square.side**2
-        directory = self.cache_directory / "pictures" / image_fingerprint(pictures, square, self.corrupt)
-        use_cache = self.use_cache
-        if use_cache is None:
-            self.cache_directory.mkdir(parents=True, exist_ok=True)
-            there = directory.is_dir()
-            free = shutil.disk_usage(self.cache_directory).free
-            use_cache = there or size <= min(self.cache_gigabytes * 1e9, 0.9 * free)
-        if use_cache:
-            store = open_or_build(pictures, square, self.corrupt, directory)
-            if store.skipped:
-                listing = directory.with_name(f"{directory.name}.unreadable.txt")
-                print(f"{store.skipped} pictures that cannot be read are left out; {listing} names them.", flush=True)
-            facts = dict(store.facts)
-        else:
-            store = DecodingStore(pictures, square, self.corrupt)
-            facts = {"stored_size": square.side, "pictures": len(pictures), **self._estimated(pictures, square)}
-        facts |= {name: str([round(one, 4) for one in facts[name]]) for name in ("mean", "std")}
-        return store, facts
-
-    @staticmethod
-    def _estimated(pictures: EncodedPictures, square: Square) -> dict[str, Any]:
-        """Facts of some pictures at even distances."""
-        rows = numpy.unique(numpy.linspace(0, len(pictures) - 1, ESTIMATED_ON).astype(int)).tolist()
-        statistics, unreadable = PictureStatistics(), []
-        for block in decode_blocks(pictures, rows, square):
-            statistics.add(block.statistics)
-            unreadable += block.unreadable
-        if statistics.pictures == 0:
-            raise no_readable(pictures, unreadable)
-        return statistics.facts()
+        pictures = store_pictures(self.source, self.storage)
+        if self.test_source is not None:
+            self.test_pictures = store_pictures(self.test_source, self.storage, like=pictures)
+        self.pictures, self.fingerprint = pictures, pictures.fingerprint
+        self.stored_size = pictures.square.side
 
     def setup(self, stage: str) -> None:
-        """Split the pictures, and open the test set where it is needed."""
+        """Split the pictures, and draw those that the label budget allows."""
         self.prepare_data()
-        if not hasattr(self, "train_dataset"):
-            count = len(self._store.rows)
-            train, validation = split_rows(count, self.validation_share, "pictures")
-            labels = self._pictures.labels.values if self._pictures.labels is not None else None
-            if self.label_budget is not None:
-                values = labels[self._store.rows[train]]
-                size = budget_size(self.label_budget, len(train), len(numpy.unique(values)))
-                train = train[stratified_choice(values, size, sample_generator(self.seed, "label budget"))]
-            self.train_dataset = ImageDataset(self._store, train, labels)
-            self.validation_dataset = ImageDataset(self._store, validation, labels) if len(validation) else None
-        if stage == "test" and self.test_source is not None and not hasattr(self, "test_dataset"):
-            self.test_dataset = self._open_test()
-
-    def _open_test(self) -> ImageDataset:
-        """The test pictures, of the same size and classes."""
-        pictures = open_pictures(self.test_source, self.cache_directory / "huggingface")
-        store, _ = self._open_store(pictures, Square(self.stored_size))
-        labels = with_classes(pictures.labels, self.classes).values if pictures.labels is not None else None
-        return ImageDataset(store, numpy.arange(len(store.rows)), labels)
+        if hasattr(self, "train_dataset"):
+            return
+        train, validation = split_rows(self.pictures.total, self.validation_share, "pictures")
+        train, validation = self.pictures.places(train), self.pictures.places(validation)
+        if self.validation_share > 0 and not (len(train) and len(validation)):
+            raise UserError(
+                f"data.validation_share of {self.validation_share} leaves {len(train)} pictures for training and "
+                f"{len(validation)} for validation: change it, or give more pictures."
+            )
+        self.train_dataset = self.pictures.dataset(train)
+        if self.label_budget is not None:
+            labels = self.train_dataset.member_labels()
+            count = budget_size(self.label_budget, len(labels), len(numpy.unique(labels)))
+            chosen = stratified_choice(labels, count, sample_generator(self.seed, "label budget"))
+            self.train_dataset = self.pictures.dataset(train[chosen])
+        self.validation_dataset = self.pictures.dataset(validation) if len(validation) else None
+        self.test_dataset = self.test_pictures.dataset() if self.test_pictures is not None else self.validation_dataset
 
     # -- loaders
 
@@ -227,6 +169,16 @@ class ImageDataModule(LightningDataModule):
         """What a batch holds."""
         return ("images", "sample_id") if self.source.label_column is None else ("images", "sample_id", "label")
 
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes by number, once prepared; null without labels."""
+        return self.pictures.labels.classes if self.pictures is not None and self.pictures.labels is not None else None
+
+    @property
+    def facts(self) -> PictureFacts:
+        """What is known of the pictures, once prepared."""
+        return PictureFacts(self.pictures.square.side, self.pictures.store.facts["grey_share"])
+
     def train_dataloader(self) -> ResumableDataLoader:
         """Shuffled batches, an order of its own for every epoch."""
         sampler = self._train_sampler()
@@ -239,17 +191,19 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> ResumableDataLoader | list:
         """Every validation picture once, in the same order always."""
-        return [] if self.validation_dataset is None else self._evaluation_loader(self.validation_dataset)
+        return self._evaluation_loader(self.validation_dataset)
 
     def test_dataloader(self) -> ResumableDataLoader | list:
-        """Every picture of the test set; the validation pictures if there is none."""
-        return self._evaluation_loader(self.test_dataset) if hasattr(self, "test_dataset") else self.val_dataloader()
+        """Every test picture once; the validation pictures if there is no test set."""
+        return self._evaluation_loader(self.test_dataset)
 
     def predict_dataloader(self) -> ResumableDataLoader:
-        """Every picture of the source, in its order."""
-        return self._evaluation_loader(ImageDataset(self._store, numpy.arange(len(self._store.rows))))
+        """All pictures of the source, in its order."""
+        return self._evaluation_loader(self.pictures.dataset())
 
-    def _evaluation_loader(self, dataset: ImageDataset) -> ResumableDataLoader:
+    def _evaluation_loader(self, dataset: ImageDataset | None) -> ResumableDataLoader | list:
+        if dataset is None:
+            return []
         return ResumableDataLoader(dataset, EpochBatchSampler(dataset, self.batch_size, 0, shuffle=False), self.workers)
 
     def batch_at(self, epoch: int, batch_index: int, rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
@@ -263,51 +217,56 @@ class ImageDataModule(LightningDataModule):
         """
         return self.train_dataset.__getitems__(self._train_sampler().batch(epoch, batch_index, rank, world_size))
 
-    # -- pictures without a loader
-
-    def pictures(self, count: int) -> Tensor:
-        """Up to `count` training pictures at even distances, (N, 3, S, S) uint8, the same in every process."""
-        return self.train_dataset.at(evenly(len(self.train_dataset), count))["images"]
+    # -- telling
 
     def labelled_arrays(
         self, which: Literal["train", "validation", "test"], limit: int | None = None
     ) -> tuple[numpy.ndarray, numpy.ndarray]:
-        """Pictures (N, 3, S, S) uint8 at even distances, and their classes (N,).
+        """Pictures and their labels for an evaluation, the same at every call and whatever the seed.
 
         Args:
-            which: Part to take them from; without a test set, `test` is the validation part.
-            limit: How many at most.
+            which: Part of the data; `train` is what the label budget allows.
+            limit: At most so many, chosen so that classes keep their shares; null for all.
+
+        Returns:
+            (N, 3, S, S) uint8 and (N,) int64, in the order of the source.
 
         Raises:
             UserError: If there are no labels, or no such part.
         """
-        if which == "test" and self.test_source is not None:
-            self.setup("test")
-        dataset = {"train": self.train_dataset, "validation": self.validation_dataset}.get(which)
-        if which == "test":
-            dataset = getattr(self, "test_dataset", self.validation_dataset)
-        if dataset is None:
-            raise UserError(f"There are no {which} pictures: set data.validation_share above 0.")
-        if dataset.labels is None:
+        self.setup("validate")
+        if self.classes is None:
             raise UserError("The pictures have no labels: set data.label_column.")
-        batch = dataset.at(evenly(len(dataset), limit))
+        parts = {"train": self.train_dataset, "validation": self.validation_dataset, "test": self.test_dataset}
+        dataset = parts[which]
+        if dataset is None:
+            raise UserError("There are no validation pictures: set data.validation_share.")
+        indices = numpy.arange(len(dataset))
+        if limit is not None and limit < len(dataset):
+            generator = sample_generator("labelled arrays", which)
+            indices = stratified_choice(dataset.member_labels(), limit, generator, every_class=False)
+        batch = dataset.batch(indices)
         return batch["images"].numpy(), batch["label"].numpy()
-
-    # -- telling
 
     def describe(self) -> dict[str, str | int | float]:
         """What the data is, for the record of a run."""
-        facts = self._described | {
+        pictures, facts = self.pictures, self.pictures.store.facts
+        description: dict[str, str | int | float] = {
+            "source": pictures.source,
             "data_fingerprint": self.fingerprint,
-            "cached": not isinstance(self._store, DecodingStore),
+            "pictures": facts["pictures"],
+            "skipped_pictures": pictures.store.skipped,
+            "stored_size": pictures.square.side,
+            "kept_decoded": "yes" if pictures.cached else "no",
+            "grey_share": round(facts["grey_share"], 4),
+            "mean": " ".join(f"{one:.4f}" for one in facts["mean"]),
+            "std": " ".join(f"{one:.4f}" for one in facts["std"]),
             "training_pictures": len(self.train_dataset),
             "validation_pictures": len(self.validation_dataset) if self.validation_dataset is not None else 0,
         }
-        return facts | ({"classes": len(self.classes)} if self.classes else {})
-
-
-def evenly(length: int, count: int | None) -> numpy.ndarray:
-    """Up to `count` indices below `length` at even distances; all for null."""
-    if count is None or count >= length:
-        return numpy.arange(length)
-    return numpy.arange(count) * length // count
+        if self.classes is not None:
+            description["classes"] = len(self.classes)
+        if self.test_pictures is not None:
+            description |= {"test_source": self.test_pictures.source, "test_pictures": len(self.test_dataset)}
+            description["test_fingerprint"] = self.test_pictures.fingerprint
+        return description

@@ -1,79 +1,44 @@
-"""From pictures to batches: uint8 squares, out of the memory-mapped cache or decoded on the way."""
+"""Batches of pictures by their keys."""
 
-import warnings
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy
 import torch
 from torch import Tensor
 
-from lit_pretrain.data.image_cache import Corrupt
-from lit_pretrain.data.image_source import EncodedPictures
 from lit_pretrain.data.loading import Key
-from lit_pretrain.data.pictures import Square, UnreadablePictureError, decode
-from lit_pretrain.errors import UserError
 
 
-class PictureStore(Protocol):
-    """Where decoded pictures come from."""
+class ImageStore(Protocol):
+    """What gives pixels: `ImageCache` or `ImageReader`.
 
-    rows: numpy.ndarray
-
-    def gather(self, members: numpy.ndarray, indices: numpy.ndarray) -> tuple[Tensor, numpy.ndarray]:
-        """Pictures (B, 3, S, S) uint8 of members, and their places in the store."""
-
-
-class DecodingStore:
-    """Decodes pictures whenever they are asked for.
-
-    Args:
-        pictures: Where they come from.
-        square: What they become.
-        corrupt: Whether damaged pictures are an error, or the next readable one stands in for them.
+    Attributes:
+        rows: (N,) row of the source of each picture.
+        facts: What is known of the pixels.
     """
 
-    def __init__(self, pictures: EncodedPictures, square: Square, corrupt: Corrupt) -> None:
-        self.pictures, self.square, self.corrupt = pictures, square, corrupt
-        self.rows = numpy.arange(len(pictures))
-        self.skipped = 0
+    rows: numpy.ndarray
+    facts: dict[str, Any]
+
+    @property
+    def skipped(self) -> int:
+        """Damaged pictures that were left out."""
 
     def gather(self, members: numpy.ndarray, indices: numpy.ndarray) -> tuple[Tensor, numpy.ndarray]:
-        """As `ImageCache.gather`."""
-        side = self.square.side
-        images = numpy.empty((len(indices), 3, side, side), dtype=numpy.uint8)
-        places = numpy.empty(len(indices), dtype=numpy.int64)
-        for number, index in enumerate(indices):
-            images[number], places[number] = self._readable(members, int(index))
-        return torch.from_numpy(images), places
-
-    def _readable(self, members: numpy.ndarray, index: int) -> tuple[numpy.ndarray, int]:
-        for step in range(len(members)):
-            place = int(members[(index + step) % len(members)])
-            (picture,) = self.pictures.read([place])
-            try:
-                return decode(picture, self.square), place
-            except UnreadablePictureError as error:
-                if self.corrupt == "error":
-                    raise UserError(
-                        f"A picture of {self.pictures.source} cannot be read ({error}): repair or remove it, or set "
-                        "data.corrupt to skip."
-                    ) from error
-                self.skipped += 1
-                warnings.warn(f"Left out, another stands in for it: {error}", stacklevel=2)
-        raise UserError(f"None of the {len(members)} pictures of {self.pictures.source} can be read.")
+        """(B, 3, S, S) uint8 of the members at some indices, and (B,) their places in the store."""
 
 
 class ImageDataset:
-    """Some pictures of a store, with their labels.
+    """Some of a store's pictures, the same in every epoch.
 
     Args:
-        store: Where they come from.
-        members: (M,) places in the store.
-        labels: (N,) classes of the source's rows, or null.
+        images: Gives the pixels.
+        members: (M,) places in the store of the pictures that belong to this data set.
+        labels: Class of each row of the source, or null.
     """
 
-    def __init__(self, store: PictureStore, members: numpy.ndarray, labels: numpy.ndarray | None = None) -> None:
-        self.store, self.members, self.labels = store, members, labels
+    def __init__(self, images: ImageStore, members: numpy.ndarray, labels: numpy.ndarray | None = None) -> None:
+        self.images, self.members, self.labels = images, members, labels
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -83,15 +48,19 @@ class ImageDataset:
         """Number of pictures."""
         return len(self)
 
-    def at(self, indices: numpy.ndarray) -> dict[str, Tensor]:
-        """A batch of some pictures: `images` (B, 3, S, S) uint8, `sample_id` (B,) rows of the source, `label` (B,)."""
-        images, places = self.store.gather(self.members, indices)
-        rows = self.store.rows[places]
+    def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
+        """A batch: `images` (B, 3, S, S) uint8, `sample_id` (B,) rows of the source, `label` (B,) if there are any."""
+        return self.batch(numpy.array([index for _, index in keys]))
+
+    def batch(self, indices: numpy.ndarray) -> dict[str, Tensor]:
+        """As `__getitems__`, by the members' indices."""
+        images, places = self.images.gather(self.members, indices)
+        rows = self.images.rows[places]
         batch = {"images": images, "sample_id": torch.from_numpy(rows)}
         if self.labels is not None:
             batch["label"] = torch.from_numpy(self.labels[rows])
         return batch
 
-    def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
-        """A clean batch of (epoch, index) keys."""
-        return self.at(numpy.array([index for _, index in keys], dtype=numpy.int64))
+    def member_labels(self) -> numpy.ndarray:
+        """(M,) class of each member, where there are labels."""
+        return self.labels[self.images.rows[self.members]]

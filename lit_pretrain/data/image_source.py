@@ -50,7 +50,7 @@ class ImageSource(Source):
         """
         if builder != FOLDER:
             return super().read(builder, files, cache_directory)
-        directories = [Path(os.path.abspath(file)).parent.name for file in files]
+        directories = [os.path.basename(os.path.dirname(os.path.abspath(file))) for file in files]
         names = sorted(set(directories))
         features = {FOLDER_COLUMN: datasets.Image(), FOLDER_LABELS: datasets.ClassLabel(names=names)}
         columns = {FOLDER_COLUMN: files, FOLDER_LABELS: directories}

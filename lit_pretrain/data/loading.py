@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from lit_pretrain.data.randomness import sample_generator
+from lit_pretrain.errors import UserError
 
 Key = tuple[int, int]  # epoch, index within it
 
@@ -112,7 +113,7 @@ class ResumableDataLoader:
 
     def __init__(self, dataset: EpochDataset, sampler: EpochBatchSampler, workers: int = 0) -> None:
         self.loader = DataLoader(
-            dataset,
+            MistakesAsValues(dataset),
             batch_sampler=sampler,
             num_workers=workers,
             collate_fn=as_it_is,
@@ -137,6 +138,8 @@ class ResumableDataLoader:
         # Made before workers start, so that they inherit it instead of each making it again.
         self.dataset.population(self._epoch)
         for batch in self.loader:
+            if isinstance(batch, UserError):
+                raise batch
             self._handed_out += 1
             yield batch
 
@@ -149,6 +152,28 @@ class ResumableDataLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from there, if the next iteration is of the same epoch."""
         self._resume = dict(state)
+
+
+class MistakesAsValues:
+    """Hands a person's mistakes over instead of raising them: PyTorch would wrap a worker's into its traceback.
+
+    Args:
+        dataset: Gives whole batches.
+    """
+
+    def __init__(self, dataset: EpochDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        """Samples of an epoch."""
+        return len(self.dataset)
+
+    def __getitems__(self, keys: list[Key]) -> Any:
+        """One batch, or what is wrong."""
+        try:
+            return self.dataset.__getitems__(keys)
+        except UserError as error:
+            return error
 
 
 def as_it_is(batch: Any) -> Any:

@@ -168,7 +168,7 @@ def local_files(source: Source) -> tuple[str, list[str]] | None:
     if any("://" in pattern for pattern in patterns):
         return None
     files = sorted(file for pattern in patterns for file in expand(pattern, source))
-    kinds = {source.builders.get(Path(file).suffix.lower()) for file in files} - {None}
+    kinds = {source.builders.get(ending(file)) for file in files} - {None}
     builder = builder or source.builder_of(kinds)
     if builder is None:
         found = ", ".join(sorted({Path(file).suffix for file in files or everything_in(patterns)})) or "no file"
@@ -176,7 +176,12 @@ def local_files(source: Source) -> tuple[str, list[str]] | None:
             f"{shown(source)} holds {found}: give files of one kind ({source.kinds}), or set {source.setting('path')} "
             f"to {builder_names(source)} and list {source.setting('data_files')}."
         )
-    return builder, [file for file in files if source.builders.get(Path(file).suffix.lower(), builder) == builder]
+    return builder, [file for file in files if source.builders.get(ending(file), builder) == builder]
+
+
+def ending(file: str) -> str:
+    """What a file's name ends with, in lower case."""
+    return os.path.splitext(file)[1].lower()
 
 
 def builder_names(source: Source) -> str:
@@ -187,14 +192,19 @@ def builder_names(source: Source) -> str:
 
 def everything_in(directories: list[str]) -> list[str]:
     """All files below directories, of whatever kind."""
-    return [str(one) for name in directories if Path(name).is_dir() for one in Path(name).rglob("*") if one.is_file()]
+    return [
+        os.path.join(parent, name)
+        for directory in directories
+        for parent, _, names in os.walk(directory, followlinks=True)
+        for name in names
+    ]
 
 
 def expand(pattern: str, source: Source) -> list[str]:
     """Files of a path, a directory or a glob pattern."""
     path = Path(pattern).expanduser()
     if path.is_dir():
-        return [str(one) for one in path.rglob("*") if one.is_file() and one.suffix.lower() in source.builders]
+        return [one for one in everything_in([str(path)]) if ending(one) in source.builders]
     files = (
         [str(path)] if path.is_file() else [one for one in glob.glob(str(path), recursive=True) if os.path.isfile(one)]
     )

@@ -67,7 +67,7 @@ class VisionPretraining(Pretraining):
         for objective in self.objectives:
             objective.build(self.encoder)
             if facts is not None and hasattr(objective, "measure"):
-                objective.measure(middle(data.pictures(MEASURED_PICTURES), self.encoder.image_size))
+                objective.measure(middle(measured_pictures(data.train_dataset), self.encoder.image_size))
 
     # -- steps
 
@@ -147,3 +147,9 @@ class VisionPretraining(Pretraining):
         if self._trainer is not None and hasattr(self._trainer.datamodule, "fingerprint"):
             record["data_fingerprint"] = self._trainer.datamodule.fingerprint
         return record
+
+
+def measured_pictures(dataset: Any) -> Tensor:
+    """Training pictures at even distances, (N, 3, S, S) uint8, the same in every process."""
+    count = min(MEASURED_PICTURES, len(dataset))
+    return dataset.__getitems__([(0, index * len(dataset) // count) for index in range(count)])["images"]

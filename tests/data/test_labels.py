@@ -1,62 +1,102 @@
-"""Labels of every kind of column, and budgets of them, by hand."""
+"""Columns as classes, and draws that keep the classes' shares."""
 
 import datasets
 import numpy
 import pytest
+from picture_files import CLASSES, make_rows
 
 from lit_pretrain.data.labels import budget_size, check_classes, read_labels, stratified_choice, with_classes
 from lit_pretrain.errors import UserError
 
 
-def labels(values, feature=None):
+def rows(values, feature=None):
     features = datasets.Features({"kind": feature}) if feature is not None else None
-    return read_labels(datasets.Dataset.from_dict({"kind": values}, features=features), "kind", "pets")
+    return datasets.Dataset.from_dict({"kind": values}, features=features)
 
 
-def test_classes_strings_integers_and_booleans():
-    named = labels([1, 0, 1], datasets.ClassLabel(names=["cat", "dog"]))
-    assert named.classes == ["cat", "dog"] and named.values.tolist() == [1, 0, 1]
-    words = labels(["dog", "cat", "eel"])
-    assert words.classes == ["cat", "dog", "eel"] and words.values.tolist() == [1, 0, 2]
-    numbers = labels([30, 4, 30])
-    assert numbers.classes == ["4", "30"] and numbers.values.tolist() == [1, 0, 1]
-    assert labels([True, False]).values.tolist() == [1, 0]
+@pytest.mark.parametrize(
+    ("values", "feature", "classes", "numbers"),
+    [
+        ([2, 0, 2], datasets.ClassLabel(names=["b", "a", "c"]), ["b", "a", "c"], [2, 0, 2]),
+        (["red", "blue", "red"], None, ["blue", "red"], [1, 0, 1]),
+        ([7, -1, 30, 7], None, ["-1", "7", "30"], [1, 0, 2, 1]),
+        ([3, 1], datasets.Value("uint8"), ["1", "3"], [1, 0]),
+        ([True, False, True], None, ["False", "True"], [1, 0, 1]),
+    ],
+)
+def test_what_can_be_labels(values, feature, classes, numbers):
+    labels = read_labels(rows(values, feature), "kind", "it")
+    assert labels.classes == classes and labels.values.tolist() == numbers and labels.values.dtype == numpy.int64
 
 
-def test_what_is_no_label_is_refused():
-    for values, words in (
-        ([0.5, 1.0], "holds float64, not labels"),
-        ([["a"], ["b"]], "holds lists, not labels"),
-        (["a", None, "b"], "has no label in 1 of its 3 rows .the first is row 1."),
+@pytest.mark.parametrize(
+    ("data", "column", "sentence"),
+    [
+        (make_rows(3), "lable", r"it has no column 'lable' \(did you mean 'label'\?\).*set data\.label_column"),
+        (make_rows(3), "weight", "'weight' of it holds float64, not labels"),
+        (make_rows(3), "picture", "'picture' of it holds PIL.Image.Image, not labels"),
+        (rows([["a"], ["b"]]), "kind", "holds lists, not labels"),
+        (rows(["a", None, "b", None]), "kind", r"no label in 2 of its 4 rows \(the first is row 1\)"),
+        (rows([1, -1], datasets.ClassLabel(names=CLASSES)), "kind", r"in 1 of its 2 rows \(the first is row 1\)"),
+        (rows([1, None], datasets.ClassLabel(names=CLASSES)), "kind", r"no label in 1 of its 2 rows"),
+        (rows(["a", "a"]), "kind", "All rows of it have the label 'a' in 'kind'"),
+    ],
+)
+def test_what_cannot_be_labels(data, column, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check_classes(read_labels(data, column, "it"))
+
+
+def test_only_some_rows_of_a_larger_source():
+    data = rows(["a", None, "b", "c"]).select([3, 2])
+    labels = read_labels(data, "kind", "it")
+    assert labels.classes == ["b", "c"] and labels.values.tolist() == [1, 0]
+
+
+def test_a_test_set_is_numbered_as_the_training():
+    labels = read_labels(rows([1, 0, 1], datasets.ClassLabel(names=["dog", "cat", "fox"])), "kind", "it")
+    aligned = with_classes(labels, ["bird", "cat", "dog"])
+    assert aligned.values.tolist() == [1, 2, 1] and aligned.classes == ["bird", "cat", "dog"]
+    with pytest.raises(UserError, match=r"'kind' of it has the class 'dog', which the training"):
+        with_classes(labels, ["bird", "cat"])
+
+
+def test_budgets():
+    assert budget_size(30, 100, 10) == 30
+    assert budget_size(100, 100, 10) == 100
+    assert budget_size(0.25, 100, 10) == 25
+    for budget, sentence in (
+        (101, "is 101, and there are 100 training pictures"),
+        (9, "of 9 is 9 pictures, fewer than the 10 classes"),
+        (0.05, r"of 0\.05 is 5 pictures, fewer than the 10 classes"),
+        (1.5, "a whole number of pictures, or a share below 1"),
+        (-3, "fewer than the 10 classes"),
     ):
-        with pytest.raises(UserError, match=words):
-            labels(values)
-    with pytest.raises(UserError, match="has no label in 1 of its 2 rows"):
-        labels([0, -1], datasets.ClassLabel(names=["cat", "dog"]))
-    with pytest.raises(UserError, match="did you mean 'kind'"):
-        read_labels(datasets.Dataset.from_dict({"kind": ["a"]}), "kinds", "pets")
-    with pytest.raises(UserError, match="All rows of pets have the label 'a'"):
-        check_classes(labels(["a", "a"]))
+        with pytest.raises(UserError, match=sentence):
+            budget_size(budget, 100, 10)
 
 
-def test_a_test_set_is_numbered_as_the_training_set():
-    found = with_classes(labels(["eel", "cat"]), ["cat", "dog", "eel"])
-    assert found.values.tolist() == [2, 0]
-    with pytest.raises(UserError, match="has the class 'eel', which the training pictures do not have"):
-        with_classes(labels(["eel", "cat"]), ["cat", "dog"])
+def counts(values, count, seed=0, **options):
+    chosen = stratified_choice(values, count, numpy.random.default_rng(seed), **options)
+    assert len(set(chosen)) == len(chosen) == count and (numpy.diff(chosen) > 0).all()
+    return numpy.bincount(values[chosen], minlength=3).tolist()
 
 
-def test_budgets_keep_the_shares_and_every_class():
+def test_classes_keep_their_shares():
     values = numpy.repeat([0, 1, 2], [60, 30, 10])
-    chosen = stratified_choice(values, 20, numpy.random.default_rng(0))
-    assert numpy.bincount(values[chosen]).tolist() == [12, 6, 2] and len(set(chosen)) == 20
-    assert numpy.bincount(values[stratified_choice(values, 4, numpy.random.default_rng(0))]).tolist() == [2, 1, 1]
-    again, other = (stratified_choice(values, 20, numpy.random.default_rng(seed)) for seed in (0, 1))
-    assert (chosen == again).all() and (chosen != other).any()
+    assert counts(values, 10) == [6, 3, 1]
+    assert counts(values, 100) == [60, 30, 10]
+    # 4.2, 2.1 and 0.7: the last has the largest remainder.
+    assert counts(values, 7) == [4, 2, 1]
+    # 1.8, 0.9 and 0.3: each one, and no more.
+    assert counts(values, 3) == [1, 1, 1]
+    assert counts(values, 3, every_class=False) == [2, 1, 0]
+    assert counts(values, 1, every_class=False) == [1, 0, 0]
+    skewed = numpy.repeat([0, 1, 2], [998, 1, 1])
+    assert counts(skewed, 100) == [98, 1, 1] and counts(skewed, 999) == [997, 1, 1]
 
 
-def test_sizes_of_budgets():
-    assert budget_size(0.1, 500, 10) == 50 and budget_size(200, 500, 10) == 200
-    for budget, words in ((5, "fewer than the 10 classes"), (501, "there are 500"), (2.5, "a whole number")):
-        with pytest.raises(UserError, match=words):
-            budget_size(budget, 500, 10)
+def test_draws_depend_on_the_generator_alone():
+    values = numpy.arange(90) % 3
+    first, again, other = (stratified_choice(values, 12, numpy.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert numpy.array_equal(first, again) and not numpy.array_equal(first, other)

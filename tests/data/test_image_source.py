@@ -1,0 +1,165 @@
+"""Pictures from every kind of source a person has, and what they can get wrong."""
+
+import json
+import os
+
+import datasets
+import numpy
+import pyarrow.parquet
+import pytest
+from picture_files import CLASSES, make_rows, pixels_of, png, write_folder, write_parquet
+
+from lit_pretrain.data.image_source import ImageSource, open_pictures
+from lit_pretrain.data.pictures import Square, decode
+from lit_pretrain.errors import UserError
+
+
+def opened(tmp_path, path, **settings):
+    return open_pictures(ImageSource(str(path) if path else None, **settings), tmp_path / "cache")
+
+
+def check_all(pictures, count=12):
+    """The pictures that picture_files makes, in order."""
+    assert len(pictures) == count and len(pictures.fingerprint) == 16
+    for number, picture in enumerate(pictures.read(range(count))):
+        assert picture.row == number
+        assert numpy.array_equal(decode(picture, Square(8)), pixels_of(number).transpose(2, 0, 1))
+
+
+def test_tables_with_pictures_in_them(tmp_path):
+    rows = make_rows()
+    write_parquet(tmp_path / "a.parquet")
+    rows.save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "splits")
+    for name in ("a.parquet", "saved", "splits"):
+        pictures = opened(tmp_path, tmp_path / name, label_column="label")
+        check_all(pictures)
+        assert pictures.labels.classes == CLASSES and pictures.labels.values.tolist() == [0, 1, 2] * 4
+        assert pictures.read([5])[0].name == "row 5 (005.png)"
+    check_all(opened(tmp_path, "parquet", data_files=str(tmp_path / "*.parquet"), image_column="picture"))
+    check_all(opened(tmp_path, tmp_path / "a.parquet", max_pictures=5), 5)
+
+
+def test_parquet_that_other_libraries_wrote(tmp_path):
+    content = [png(pixels_of(number)) for number in range(12)]
+    table = {"picture": [{"bytes": one, "path": None} for one in content], "content": content, "id": list(range(12))}
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    for column in (None, "picture", "content"):
+        pictures = opened(tmp_path, tmp_path / "a.parquet", image_column=column)
+        check_all(pictures)
+        assert pictures.read([5])[0].name == "row 5"
+
+
+def test_a_folder(tmp_path):
+    folder = write_folder(tmp_path / "pictures")
+    (folder / "about.txt").write_text("Not a picture.")
+    (folder / "all" / "blue" / "list.csv").write_text("number\n1\n")
+    order = [int(name[:3]) for label in CLASSES for name in sorted(os.listdir(folder / "all" / label)) if "png" in name]
+    unlabelled, pictures = opened(tmp_path, folder), opened(tmp_path, folder, label_column="label")
+    assert unlabelled.labels is None
+    assert pictures.labels.classes == CLASSES and pictures.labels.values.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    for number, picture in zip(order, pictures.read(range(12)), strict=True):
+        assert picture.name.endswith(f"{number:03}.png")
+        assert numpy.array_equal(decode(picture, Square(8)), pixels_of(number).transpose(2, 0, 1))
+    patterns = str(folder / "all" / "red" / "*.png")
+    assert len(opened(tmp_path, None, data_files=patterns)) == 4
+    assert len(opened(tmp_path, "imagefolder", data_files=[patterns, str(folder / "all" / "blue")])) == 8
+
+
+def test_a_flat_folder_whatever_its_files_are_called(tmp_path):
+    names = ["b [1].png", "a*.PNG", "ü?.png"]
+    for number, name in enumerate(sorted(names)):
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        (tmp_path / "flat" / name).write_bytes(png(pixels_of(number)))
+    check_all(opened(tmp_path, tmp_path / "flat"), 3)
+    # A choice of directories is often made by links.
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "kind").symlink_to(tmp_path / "flat", target_is_directory=True)
+    check_all(opened(tmp_path, tmp_path / "linked"), 3)
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv"])
+def test_tables_of_file_names(tmp_path, kind, monkeypatch):
+    folder = write_folder(tmp_path / "pictures")
+    names = [f"all/{CLASSES[number % 3]}/{number:03}.png" for number in range(12)]
+    rows = [{"file": name, "kind": name.split("/")[1]} for name in names]
+    lines = {
+        "json": [json.dumps(rows)],
+        "jsonl": [json.dumps(row) for row in rows],
+        "csv": ["file,kind", *(f"{row['file']},{row['kind']}" for row in rows)],
+    }[kind]
+    # Beside the pictures, elsewhere with whole paths, elsewhere with paths from the current directory.
+    (folder / f"list.{kind}").write_text("\n".join(lines))
+    text = "\n".join(lines)
+    (tmp_path / f"whole.{kind}").write_text(text.replace("all/", f"{folder}/all/"))
+    (tmp_path / f"relative.{kind}").write_text(text)
+    monkeypatch.chdir(folder)
+    for table in (folder / f"list.{kind}", tmp_path / f"whole.{kind}", tmp_path / f"relative.{kind}"):
+        pictures = opened(tmp_path, table, image_column="file", label_column="kind")
+        check_all(pictures)
+        assert pictures.labels.classes == CLASSES and pictures.labels.values.tolist() == [0, 1, 2] * 4
+
+
+def test_the_bundled_emoji(tmp_path):
+    pictures = opened(tmp_path, None, label_column="group")
+    assert len(pictures) == 1914 and len(pictures.labels.classes) == 9
+    assert decode(pictures.read([0])[0], Square(64, like="the first")).shape == (3, 64, 64)
+
+
+def test_the_fingerprint_follows_pictures_and_order(tmp_path):
+    folder = write_folder(tmp_path / "pictures")
+    (folder / "list.json").write_text(json.dumps([{"file": "all/red/002.png"}, {"file": "all/red/005.png"}]))
+
+    def prints(root):
+        table = opened(tmp_path, root / "list.json", image_column="file")
+        return opened(tmp_path, root / "all").fingerprint, table.fingerprint
+
+    first = prints(folder)
+    assert prints(folder) == first and first[0] != first[1]
+    assert opened(tmp_path, folder / "all", label_column="label").fingerprint == first[0]
+    assert opened(tmp_path, folder / "all", max_pictures=3).fingerprint != first[0]
+    moved = folder.rename(tmp_path / "moved")
+    assert prints(moved) == first
+    # Another picture in a file that the table names, the table being the same.
+    (moved / "all" / "red" / "005.png").write_bytes(png(pixels_of(99)))
+    second = prints(moved)
+    assert not set(second) & set(first)
+    (moved / "all" / "red" / "005.png").rename(moved / "all" / "red" / "000.png")
+    assert prints(moved)[0] not in (first[0], second[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"path": "{tmp}/missing"}, r"There is no file or directory .*missing: check data\.path"),
+        ({"path": "{tmp}/empty"}, r"empty holds no file: give files of one kind \(pictures such as"),
+        ({"path": "{tmp}/texts"}, r"holds \.txt: .* or set data\.path to imagefolder, parquet, csv or json"),
+        ({"path": "{tmp}/mixed"}, r"holds \.parquet, \.png: give files of one kind"),
+        ({"data_files": "{tmp}/*.webp"}, "No file matches"),
+        (
+            {"path": "{tmp}/a.parquet", "image_column": "pitcure"},
+            r"no column 'pitcure' \(did you mean 'picture'\?\).*set data\.image_column",
+        ),
+        ({"path": "{tmp}/a.parquet", "image_column": "number"}, "'number' of .* holds int64, neither pictures nor"),
+        ({"path": "{tmp}/two.parquet"}, r"several columns of pictures \(picture, other\): set data\.image_column"),
+        ({"path": "{tmp}/none.csv"}, r"no column of pictures \(it has file, kind\): set data\.image_column"),
+        ({"path": "{tmp}/a.parquet", "label_column": "colour"}, r"no column 'colour'.*set data\.label_column"),
+        ({"path": "{tmp}/mixed/b.png", "label_column": "colour"}, r"no column 'colour': its columns are image, label"),
+        ({"path": "{tmp}/nothing.parquet"}, "has no rows: give at least one picture"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, settings, sentence):
+    for name in ("empty", "texts", "mixed"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("A.")
+    (tmp_path / "mixed" / "b.png").write_bytes(png(pixels_of(0)))
+    write_parquet(tmp_path / "mixed" / "a.parquet", 1)
+    rows = make_rows(2)
+    rows.to_parquet(tmp_path / "a.parquet")
+    other = rows.select_columns(["picture"]).rename_column("picture", "other")
+    datasets.concatenate_datasets([rows, other], axis=1).to_parquet(tmp_path / "two.parquet")
+    rows.select([]).to_parquet(tmp_path / "nothing.parquet")
+    (tmp_path / "none.csv").write_text("file,kind\na.png,red\n")
+    settings = {name: value.replace("{tmp}", str(tmp_path)) for name, value in settings.items()}
+    with pytest.raises(UserError, match=sentence):
+        open_pictures(ImageSource(**settings), tmp_path / "cache")
