@@ -1,11 +1,25 @@
-"""Fixtures that several folders share."""
+"""Fixtures that several folders share, and what holds for every process that runs tests."""
 
+import os
 from pathlib import Path
 
 import pytest
-from text_corpus import make_data, write_corpus
 
-from lit_pretrain.data import DocumentDataModule
+# A process a core, so one thread each: before torch is imported, and for the processes that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from text_corpus import make_data, write_corpus  # noqa: E402
+
+from lit_pretrain.data import DocumentDataModule  # noqa: E402
+
+MOST_WORKERS = 8
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """As many processes as this one may use cores, which need not be all; each takes about a gigabyte."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
 
 
 @pytest.fixture

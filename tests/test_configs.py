@@ -57,7 +57,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pretrained(runs):
-    """A checkpoint of two steps of the vision quick start, for configs that start from one."""
+    """A checkpoint of two steps of the vision quick start, for the configs that start from one."""
     arguments = ["--config", str(CONFIGS / "vision" / "quickstart.yaml"), "--trainer.max_steps", "2"]
     arguments += ["--trainer.limit_val_batches", "1", "--data.batch_size", "4", *FEW_ROWS["ImageDataModule"], *EMOJI]
     assert main(["fit", *arguments]) == 0
@@ -107,7 +107,7 @@ def test_the_header_gives_a_command_that_uses_the_file(path):
 
 
 @pytest.mark.parametrize("path", ON_CPUS, ids=name)
-def test_a_config_for_cpus_trains(path, runs, pretrained):
+def test_a_config_for_cpus_trains(path, runs, request):
     arguments = ["--config", str(path), "--config", str(CONFIGS / "trainer" / "debug.yaml")]
     arguments += ["--trainer.max_steps", "2", "--data.batch_size", "4", *FEW_ROWS[data_class(path)]]
     if data_class(path) == "ImageDataModule":
@@ -115,7 +115,7 @@ def test_a_config_for_cpus_trains(path, runs, pretrained):
     if path.parent.name == "cifar10":
         arguments += ["--data.stored_size", "32"]
     if "finetune" in str(path):
-        arguments += ["--model.init_from", str(pretrained)]
+        arguments += ["--model.init_from", str(request.getfixturevalue("pretrained"))]
     before = set((runs / "debug").glob("*/run.json"))
 
     assert main(["fit", *arguments]) == 0
