@@ -16,6 +16,7 @@ TRAINING = {
     "predict": "write embeddings of the data to parquet",
 }
 COMMANDS = {
+    "evaluate": "measure frozen features of checkpoints: nearest neighbours, linear probes, at any layer",
     "ui": "open MLflow's pages on the runs",
     "doctor": "check this machine: versions, devices, directories, database, a second of training",
     "benchmark": "measure training speed beside peers",

@@ -2,6 +2,7 @@
 option, answering the same questions as timm's models do (forward_features, forward_head, group_matcher, ...).
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -135,6 +136,30 @@ class TextEncoder(nn.Module):
         """
         tokens = self.embeddings(input_ids, token_type_ids)
         return self.transformer(tokens, attention_mask, causal, self.rotation(input_ids.shape[1], tokens.device))
+
+    def forward_intermediates(
+        self,
+        input_ids: Tensor,
+        indices: Sequence[int],
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        causal: bool = False,
+    ) -> list[Tensor]:
+        """Features after some blocks, for probing; see `Transformer.forward_intermediates`.
+
+        Args:
+            input_ids: (B, N) integers.
+            indices: Which blocks, from 0, or negative from the end.
+            attention_mask: As for `forward_features`.
+            token_type_ids: As for `forward_features`.
+            causal: As for `forward_features`.
+
+        Returns:
+            (B, N, D) for every index, the last block's with the final norm if there is one.
+        """
+        tokens = self.embeddings(input_ids, token_type_ids)
+        rotation = self.rotation(input_ids.shape[1], tokens.device)
+        return self.transformer.forward_intermediates(tokens, indices, attention_mask, causal, rotation)
 
     def forward_head(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Pool (B, N, D) features to (B, D), over the real tokens only."""

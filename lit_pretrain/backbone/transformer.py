@@ -158,12 +158,22 @@ class Transformer(nn.Module):
             tokens = self._run(block, tokens, mask, causal, rotation)
         return self.final_norm(tokens)
 
-    def forward_intermediates(self, tokens: Tensor, indices: Sequence[int]) -> list[Tensor]:
+    def forward_intermediates(
+        self,
+        tokens: Tensor,
+        indices: Sequence[int],
+        attention_mask: Tensor | None = None,
+        causal: bool = False,
+        rotation: Rotation | None = None,
+    ) -> list[Tensor]:
         """Outputs of some blocks; those after the last one asked for do not run.
 
         Args:
             tokens: (B, N, D) embedded tokens.
             indices: Which blocks, from 0, or negative from the end; the outputs come in this order.
+            attention_mask: As for `forward`.
+            causal: As for `forward`.
+            rotation: As for `forward`.
 
         Returns:
             (B, N, D) for every index; the last block's has gone through the final norm, the others' have not.
@@ -178,9 +188,9 @@ class Transformer(nn.Module):
                 f"There is no block {outside[0]} in a Transformer of depth {depth}: give {-depth} to {depth - 1}."
             )
         wanted = [index % depth for index in indices]
-        outputs = {}
+        mask, outputs = self._mask(attention_mask, causal), {}
         for index, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
-            tokens = self._run(block, tokens, None, False, None)
+            tokens = self._run(block, tokens, mask, causal, rotation)
             outputs[index] = self.final_norm(tokens) if index == depth - 1 else tokens
         return [outputs[index] for index in wanted]
 

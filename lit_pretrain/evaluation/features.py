@@ -1,18 +1,24 @@
-"""Frozen features of pictures at any depth of an encoder, for probes and neighbours.
+"""Frozen features of pictures and texts at any depth of an encoder, for probes and neighbours.
 
 The last block of a pretrained encoder serves its pretext task; a block in the middle often serves others better
 (Zhang et al. 2016, arXiv:1611.09842, table 2; Doersch et al. 2015, arXiv:1505.05192), so features are taken at several.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy
 import torch
 from torch import Tensor
 
-from lit_pretrain.backbone.vision_encoder import VisionEncoder
+from lit_pretrain.backbone import TextEncoder, VisionEncoder
+from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.data.augmentation import middle
 from lit_pretrain.errors import UserError
+
+# Mean over patches or real tokens, the first token, or what the encoder's own `forward_head` makes of the last block.
+FeaturePooling = Literal["mean", "cls", "encoder"]
+TEXT_FIELDS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def probe_depths(depth: int, count: int = 3) -> list[int]:
@@ -25,36 +31,103 @@ def probe_depths(depth: int, count: int = 3) -> list[int]:
     return sorted({max(1, round(depth * part / count)) for part in range(1, count + 1)})
 
 
-@torch.no_grad()
-def picture_features(
-    encoder: VisionEncoder, images: numpy.ndarray | Tensor, depths: Sequence[int], batch_size: int = 256
-) -> dict[int, Tensor]:
-    """Mean over the patches after some blocks; the encoder is run as in evaluation and left as it was.
-
-    Args:
-        encoder: On any device.
-        images: (N, 3, S, S) uint8; their middles are taken.
-        depths: Blocks, counted from 1; the last one's features have gone through the final norm.
-        batch_size: Pictures at a time.
-
-    Returns:
-        Depth -> (N, D) float32 on the CPU.
+def check_depths(encoder: TextEncoder | VisionEncoder, depths: Sequence[int], pooling: FeaturePooling = "mean") -> None:
+    """Refuse, in one sentence, features that an encoder does not have.
 
     Raises:
-        UserError: If the encoder has no such block.
+        UserError: If there is no such block, no class token, or no pooling of that block.
     """
     blocks = encoder.config.depth
     for depth in depths:
         if not 1 <= depth <= blocks:
             raise UserError(f"There is no block {depth} in an encoder of {blocks}: give depths from 1 to {blocks}.")
-    training = encoder.training
+    if pooling == "cls" and isinstance(encoder, VisionEncoder) and not encoder.class_token:
+        raise UserError("The encoder has no class token, so there is no pooling 'cls' of it: take 'mean'.")
+    if pooling == "encoder" and list(depths) != [blocks]:
+        raise UserError(
+            f"The encoder's own pooling is for its last block, {blocks}, only: take 'mean' or 'cls' for the others."
+        )
+
+
+@torch.no_grad()
+def features_of_batches(
+    encoder: TextEncoder | VisionEncoder,
+    batches: Iterable[Mapping[str, Tensor]],
+    depths: Sequence[int],
+    pooling: FeaturePooling = "mean",
+    bf16: bool = False,
+    causal: bool = False,
+) -> dict[int, Tensor]:
+    """One vector a sample after some blocks; the encoder is run as in evaluation and left as it was.
+
+    Args:
+        encoder: On any device.
+        batches: With `images` (B, 3, S, S) uint8, whose middles are taken, or `input_ids` (B, N) and, if they are
+            padded, `attention_mask`; what else they hold is left alone.
+        depths: Blocks, counted from 1; the last one's features have gone through the final norm.
+        pooling: How a sample's tokens become one vector.
+        bf16: Whether matrices are multiplied in bf16.
+        causal: Whether a text's tokens see only the ones before them, as in causal pretraining.
+
+    Returns:
+        Depth -> (N, D) float32 on the CPU, in the order of the batches.
+
+    Raises:
+        UserError: If the encoder has no such block or pooling.
+    """
+    check_depths(encoder, depths, pooling)
+    training, device = encoder.training, next(encoder.parameters()).device
+    found: dict[int, list[Tensor]] = {depth: [] for depth in depths}
     encoder.eval()
-    device, found = encoder.mean.device, {depth: [] for depth in depths}
-    for start in range(0, len(images), batch_size):
-        part = torch.as_tensor(images[start : start + batch_size]).to(device)
-        inputs = encoder.normalize(middle(part, encoder.image_size))
-        outputs = encoder.forward_intermediates(inputs, [depth - 1 for depth in depths])
-        for depth, tokens in zip(depths, outputs, strict=True):
-            found[depth].append(encoder.patch_tokens(tokens).float().mean(dim=1).cpu())
-    encoder.train(training)
-    return {depth: torch.cat(parts) for depth, parts in found.items()}
+    try:
+        for batch in batches:
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                for depth, features in zip(depths, _features(encoder, batch, depths, pooling, causal), strict=True):
+                    found[depth].append(features.float().cpu())
+    finally:
+        encoder.train(training)
+    return {depth: torch.cat(parts) if parts else torch.empty(0, encoder.width) for depth, parts in found.items()}
+
+
+def _features(
+    encoder: TextEncoder | VisionEncoder,
+    batch: Mapping[str, Tensor],
+    depths: Sequence[int],
+    pooling: FeaturePooling,
+    causal: bool,
+) -> Iterator[Tensor]:
+    """(B, D) of one batch for every depth."""
+    device, indices = next(encoder.parameters()).device, [depth - 1 for depth in depths]
+    if isinstance(encoder, VisionEncoder):
+        mask = None
+        inputs = encoder.normalize(middle(batch["images"].to(device), encoder.image_size))
+        outputs = encoder.forward_intermediates(inputs, indices)
+    else:
+        inputs = {name: batch[name].to(device) for name in TEXT_FIELDS if name in batch}
+        mask = inputs.get("attention_mask")
+        outputs = encoder.forward_intermediates(indices=indices, causal=causal, **inputs)
+    for tokens in outputs:
+        if pooling == "encoder":
+            yield encoder.forward_head(tokens, mask)
+        elif pooling == "cls":
+            yield tokens[:, 0]
+        elif isinstance(encoder, VisionEncoder):
+            yield encoder.patch_tokens(tokens).float().mean(dim=1)
+        else:
+            yield mean_pool(tokens.float(), mask)
+
+
+def picture_features(
+    encoder: VisionEncoder, images: numpy.ndarray | Tensor, depths: Sequence[int], batch_size: int = 256
+) -> dict[int, Tensor]:
+    """Mean over the patches after some blocks; see `features_of_batches`.
+
+    Args:
+        encoder: On any device.
+        images: (N, 3, S, S) uint8; their middles are taken.
+        depths: Blocks, counted from 1.
+        batch_size: Pictures at a time.
+    """
+    starts = range(0, len(images), batch_size)
+    batches = ({"images": torch.as_tensor(images[start : start + batch_size])} for start in starts)
+    return features_of_batches(encoder, batches, depths)

@@ -38,21 +38,13 @@ def knn_predict(
     Raises:
         UserError: If there is nothing to learn from, or the shapes do not fit.
     """
-    if not len(train_features) or train_features.shape[1:] != test_features.shape[1:]:
-        raise UserError(
-            f"Neighbours cannot be found among features of shape {tuple(train_features.shape)} for features of shape "
-            f"{tuple(test_features.shape)}: give at least one, of the same width."
-        )
-    train = functional.normalize(train_features.float(), dim=1)
-    votes_of = functional.one_hot(train_labels.long(), classes).float()
-    found = []
-    for part in test_features.split(chunk):
-        similarity = functional.normalize(part.float(), dim=1) @ train.T
-        nearest, index = similarity.topk(min(neighbors, len(train)), dim=1)
-        # Relative to the nearest one, so that exp cannot overflow.
-        weights = ((nearest - nearest[:, :1]) / temperature).exp()
-        found.append((weights[..., None] * votes_of[index]).sum(dim=1).argmax(dim=1))
-    return torch.cat(found) if found else train_labels.new_zeros(0)
+    if not len(test_features):
+        return train_labels.new_zeros(0)
+    similarity, index = nearest(train_features, test_features, neighbors, chunk)
+    # Relative to the nearest one, so that exp cannot overflow.
+    weights = ((similarity - similarity[:, :1]) / temperature).exp()
+    votes = weights.new_zeros(len(index), classes).scatter_add_(1, train_labels.long()[index], weights)
+    return votes.argmax(dim=1)
 
 
 def knn_accuracy(
@@ -67,3 +59,52 @@ def knn_accuracy(
     """Share of the test samples that their neighbours name rightly; see `knn_predict` for the arguments."""
     named = knn_predict(train_features, train_labels, test_features, classes, neighbors, temperature)
     return float((named == test_labels).float().mean())
+
+
+@torch.no_grad()
+def knn_mean(
+    train_features: Tensor, train_values: Tensor, test_features: Tensor, neighbors: int = 20, chunk: int = 1024
+) -> Tensor:
+    """For numbers instead of classes: the mean of the neighbours' values.
+
+    Args:
+        train_features: (N, D) float.
+        train_values: (N,) float.
+        test_features: (M, D) float, on the same device.
+        neighbors: How many are averaged; all N if there are fewer.
+        chunk: As for `knn_predict`.
+
+    Returns:
+        (M,) float32 values.
+    """
+    _, index = nearest(train_features, test_features, neighbors, chunk)
+    return train_values.float()[index].mean(dim=1)
+
+
+@torch.no_grad()
+def nearest(train_features: Tensor, test_features: Tensor, neighbors: int, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+    """The nearest training samples by the cosine of the angle.
+
+    Args:
+        train_features: (N, D) float.
+        test_features: (M, D) float, on the same device.
+        neighbors: How many; all N if there are fewer.
+        chunk: As for `knn_predict`.
+
+    Returns:
+        (M, neighbors) cosines, the largest first, and places among the training samples.
+
+    Raises:
+        UserError: If there is nothing to find, or the shapes do not fit.
+    """
+    if not len(train_features) or train_features.shape[1:] != test_features.shape[1:]:
+        raise UserError(
+            f"Neighbours cannot be found among features of shape {tuple(train_features.shape)} for features of shape "
+            f"{tuple(test_features.shape)}: give at least one, of the same width."
+        )
+    train = functional.normalize(train_features.float(), dim=1)
+    found = [
+        (functional.normalize(part.float(), dim=1) @ train.T).topk(min(neighbors, len(train)), dim=1)
+        for part in test_features.split(chunk)
+    ]
+    return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
