@@ -74,11 +74,30 @@ class Pretraining(BaseModule):
             return
         self.build()
         self.built = True
+        if self._trainer is not None and self._trainer.training:
+            # Gradients that never come would keep processes that train together waiting.
+            for parameter in self.idle_parameters().values():
+                parameter.requires_grad_(False)
         if self.compile_blocks:
             self.encoder.compile_blocks()
             for objective in self.objectives:
                 if hasattr(objective, "compile_blocks"):
                     objective.compile_blocks()
+
+    def idle_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The encoder's parameters that no objective uses, by name: its pooling, or its positions."""
+        prefixes: tuple[str, ...] = ()
+        if not any(objective.uses_pooling for objective in self.objectives):
+            prefixes += ("pooler.", "pooled_norm.")
+        if not any(objective.uses_positions for objective in self.objectives):
+            # Class token and registers keep theirs, which lie in the same table.
+            prefixes += () if self.encoder.embeddings.positioned_prefix else ("embeddings.position",)
+        return {name: one for name, one in self.encoder.named_parameters() if prefixes and name.startswith(prefixes)}
+
+    def on_fit_end(self) -> None:
+        """Leave an encoder that can be trained on as a whole."""
+        for parameter in self.idle_parameters().values():
+            parameter.requires_grad_(True)
 
     def trained_modules(self) -> list[torch.nn.Module]:
         """Encoder and heads."""
@@ -154,7 +173,8 @@ class Pretraining(BaseModule):
 
     def describe(self) -> dict[str, str | int | float]:
         """What this is made of, for the record of the run."""
-        return {
+        idle = sum(parameter.numel() for parameter in self.idle_parameters().values())
+        return ({"untrained_encoder_parameters": idle} if idle else {}) | {
             "parameters": sum(parameter.numel() for parameter in self.parameters()),
             "encoder_parameters": sum(parameter.numel() for parameter in self.encoder.parameters()),
             "objectives": " + ".join(

@@ -55,6 +55,7 @@ class Colorization(VisionObjective):
     """
 
     name = "colorization"
+    uses_pooling = False
 
     def __init__(
         self,

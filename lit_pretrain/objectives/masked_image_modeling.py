@@ -89,6 +89,7 @@ class MaskedImageModeling(VisionObjective):
     """
 
     name = "masked_image_modeling"
+    uses_pooling = False
 
     def __init__(
         self,

@@ -41,6 +41,7 @@ class MaskedLanguageModeling(Objective):
     """
 
     name = "masked_language_modeling"
+    uses_pooling = False
     perplexities = ("loss",)
 
     def __init__(

@@ -43,6 +43,7 @@ class NextSentencePrediction(Objective):
         if self.classifier is None:
             if encoder.pooling != "pooler":
                 self.pooler = BertPooler(encoder.width)
+            self.uses_pooling = self.pooler is None
             self.classifier = nn.Linear(encoder.width, 2)
             initialise(self)
 

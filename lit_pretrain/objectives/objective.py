@@ -71,6 +71,9 @@ class Objective(nn.Module):
     perplexities: ClassVar[tuple[str, ...]] = ()
     # Passes through the encoder that this objective asks for.
     passes: ClassVar[int] = 1
+    # Whether the encoder's pooling and its positions learn from this; what no objective uses is left as it is.
+    uses_pooling: bool = True
+    uses_positions: bool = True
     weight: float = 1.0
 
     def build(self, encoder: nn.Module, vocabulary: Vocabulary | None = None) -> None:

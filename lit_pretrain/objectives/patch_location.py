@@ -91,6 +91,8 @@ class PatchLocation(VisionObjective):
         self.pairs = pairs
         self.hidden_width = hidden_width
         self.weight = weight
+        # Tokens are read one by one and without positions, small pictures as a whole.
+        self.uses_pooling = self.uses_positions = mode == "crops"
         self.head: nn.Sequential | None = None
 
     def build(self, encoder: "VisionEncoder", vocabulary: Vocabulary | None = None) -> None:

@@ -1,0 +1,124 @@
+"""Pretraining on pictures in two processes (gloo, DDP): alike in both, and as in one process with all the pictures."""
+
+import multiprocessing
+import os
+import socket
+
+import pytest
+import torch
+from small_pictures import make_encoder, make_pictures, write_pictures
+
+from lit_pretrain.data.augmentation import ImageAugmentation
+from lit_pretrain.modules import VisionPretraining
+from lit_pretrain.objectives import Colorization, MaskedImageModeling, PatchLocation, Rotation
+from lit_pretrain.trainer import Trainer
+
+TOKEN = {"class_token": True, "registers": 2, "pooling": "cls"}
+MAP = {"pooling": "map"}
+# Objectives, what the encoder is beside, and which of its parts no objective uses.
+CASES = {
+    "a mix": ([Rotation, PatchLocation, Colorization, MaskedImageModeling], TOKEN, ()),
+    "rotation": ([Rotation], MAP, ()),
+    "crops": ([PatchLocation], MAP | {"norm_after_pooling": True}, ()),
+    "tokens": ([lambda: PatchLocation(mode="tokens")], {}, ("embeddings.position",)),
+    "tokens, map": ([lambda: PatchLocation(mode="tokens")], MAP, ("embeddings.position", "pooler.")),
+    "tokens, class token": ([lambda: PatchLocation(mode="tokens")], TOKEN, ()),
+    "tokens, class token without position": (
+        [lambda: PatchLocation(mode="tokens")],
+        TOKEN | {"class_position": False},
+        ("embeddings.position",),
+    ),
+    "colorization": ([Colorization], MAP | {"norm_after_pooling": True}, ("pooler.", "pooled_norm.")),
+    "masked": ([MaskedImageModeling], MAP, ("pooler.",)),
+}
+# Where evaluation draws nothing, so that it does not matter which process sees a picture.
+UNDRAWN = ["rotation", "colorization"]
+
+
+def train(name, directory, processes):
+    """Four steps and a validation of a case; 8 pictures a step, however many processes share them."""
+    objectives, encoder, _ = CASES[name]
+    torch.manual_seed(0)
+    module = VisionPretraining(
+        make_encoder(image_size=24, **encoder),
+        [make() for make in objectives],
+        augmentation=ImageAugmentation(flip=0.0),
+        seed=0,
+    )
+    before = {key: value.clone() for key, value in module.encoder.state_dict().items()}
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=processes,
+        strategy="ddp" if processes > 1 else "auto",
+        precision="32-true",
+        max_steps=4,
+        val_check_interval=4,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    data = make_pictures(directory / "pictures.parquet", directory / "caches", batch_size=8 // processes)
+    trainer.fit(module, data)
+    metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("validation/")}
+    trainable = all(parameter.requires_grad for parameter in module.encoder.parameters())
+    return {"before": before, "after": module.state_dict(), "metrics": metrics, "trainable": trainable}
+
+
+def train_all(rank, port, directory):
+    """What one of two processes does."""
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    torch.save({name: train(name, directory, 2) for name in CASES}, directory / f"rank-{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """The pictures; decoded here once, beside them."""
+    directory = tmp_path_factory.mktemp("pictures")
+    write_pictures(directory / "pictures.parquet", size=24)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def ranks(directory):
+    """What each of two processes came to, by case."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # Imports are made once, by the server that the processes are forked from.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["small_pictures", "lit_pretrain.trainer", "lit_pretrain.modules", "toy_training"])
+    processes = [context.Process(target=train_all, args=(rank, port, directory)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join(timeout=240)
+        assert [process.exitcode for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(directory / f"rank-{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_processes_agree_and_train_all_that_is_used(ranks, name):
+    first, second = (rank[name] for rank in ranks)
+    assert first["metrics"] == second["metrics"]
+    assert all(torch.equal(value, second["after"][key]) for key, value in first["after"].items())
+    idle = CASES[name][2]
+    for key, value in first["before"].items():
+        same = torch.equal(value, first["after"][f"encoder.{key}"])
+        assert same == key.startswith(idle) if idle else not same, key
+    # Whoever takes the encoder afterwards can train all of it.
+    assert first["trainable"]
+
+
+@pytest.mark.parametrize("name", UNDRAWN)
+def test_two_processes_are_as_one(ranks, directory, name):
+    alone = train(name, directory, 1)
+    shared = ranks[0][name]
+    for key, value in alone["after"].items():
+        torch.testing.assert_close(shared["after"][key], value, rtol=1e-3, atol=1e-5, msg=key)
+    assert shared["metrics"] == pytest.approx(alone["metrics"], rel=1e-4)
