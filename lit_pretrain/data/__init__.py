@@ -2,5 +2,6 @@
 
 from lit_pretrain.data.document_data_module import DocumentDataModule
 from lit_pretrain.data.image_data_module import ImageDataModule
+from lit_pretrain.data.labelled_data_module import LabelledDataModule
 
-__all__ = ["DocumentDataModule", "ImageDataModule"]
+__all__ = ["DocumentDataModule", "ImageDataModule", "LabelledDataModule"]

@@ -289,6 +289,8 @@ def stratified_choice(
 ) -> numpy.ndarray:
     """Draw so many rows that every class keeps its share.
 
+    Draws are nested: from the same state of the generator, a smaller count's rows are among a larger one's.
+
     Args:
         values: (N,) class of each row.
         count: How many to draw.
@@ -298,19 +300,13 @@ def stratified_choice(
     Returns:
         (count,) sorted indices.
     """
-    _, classes, sizes = numpy.unique(values, return_inverse=True, return_counts=True)
-    shares = sizes * (count / len(values))
-    quotas = numpy.floor(shares).astype(numpy.int64)
-    if every_class:
-        quotas = numpy.maximum(quotas, 1)
-    # The largest remainders get what is left; where the ones at least came to too many, the largest surpluses give.
-    while (difference := count - int(quotas.sum())) != 0:
-        remainders = shares - quotas
-        if difference > 0:
-            remainders[quotas >= sizes] = -numpy.inf
-            quotas[remainders.argmax()] += 1
-        else:
-            remainders[quotas <= 1] = numpy.inf
-            quotas[remainders.argmin()] -= 1
-    chosen = [generator.permutation(numpy.flatnonzero(classes == one))[:quota] for one, quota in enumerate(quotas)]
-    return numpy.sort(numpy.concatenate(chosen))
+    order = generator.permutation(len(values))
+    # The j-th row of a class of n comes at (j + 1/2) / n: Webster's and Sainte-Lague's apportionment, which never takes
+    # a seat away when there are more to give.
+    places = numpy.empty(len(values))
+    for one in numpy.unique(values):
+        members = numpy.flatnonzero(values[order] == one)
+        places[members] = (numpy.arange(len(members)) + 0.5) / len(members)
+        if every_class:
+            places[members[0]] = -1.0
+    return numpy.sort(order[numpy.argsort(places, kind="stable")[:count]])

@@ -1,0 +1,177 @@
+"""Where labelled samples come from: the parts of a source, and its rows as texts or as pictures."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import datasets
+import numpy
+
+from lit_pretrain.data.document_source import BUILDERS
+from lit_pretrain.data.image_source import EncodedPictures, ImageSource, open_pictures
+from lit_pretrain.data.image_store import StorageSettings, StoredPictures, store_pictures
+from lit_pretrain.data.labelled_dataset import Samples
+from lit_pretrain.data.pictures import opened, to_rgb
+from lit_pretrain.data.sources import Source, check_column, has_splits, open_source, shown
+from lit_pretrain.data.text_encoding import TextSettings, encode_texts
+from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.errors import UserError
+
+AnySource = TypeVar("AnySource", bound=Source)
+
+
+@dataclass(frozen=True)
+class LabelledTextSource(Source):
+    """Where texts come from; of a text file, each line is one, which has no label."""
+
+    builders: ClassVar[dict[str, str]] = BUILDERS
+    sample: ClassVar[str] = "sotu"
+    needed: ClassVar[str] = "at least one row"
+    kinds: ClassVar[str] = ", ".join(sorted(BUILDERS))
+
+
+def other_part(
+    main: AnySource, part: str, path: str | None, data_files: str | list[str] | None, split: str | None
+) -> AnySource | None:
+    """The source of the validation or test data, or null if none is named.
+
+    Args:
+        main: Source of the training data.
+        part: `validation` or `test`.
+        path: As `data.path`; null with `data_files` takes the main source's builder, if it names one.
+        data_files: As `data.data_files`.
+        split: Split; by itself, another split of the main source.
+
+    Raises:
+        UserError: If a split is named of a source that has none.
+    """
+    if path is None and data_files is None:
+        if split is None:
+            return None
+        if not has_splits(main):
+            raise UserError(
+                f"{shown(main)} has no splits, so data.{part}_split cannot name one: set data.{part}_path or "
+                f"data.{part}_data_files."
+            )
+        return replace(main, split=split, prefix=f"{part}_")
+    builder = main.path if path is None and main.path in set(main.builders.values()) else path
+    return replace(main, path=builder, name=None, data_files=data_files, split=split or part, prefix=f"{part}_")
+
+
+class Contents(Protocol):
+    """A source's rows, with what makes samples of them.
+
+    Attributes:
+        source: What a person knows the source by.
+        data: The rows, with all their columns.
+        fingerprint: Changes with their content and with nothing else.
+    """
+
+    source: str
+    data: datasets.Dataset
+    fingerprint: str
+
+    def make_ready(self, like: "Contents") -> None:
+        """Do what takes long: decode pictures, to the size of those of `like`."""
+
+    def there(self, rows: numpy.ndarray) -> numpy.ndarray:
+        """Those of some rows that can be read."""
+
+    def samples(self, rows: numpy.ndarray, tokenizer: WordPieceTokenizer | None) -> Samples:
+        """Some rows, ready for batches."""
+
+    def raw(self, rows: list[int]) -> list[dict[str, Any]]:
+        """Some rows to show to people."""
+
+
+class TextContents:
+    """Rows of texts or of pairs of texts.
+
+    Args:
+        source: Where they come from.
+        settings: How they become sequences.
+        cache_directory: Where local files are converted to.
+
+    Raises:
+        UserError: If a file, a split or a column is missing, or a column holds no text.
+    """
+
+    def __init__(self, source: Source, settings: TextSettings, cache_directory: Path) -> None:
+        rows = open_source(source, cache_directory / "huggingface")
+        self.source, self.data, self.settings = shown(source), rows.data, settings
+        for column, setting in zip(settings.columns, ("text_column", "text_pair_column"), strict=False):
+            check_column(self.data, column, self.source, f"data.{setting}")
+            feature = self.data.features[column]
+            kind = getattr(feature, "dtype", type(feature).__name__)
+            if kind not in ("string", "large_string"):
+                raise UserError(f"The column '{column}' of {self.source} holds {kind}, not text: set data.{setting}.")
+        self.fingerprint = digest(rows.fingerprint, source.split, *settings.columns)
+
+    def make_ready(self, like: Contents) -> None:
+        """Nothing: texts are tokenised when it is known which ones are used."""
+
+    def there(self, rows: numpy.ndarray) -> numpy.ndarray:
+        """All of them."""
+        return rows
+
+    def samples(self, rows: numpy.ndarray, tokenizer: WordPieceTokenizer) -> Samples:
+        """Some rows tokenised."""
+        samples = encode_texts(self.data, rows, tokenizer, self.settings)
+        if samples.empty == len(samples) > 0:
+            raise UserError(
+                f"None of the {len(samples)} rows of {self.source} that are used has any text in "
+                f"{' or '.join(repr(one) for one in self.settings.columns)}: set data.text_column to another column."
+            )
+        return samples
+
+    def raw(self, rows: list[int]) -> list[dict[str, Any]]:
+        """`text`, and `text_pair` if there is one."""
+        part = self.data.select_columns(list(self.settings.columns))[rows]
+        columns = zip(*(part[column] for column in self.settings.columns), strict=True)
+        return [dict(zip(("text", "text_pair"), (text or "" for text in texts), strict=False)) for texts in columns]
+
+
+class PictureContents:
+    """Rows of pictures.
+
+    Args:
+        source: Where they come from, without labels.
+        storage: How they are kept.
+
+    Raises:
+        UserError: If a file, a split or a column is missing, or a column holds no pictures.
+    """
+
+    def __init__(self, source: ImageSource, storage: StorageSettings) -> None:
+        self.origin, self.storage = source, storage
+        self.source = shown(source)
+        self.data = open_source(source, storage.directory / "huggingface").data
+        self.pictures: StoredPictures | None = None
+        self.fingerprint = ""
+        self._encoded: EncodedPictures | None = None
+
+    def make_ready(self, like: "PictureContents") -> None:
+        """Decode the pictures, or find them decoded."""
+        if self.pictures is None:
+            self.pictures = store_pictures(self.origin, self.storage, None if like is self else like.pictures)
+            self.fingerprint = self.pictures.fingerprint
+
+    def there(self, rows: numpy.ndarray) -> numpy.ndarray:
+        """Those that could be decoded."""
+        return self.pictures.store.rows[self.pictures.places(rows)]
+
+    def samples(self, rows: numpy.ndarray, tokenizer: None) -> Samples:
+        """Some rows' pictures."""
+        return self.pictures.dataset(self.pictures.places(rows))
+
+    def raw(self, rows: list[int]) -> list[dict[str, Any]]:
+        """`image`: the whole picture, as large as it is."""
+        if self._encoded is None:
+            self._encoded = open_pictures(self.origin, self.storage.directory / "huggingface")
+        return [{"image": to_rgb(opened(picture))} for picture in self._encoded.read(rows)]
+
+
+def digest(*parts: str) -> str:
+    """16 hexadecimal characters over some parts."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
