@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader
 
 from lit_pretrain.cli import ConfigError, Parser, raise_user_error_within, read_yaml
 from lit_pretrain.config_errors import explain
+from lit_pretrain.data.image_dataset import ImageDataset
 from lit_pretrain.data.labels import stratified_choice
 from lit_pretrain.data.loading import EpochDataset, MistakesAsValues, as_it_is
 from lit_pretrain.data.randomness import sample_generator
 from lit_pretrain.errors import UserError
 
-BATCH_SIZE = 256
+BATCH_SIZE = 128
 
 
 def make_data(config: str | None, settings: list[str], default_class: str) -> LightningDataModule:
@@ -86,8 +87,12 @@ class Part:
         return len(self.indices)
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
-        """Batches of the samples, in order."""
-        keys = [[(0, int(one)) for one in self.indices[start : start + BATCH_SIZE]] for start in self._starts()]
+        """Batches of the samples in their reading order."""
+        ordered = self.indices[self.reading_order]
+        keys = [
+            [(0, int(one)) for one in ordered[start : start + BATCH_SIZE]]
+            for start in range(0, len(ordered), BATCH_SIZE)
+        ]
         loader = DataLoader(
             MistakesAsValues(self.dataset), batch_sampler=keys, num_workers=self.workers, collate_fn=as_it_is
         )
@@ -96,8 +101,19 @@ class Part:
                 raise batch
             yield batch
 
-    def _starts(self) -> range:
-        return range(0, len(self.indices), BATCH_SIZE)
+    @property
+    def reading_order(self) -> numpy.ndarray:
+        """(N,) places as batches have them: texts by their length, so that little is padded, pictures as they are."""
+        lengths = getattr(getattr(self.dataset, "samples", None), "lengths", None)
+        if lengths is None:
+            return numpy.arange(len(self.indices))
+        return numpy.argsort(-lengths[self.indices], kind="stable")
+
+    def in_order(self, values: Tensor) -> Tensor:
+        """What was found batch by batch (N, ...), in the order of the samples."""
+        ordered = torch.empty_like(values)
+        ordered[torch.from_numpy(self.reading_order)] = values
+        return ordered
 
     def at(self, places: numpy.ndarray | Tensor) -> "Part":
         """The samples at some of this part's places."""
@@ -105,9 +121,11 @@ class Part:
         labels = None if self.labels is None else self.labels[torch.from_numpy(places)]
         return replace(self, indices=self.indices[places], labels=labels)
 
-    def sample_ids(self) -> list[int]:
-        """Ids of all samples, as batches carry them."""
-        return [int(one) for batch in self.batches() for one in batch["sample_id"]]
+    def sample_ids(self) -> Tensor:
+        """(N,) ids of the samples: rows of their source."""
+        if isinstance(self.dataset, ImageDataset):
+            return torch.from_numpy(self.dataset.images.rows[self.dataset.members[self.indices]])
+        return self.in_order(torch.cat([batch["sample_id"] for batch in self.batches()]))
 
 
 def open_part(data: LightningDataModule, name: str, labelled: bool = True) -> Part:
@@ -133,7 +151,7 @@ def read_labels(part: Part) -> Tensor:
     told = getattr(part.dataset, "member_labels", None)
     if callable(told):
         return torch.as_tensor(told())[torch.from_numpy(part.indices)]
-    return torch.cat([batch["label"] for batch in part.batches()])
+    return part.in_order(torch.cat([batch["label"] for batch in part.batches()]))
 
 
 def has_test_part(data: LightningDataModule) -> bool:

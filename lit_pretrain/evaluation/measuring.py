@@ -100,7 +100,8 @@ def layer_features(
             for part in parts
         ]
         for layer in group:
-            yield layer, [one.pop(layer).to(setting.device) for one in found]
+            pairs = zip(parts, found, strict=True)
+            yield layer, [part.in_order(one.pop(layer)).to(setting.device) for part, one in pairs]
     encoder.cpu()
 
 

@@ -7,6 +7,7 @@ from rich import box
 from rich.table import Table
 
 from lit_pretrain.evaluation.measuring import NEIGHBORS, TEMPERATURE, Setting
+from lit_pretrain.evaluation.preparing import Ground
 from lit_pretrain.evaluation.subjects import Subject
 from lit_pretrain.tracking.machine import git_state
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
@@ -95,17 +96,28 @@ def open_run(subject: Subject) -> MLflowLogger:
     return logger
 
 
-def log_rows(logger: MLflowLogger, subject: Subject, rows: Sequence[Row], facts: dict[str, Any]) -> None:
+def log_rows(logger: MLflowLogger, subject: Subject, rows: Sequence[Row], setting: Setting, ground: Ground) -> None:
     """Log a subject's numbers as metrics at its checkpoint's step, and the rows as a table.
 
     Args:
         logger: From `open_run`.
         subject: What was measured.
         rows: Its rows.
-        facts: Parameters: protocol, data and the rest.
+        setting: How.
+        ground: On what.
     """
     logger.set_tags({"stage": "evaluate", "model": type(subject.encoder).__name__, **git_state()})
-    logger.log_hyperparams(facts)
+    logger.log_hyperparams(
+        {
+            "protocols": "; ".join(protocol_lines(setting)),
+            "pooling": setting.pooling,
+            "stage": ground.test.name,
+            "stage_samples": len(ground.test),
+            "seeds": " ".join(map(str, setting.seeds)),
+            "resolution": rows[0]["resolution"],
+            **ground.data.describe(),
+        }
+    )
     logger.log_metrics(metrics_of(rows), subject.step or 0)
     shown = [{**row, "seeds": str(row["seeds"]), "values": str(row["values"])} for row in rows]
     logger.log_table(shown, "evaluation.json")

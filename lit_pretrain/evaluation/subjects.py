@@ -128,9 +128,9 @@ def fresh_subject(subject: Subject, seed: int) -> Subject:
     return replace(subject, name="fresh weights", encoder=encoder.eval(), step=None, fresh=True)
 
 
-def shapes(subjects: Sequence[Subject]) -> list[Subject]:
-    """The first subject of every shape, each of which has fresh weights of its own to be compared with."""
-    found: dict[str, Subject] = {}
-    for subject in subjects:
-        found.setdefault(str(subject.encoder.settings()), subject)
+def of_each_shape(subjects: Sequence[Subject]) -> list[tuple[int, Subject]]:
+    """The first subject of every shape, with its place: one fresh encoder is enough to compare all of them with."""
+    found: dict[str, tuple[int, Subject]] = {}
+    for place, subject in enumerate(subjects):
+        found.setdefault(str(subject.encoder.settings()), (place, subject))
     return list(found.values())

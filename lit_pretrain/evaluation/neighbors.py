@@ -1,0 +1,203 @@
+"""The training samples nearest to a query: what an encoder takes for alike."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from lit_pretrain.data.randomness import sample_generator
+from lit_pretrain.errors import UserError
+from lit_pretrain.errors import nearest as nearest_name
+from lit_pretrain.evaluation.features import features_of_batches
+from lit_pretrain.evaluation.knn import nearest
+from lit_pretrain.evaluation.labelled_data import Part
+from lit_pretrain.evaluation.measuring import Setting, layer_features
+from lit_pretrain.evaluation.preparing import Ground
+from lit_pretrain.evaluation.subjects import Subject
+
+DRAWN_QUERIES = 8
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is looked for.
+
+    Attributes:
+        name: What a person knows it by: its sample id, its file, or the text itself.
+        batch: Of one sample, as the encoder takes it.
+        label: Of a sample of the data; null otherwise.
+    """
+
+    name: str
+    batch: dict[str, Tensor]
+    label: Tensor | None = None
+
+
+def find_queries(given: Sequence[str], ground: Ground, subject: Subject, seed: int) -> list[Query]:
+    """The queries that are asked for: sample ids, texts or picture files; drawn ones if none is.
+
+    Args:
+        given: As on the command line. Whole numbers are sample ids, everything else is a text or a file.
+        ground: The data.
+        subject: Whose tokenizer a text goes through.
+        seed: Source of drawn queries.
+
+    Raises:
+        UserError: If there is no such sample, or a file is no picture.
+    """
+    ids = ground.test.sample_ids()
+    if not given:
+        count = min(DRAWN_QUERIES, len(ids))
+        places = numpy.sort(sample_generator(seed, "queries").permutation(len(ids))[:count])
+        given = [str(int(ids[place])) for place in places]
+    return [
+        sample_query(int(one), ids, ground.test)
+        if one.isdecimal()
+        else text_query(one, ground, subject)
+        if subject.is_text
+        else picture_query(one, ground)
+        for one in given
+    ]
+
+
+def sample_query(sample_id: int, ids: Tensor, part: Part) -> Query:
+    """A sample of the data."""
+    places = (ids == sample_id).nonzero().flatten()
+    if not len(places):
+        raise UserError(
+            f"The {part.name} part has no sample {sample_id}: its ids go from {int(ids.min())} to {int(ids.max())}"
+            f"{'' if len(ids) == int(ids.max() - ids.min()) + 1 else ', but not all of them are in it'}."
+        )
+    one = part.at(places[:1])
+    return Query(f"{part.name} {sample_id}", next(one.batches()), None if one.labels is None else one.labels[0])
+
+
+def text_query(text: str, ground: Ground, subject: Subject) -> Query:
+    """A text of a person's own."""
+    import datasets
+
+    from lit_pretrain.data.text_encoding import encode_texts
+
+    settings = replace(ground.data.text, columns=("text",))
+    rows = numpy.arange(1)
+    encoded = encode_texts(datasets.Dataset.from_dict({"text": [text]}), rows, subject.tokenizer, settings)
+    return Query(text, encoded.batch(rows))
+
+
+def picture_query(file: str, ground: Ground) -> Query:
+    """A picture of a person's own, brought to the size of the data's."""
+    from lit_pretrain.data.pictures import EncodedPicture, Square, UnreadablePictureError, decode
+
+    if not Path(file).is_file():
+        siblings = [str(one) for one in Path(file).parent.glob("*")] if Path(file).parent.is_dir() else []
+        raise UserError(f"The query {file} is neither a sample id nor a picture file{nearest_name(file, siblings)}.")
+    try:
+        pixels = decode(EncodedPicture(0, file, file), Square(ground.data.facts.stored_size))
+    except UnreadablePictureError as error:
+        raise UserError(f"The query {error}: give a picture file or a sample id.") from error
+    return Query(Path(file).name, {"images": torch.tensor(pixels)[None]})
+
+
+@dataclass(frozen=True)
+class Found:
+    """The nearest training samples of every query at a layer.
+
+    Attributes:
+        layer: Block, counted from 1.
+        cosines: (Q, K), the largest first.
+        places: (Q, K) among the training part's samples.
+    """
+
+    layer: int
+    cosines: Tensor
+    places: Tensor
+
+
+def find_neighbors(
+    subject: Subject, queries: Sequence[Query], train: Part, layers: Sequence[int], setting: Setting, count: int
+) -> list[Found]:
+    """The nearest training samples of every query at some layers.
+
+    Args:
+        subject: Whose features.
+        queries: What is looked for.
+        train: Among which samples.
+        layers: Blocks, counted from 1.
+        setting: Pooling, device and precision.
+        count: Neighbours of a query.
+    """
+    encoder = subject.encoder.to(setting.device)
+    # One by one, so that a text's features do not hang on how far its neighbours in a batch are padded.
+    options = (list(layers), setting.pooling, setting.bf16, subject.causal)
+    asked = [features_of_batches(encoder, [query.batch], *options) for query in queries]
+    found = []
+    for layer, (features,) in layer_features(subject, [train], layers, setting):
+        wanted = torch.cat([one[layer] for one in asked]).to(setting.device)
+        cosines, places = nearest(features, wanted, count)
+        found.append(Found(layer, cosines.cpu(), places.cpu()))
+    return found
+
+
+def rows_of(subject: Subject, queries: Sequence[Query], found: Sequence[Found], ground: Ground) -> list[dict[str, Any]]:
+    """A row for every neighbour, for JSON and CSV; texts are whole."""
+    ids = ground.train.sample_ids()
+    rows = []
+    for one in found:
+        for query, cosines, places in zip(queries, one.cosines, one.places, strict=True):
+            neighbors = ids[places].tolist()
+            texts = [None] * len(neighbors)
+            if subject.is_text:
+                texts = [shown_text(sample) for sample in ground.data.raw_samples("train", neighbors)]
+            for rank, (place, cosine) in enumerate(zip(places.tolist(), cosines.tolist(), strict=True), start=1):
+                label = None if ground.train.labels is None else ground.train.labels[place]
+                rows.append(
+                    {
+                        "checkpoint": subject.name,
+                        "step": subject.step,
+                        "protocol": "neighbors",
+                        "layer": one.layer,
+                        "query": query.name,
+                        "query_label": label_name(query.label, ground),
+                        "rank": rank,
+                        "cosine": cosine,
+                        "sample_id": neighbors[rank - 1],
+                        "label": label_name(label, ground),
+                        **({"text": texts[rank - 1]} if subject.is_text else {}),
+                    }
+                )
+    return rows
+
+
+def shown_text(sample: dict[str, Any]) -> str:
+    """A sample's text, or both of a pair."""
+    pair = sample.get("text_pair")
+    return sample["text"] if pair is None else f"{sample['text']} | {pair}"
+
+
+def label_name(label: Tensor | None, ground: Ground) -> str | float | None:
+    """A label as a person knows it."""
+    if label is None:
+        return None
+    if ground.task == "regression":
+        return float(label)
+    if ground.task == "multi_label":
+        return ", ".join(name for name, there in zip(ground.classes, label.tolist(), strict=True) if there)
+    return ground.classes[int(label)]
+
+
+def alike(query: str | float | None, neighbor: str | float | None) -> bool | None:
+    """Whether a neighbour has the query's label; null where there are none, or numbers, which are never quite equal."""
+    return query == neighbor if isinstance(query, str) else None
+
+
+def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Rows of one kind as a table that any program reads."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

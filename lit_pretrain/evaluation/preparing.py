@@ -1,0 +1,149 @@
+"""What an evaluation works on, checked before anything slow: data that fit the encoders, parts, layers."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightning import LightningDataModule
+
+from lit_pretrain.data.text_encoding import choose_tokenizer
+from lit_pretrain.errors import UserError
+from lit_pretrain.evaluation.features import FeaturePooling, check_depths, probe_depths
+from lit_pretrain.evaluation.labelled_data import Part, has_test_part, make_data, open_part
+from lit_pretrain.evaluation.subjects import Subject
+
+DEFAULT_CLASSES = {True: "LabelledDataModule", False: "ImageDataModule"}
+
+
+@dataclass(frozen=True)
+class Ground:
+    """The data for encoders of one kind.
+
+    Attributes:
+        data: The data module, set up.
+        train: What is learned from.
+        test: What is measured on.
+        task: `single_label`, `multi_label` or `regression`; null without labels.
+        classes: Names of the classes; empty for regression and without labels.
+    """
+
+    data: LightningDataModule
+    train: Part
+    test: Part
+    task: str | None
+    classes: list[str]
+
+
+def say(line: str) -> None:
+    """Tell a person what is going on, apart from what is found."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def check_one_modality(subjects: Sequence[Subject]) -> None:
+    """Refuse texts and pictures in one table."""
+    if len({subject.is_text for subject in subjects}) > 1:
+        text, picture = (next(one.name for one in subjects if one.is_text == kind) for kind in (True, False))
+        raise UserError(f"{text} reads text and {picture} pictures: evaluate them one after the other.")
+
+
+def chosen_layers(subject: Subject, text: str, pooling: FeaturePooling) -> list[int]:
+    """The blocks that are asked for, from 1.
+
+    Args:
+        subject: Whose blocks.
+        text: `three` at even distances, `all`, `last`, or numbers with commas between.
+        pooling: That their features must have.
+
+    Raises:
+        UserError: If there is no such block, or it has no such features.
+    """
+    depth = subject.encoder.config.depth
+    if text == "three":
+        layers = [depth] if pooling == "encoder" else probe_depths(depth)
+    elif text in ("all", "last"):
+        layers = list(range(1, depth + 1)) if text == "all" else [depth]
+    else:
+        try:
+            layers = list(dict.fromkeys(int(one) for one in text.split(",")))
+        except ValueError:
+            raise UserError(f"--layers is '{text}': give all, last, or numbers from 1, as in 1,3,6.") from None
+    check_depths(subject.encoder, layers, pooling)
+    return layers
+
+
+def prepare_ground(
+    subject: Subject, config: str | None, settings: list[str], stage: str | None, labelled: bool
+) -> Ground:
+    """Data that a subject can be measured on, ready.
+
+    Args:
+        subject: Whose tokenizer is taken, and whose run's data if no other is named.
+        config: A config whose data is taken, or null.
+        settings: `--data...` arguments.
+        stage: `test` or `validation`; null takes test data if there is any.
+        labelled: Whether labels are needed.
+
+    Raises:
+        UserError: If the data cannot be had, is of the other modality, has no labels, or labels that are not measured.
+    """
+    config = config or (str(subject.config) if subject.config else None)
+    data = make_data(config, settings, DEFAULT_CLASSES[subject.is_text])
+    check_modality(subject, data, config)
+    if subject.is_text:
+        # Without a trainer the data cannot ask the model for its tokenizer.
+        given = data.tokenizer_path
+        data.tokenizer = subject.tokenizer if given is None else choose_tokenizer(given, None, subject.tokenizer)
+    data.prepare_data()
+    data.setup("validate")
+    task, classes = task_of(data)
+    if labelled and task is None:
+        raise UserError("The data has no labels to measure by: give --data.label_column COLUMN.")
+    if labelled and task == "multi_label":
+        raise UserError(
+            "Samples with several labels each are not measured by knn or linear: give one label column, or fine-tune."
+        )
+    if stage is None and not has_test_part(data):
+        say("The data has no test part: its validation part is measured on.")
+    elif stage == "test" and not has_test_part(data):
+        raise UserError("The data has no test part: give data.test_path or the like, or --stage validation.")
+    stage = stage or ("test" if has_test_part(data) else "validation")
+    train, test = open_part(data, "train", task is not None), open_part(data, stage, task is not None)
+    return Ground(data, train, test, task, classes)
+
+
+def check_modality(subject: Subject, data: LightningDataModule, config: str | None) -> None:
+    """Refuse pictures for a text encoder, texts for a picture encoder, documents, and texts that are too long."""
+    from lit_pretrain.data import DocumentDataModule
+
+    kind = type(data).__name__
+    if isinstance(data, DocumentDataModule):
+        named = f" of {config}" if config else ""
+        raise UserError(
+            f"The data{named} is a DocumentDataModule, whose documents have no labels: give labelled texts by --config "
+            "FILE, or by --data LabelledDataModule --data.path ... --data.text_column ... --data.label_column ..."
+        )
+    text = getattr(data, "text", None)
+    if (text is not None) != subject.is_text:
+        reads, holds = ("text", "pictures") if subject.is_text else ("pictures", "text")
+        raise UserError(f"{subject.name} reads {reads}, and the {kind} holds {holds}: give data of its kind.")
+    if subject.is_text and subject.encoder.positions == "learned":
+        most = subject.encoder.max_positions
+        if text.maximum_length > most:
+            raise UserError(
+                f"{subject.name} reads {most} tokens at most, and data.maximum_length is {text.maximum_length}: give "
+                f"--data.maximum_length {most}."
+            )
+
+
+def task_of(data: LightningDataModule) -> tuple[str | None, list[str]]:
+    """Kind of the labels, null for none, and the names of the classes."""
+    facts = getattr(data, "label_facts", None)
+    if facts is not None:
+        return facts.task, list(facts.classes)
+    classes = getattr(data, "classes", None)
+    return ("single_label", list(classes)) if classes else (None, [])
+
+
+def resolution_of(subject: Subject, ground: Ground) -> str:
+    """Size of what the encoder is given."""
+    return f"{ground.data.text.maximum_length} tokens" if subject.is_text else f"{subject.encoder.image_size} px"
