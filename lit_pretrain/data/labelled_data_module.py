@@ -62,12 +62,12 @@ class LabelledDataModule(LightningDataModule):
         cache_gigabytes: Size up to which pictures are kept decoded if `cache` is null.
         corrupt: What becomes of pictures that cannot be decoded to their end: `error`, or `skip` to leave them out.
         batch_size: Samples of a batch of one device.
-        workers: Processes that make batches ahead; texts are in memory, so that 0 is best for them.
+        workers: Processes that make batches ahead; texts are tokenised before, so that 0 is best for them.
         validation_share: Share of the training data for validation if it has none of its own, the same rows for every
             seed and budget; with a class each, classes keep their shares.
         label_budget: Only so many training samples, or such a share of them below 1, drawn with the seed: with a class
             each, classes keep their shares. For one seed a smaller budget's samples are among a larger one's.
-        cache_directory: Where pictures are kept decoded; null is caches/ under the runs directory.
+        cache_directory: Where decoded pictures and tokenised texts are kept; null is caches/ under the runs directory.
         seed: Source of the order and of the label budget's draw; null takes seed_everything's.
     """
 

@@ -15,7 +15,8 @@ from lit_pretrain.data.randomness import sample_generator
 
 # Batches of all processes that are sorted together: more save hardly any padding and make batches more alike.
 POOL = 50
-MULTIPLE = 8
+# Lengths that batches are padded to: few enough for compiled kernels, and little for texts of one short sentence.
+MULTIPLE = 4
 
 
 class SizedDataset(EpochDataset, Protocol):
@@ -104,5 +105,5 @@ class LengthBatchSampler(EpochBatchSampler):
 
 
 def padded_length(longest: int, maximum_length: int) -> int:
-    """Tokens of a batch whose longest sample has so many: the next multiple of 8, which devices like."""
+    """Tokens of a batch whose longest sample has so many: up to the next multiple of 4."""
     return min(maximum_length, -(-longest // MULTIPLE) * MULTIPLE)

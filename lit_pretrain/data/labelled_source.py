@@ -14,7 +14,8 @@ from lit_pretrain.data.image_store import StorageSettings, StoredPictures, store
 from lit_pretrain.data.labelled_dataset import Samples
 from lit_pretrain.data.pictures import opened, to_rgb
 from lit_pretrain.data.sources import Source, check_column, has_splits, open_source, shown
-from lit_pretrain.data.text_encoding import TextSettings, encode_texts
+from lit_pretrain.data.text_encoding import TextSettings
+from lit_pretrain.data.text_store import find_or_encode
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
 
@@ -91,7 +92,7 @@ class TextContents:
     Args:
         source: Where they come from.
         settings: How they become sequences.
-        cache_directory: Where local files are converted to.
+        cache_directory: Where local files are converted to, and tokenised texts are kept.
 
     Raises:
         UserError: If a file, a split or a column is missing, or a column holds no text.
@@ -100,6 +101,7 @@ class TextContents:
     def __init__(self, source: Source, settings: TextSettings, cache_directory: Path) -> None:
         rows = open_source(source, cache_directory / "huggingface")
         self.source, self.data, self.settings = shown(source), rows.data, settings
+        self.kept = cache_directory / "labelled_texts"
         for column, setting in zip(settings.columns, ("text_column", "text_pair_column"), strict=False):
             check_column(self.data, column, self.source, f"data.{setting}")
             feature = self.data.features[column]
@@ -117,7 +119,7 @@ class TextContents:
 
     def samples(self, rows: numpy.ndarray, tokenizer: WordPieceTokenizer) -> Samples:
         """Some rows tokenised."""
-        samples = encode_texts(self.data, rows, tokenizer, self.settings)
+        samples = find_or_encode(self.data, rows, tokenizer, self.settings, self.fingerprint, self.kept)
         if samples.empty == len(samples) > 0:
             raise UserError(
                 f"None of the {len(samples)} rows of {self.source} that are used has any text in "

@@ -57,9 +57,7 @@ class EncodedTexts:
         truncated: Samples that were too long.
         empty: Samples without any piece; they are [CLS] and [SEP] alone.
         settings: How they were made.
-        cls_id: Id of [CLS].
-        sep_id: Id of [SEP].
-        pad_id: Id of [PAD].
+        special_ids: Ids of [CLS], [SEP] and [PAD].
     """
 
     rows: numpy.ndarray
@@ -70,9 +68,7 @@ class EncodedTexts:
     truncated: int
     empty: int
     settings: TextSettings
-    cls_id: int
-    sep_id: int
-    pad_id: int
+    special_ids: tuple[int, int, int]
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -85,22 +81,23 @@ class EncodedTexts:
             indices: (B,) which.
 
         Returns:
-            `input_ids`, `attention_mask`, `token_type_ids` (B, L'), L' the longest's length up to a multiple of 8, and
+            `input_ids`, `attention_mask`, `token_type_ids` (B, L'), L' the longest's length up to a multiple of 4, and
             `sample_id` (B,) rows of the source.
         """
         lengths = self.lengths[indices]
         width = padded_length(int(lengths.max()), self.settings.maximum_length)
-        input_ids = numpy.full((len(indices), width), self.pad_id, dtype=numpy.int64)
+        cls_id, sep_id, pad_id = self.special_ids
+        input_ids = numpy.full((len(indices), width), pad_id, dtype=numpy.int64)
         segments = numpy.zeros_like(input_ids)
-        input_ids[:, 0] = self.cls_id
+        input_ids[:, 0] = cls_id
         pair = len(self.settings.columns) == 2
         for row, (index, length) in enumerate(zip(indices, lengths, strict=True)):
             start, end, first = self.ends[index - 1] if index else 0, self.ends[index], self.firsts[index]
             input_ids[row, 1 : first + 1] = self.tokens[start : start + first]
-            input_ids[row, first + 1] = self.sep_id
+            input_ids[row, first + 1] = sep_id
             if pair:
                 input_ids[row, first + 2 : length - 1] = self.tokens[start + first : end]
-                input_ids[row, length - 1] = self.sep_id
+                input_ids[row, length - 1] = sep_id
                 segments[row, first + 2 : length] = 1
         return {
             "input_ids": torch.from_numpy(input_ids),
@@ -150,9 +147,7 @@ def encode_texts(
         truncated=truncated,
         empty=empty,
         settings=settings,
-        cls_id=tokenizer.cls_id,
-        sep_id=tokenizer.sep_id,
-        pad_id=tokenizer.pad_id,
+        special_ids=(tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id),
     )
 
 
