@@ -16,11 +16,17 @@ class LabelFacts:
             float32 (B, C) of zeros and ones), or `regression` (a number each, targets float32 (B,)).
         classes: Names of the classes by number; empty for regression.
         counts: Training examples of each class, within the label budget; empty for regression or where unknown.
+        samples: Training samples within the label budget; 0 where unknown.
+        mean: Of the training labels, for regression.
+        std: Standard deviation of the training labels, for regression; 1 if they are all the same.
     """
 
     task: Task
     classes: list[str] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    samples: int = 0
+    mean: float = 0.0
+    std: float = 1.0
 
     @property
     def outputs(self) -> int:

@@ -1,38 +1,64 @@
-"""Fine-tuning a vision encoder to name pictures, from pretrained weights or from none.
+"""Fine-tuning an encoder of text or of pictures to a task, from pretrained weights or from none.
 
-The whole encoder is trained with a new linear classifier on its pooled features (He et al. 2022, arXiv:2111.06377,
-appendix A); layer-wise learning-rate decay (Clark et al. 2020, arXiv:2003.10555) lets the first blocks move less.
+The encoder is trained with a new linear head on its pooled features (BERT: Devlin et al. 2019, arXiv:1810.04805; for
+pictures He et al. 2022, arXiv:2111.06377, appendix A). Layer-wise learning-rate decay (Clark et al. 2020,
+arXiv:2003.10555) lets the first blocks move less; a head that starts as a fitted linear probe (Kumar et al. 2022,
+arXiv:2202.10054) does not distort what was pretrained while it is still random.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from lit_pretrain.backbone import VisionEncoder
-from lit_pretrain.data.augmentation import ImageAugmentation, middle
+from lit_pretrain.backbone import TextEncoder, VisionEncoder
+from lit_pretrain.data.augmentation import ImageAugmentation
+from lit_pretrain.data.label_facts import LabelFacts
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.base import BaseModule
-from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, load_encoder, read_checkpoint
-from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, make_layerwise_optimizer, make_optimizer
+from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, difference, read_checkpoint
+from lit_pretrain.modules.freezing import FreezingConfig, freeze, unfreezing_steps
+from lit_pretrain.modules.modalities import make_modality
+from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, make_layerwise_optimizer
+from lit_pretrain.modules.picture_mixing import MixingConfig, mix_pictures
+from lit_pretrain.modules.probe_head import fit_probe_head
+from lit_pretrain.modules.starting_points import (
+    ENCODERS,
+    StartingPoint,
+    load_starting_point,
+    with_settings,
+    without_weights,
+)
+from lit_pretrain.modules.steps import total_steps
+from lit_pretrain.modules.tasks import Task, make_task
 from lit_pretrain.objectives.objective import Batch
 
 
 class FineTuning(BaseModule):
-    """Single-label classification of pictures.
+    """Classes, several classes or numbers of texts, pairs of texts, or pictures; the data tells which.
 
     Args:
         encoder: An encoder to train from scratch; null with `init_from`, whose encoder is taken.
-        init_from: A checkpoint of ours to start from: "last", a run's name or id, or a file.
-        augmentation: What is varied in training.
+        init_from: Where the encoder comes from: "last", a run's name or id, a checkpoint of ours, a directory of BERT
+            weights (transformers) or ViT weights (timm), or a name of these.
+        pretrained: Whether `init_from`'s weights are taken; false takes its architecture and tokenizer only, with new
+            weights: the training from scratch that pretraining is compared with.
+        pooling: `cls`, `mean` or `map` in the place of the encoder's own.
+        dropout: On the branches of the blocks, in the place of the encoder's own.
+        stochastic_depth: Probability of skipping the last block's branches, in the place of the encoder's own.
+        head_dropout: On the pooled features.
+        freeze: Which parts are not trained, or not from the start.
+        augmentation: What is varied of pictures in training.
+        mixing: Mixup and CutMix of pictures; off by default.
         optimizer: AdamW's settings.
         schedule: Learning rate over the training.
         layer_decay: Factor of the learning rate from one block to the one before it; 1 for the same everywhere.
-        head_factor: Factor of the learning rate of the new classifier.
+        head_factor: Factor of the learning rate of the new head.
+        linear_probe_first: Whether the head starts as a linear probe fitted to frozen features of the training data
+            (10,000 samples at most), for one label each.
         label_smoothing: Share of a label that is spread over all classes.
-        freeze_encoder: Whether only the classifier is trained (a linear probe with augmentation).
+        class_weights: Factors of the classes' losses, or `balanced` for the inverse of their frequencies.
         gradient_clip_norm: Largest norm of all gradients together; null for no clipping.
         compile_blocks: Whether torch.compile is applied to the Transformer's blocks.
         seed: Source of every draw in training; null takes seed_everything's.
@@ -40,15 +66,23 @@ class FineTuning(BaseModule):
 
     def __init__(
         self,
-        encoder: VisionEncoder | None = None,
+        encoder: TextEncoder | VisionEncoder | None = None,
         init_from: str | None = None,
+        pretrained: bool = True,
+        pooling: Literal["cls", "mean", "map"] | None = None,
+        dropout: float | None = None,
+        stochastic_depth: float | None = None,
+        head_dropout: float = 0.0,
+        freeze: FreezingConfig = FreezingConfig(),  # noqa: B008 (frozen)
         augmentation: ImageAugmentation = ImageAugmentation(),  # noqa: B008 (frozen)
+        mixing: MixingConfig = MixingConfig(),  # noqa: B008 (frozen)
         optimizer: AdamWConfig = AdamWConfig(),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         layer_decay: float = 1.0,
         head_factor: float = 1.0,
+        linear_probe_first: bool = False,
         label_smoothing: float = 0.0,
-        freeze_encoder: bool = False,
+        class_weights: list[float] | Literal["balanced"] | None = None,
         gradient_clip_norm: float | None = 1.0,
         compile_blocks: bool = False,
         seed: int | None = None,
@@ -61,168 +95,342 @@ class FineTuning(BaseModule):
         for name, value in (("layer_decay", layer_decay), ("head_factor", head_factor)):
             if value <= 0:
                 raise UserError(f"model.{name} is {value}: give a number above 0.")
-        if not 0.0 <= label_smoothing < 1.0:
-            raise UserError(f"model.label_smoothing is {label_smoothing}: give a share from 0 to below 1.")
-        lineage: dict[str, str] = {}
+        for name, value in (("label_smoothing", label_smoothing), ("head_dropout", head_dropout)):
+            if not 0.0 <= value < 1.0:
+                raise UserError(f"model.{name} is {value}: give a share from 0 to below 1.")
+        start = StartingPoint(encoder, None, {"init_from": "scratch"})
         if init_from is not None:
-            encoder, lineage = load_encoder(init_from, VisionEncoder)
-        super().__init__(encoder, optimizer, schedule, gradient_clip_norm, seed)
-        self.lineage = lineage
-        self.augmentation = augmentation
+            start = load_starting_point(init_from)
+            if not pretrained:
+                start = without_weights(start)
+        changes = {
+            "pooling": pooling,
+            "transformer.dropout": dropout,
+            "transformer.stochastic_depth": stochastic_depth,
+        }
+        start = with_settings(start, changes)
+        super().__init__(start.encoder, optimizer, schedule, gradient_clip_norm, seed)
+        self.start = start
+        self.lineage = dict(start.lineage)
+        self.tokenizer = start.tokenizer
+        self.modality = make_modality(start.encoder, augmentation)
+        self.head_dropout = nn.Dropout(head_dropout)
+        self.freezing = freeze
+        self.mixing = mixing
         self.layer_decay = layer_decay
         self.head_factor = head_factor
+        self.linear_probe_first = linear_probe_first
         self.label_smoothing = label_smoothing
-        self.freeze_encoder = freeze_encoder
+        self.class_weights = class_weights
         self.compile_blocks = compile_blocks
-        self.classes: list[str] = []
+        self.facts: LabelFacts | None = None
+        self.task: Task | None = None
         self.head: nn.Linear | None = None
+        self.metrics = nn.ModuleDict()
+        self._frozen: list[nn.Module] = []
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes by number; empty for numbers, or before the data is known."""
+        return [] if self.facts is None else list(self.facts.classes)
+
+    @property
+    def monitor(self) -> tuple[str, str]:
+        """The metric by which checkpoints are compared, and whether its `max` or `min` is best."""
+        return f"validation/{self.task.monitor}", self.task.mode
 
     # -- before training
 
     def configure_model(self) -> None:
-        """Make the classifier once the classes are known.
+        """Make the head once the labels are known.
 
         Raises:
-            UserError: If the data has no labels, or its pictures are too small.
+            UserError: If the data has no labels, is of another modality, or does not fit the encoder.
         """
         if self.head is not None:
             return
         data = self._trainer.datamodule if self._trainer is not None else None
         if data is not None:
-            self.classes = list(getattr(data, "classes", None) or [])
-        if len(self.classes) < 2:
-            raise UserError("FineTuning needs labels of at least two classes: set data.label_column.")
+            self.facts = getattr(data, "label_facts", None) or self.facts
+        if self.facts is None or (self.facts.task != "regression" and len(self.facts.classes) < 2):
+            raise UserError("FineTuning needs labels of at least two classes, or numbers: set data.label_column.")
         if data is not None:
-            self.augmentation.check(data.facts.stored_size, self.encoder.image_size)
-        self.head = nn.Linear(self.encoder.width, len(self.classes))
+            self.modality.check(data)
+            self.modality.fit_to(data, self.encoder)
+            self.take_tokenizer(getattr(data, "tokenizer", None))
+        if self.mixing.on and (self.modality.name != "pictures" or self.facts.task == "regression"):
+            raise UserError("model.mixing mixes pictures of classes: leave it out for text and for numbers.")
+        self.task = make_task(self.facts, self.label_smoothing, self.weights_of_classes())
+        self.head = nn.Linear(self.encoder.width, self.task.outputs)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
-        if self.freeze_encoder:
-            self.encoder.requires_grad_(False)
+        self.metrics.update({stage: self.task.metrics() for stage in ("validating", "testing")})
+        self._frozen = freeze(self.encoder, self.freezing)
+        self.train(self.training)
         if self.compile_blocks:
             self.encoder.compile_blocks()
 
+    def take_tokenizer(self, tokenizer: Any) -> None:
+        """Take the data's tokenizer where the weights have none; else the two must be the same.
+
+        Raises:
+            UserError: If they are not.
+        """
+        if self.modality.name != "text":
+            return
+        if self.tokenizer is None:
+            self.tokenizer = tokenizer
+        if self.tokenizer is None:
+            raise UserError("FineTuning on text needs a tokenizer: set data.tokenizer to a directory that has one.")
+        if tokenizer is not None and tokenizer.hash != self.tokenizer.hash:
+            raise UserError(
+                f"data.tokenizer is tokenizer {tokenizer.hash}, and the weights of {self.lineage['init_from']} were "
+                f"trained with tokenizer {self.tokenizer.hash}: leave data.tokenizer out, so that theirs is taken."
+            )
+        self.encoder.set_vocabulary(self.tokenizer.vocabulary_size)
+
+    def weights_of_classes(self) -> Tensor | None:
+        """Factors (C,) of the classes' losses, or null."""
+        if self.class_weights is None:
+            return None
+        counts, classes = torch.tensor(self.facts.counts, dtype=torch.float32), len(self.facts.classes)
+        if self.facts.task == "regression":
+            raise UserError("model.class_weights weighs classes, and the labels are numbers: leave it out.")
+        if self.class_weights == "balanced":
+            if len(counts) != classes or not bool((counts > 0).all()):
+                raise UserError("model.class_weights: balanced needs a training sample of every class: give a list.")
+            if self.facts.task == "multi_label":
+                return (self.facts.samples - counts) / counts
+            return counts.sum() / (classes * counts)
+        if len(self.class_weights) != classes:
+            raise UserError(f"model.class_weights has {len(self.class_weights)} values for {classes} classes.")
+        return torch.tensor(self.class_weights, dtype=torch.float32)
+
+    def train(self, mode: bool = True) -> "FineTuning":
+        """As nn.Module's, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for module in getattr(self, "_frozen", []):
+            module.eval()
+        return self
+
     def trained_modules(self) -> list[nn.Module]:
-        """Encoder and classifier."""
+        """Encoder and head."""
         return [self.encoder, self.head]
 
     def make_optimizer(self, fused: bool) -> torch.optim.Optimizer:
-        """AdamW, with a learning rate for each block if they differ."""
-        if self.layer_decay == 1.0 and self.head_factor == 1.0:
-            return make_optimizer(self.trained_modules(), self.optimizer_config, fused)
+        """AdamW, with a learning rate for each block."""
         return make_layerwise_optimizer(
-            self.encoder, [self.head], self.optimizer_config, self.layer_decay, self.head_factor, fused
+            self.encoder,
+            [self.head],
+            self.optimizer_config,
+            self.layer_decay,
+            self.head_factor,
+            fused,
+            unfreezing_steps(self.encoder, self.freezing, total_steps(self.trainer)),
         )
+
+    def on_fit_start(self) -> None:
+        """Say what is started from, and fit the head if it starts as a probe."""
+        if self.trainer.ckpt_path is not None:
+            return
+        if self.trainer.is_global_zero and (self.start.fresh or self.start.left_out):
+            print(self.start.told(), flush=True)
+        if self.linear_probe_first:
+            fit_probe_head(self)
 
     # -- steps
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Unnormalised log probabilities (B, classes) of pictures (B, 3, S, S) in [0, 1]."""
-        return self.head(self.encoder(self.encoder.normalize(images)))
+    def features(self, batch: Batch) -> Tensor:
+        """Pooled features (B, D) of a batch as it is, nothing varied."""
+        return self.modality.features(self.encoder, batch)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """The head's outputs (B, outputs), float32, of a batch as it is."""
+        return self.head(self.head_dropout(self.features(batch))).float()
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Cross-entropy of one batch, every draw from (seed, global step, batch, rank)."""
+        """Loss of one batch, every draw from (seed, global step, batch, rank)."""
         parts = self.step_parts(batch_index)
-        images = self.augmentation.vary(
-            batch["images"], self.encoder.image_size, self.generator_for("augmentation", *parts)
-        )
-        logits = self.logits(images).float()
-        loss = functional.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
-        self.watch_losses(loss, {"classification": loss}, batch)
-        self.count("train", logits.detach(), batch["label"], loss.detach())
+        labels = targets = batch["label"]
+        inputs = self.modality.varied(self.encoder, batch, self.generator_for("augmentation", *parts))
+        if self.mixing.on:
+            if len(labels) % 2:
+                raise UserError(
+                    f"model.mixing pairs pictures, and a batch has {len(labels)}: make data.batch_size even."
+                )
+            inputs["images"], targets = mix_pictures(inputs["images"], labels, self.task.outputs, self.mixing, parts)
+        logits = self.head(self.head_dropout(self.modality.encode(self.encoder, inputs))).float()
+        loss = self.task.loss(logits, targets, training=True)
+        self.watch_losses(loss, {self.facts.task: loss}, batch)
+        samples = torch.tensor(float(len(labels)), device=loss.device)
+        statistics = {"loss": (loss.detach() * samples, samples), **self.modality.statistics(batch)}
+        if not self.mixing.on:
+            statistics |= self.task.correct(logits.detach(), labels)
+        self.statistics_for("train", statistics).update(statistics)
         self.note_learning_rate()
         return loss
 
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Loss and accuracy on the pictures' middles."""
-        self.evaluation_step("validation", batch)
+    def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
+        """Metrics of one batch."""
+        return self.evaluation_step("validation", batch)
 
-    def test_step(self, batch: Batch, batch_index: int) -> None:
+    def test_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
         """As `validation_step`, on the test data."""
-        self.evaluation_step("test", batch)
+        return self.evaluation_step("test", batch)
 
-    def evaluation_step(self, stage: str, batch: Batch) -> None:
-        """Count one batch."""
-        logits = self.logits(middle(batch["images"], self.encoder.image_size)).float()
-        self.count(stage, logits, batch["label"], functional.cross_entropy(logits, batch["label"]))
-
-    def count(self, stage: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """Add a batch to a stage's loss and accuracy."""
-        samples = torch.tensor(float(len(labels)), device=loss.device)
-        right = (logits.argmax(dim=-1) == labels).sum()
-        statistics = {"loss": (loss * samples, samples), "accuracy": (right, samples)}
+    def evaluation_step(self, stage: str, batch: Batch) -> dict[str, Any]:
+        """Count one batch; returns its `logits`, `label` and `sample_id`, for reports."""
+        logits, labels = self.logits(batch), batch["label"]
+        samples = torch.tensor(float(len(labels)), device=logits.device)
+        statistics = {"loss": (self.task.loss(logits, labels) * samples, samples)}
         self.statistics_for(stage, statistics).update(statistics)
+        self.metrics[METRICS_OF[stage]].update(*self.task.for_metrics(logits, labels))
+        return {"logits": logits, "label": labels, "sample_id": batch["sample_id"]}
+
+    def report(self, stage: str) -> None:
+        """As the base's, with the task's metrics."""
+        super().report(stage)
+        if stage in METRICS_OF:
+            metrics = self.metrics[METRICS_OF[stage]]
+            self.log_dict({f"{stage}/{name}": value.float() for name, value in metrics.compute().items()})
+            metrics.reset()
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
-        """Names and probabilities of pictures: `sample_id`, `label` (B,) and `probability` (B, classes)."""
-        probabilities = self.logits(middle(batch["images"], self.encoder.image_size)).float().softmax(dim=-1)
-        names = [self.classes[index] for index in probabilities.argmax(dim=-1).tolist()]
-        return {"sample_id": batch["sample_id"], "label": names, "probability": probabilities}
+        """`sample_id`, the task's answers, and the pooled features as `embedding` (B, D)."""
+        embedding = self.features(batch)
+        answers = self.task.answers(self.head(embedding).float())
+        return {"sample_id": batch["sample_id"], **answers, "embedding": embedding.float()}
+
+    @torch.no_grad()
+    def predict(self, samples: list[Any], batch_size: int = 64) -> list[dict[str, Any]]:
+        """Answer raw samples.
+
+        Args:
+            samples: Texts, pairs of texts, pictures of Pillow's or their file names.
+            batch_size: Samples at a time.
+
+        Returns:
+            For each, `label` and `probability` (of every class by its name), or `value`.
+        """
+        training = self.training
+        self.eval()
+        rows: list[dict[str, Any]] = []
+        for start in range(0, len(samples), batch_size):
+            batch = self.modality.batch_of(samples[start : start + batch_size], self.encoder, self.tokenizer)
+            answers = self.task.answers(self.logits({name: value.to(self.device) for name, value in batch.items()}))
+            if "probability" in answers:
+                answers["probability"] = [
+                    dict(zip(self.classes, row, strict=True)) for row in answers["probability"].tolist()
+                ]
+            else:
+                answers["value"] = answers["value"].tolist()
+            rows += [dict(zip(answers, row, strict=True)) for row in zip(*answers.values(), strict=True)]
+        self.train(training)
+        return rows
 
     def step_cost(self, batch: Batch) -> dict[str, float]:
-        """Pictures and floating-point operations (three times the forward's) of one training batch."""
-        encoder, samples = self.encoder, len(batch["images"])
-        tokens = encoder.patches + encoder.prefix_tokens
-        patch = encoder.channels * encoder.patch_size**2
-        per_token = encoder.config.forward_flops_per_token(tokens) + 2.0 * patch * encoder.width
-        return {"samples": samples, "flops": 3.0 * samples * tokens * per_token}
+        """Samples, tokens and floating-point operations (three times the forward's) of one training batch."""
+        return self.modality.step_cost(self.encoder, batch)
 
     # -- telling
 
     def describe(self) -> dict[str, Any]:
         """What this is made of, for the record of the run."""
         encoder = self.encoder
-        return {
+        description: dict[str, Any] = {
             "parameters": sum(parameter.numel() for parameter in self.parameters()),
             "encoder": type(encoder).__name__,
             "depth": encoder.config.depth,
             "width": encoder.config.width,
-            "image_size": encoder.image_size,
-            "patch_size": encoder.patch_size,
-            "classes": len(self.classes),
-            **(self.lineage or {"init_from": "scratch"}),
+            "pooling": encoder.pooling,
+            "task": self.facts.task,
+            "classes": len(self.facts.classes),
+            **self.modality.describe(encoder),
+            **self.lineage,
         }
+        if self.tokenizer is not None:
+            description["tokenizer_hash"] = self.tokenizer.hash
+        for name, names in (("fresh_parameters", self.start.fresh), ("left_out_parameters", self.start.left_out)):
+            if names:
+                description[name] = " ".join(names)
+        return description
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to build this again without any config."""
         self.stop_if_not_finite()
-        checkpoint["lit_pretrain"] = {
+        data = self._trainer.datamodule if self._trainer is not None else None
+        record = {
             "format": CHECKPOINT_FORMAT,
             "module": type(self).__name__,
             "encoder_class": type(self.encoder).__name__,
             "encoder": self.encoder.settings(),
-            "classes": list(self.classes),
+            "label_facts": self.facts.to_dict(),
             "lineage": dict(self.lineage),
+            "modality": self.modality.settings(),
         }
+        if self.tokenizer is not None:
+            record |= {"tokenizer": self.tokenizer.to_json(), "tokenizer_hash": self.tokenizer.hash}
+        if getattr(data, "fingerprint", None):
+            record["data_fingerprint"] = data.fingerprint
+        checkpoint["lit_pretrain"] = record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another kind, shape or other classes."""
+        """Refuse a checkpoint of another kind, shape, tokenizer or other classes."""
         theirs = checkpoint.get("lit_pretrain") or {}
         if theirs.get("module") != type(self).__name__:
             raise UserError(
                 f"The checkpoint is of {theirs.get('module', 'another program')}, not of FineTuning: give it to "
                 "model.init_from to start from its encoder."
             )
-        if theirs["encoder"] != self.encoder.settings():
+        lines = difference("encoder", theirs["encoder"], self.encoder.settings())
+        if lines and self.head is not None:
             raise UserError(
-                "The checkpoint's encoder has other settings than this config's: resume with its own config.yaml."
+                f"The checkpoint's encoder has other settings than this config's ({', '.join(lines[:4])}): go on with "
+                "its own config.yaml."
             )
-        if self.classes and theirs["classes"] != self.classes:
+        facts = LabelFacts.from_dict(theirs["label_facts"])
+        if self.facts is not None and (facts.task, facts.classes) != (self.facts.task, self.facts.classes):
             raise UserError(
-                f"The checkpoint knows the classes {', '.join(theirs['classes'][:8])}, the data has "
-                f"{', '.join(self.classes[:8])}: give the data that it was trained on."
+                f"The checkpoint knows {named(facts)}, the data has {named(self.facts)}: give the data that it was "
+                "trained on."
             )
-        self.classes = list(theirs["classes"])
+        if self.tokenizer is not None and theirs.get("tokenizer_hash") != self.tokenizer.hash:
+            raise UserError(
+                f"The checkpoint was trained with tokenizer {theirs.get('tokenizer_hash')}, this data uses tokenizer "
+                f"{self.tokenizer.hash}: leave data.tokenizer out, so that the checkpoint's is taken."
+            )
+        # The labels that were trained on, their mean and spread, and not those of the data at hand.
+        self.facts = facts
+        if self.task is not None:
+            self.task.facts = facts
         self.configure_model()
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "FineTuning":
-        """Build a module with a checkpoint's encoder, classes and weights; no data or config is needed."""
+        """Build a module with a checkpoint's encoder, labels and weights; no data or config is needed."""
+        from lit_pretrain.data.tokenizer import WordPieceTokenizer
+
         checkpoint = read_checkpoint(path)
         record = checkpoint["lit_pretrain"]
         if record["module"] != cls.__name__:
             raise UserError(f"{path} is a checkpoint of {record['module']}, not of {cls.__name__}.")
-        module = cls(VisionEncoder.from_settings(record["encoder"]))
+        module = cls(ENCODERS[record["encoder_class"]].from_settings(record["encoder"]))
+        module.lineage = dict(record["lineage"])
+        module.modality.take(record["modality"])
+        if "tokenizer" in record:
+            module.tokenizer = WordPieceTokenizer.from_json(record["tokenizer"])
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
         return module.eval()
+
+
+# nn.Module has a method `train`; a stage's metrics are kept under names of their own.
+METRICS_OF = {"validation": "validating", "test": "testing"}
+
+
+def named(facts: LabelFacts) -> str:
+    """A task as a person knows it."""
+    if facts.task == "regression":
+        return "numbers"
+    more = f" and {len(facts.classes) - 8} more" if len(facts.classes) > 8 else ""
+    return f"the classes {', '.join(facts.classes[:8])}{more}"

@@ -6,7 +6,7 @@ alternatives.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -123,15 +123,27 @@ def make_optimizer(modules: Iterable[nn.Module], config: AdamWConfig, fused: boo
     )
 
 
+def layers_of(encoder: nn.Module) -> dict[str, int]:
+    """The layer of every parameter: 0 the embeddings, 1 to depth the blocks, depth + 1 what follows the last block.
+
+    Args:
+        encoder: With timm's `group_matcher`.
+    """
+    from timm.models import group_parameters
+
+    return group_parameters(encoder, encoder.group_matcher(), reverse=True)
+
+
 def make_layerwise_optimizer(
     encoder: nn.Module,
     heads: Iterable[nn.Module],
     config: AdamWConfig,
-    layer_decay: float,
+    layer_decay: float = 1.0,
     head_factor: float = 1.0,
     fused: bool = True,
+    unfreeze_at: dict[int, int] | None = None,
 ) -> AdamW:
-    """AdamW with a learning rate for each block: `layer_decay` of that of the block after it.
+    """AdamW with a learning rate for each layer: `layer_decay` of that of the layer after it.
 
     Args:
         encoder: With timm's `group_matcher` and `no_weight_decay`.
@@ -140,22 +152,41 @@ def make_layerwise_optimizer(
         layer_decay: Factor from a block to the one before it, embeddings being one more (Clark et al. 2020).
         head_factor: Factor of the heads' rate.
         fused: As in `make_optimizer`.
+        unfreeze_at: Layer, by `layers_of`'s numbers -> step before which its learning rate is 0; null for none.
     """
-    from timm.optim import param_groups_layer_decay
-
-    groups = param_groups_layer_decay(encoder, config.weight_decay, encoder.no_weight_decay(), layer_decay=layer_decay)
-    head_groups = [group | {"lr_scale": head_factor} for group in parameter_groups(heads, config.weight_decay)]
-    settings = [
-        {
-            "params": group["params"],
-            "weight_decay": group["weight_decay"],
-            "lr": config.learning_rate * group["lr_scale"],
-        }
-        for group in [*groups, *head_groups]
-    ]
-    return AdamW(settings, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=fused)
+    layers, exempt = layers_of(encoder), encoder.no_weight_decay()
+    last = max(layers.values())
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in encoder.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer, decayed = layers[name], parameter.ndim > 1 and name not in exempt
+        group = groups.setdefault(
+            (layer, decayed),
+            {
+                "params": [],
+                "weight_decay": config.weight_decay if decayed else 0.0,
+                "lr": config.learning_rate * layer_decay ** (last - layer),
+                "unfreeze_at": (unfreeze_at or {}).get(layer, 0),
+            },
+        )
+        group["params"].append(parameter)
+    rate = config.learning_rate * head_factor
+    head_groups = [group | {"lr": rate, "unfreeze_at": 0} for group in parameter_groups(heads, config.weight_decay)]
+    return AdamW(
+        [*head_groups, *groups.values()],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
+        fused=fused,
+    )
 
 
 def make_scheduler(optimizer: Optimizer, config: ScheduleConfig, total_steps: int) -> LambdaLR:
-    """The schedule over so many optimiser steps, to be stepped after each."""
-    return LambdaLR(optimizer, lambda step: config.factor(step, total_steps))
+    """The schedule over so many optimiser steps, to be stepped after each; groups wait for their `unfreeze_at`."""
+
+    def factor_of(group: dict[str, Any]) -> Callable[[int], float]:
+        first = group.get("unfreeze_at", 0)
+        return lambda step: config.factor(step, total_steps) if step >= first else 0.0
+
+    return LambdaLR(optimizer, [factor_of(group) for group in optimizer.param_groups])

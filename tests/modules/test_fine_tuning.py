@@ -6,6 +6,7 @@ from small_pictures import make_encoder, make_pictures, write_pictures
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import FineTuning, VisionPretraining
+from lit_pretrain.modules.freezing import FreezingConfig
 from lit_pretrain.modules.optimization import AdamWConfig
 from lit_pretrain.objectives import MaskedImageModeling
 from lit_pretrain.trainer import Trainer
@@ -67,7 +68,7 @@ def test_it_starts_from_the_pretrained_encoder(pretrained):
 
 def test_a_frozen_encoder_stays_and_the_classifier_learns(data, pretrained):
     path, module = pretrained
-    probe = FineTuning(init_from=str(path), freeze_encoder=True, optimizer=AdamWConfig(learning_rate=3e-2), seed=0)
+    probe = FineTuning(init_from=str(path), freeze=FreezingConfig(blocks="all"), optimizer=AdamWConfig(learning_rate=3e-2), seed=0)
     trainer(max_steps=30).fit(probe, data)
     assert all(torch.equal(one, module.encoder.state_dict()[name]) for name, one in probe.encoder.state_dict().items())
     assert float(probe.head.weight.abs().max()) > 0.05

@@ -1,0 +1,98 @@
+"""Which parts of a pretrained encoder are trained, and from when on.
+
+Nothing frozen; the whole encoder (a linear probe); the first blocks; or gradual unfreezing from the last block to the
+first (Howard and Ruder 2018, arXiv:1801.06146, section 3.3).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.modules.optimization import in_steps, layers_of
+
+
+@dataclass(frozen=True)
+class FreezingConfig:
+    """Settings of freezing.
+
+    Args:
+        blocks: How many of the encoder's first blocks stay as they are, the embeddings with them; `all` for the whole
+            encoder, so that only the head is trained.
+        unfreeze_every: Gradual unfreezing: the head alone is trained at first, and after every so many steps (1 and
+            above) or such a share of all steps (below 1) one more block is, from the last to the first that is not
+            frozen; null trains all of them from the start.
+    """
+
+    blocks: int | Literal["all"] = 0
+    unfreeze_every: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if self.blocks != "all" and self.blocks < 0:
+            raise UserError(f"model.freeze.blocks is {self.blocks}: give a number from 0, or all.")
+        if self.unfreeze_every is not None and (self.unfreeze_every <= 0 or self.blocks == "all"):
+            raise UserError(
+                f"model.freeze.unfreeze_every is {self.unfreeze_every} with blocks: {self.blocks}: give steps or a "
+                "share of them above 0, and a number of blocks that stay frozen."
+            )
+
+
+def freeze(encoder: nn.Module, config: FreezingConfig) -> list[nn.Module]:
+    """Stop gradients where the encoder stays as it is.
+
+    Args:
+        encoder: With `embeddings`, `transformer.blocks` and timm's `group_matcher`.
+        config: What is frozen.
+
+    Returns:
+        The frozen modules, which must stay in evaluation mode (no dropout where nothing learns).
+
+    Raises:
+        UserError: If there are fewer blocks.
+    """
+    if config.blocks == "all":
+        frozen: list[nn.Module] = [encoder]
+    elif config.blocks == 0:
+        frozen = []
+    else:
+        blocks = encoder.transformer.blocks
+        if config.blocks > len(blocks):
+            raise UserError(
+                f"model.freeze.blocks is {config.blocks}, and the encoder has {len(blocks)} blocks: give at most "
+                "that, or all."
+            )
+        frozen = [encoder.embeddings, *blocks[: config.blocks]]
+    for module in frozen:
+        module.requires_grad_(False)
+    return frozen
+
+
+def unfreezing_steps(encoder: nn.Module, config: FreezingConfig, total_steps: int) -> dict[int, int]:
+    """From which step on each layer is trained; see `optimization.layers_of` for the layers' numbers.
+
+    Args:
+        encoder: As in `freeze`.
+        config: With or without `unfreeze_every`.
+        total_steps: Of the training.
+
+    Returns:
+        Layer -> optimiser step. Blocks wait by a learning rate of 0 rather than without gradients, so that processes
+        agree on which gradients there are.
+
+    Raises:
+        UserError: If the training ends before the first trained block's turn.
+    """
+    layers = sorted(set(layers_of(encoder).values()))
+    if config.unfreeze_every is None:
+        return {layer: 0 for layer in layers}
+    every = max(1, in_steps(config.unfreeze_every, total_steps))
+    steps = {layer: (layers[-1] - layer) * every for layer in layers}
+    first = 0 if config.blocks == 0 else int(config.blocks) + 1
+    if steps[first] >= total_steps:
+        raise UserError(
+            f"model.freeze.unfreeze_every of {config.unfreeze_every} unfreezes the first layer at step {steps[first]}, "
+            f"and the training ends at step {total_steps}: lower it, or raise trainer.max_steps."
+        )
+    return steps

@@ -1,0 +1,188 @@
+"""What differs between fine-tuning on text and on pictures: how a batch becomes the encoder's input, and what it costs.
+
+Everything else of `FineTuning` is the same for both.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_pretrain.backbone import TextEncoder, VisionEncoder
+from lit_pretrain.data.augmentation import ImageAugmentation, middle
+from lit_pretrain.errors import UserError
+from lit_pretrain.objectives.objective import Batch, clean_inputs
+
+
+class Texts:
+    """Single texts and pairs of texts."""
+
+    name = "text"
+
+    def __init__(self) -> None:
+        self.maximum_length = 512
+        self.truncation = "head"
+
+    def check(self, data: Any) -> None:
+        """Refuse data without texts.
+
+        Raises:
+            UserError: In one sentence.
+        """
+        if "input_ids" not in data.batch_fields:
+            raise UserError(
+                "The encoder is one of texts, and the data holds pictures: set data.text_column of a "
+                "LabelledDataModule, or start from an encoder of pictures."
+            )
+
+    def fit_to(self, data: Any, encoder: TextEncoder) -> None:
+        """Keep how the data cuts its texts; refuse lengths that the encoder has no positions for."""
+        encoder.check_length(data.text.maximum_length)
+        self.maximum_length, self.truncation = data.text.maximum_length, data.text.truncation
+
+    def varied(self, encoder: TextEncoder, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """A training batch's inputs: texts stay as they are."""
+        return clean_inputs(batch)
+
+    def encode(self, encoder: TextEncoder, inputs: dict[str, Tensor]) -> Tensor:
+        """Pooled features (B, D)."""
+        return encoder(**inputs)
+
+    def features(self, encoder: TextEncoder, batch: Batch) -> Tensor:
+        """Pooled features (B, D) of a batch as it is."""
+        return encoder(**clean_inputs(batch))
+
+    def statistics(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """(sum, count) of the share of the tokens that are padding."""
+        mask = batch["attention_mask"]
+        total = torch.tensor(float(mask.numel()), device=mask.device)
+        return {"padding_share": (total - mask.sum(), total)}
+
+    def batch_of(self, samples: list[Any], encoder: TextEncoder, tokenizer: Any) -> dict[str, Tensor]:
+        """Texts, or pairs of texts, as a batch."""
+        import datasets
+        import numpy
+
+        from lit_pretrain.data.text_encoding import TextSettings, encode_texts
+
+        pairs = [tuple(one) if isinstance(one, list | tuple) else (one,) for one in samples]
+        if len({len(one) for one in pairs}) != 1 or not all(isinstance(text, str) for one in pairs for text in one):
+            raise UserError("Samples to be answered are texts, or all of them pairs of texts.")
+        columns = ("text", "text_pair")[: len(pairs[0])]
+        rows = datasets.Dataset.from_dict(dict(zip(columns, map(list, zip(*pairs, strict=True)), strict=True)))
+        truncation = self.truncation if len(columns) == 1 else "head"
+        everything = numpy.arange(len(rows))
+        encoded = encode_texts(rows, everything, tokenizer, TextSettings(columns, self.maximum_length, truncation))
+        return encoded.batch(everything)
+
+    def step_cost(self, encoder: TextEncoder, batch: Batch) -> dict[str, float]:
+        """Samples, tokens (padding included) and floating-point operations of a training batch."""
+        samples, length = batch["input_ids"].shape
+        flops = 3.0 * samples * length * encoder.config.forward_flops_per_token(length)
+        return {"samples": samples, "tokens": samples * length, "flops": flops}
+
+    def describe(self, encoder: TextEncoder) -> dict[str, Any]:
+        """Facts for the record of a run."""
+        return {"positions": encoder.positions, "vocabulary_size": encoder.vocabulary_size}
+
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"maximum_length": self.maximum_length, "truncation": self.truncation}
+
+    def take(self, settings: dict[str, Any]) -> None:
+        """Of a checkpoint."""
+        self.maximum_length, self.truncation = settings["maximum_length"], settings["truncation"]
+
+
+class Pictures:
+    """Pictures, varied on the device in training.
+
+    Args:
+        augmentation: What is varied.
+    """
+
+    name = "pictures"
+
+    def __init__(self, augmentation: ImageAugmentation) -> None:
+        self.augmentation = augmentation
+
+    def fit_to(self, data: Any, encoder: VisionEncoder) -> None:
+        """Refuse pictures that are smaller than the crop."""
+        self.augmentation.check(data.facts.stored_size, encoder.image_size)
+
+    def check(self, data: Any) -> None:
+        """Refuse data without pictures.
+
+        Raises:
+            UserError: In one sentence.
+        """
+        if "images" not in data.batch_fields:
+            raise UserError(
+                "The encoder is one of pictures, and the data holds texts: set data.image_column, or start from an "
+                "encoder of texts."
+            )
+
+    def varied(self, encoder: VisionEncoder, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """A training batch's inputs: `images` (B, C, S, S) in [0, 1], cropped, flipped, ..."""
+        return {"images": self.augmentation.vary(batch["images"], encoder.image_size, generator)}
+
+    def encode(self, encoder: VisionEncoder, inputs: dict[str, Tensor]) -> Tensor:
+        """Pooled features (B, D)."""
+        return encoder(encoder.normalize(inputs["images"]))
+
+    def features(self, encoder: VisionEncoder, batch: Batch) -> Tensor:
+        """Pooled features (B, D) of the pictures' middles."""
+        return encoder(encoder.normalize(middle(batch["images"], encoder.image_size)))
+
+    def statistics(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Nothing more is counted."""
+        return {}
+
+    def batch_of(self, samples: list[Any], encoder: VisionEncoder, tokenizer: Any) -> dict[str, Tensor]:
+        """Pictures of Pillow's, or files, as a batch of squares of the encoder's size."""
+        import numpy
+        import PIL.Image
+        import PIL.ImageOps
+
+        from lit_pretrain.data.pictures import EncodedPicture, Square, UnreadablePictureError, decode, to_rgb
+
+        side, squares = encoder.image_size, []
+        for row, sample in enumerate(samples):
+            if isinstance(sample, PIL.Image.Image):
+                fitted = PIL.ImageOps.fit(to_rgb(sample), (side, side), PIL.Image.Resampling.BICUBIC)
+                squares.append(numpy.asarray(fitted).transpose(2, 0, 1))
+                continue
+            if not isinstance(sample, str | Path):
+                raise UserError("Samples to be answered are pictures of Pillow's, or names of their files.")
+            try:
+                squares.append(decode(EncodedPicture(row, str(sample), str(sample)), Square(side)))
+            except UnreadablePictureError as error:
+                raise UserError(f"{error}: give pictures that can be read.") from error
+        return {"images": torch.from_numpy(numpy.stack(squares))}
+
+    def step_cost(self, encoder: VisionEncoder, batch: Batch) -> dict[str, float]:
+        """Pictures and floating-point operations of a training batch."""
+        samples, tokens = len(batch["images"]), encoder.patches + encoder.prefix_tokens
+        patch = encoder.channels * encoder.patch_size**2
+        per_token = encoder.config.forward_flops_per_token(tokens) + 2.0 * patch * encoder.width
+        return {"samples": samples, "flops": 3.0 * samples * tokens * per_token}
+
+    def describe(self, encoder: VisionEncoder) -> dict[str, Any]:
+        """Facts for the record of a run."""
+        return {"image_size": encoder.image_size, "patch_size": encoder.patch_size}
+
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint keeps: nothing."""
+        return {}
+
+    def take(self, settings: dict[str, Any]) -> None:
+        """Of a checkpoint."""
+
+
+Modality = Texts | Pictures
+
+
+def make_modality(encoder: nn.Module, augmentation: ImageAugmentation) -> Modality:
+    """Of an encoder."""
+    return Texts() if isinstance(encoder, TextEncoder) else Pictures(augmentation)

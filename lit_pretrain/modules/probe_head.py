@@ -1,0 +1,52 @@
+"""A head that starts as a linear probe of what was pretrained (Kumar et al. 2022, arXiv:2202.10054).
+
+While a new head is random, its gradients distort the pretrained features; a head that is fitted to the frozen features
+first leaves them in place, and fine-tuning begins at the probe's accuracy. It costs one pass over the data.
+"""
+
+from typing import Any
+
+import torch
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.evaluation.linear_probe import fit_linear_probe
+
+# Enough for a head of a few thousand numbers, and soon read.
+MOST_SAMPLES = 10_000
+
+
+@torch.no_grad()
+def fit_probe_head(module: Any) -> None:
+    """Set the weights of a module's head to those of a linear probe on its training data.
+
+    Args:
+        module: A `FineTuning` with its trainer; in several processes all get the first one's head.
+
+    Raises:
+        UserError: If the task is another than one label each.
+    """
+    if module.facts.task != "single_label":
+        raise UserError("model.linear_probe_first is for one label each: leave it out for other tasks.")
+    training = module.training
+    module.eval()
+    features, labels = [], []
+    for batch in module.trainer.datamodule.evaluation_loader("train"):
+        moved = {name: value.to(module.device) for name, value in batch.items()}
+        features.append(module.features(moved).float())
+        labels.append(moved["label"])
+        if sum(map(len, labels)) * module.trainer.world_size >= MOST_SAMPLES:
+            break
+    module.train(training)
+    probe = fit_linear_probe(torch.cat(features), torch.cat(labels))
+    # The probe's standardisation becomes part of the head: w (x - m) / s + b = (w / s) x + (b - w m / s).
+    weight = probe.weight / probe.scale
+    head = {
+        "weight": torch.zeros_like(module.head.weight, dtype=torch.float32),
+        # A class without samples is told by nothing.
+        "bias": torch.full_like(module.head.bias, float(probe.bias.min()) - 1.0, dtype=torch.float32),
+    }
+    head["weight"][probe.classes] = weight
+    head["bias"][probe.classes] = probe.bias - weight @ probe.mean
+    head = module.trainer.strategy.broadcast(head)
+    module.head.weight.copy_(head["weight"])
+    module.head.bias.copy_(head["bias"])

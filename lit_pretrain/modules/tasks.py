@@ -1,0 +1,189 @@
+"""What fine-tuning is for: one class, several classes, or a number for each sample; its loss, its metrics, its answers.
+
+Metrics are torchmetrics': accuracy, macro-averaged F1 and the expected calibration error over 15 bins (Guo et al. 2017,
+arXiv:1706.04599) for one class; F1 of both averages and mean average precision for several; Pearson's and Spearman's
+correlation and the mean squared error for numbers (the GLUE tasks' own: Wang et al. 2018, arXiv:1804.07461).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+from torchmetrics import MeanSquaredError, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassF1Score,
+    MultilabelAveragePrecision,
+    MultilabelExactMatch,
+    MultilabelF1Score,
+)
+
+from lit_pretrain.data.label_facts import LabelFacts
+
+
+class SingleLabel:
+    """One class of each sample.
+
+    Args:
+        facts: What is known of the labels.
+        label_smoothing: Share of a label that is spread over all classes.
+        class_weights: (C,) factors of each class's loss; null for 1.
+    """
+
+    monitor, mode = "accuracy", "max"
+
+    def __init__(self, facts: LabelFacts, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
+        self.facts = facts
+        self.outputs = len(facts.classes)
+        self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+
+    def metrics(self) -> MetricCollection:
+        """Fresh metrics of one stage."""
+        return MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(self.outputs, average="micro"),
+                "f1": MulticlassF1Score(self.outputs, average="macro"),
+                "expected_calibration_error": MulticlassCalibrationError(self.outputs, n_bins=15),
+            }
+        )
+
+    def loss(self, logits: Tensor, labels: Tensor, training: bool = False) -> Tensor:
+        """Mean cross-entropy.
+
+        Args:
+            logits: (B, C) float32.
+            labels: (B,) integers, or (B, C) probabilities of mixed pictures.
+            training: Whether labels are smoothed and classes weighted.
+        """
+        if not training:
+            return functional.cross_entropy(logits, labels)
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        return functional.cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
+
+    def for_metrics(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities (B, C) and labels, as the metrics take them."""
+        return logits.softmax(dim=-1), labels
+
+    def correct(self, logits: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """(sum, count) of the accuracy of a training batch."""
+        right = (logits.argmax(dim=-1) == labels).sum()
+        return {"accuracy": (right, torch.tensor(float(len(labels)), device=right.device))}
+
+    def answers(self, logits: Tensor) -> dict[str, Any]:
+        """`label`: a name each; `probability`: (B, C)."""
+        probabilities = logits.softmax(dim=-1)
+        names = [self.facts.classes[index] for index in probabilities.argmax(dim=-1).tolist()]
+        return {"label": names, "probability": probabilities}
+
+
+class MultiLabel:
+    """Any number of classes of each sample; a class is told from a probability of one half on.
+
+    Args:
+        facts: What is known of the labels.
+        label_smoothing: Share by which targets move towards one half.
+        class_weights: (C,) factors of the loss where a class is present; null for 1.
+    """
+
+    monitor, mode = "average_precision", "max"
+
+    def __init__(self, facts: LabelFacts, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
+        self.facts = facts
+        self.outputs = len(facts.classes)
+        self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+
+    def metrics(self) -> MetricCollection:
+        """Fresh metrics of one stage."""
+        return MetricCollection(
+            {
+                "average_precision": MultilabelAveragePrecision(self.outputs, average="macro"),
+                "f1": MultilabelF1Score(self.outputs, average="macro"),
+                "f1_micro": MultilabelF1Score(self.outputs, average="micro"),
+                "exact_accuracy": MultilabelExactMatch(self.outputs),
+            }
+        )
+
+    def loss(self, logits: Tensor, labels: Tensor, training: bool = False) -> Tensor:
+        """Mean binary cross-entropy over samples and classes: logits and labels (B, C) float32."""
+        if not training:
+            return functional.binary_cross_entropy_with_logits(logits, labels.float())
+        targets = labels.float() * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        return functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)
+
+    def for_metrics(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities (B, C) and integer labels (B, C)."""
+        return logits.sigmoid(), labels.long()
+
+    def correct(self, logits: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Nothing is counted in training but the loss."""
+        return {}
+
+    def answers(self, logits: Tensor) -> dict[str, Any]:
+        """`label`: a list of names each; `probability`: (B, C)."""
+        probabilities = logits.sigmoid()
+        names = [
+            [name for name, one in zip(self.facts.classes, row, strict=True) if one >= 0.5]
+            for row in probabilities.tolist()
+        ]
+        return {"label": names, "probability": probabilities}
+
+
+class Regression:
+    """A number of each sample. The head learns standardised numbers, so that their unit does not matter.
+
+    Args:
+        facts: With the mean and the standard deviation of the training labels.
+    """
+
+    monitor, mode = "spearman", "max"
+    outputs = 1
+
+    def __init__(self, facts: LabelFacts) -> None:
+        self.facts = facts
+
+    def metrics(self) -> MetricCollection:
+        """Fresh metrics of one stage."""
+        return MetricCollection(
+            {"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef(), "mse": MeanSquaredError()}
+        )
+
+    def values(self, logits: Tensor) -> Tensor:
+        """Numbers (B,) in the labels' own unit, of a head's outputs (B, 1)."""
+        return logits[:, 0] * self.facts.std + self.facts.mean
+
+    def loss(self, logits: Tensor, labels: Tensor, training: bool = False) -> Tensor:
+        """Mean squared error of the standardised numbers: logits (B, 1), labels (B,)."""
+        return functional.mse_loss(logits[:, 0], (labels.float() - self.facts.mean) / self.facts.std)
+
+    def for_metrics(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Numbers in the labels' own unit."""
+        return self.values(logits), labels.float()
+
+    def correct(self, logits: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Nothing is counted in training but the loss."""
+        return {}
+
+    def answers(self, logits: Tensor) -> dict[str, Any]:
+        """`value`: (B,)."""
+        return {"value": self.values(logits)}
+
+
+Task = SingleLabel | MultiLabel | Regression
+
+
+def make_task(facts: LabelFacts, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> Task:
+    """The task that labels ask for.
+
+    Args:
+        facts: What is known of the labels.
+        label_smoothing: See the tasks; not used for numbers.
+        class_weights: As `label_smoothing`.
+    """
+    if facts.task == "regression":
+        return Regression(facts)
+    return (SingleLabel if facts.task == "single_label" else MultiLabel)(facts, label_smoothing, class_weights)
