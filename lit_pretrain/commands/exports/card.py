@@ -1,0 +1,241 @@
+"""The model card (README.md) beside an export, with the hub's front matter (Mitchell et al. 2019, arXiv:1810.03993)."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from huggingface_hub import ModelCardData
+
+from lit_pretrain import __version__
+from lit_pretrain.commands.exports.checking import Difference
+from lit_pretrain.commands.exports.provenance import Provenance
+from lit_pretrain.commands.exports.subject import Subject
+from lit_pretrain.tracking.paths import shown_path
+
+LIBRARIES = {"hf": "transformers", "timm": "timm", "onnx": "onnx"}
+# By which `--overwrite` knows an export, the only thing that it may remove.
+MARK = "lit_pretrain"
+UNKNOWN = "unknown"
+PIPELINES = {"BertForMaskedLM": "fill-mask", "BertForPreTraining": "fill-mask"}
+# What the config says of data and training, and what a reader calls it; the first that is set is taken.
+SETTINGS = {
+    "optimiser steps planned": ("trainer.max_steps",),
+    "seed of everything": ("seed_everything",),
+    "seed of the model's draws": ("model.seed",),
+    "seed of the data's order": ("data.seed",),
+    "batch size": ("data.batch_size",),
+    "learning rate": ("model.optimizer.learning_rate",),
+    "precision": ("trainer.precision",),
+}
+DATA_SETTINGS = (
+    "path",
+    "name",
+    "data_files",
+    "split",
+    "text_column",
+    "text_pair_column",
+    "image_column",
+    "label_column",
+)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How an export is used.
+
+    Attributes:
+        architecture: The class that loads it.
+        code: Lines of Python.
+        notes: What a reader must know of this format.
+    """
+
+    architecture: str
+    code: str
+    notes: tuple[str, ...] = ()
+
+
+def write_card(
+    subject: Subject,
+    format_name: str,
+    loading: Loading,
+    known: Provenance,
+    differences: list[Difference],
+    sentence: str,
+) -> str:
+    """The whole card.
+
+    Args:
+        subject: What was exported.
+        format_name: hf, timm or onnx.
+        loading: How it is used.
+        known: Where it comes from.
+        differences: Of the numeric check.
+        sentence: The check's result.
+    """
+    parts = [
+        front_matter(subject, format_name, loading.architecture),
+        f"# {known.run.run_name if known.run else subject.path.stem}",
+        description(subject, loading.architecture),
+        "License: not stated. Whoever publishes this chooses one that the data allows, and adds `license:` above.",
+        section("How to load it", f"```python\n{loading.code}\n```", *loading.notes),
+        section("Inputs", inputs_of(subject)),
+        section("Data", data(known)),
+        section("Training", training(subject, known)),
+        section("Metrics", metrics(subject, known)),
+        section("Lineage", lineage(known)),
+        section("Numeric check", sentence, check(differences)),
+    ]
+    if known.unknown:
+        parts.append(section("What could not be read", "\n".join(f"- {line}" for line in known.unknown)))
+    return "\n\n".join(parts) + "\n"
+
+
+def front_matter(subject: Subject, format_name: str, architecture: str) -> str:
+    """What the hub reads; without a license, which is the person's to choose."""
+    if subject.is_text:
+        pipeline = (
+            "text-classification" if subject.has_classifier else PIPELINES.get(architecture, "feature-extraction")
+        )
+    else:
+        pipeline = "image-classification" if subject.has_classifier else "image-feature-extraction"
+    names = [re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower() for name in subject.objective_names]
+    tags = [MARK, "bert" if subject.is_text else "vit", *names]
+    return f"---\n{ModelCardData(library_name=LIBRARIES[format_name], pipeline_tag=pipeline, tags=tags).to_yaml()}\n---"
+
+
+def section(name: str, *paragraphs: str) -> str:
+    """A heading and what stands below it."""
+    return "\n\n".join([f"## {name}", *(paragraph for paragraph in paragraphs if paragraph)])
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
+    """A table of Markdown."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def figure(value: float | None) -> str:
+    """A number as tables show it."""
+    return "" if value is None else f"{value:.4g}"
+
+
+# -- what it is
+
+
+def description(subject: Subject, architecture: str) -> str:
+    """One paragraph: shape, size, what it was trained to do."""
+    config, encoder = subject.encoder.config, subject.encoder
+    kind = "text encoder (BERT)" if subject.is_text else "picture encoder (ViT)"
+    text = (
+        f"A {kind} of {config.depth} blocks, width {config.width}, {config.resolved_heads} heads, "
+        f"{config.norm_order}-norm, {encoder.positions} positions, pooling `{encoder.pooling}`: "
+        f"{subject.parameters:,} parameters. "
+    )
+    if subject.has_classifier:
+        facts = subject.facts
+        names = ", ".join(facts.classes[:20]) + (", ..." if len(facts.classes) > 20 else "")
+        tasks = {
+            "single_label": f"tells one of {len(facts.classes)} classes ({names})",
+            "multi_label": f"tells any of {len(facts.classes)} classes ({names})",
+            "regression": "predicts a number",
+        }
+        text += f"Fine-tuned: it {tasks[facts.task]}. "
+    else:
+        text += f"Pretrained by {' and '.join(subject.objective_names)}. "
+    return text + f"Exported as `{architecture}` by lit_pretrain {__version__}."
+
+
+def inputs_of(subject: Subject) -> str:
+    """How what goes in is prepared."""
+    encoder = subject.encoder
+    if not subject.is_text:
+        means, stds = (", ".join(map(figure, values)) for values in (encoder.channel_means, encoder.channel_stds))
+        return (
+            f"Pictures of {encoder.image_size} x {encoder.image_size} pixels, {encoder.channels} channels, as floats "
+            f"in [0, 1], in patches of {encoder.patch_size}; means [{means}] and standard deviations [{stds}]."
+        )
+    longest = f"up to {encoder.max_positions} tokens" if encoder.positions == "learned" else "of any length"
+    return (
+        f"[CLS] text [SEP], or [CLS] text [SEP] second text [SEP], {longest}, in {subject.tokenizer.vocabulary_size:,} "
+        f"word pieces; the tokenizer (hash {subject.tokenizer.hash}) lies beside the weights."
+    )
+
+
+# -- where it comes from
+
+
+def data(known: Provenance) -> str:
+    """Source and fingerprint."""
+    rows = [(name, known.settings[f"data.{name}"]) for name in DATA_SETTINGS if f"data.{name}" in known.settings]
+    facts = {name.partition(".")[2]: value for name, value in known.facts.items() if name.startswith("data_facts.")}
+    rows += [(name.replace("_", " "), value) for name, value in sorted(facts.items())]
+    return table(("data", ""), [(name, f"`{value}`") for name, value in rows]) if rows else f"The data is {UNKNOWN}."
+
+
+def training(subject: Subject, known: Provenance) -> str:
+    """Objectives, steps, seeds, code."""
+    rows: list[tuple[object, object]] = [("optimiser steps", f"{subject.step:,}")]
+    for objective in subject.record.get("objectives", []):
+        settings = ", ".join(f"{name} {value}" for name, value in objective["init_args"].items())
+        rows.append((f"objective {objective['class_path']}", settings))
+    for name, keys in SETTINGS.items():
+        rows += [(name, known.settings[key]) for key in keys if key in known.settings]
+    fingerprint = subject.record.get("data_fingerprint")
+    rows += [("data fingerprint", fingerprint)] if fingerprint else []
+    if known.run:
+        rows.append(("run", f"{known.run.run_name} ({known.run.run_id}), experiment {known.run.experiment}"))
+    commit = known.tags.get("git.commit")
+    if commit:
+        changed = " with uncommitted changes" if known.tags.get("git.dirty") == "true" else ""
+        rows.append(("commit", commit + changed))
+    versions = [f"{name[9:]} {value}" for name, value in sorted(known.tags.items()) if name.startswith("versions.")]
+    rows += [("versions", ", ".join(versions))] if versions else []
+    machine = [known.tags[name] for name in ("machine.processor", "devices", "machine.gpus") if name in known.tags]
+    rows += [("machine", ", ".join(machine))] if machine else []
+    return table(("training", ""), rows)
+
+
+def metrics(subject: Subject, known: Provenance) -> str:
+    """The run's metrics, and by which protocol they were measured."""
+    if not known.metrics:
+        return (
+            f"The metrics are {UNKNOWN}."
+            if known.unknown
+            else "The run has measured nothing on validation or test data."
+        )
+    rows = [(one.name, figure(one.here), figure(one.best), figure(one.last)) for one in known.metrics]
+    protocol = "all weights and the classifier trained" if subject.has_classifier else "the pretext tasks' own losses"
+    if known.settings.get("model.freeze_encoder") is True:
+        protocol = "a frozen encoder, the classifier trained"
+    return (
+        table(("metric", f"here, at step {subject.step}", "best of the run", "last of the run"), rows)
+        + f"\n\nProtocol: {protocol}; one run with one seed."
+    )
+
+
+def lineage(known: Provenance) -> str:
+    """What the weights were initialised from, step by step."""
+    if not known.ancestors or known.ancestors == [{"init_from": "scratch"}]:
+        return "Trained from fresh weights."
+    lines = []
+    for place, one in enumerate(known.ancestors, 1):
+        source = one.get("init_from", UNKNOWN)
+        if source == "scratch":
+            shape = f" in the shape of {one['architecture_from']}" if "architecture_from" in one else ""
+            lines.append(f"{place}. fresh weights{shape}")
+            continue
+        made = [f"{word} {one[f'init_from_{name}']}" for name, word in ANCESTRY.items() if one.get(f"init_from_{name}")]
+        lines.append(f"{place}. `{shown_path(source)}`" + (f": {', '.join(made)}" if made else ""))
+    return "Initialised from, the nearest first:\n\n" + "\n".join(lines)
+
+
+ANCESTRY = {"module": "a", "objectives": "by", "step": "at step", "run": "of run"}
+
+
+def check(differences: list[Difference]) -> str:
+    """The check's figures."""
+    rows = [
+        (one.output, f"{one.difference:.1e}", f"{one.tolerance:.0e}", figure(one.largest), one.inputs)
+        for one in differences
+    ]
+    return table(("output", "largest difference", "tolerance", "largest value", "inputs"), rows)

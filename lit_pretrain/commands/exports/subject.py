@@ -1,0 +1,142 @@
+"""What is exported: a checkpoint of this suite, opened, with what every format asks of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_pretrain.backbone import TextEncoder, VisionEncoder
+from lit_pretrain.data.label_facts import LabelFacts
+from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.errors import UserError
+from lit_pretrain.modules import FineTuning, TextPretraining, VisionPretraining
+from lit_pretrain.modules.checkpoints import read_checkpoint
+from lit_pretrain.tracking.find import find_checkpoint
+from lit_pretrain.tracking.paths import shown_path
+
+KINDS = {kind.__name__: kind for kind in (TextPretraining, VisionPretraining, FineTuning)}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint's module, on the CPU, in fp32 and in evaluation mode.
+
+    Attributes:
+        path: The checkpoint.
+        step: Optimiser steps that it was trained for.
+        record: What the checkpoint tells of itself.
+        module: The module with its weights.
+        tokenizer: Of text; null for pictures.
+    """
+
+    path: Path
+    step: int
+    record: dict[str, Any]
+    module: nn.Module
+    tokenizer: WordPieceTokenizer | None
+
+    @classmethod
+    def open(cls, reference: str) -> "Subject":
+        """Find and load a checkpoint.
+
+        Args:
+            reference: "last", a run's name or id, or a file.
+
+        Raises:
+            UserError: If there is none, or nothing of its kind can be exported.
+        """
+        path = find_checkpoint(reference)
+        checkpoint = read_checkpoint(path)
+        record = checkpoint["lit_pretrain"]
+        if record["module"] not in KINDS:
+            raise UserError(
+                f"{shown_path(path)} is a checkpoint of {record['module']}, which has no export: give one of "
+                f"{', '.join(KINDS)}."
+            )
+        module = KINDS[record["module"]].from_checkpoint(path).float().cpu().eval().requires_grad_(False)
+        tokenizer = None
+        if isinstance(module.encoder, TextEncoder):
+            if "tokenizer" not in record:
+                raise UserError(f"{shown_path(path)} holds no tokenizer, without which text weights are worthless.")
+            tokenizer = WordPieceTokenizer.from_json(record["tokenizer"])
+        return cls(path, int(checkpoint["global_step"]), record, module, tokenizer)
+
+    @property
+    def encoder(self) -> TextEncoder | VisionEncoder:
+        """The encoder inside."""
+        return self.module.encoder
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it reads text, not pictures."""
+        return isinstance(self.encoder, TextEncoder)
+
+    @property
+    def objectives(self) -> list[nn.Module]:
+        """Pretext tasks with their heads; empty after fine-tuning."""
+        return list(getattr(self.module, "objectives", []))
+
+    @property
+    def objective_names(self) -> list[str]:
+        """The pretext tasks' classes."""
+        return [one["class_path"] for one in self.record.get("objectives", [])]
+
+    @property
+    def facts(self) -> LabelFacts | None:
+        """What the classifier was trained on; null after pretraining."""
+        return self.module.facts if isinstance(self.module, FineTuning) else None
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether there is a head that names classes or predicts a number."""
+        return self.facts is not None
+
+    def classifier(self) -> tuple[Tensor, Tensor]:
+        """Weight (C, D) and bias (C,) from pooled features to logits, or to the number itself in its own unit."""
+        weight, bias = self.module.head.weight, self.module.head.bias
+        if self.facts.task == "regression":
+            return weight * self.facts.std, bias * self.facts.std + self.facts.mean
+        return weight, bias
+
+    @property
+    def labels(self) -> list[str]:
+        """A name for every number that the classifier gives; empty after pretraining."""
+        if self.facts is None:
+            return []
+        return list(self.facts.classes) or ["value"]
+
+    @property
+    def answer(self) -> str:
+        """What the other libraries' logits are called here: numbers are in their own unit."""
+        return "value" if self.facts.task == "regression" else "logits"
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the encoder, and in the classifier if there is one."""
+        parts = [self.encoder, self.module.head] if self.has_classifier else [self.encoder]
+        return sum(parameter.numel() for part in parts for parameter in part.parameters())
+
+    @torch.no_grad()
+    def features(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What this suite computes of `seeded_texts` or `seeded_pictures`.
+
+        Returns:
+            `token_features` (B, N, D), `pooled_embedding` (B, D), and with a classifier what `answers` gives.
+        """
+        if self.is_text:
+            tokens = self.encoder.forward_features(**inputs)
+            pooled = self.encoder.forward_head(tokens, inputs["attention_mask"])
+        else:
+            tokens = self.encoder.forward_features(self.encoder.normalize(inputs["images"]))
+            pooled = self.encoder.forward_head(tokens)
+        outputs = {"token_features": tokens, "pooled_embedding": pooled}
+        return outputs | (answers(self.module.head(pooled), self.facts) if self.has_classifier else {})
+
+
+def answers(logits: Tensor, facts: LabelFacts) -> dict[str, Tensor]:
+    """What a head's outputs (B, C) say: `logits` and `probabilities` (B, C), or the `value` (B, 1) in its own unit."""
+    if facts.task == "regression":
+        return {"value": logits * facts.std + facts.mean}
+    return {"logits": logits, "probabilities": logits.sigmoid() if facts.task == "multi_label" else logits.softmax(-1)}

@@ -1,0 +1,100 @@
+"""Pictures in timm's format: a directory that `timm.create_model("local-dir:DIR", pretrained=True)` loads."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from lit_pretrain.backbone.weights.files import write_checkpoint
+from lit_pretrain.commands.exports.card import Loading
+from lit_pretrain.commands.exports.checking import (
+    Difference,
+    ExportMismatchError,
+    compare,
+    named_version,
+    seeded_pictures,
+)
+from lit_pretrain.commands.exports.subject import Subject
+from lit_pretrain.errors import UserError
+
+PACKAGES = ("timm",)
+
+
+def library() -> str:
+    """What checks the export."""
+    return named_version("timm")
+
+
+def write(subject: Subject, directory: Path) -> None:
+    """Write weights and config, with the classifier and its labels after fine-tuning.
+
+    Raises:
+        UserError: If timm has no place for something of the encoder; the sentence says for what.
+    """
+    try:
+        subject.encoder.save_pretrained(directory)
+    except UserError as error:
+        raise UserError(f"{str(error).rpartition(':')[0]}; --format onnx holds any encoder.") from error
+    if not subject.has_classifier:
+        return
+    weight, bias = subject.classifier()
+    tensors = load_file(directory / "model.safetensors")
+    config = json.loads((directory / "config.json").read_text())
+    count = len(subject.labels)
+    config |= {"num_classes": count, "label_names": subject.labels}
+    config["model_args"]["num_classes"] = config["pretrained_cfg"]["num_classes"] = count
+    tensors |= {"head.weight": weight, "head.bias": bias}
+    write_checkpoint(directory, tensors, config)
+
+
+def loading(subject: Subject) -> Loading:
+    """How the export is used."""
+    code = (
+        "import timm\n"
+        'model = timm.create_model("local-dir:DIRECTORY", pretrained=True).eval()\n'
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
+    )
+    return Loading("VisionTransformer", code, tuple(notes(subject)))
+
+
+def notes(subject: Subject) -> list[str]:
+    """What does not show in the code."""
+    if not subject.has_classifier:
+        told = ["There is no classifier: model(images) gives the pooled embedding; num_classes=N adds a new one."]
+    else:
+        given = {
+            "single_label": "logits, softmax makes probabilities of them; the names are",
+            "multi_label": "logits, sigmoid makes probabilities of them; the names are",
+            "regression": "the number itself; its name is",
+        }
+        told = [f"model(images) gives {given[subject.facts.task]} in config.json's label_names."]
+    if subject.objectives:
+        heads = " and of ".join(subject.objective_names)
+        told.append(f"Left out, for timm has no place for it: the head of {heads}.")
+    return told
+
+
+@torch.no_grad()
+def check(subject: Subject, directory: Path) -> list[Difference]:
+    """Load the export in timm, prepare pictures as its config says, and compare what it computes.
+
+    Raises:
+        ExportMismatchError: If it does not load whole.
+    """
+    import timm
+
+    try:
+        model = timm.create_model(f"local-dir:{directory}", pretrained=True).eval()
+    except RuntimeError as error:  # torch's, when tensors are missing or of another shape
+        raise ExportMismatchError(f"timm does not load the export ({' '.join(str(error).split())[:200]}).") from error
+    data = timm.data.resolve_model_data_config(model)
+    inputs = seeded_pictures(subject)
+    mean, std = (torch.tensor(data[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    tokens = model.forward_features((inputs["images"] - mean) / std)
+    theirs = {"token_features": tokens, "pooled_embedding": model.forward_head(tokens, pre_logits=True)}
+    if subject.has_classifier:
+        theirs[subject.answer] = model.forward_head(tokens)
+    ours = subject.features(inputs)
+    named = f"{len(inputs['images'])} random pictures of {subject.encoder.image_size} pixels"
+    return [compare(name, ours[name], theirs[name], named) for name in theirs]

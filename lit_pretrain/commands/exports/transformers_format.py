@@ -1,0 +1,264 @@
+"""Text in Hugging Face's format: a BERT that `transformers` loads, with its tokenizer and the heads that BERT has.
+
+A classifier goes into `BertForSequenceClassification`, which reads tanh(W h + b) of the first token. That is our
+pooling `pooler`; our `cls` (the first token as it is) is the same with W a small multiple s of the identity and the
+classifier divided by s, for tanh(x) = x - x^3 / 3 + ... is x to the last bit of fp32 where x is small enough. A mean
+over tokens has no place there: then the encoder is a `BertModel`, and the classifier lies beside it in a folder.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lit_pretrain.backbone.pooling import mean_pool
+from lit_pretrain.backbone.weights.files import write_checkpoint
+from lit_pretrain.commands.exports.card import Loading
+from lit_pretrain.commands.exports.checking import (
+    Difference,
+    ExportMismatchError,
+    TextBatch,
+    compare,
+    named_version,
+    quiet_transformers,
+    real_tokens,
+    seeded_texts,
+    worst_of_each,
+)
+from lit_pretrain.commands.exports.subject import Subject
+from lit_pretrain.errors import UserError
+from lit_pretrain.objectives import MaskedLanguageModeling, NextSentencePrediction
+
+PACKAGES = ("transformers",)
+CLASSIFIER_FOLDER = "classifier"
+PROBLEMS = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+# A power of two, so that multiplying by it is exact. (20 s)^2 / 3 is below fp32's last bit.
+SMALL = 2.0**-16
+
+
+def library() -> str:
+    """What checks the export."""
+    return named_version("transformers")
+
+
+def heads_of(subject: Subject) -> list[torch.nn.Module]:
+    """The pretraining heads that BERT's classes in transformers have a place for."""
+    exact_gelu = subject.encoder.config.activation == "gelu"
+    return [
+        objective
+        for objective in subject.objectives
+        if isinstance(objective, NextSentencePrediction)
+        # transformers gives the head the encoder's activation, and ours is always GELU.
+        or (isinstance(objective, MaskedLanguageModeling) and exact_gelu)
+    ]
+
+
+def architecture_of(subject: Subject) -> str:
+    """The class of transformers' that loads the export."""
+    if subject.has_classifier:
+        fits = subject.encoder.pooling in ("pooler", "cls")
+        return "BertForSequenceClassification" if fits else "BertModel"
+    kinds = {type(head) for head in heads_of(subject)}
+    if kinds == {MaskedLanguageModeling, NextSentencePrediction}:
+        return "BertForPreTraining"
+    if kinds == {MaskedLanguageModeling}:
+        return "BertForMaskedLM"
+    return "BertForNextSentencePrediction" if kinds else "BertModel"
+
+
+def write(subject: Subject, directory: Path) -> None:
+    """Write weights, config and tokenizer.
+
+    Raises:
+        UserError: If BERT has no place for something of the encoder; the sentence says for what.
+    """
+    try:
+        subject.encoder.save_pretrained(directory, tuple(heads_of(subject)))
+    except UserError as error:
+        raise UserError(f"{str(error).partition(':')[0]}{reason(error)}; --format onnx holds any encoder.") from error
+    architecture = architecture_of(subject)
+    config, tensors = read(directory)
+    config["architectures"] = [architecture]
+    config["pad_token_id"] = subject.tokenizer.pad_id
+    if subject.has_classifier:
+        weight, bias = subject.classifier()
+        if architecture == "BertForSequenceClassification":
+            tensors = {f"bert.{name}": value for name, value in tensors.items()}
+            tensors |= classifier_tensors(subject, weight, bias)
+            config |= label_settings(subject)
+        else:
+            settings = label_settings(subject) | {"pooling": subject.encoder.pooling}
+            write_checkpoint(directory / CLASSIFIER_FOLDER, {"weight": weight, "bias": bias}, settings)
+    write_checkpoint(directory, tensors, config)
+    subject.tokenizer.save(directory)
+    path = directory / "tokenizer_config.json"
+    limit = {"model_max_length": subject.encoder.max_positions}
+    path.write_text(json.dumps(json.loads(path.read_text()) | limit, indent=2) + "\n")
+
+
+def reason(error: UserError) -> str:
+    """What follows the first colon of a refusal, up to its advice."""
+    return "".join(f":{part}" for part in str(error).split(":")[1:-1])
+
+
+def read(directory: Path) -> tuple[dict, dict[str, Tensor]]:
+    """A directory's config and tensors."""
+    return json.loads((directory / "config.json").read_text()), load_file(directory / "model.safetensors")
+
+
+def classifier_tensors(subject: Subject, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+    """The classifier, and before it for the pooling `cls` a pooler that changes nothing."""
+    if subject.encoder.pooling == "pooler":
+        return {"classifier.weight": weight, "classifier.bias": bias}
+    width = subject.encoder.width
+    return {
+        "bert.pooler.dense.weight": SMALL * torch.eye(width),
+        "bert.pooler.dense.bias": torch.zeros(width),
+        "classifier.weight": weight / SMALL,
+        "classifier.bias": bias,
+    }
+
+
+def label_settings(subject: Subject) -> dict:
+    """What transformers' config.json says of labels."""
+    return {
+        "problem_type": PROBLEMS[subject.facts.task],
+        "id2label": {str(index): name for index, name in enumerate(subject.labels)},
+        "label2id": {name: index for index, name in enumerate(subject.labels)},
+    }
+
+
+def loading(subject: Subject) -> Loading:
+    """How the export is used."""
+    architecture = architecture_of(subject)
+    lines = ['tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")']
+    if architecture == "BertModel":
+        pooler = "" if subject.encoder.pooling == "pooler" else ", add_pooling_layer=False"
+        lines.append(f'model = AutoModel.from_pretrained("DIRECTORY"{pooler})')
+        imported = "AutoModel"
+    else:
+        lines.append(f'model = {architecture}.from_pretrained("DIRECTORY")')
+        imported = architecture
+    code = "\n".join([f"from transformers import AutoTokenizer, {imported}", *lines])
+    return Loading(architecture, code, tuple(notes(subject, architecture)))
+
+
+def notes(subject: Subject, architecture: str) -> list[str]:
+    """What does not show in the code."""
+    pooling, told = subject.encoder.pooling, []
+    how = {
+        "mean": "the mean of the real tokens' last_hidden_state",
+        "cls": "the first token's last_hidden_state",
+        "pooler": "pooler_output",
+    }
+    told.append(f"The embedding of a text is {how[pooling]}.")
+    if subject.has_classifier and architecture == "BertModel":
+        told.append(
+            f"The classifier reads the pooling '{pooling}', and BERT's classes in transformers the first token only, "
+            f"so its weight and bias lie in {CLASSIFIER_FOLDER}/model.safetensors, its labels in "
+            f"{CLASSIFIER_FOLDER}/config.json, and logits = embedding @ weight.T + bias; --format onnx has all in one."
+        )
+    if architecture == "BertForSequenceClassification" and pooling == "cls":
+        told.append(
+            "The classifier reads the first token as it is: the pooler is a small multiple of the identity, which "
+            "BERT's tanh does not change in fp32; train on from the checkpoint rather than from this."
+        )
+    left_out = [type(one).__name__ for one in subject.objectives if one not in heads_of(subject)]
+    if left_out:
+        told.append(f"Left out, for BERT has no place for it: the head of {' and of '.join(left_out)}.")
+    return told
+
+
+# -- the check
+
+
+@torch.no_grad()
+def check(subject: Subject, directory: Path) -> list[Difference]:
+    """Load the export in transformers, with its tokenizer, and compare what it computes.
+
+    Raises:
+        ExportMismatchError: If it does not load whole, or its tokenizer gives other pieces.
+    """
+    from transformers import AutoTokenizer
+
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        bare = load(directory, "AutoModel", add_pooling_layer=subject.encoder.pooling == "pooler")
+        architecture = architecture_of(subject)
+        whole = None if architecture == "BertModel" else load(directory, architecture)
+    differences = []
+    for batch in seeded_texts(subject):
+        inputs = dict(tokenizer(batch.first, batch.second, padding=True, return_tensors="pt"))
+        compare_pieces(batch, inputs)
+        named = f"{len(batch.first)} seeded {'texts' if batch.second is None else 'pairs of texts'}"
+        named += f" of up to {inputs['input_ids'].shape[1]} tokens with padding"
+        ours, theirs = subject.features(batch.inputs), bare(**inputs)
+        tokens = theirs.last_hidden_state
+        pairs = {
+            "token_features": (real_tokens(ours["token_features"], inputs), real_tokens(tokens, inputs)),
+            "pooled_embedding": (ours["pooled_embedding"], pooled(subject, tokens, theirs.pooler_output, inputs)),
+        }
+        if whole is not None:
+            pairs |= head_outputs(subject, ours, whole(**inputs), inputs)
+        elif subject.has_classifier:
+            head = load_file(directory / CLASSIFIER_FOLDER / "model.safetensors")
+            pairs[subject.answer] = (
+                ours[subject.answer],
+                pairs["pooled_embedding"][1] @ head["weight"].T + head["bias"],
+            )
+        differences += [compare(name, *pair, named) for name, pair in pairs.items()]
+    return worst_of_each(differences)
+
+
+def load(directory: Path, class_name: str, **settings: object) -> torch.nn.Module:
+    """A model of transformers' from the export, in fp32; every tensor that it needs must be there."""
+    import transformers
+
+    model, report = getattr(transformers, class_name).from_pretrained(
+        directory, output_loading_info=True, dtype=torch.float32, **settings
+    )
+    lacking = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
+    if lacking:
+        raise ExportMismatchError(f"transformers' {class_name} does not find {', '.join(lacking[:5])} in the export.")
+    return model.eval()
+
+
+def compare_pieces(batch: TextBatch, inputs: dict[str, Tensor]) -> None:
+    """See that the exported tokenizer makes of the texts what the checkpoint's does."""
+    for name, ours in batch.inputs.items():
+        if name not in inputs or not torch.equal(ours, inputs[name]):
+            raise ExportMismatchError(
+                f"The tokenizer that transformers loads gives other {name} than the checkpoint's: nothing was exported."
+            )
+
+
+def pooled(subject: Subject, tokens: Tensor, pooler_output: Tensor | None, inputs: dict[str, Tensor]) -> Tensor:
+    """The embedding (B, D) from what transformers gives, in the way that the card says."""
+    if subject.encoder.pooling == "pooler":
+        return pooler_output
+    return tokens[:, 0] if subject.encoder.pooling == "cls" else mean_pool(tokens, inputs["attention_mask"])
+
+
+def head_outputs(
+    subject: Subject, ours: dict[str, Tensor], theirs: object, inputs: dict[str, Tensor]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """What the heads give here and there, by name."""
+    if subject.has_classifier:
+        return {subject.answer: (ours[subject.answer], theirs.logits)}
+    found, tokens = {}, ours["token_features"]
+    heads = heads_of(subject)
+    for head in heads:
+        if isinstance(head, MaskedLanguageModeling):
+            words = theirs.prediction_logits if len(heads) == 2 else theirs.logits
+            expected = head.head.logits(real_tokens(tokens, inputs), subject.encoder.embeddings.token.weight)
+            found["word_logits"] = (expected, real_tokens(words, inputs))
+        else:
+            following = theirs.seq_relationship_logits if len(heads) == 2 else theirs.logits
+            found["next_sentence_logits"] = (head.logits(tokens, subject.encoder), following)
+    return found
