@@ -88,10 +88,11 @@ def take_settings(arguments: list[str]) -> tuple[list[str], list[str]]:
             rest.append(argument)
         elif "=" in argument:
             settings.append(argument)
-        elif (value := next(remaining, None)) is not None:
-            settings += [argument, value]
         else:
-            raise UserError(f"{argument} has no value: give one after it.")
+            value = next(remaining, "--")
+            if value.startswith("--"):
+                raise UserError(f"{argument} has no value: give one after it.")
+            settings += [argument, value]
     return rest, settings
 
 

@@ -66,7 +66,7 @@ def chosen_layers(subject: Subject, text: str, pooling: FeaturePooling) -> list[
         try:
             layers = list(dict.fromkeys(int(one) for one in text.split(",")))
         except ValueError:
-            raise UserError(f"--layers is '{text}': give all, last, or numbers from 1, as in 1,3,6.") from None
+            raise UserError(f"--layers is '{text}': give three, all, last, or numbers from 1, as in 1,3,6.") from None
     check_depths(subject.encoder, layers, pooling)
     return layers
 
