@@ -150,7 +150,10 @@ class LabelledDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Open the sources, read the labels, and decode pictures that are not kept yet."""
-        self._prepare(labelled=self.trainer is None or self.trainer.state.fn != TrainerFn.PREDICTING)
+        if self.trainer is None:
+            self._prepare(labelled=self.label_settings.column is not None)
+        else:
+            self._prepare(labelled=self.trainer.state.fn != TrainerFn.PREDICTING)
 
     def setup(self, stage: str) -> None:
         """Tokenise what the stage needs."""
