@@ -18,7 +18,7 @@ from lit_pretrain.data.loading import EpochBatchSampler, ResumableDataLoader
 from lit_pretrain.data.randomness import default_seed
 from lit_pretrain.data.sentence_pairs import PairSettings, RandomNext
 from lit_pretrain.data.sources import shown
-from lit_pretrain.data.splits import split_rows
+from lit_pretrain.data.splits import budgeted_rows, split_rows
 from lit_pretrain.data.token_cache import TokenCache, cache_fingerprint, open_or_build
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
@@ -50,6 +50,8 @@ class DocumentDataModule(LightningDataModule):
         batch_size: Sequences of a batch of one device.
         workers: Processes that make batches ahead; copying from the cache is so cheap that 0 is mostly best.
         validation_share: Share of the documents for validation, at least one.
+        document_budget: Only so many training documents, or such a share of them below 1, drawn with the seed; the
+            tokenizer and the validation documents stay those of the whole. Null for all.
         cache_directory: Where tokenised corpora are kept; null is caches/ under the runs directory.
         seed: Source of order and pairs; null takes seed_everything's.
         max_documents: Only so many documents from the start of the source; null for all.
@@ -76,6 +78,7 @@ class DocumentDataModule(LightningDataModule):
         batch_size: int = 32,
         workers: int = 0,
         validation_share: float = 0.05,
+        document_budget: int | float | None = None,
         cache_directory: str | None = None,
         seed: int | None = None,
         max_documents: int | None = None,
@@ -99,6 +102,7 @@ class DocumentDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.workers = workers
         self.validation_share = validation_share
+        self.document_budget = document_budget
         self.cache_directory = Path(cache_directory) if cache_directory else default_cache_directory()
         self.seed = default_seed() if seed is None else seed
         self.tokenizer: WordPieceTokenizer | None = None
@@ -148,6 +152,8 @@ class DocumentDataModule(LightningDataModule):
         # A random second sentence comes from another document, so pairs need two on either side.
         least = 2 if self.layout == "sentence_pairs" else 1
         train, validation = split_rows(self.cache.documents, self.validation_share, "documents", least)
+        if self.document_budget is not None:
+            train = budgeted_rows(train, self.document_budget, self.seed, "document_budget", "documents", least)
         self.train_dataset = self._dataset(train, self.seed, fixed=False)
         # The validation sequences are the same in every run, whatever its seed.
         self.validation_dataset = self._dataset(validation, 0, fixed=True) if len(validation) else None

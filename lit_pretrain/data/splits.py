@@ -3,6 +3,7 @@
 import numpy
 
 from lit_pretrain.data.randomness import sample_generator
+from lit_pretrain.errors import UserError
 
 
 def split_rows(
@@ -24,3 +25,33 @@ def split_rows(
         validation = 0
     order = sample_generator(f"validation {contents}", count).permutation(count)
     return numpy.sort(order[validation:]), numpy.sort(order[:validation])
+
+
+def budgeted_rows(
+    rows: numpy.ndarray, budget: int | float, seed: int, setting: str, contents: str, least: int = 1
+) -> numpy.ndarray:
+    """Draw some of the training rows; with one seed a smaller budget's rows are among a larger one's.
+
+    Args:
+        rows: All of them, sorted.
+        budget: How many, or a share of them below 1.
+        seed: Of the draw.
+        setting: The budget's name, for messages.
+        contents: What the rows are.
+        least: Rows that are needed.
+
+    Returns:
+        The rows drawn, sorted.
+
+    Raises:
+        UserError: If the budget is more than there are, or too few.
+    """
+    share = isinstance(budget, float) and 0.0 < budget < 1.0
+    if not share and budget != int(budget):
+        raise UserError(f"data.{setting} is {budget}: give a whole number of {contents}, or a share below 1.")
+    count = round(budget * len(rows)) if share else int(budget)
+    if not least <= count <= len(rows):
+        raise UserError(
+            f"data.{setting} of {budget} is {count} of the {len(rows)} training {contents}: give from {least} to all."
+        )
+    return numpy.sort(sample_generator(seed, setting).permutation(rows)[:count])

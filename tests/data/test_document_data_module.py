@@ -55,6 +55,16 @@ def test_validation_has_documents_of_its_own_and_is_the_same_for_every_seed(corp
     assert not torch.equal(*trained)
 
 
+def test_fewer_documents_leave_the_tokenizer_and_the_validation_alone(corpus, tmp_path):
+    whole, half, few = (make_data(corpus, tmp_path, document_budget=budget) for budget in (None, 0.5, 6))
+    for one in (whole, half, few):
+        one.setup("fit")
+        assert numpy.array_equal(one.validation_dataset.documents, whole.validation_dataset.documents)
+        assert one.tokenizer.hash == whole.tokenizer.hash
+    assert len(half.train_dataset.documents) == 24 and len(few.train_dataset.documents) == 6
+    assert set(few.train_dataset.documents) < set(half.train_dataset.documents) < set(whole.train_dataset.documents)
+
+
 def test_segments_and_the_beginnings_of_documents(corpus, tmp_path):
     data = make_data(corpus, tmp_path, layout="segments", sequence_length=16)
     data.setup("predict")
@@ -107,6 +117,8 @@ def test_more_workers_give_the_same_batches(corpus, tmp_path):
         ({"batch_size": 0}, r"data\.batch_size is 0"),
         ({"validation_share": 1.0}, r"data\.validation_share is 1\.0"),
         ({"max_documents": 1}, r"one document.*data\.layout to segments"),
+        ({"document_budget": 1}, r"data\.document_budget of 1 is 1 of the 48 training documents: give from 2 to all"),
+        ({"document_budget": 2.5}, r"data\.document_budget is 2\.5: give a whole number"),
         ({"batch_size": 100_000}, r"do not fill one batch.*data\.batch_size"),
         ({"vocabulary_size": 4000}, r"supports a vocabulary of \d+"),
         ({"tokenizer": "nowhere"}, "There is no tokenizer at nowhere"),
