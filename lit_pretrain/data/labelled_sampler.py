@@ -52,7 +52,8 @@ class LengthBatchSampler(EpochBatchSampler):
 
         Returns:
             (S, batch_size * world_size) indices of the samples of each whole step, and those of the last, smaller step:
-            as many as `world_size` divides, for which a few samples of the epoch come once more.
+            as many as `world_size` divides, for which a few samples of the epoch come once more. Of pictures each
+            process has an even number then too, because mixing pairs them.
         """
         size, step = len(self.dataset), self.batch_size * world_size
         generator = sample_generator(self.seed, "order", epoch)
@@ -64,7 +65,8 @@ class LengthBatchSampler(EpochBatchSampler):
                 pool[:] = pool[numpy.argsort(self.dataset.lengths[pool], kind="stable")]
             last = last[numpy.argsort(self.dataset.lengths[last], kind="stable")]
         if len(last):
-            missing = -len(last) % world_size
+            pairs = self.dataset.lengths is None and self.batch_size % 2 == 0
+            missing = -len(last) % (2 * world_size if pairs else world_size)
             last = numpy.concatenate([last, numpy.resize(order, missing)])
         steps = whole.reshape(-1, step)
         return steps[generator.permutation(len(steps))], last

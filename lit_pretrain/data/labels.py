@@ -62,9 +62,10 @@ class Labels:
     def facts(self) -> LabelFacts:
         """What a head needs to know."""
         if self.task == "regression":
-            return LabelFacts(self.task)
+            numbers = self.values.astype(numpy.float64)
+            return LabelFacts(self.task, samples=len(self), mean=float(numbers.mean()), std=float(numbers.std()) or 1.0)
         counts = numpy.bincount(self.values, minlength=len(self.classes)).tolist()
-        return LabelFacts(self.task, list(self.classes), counts)
+        return LabelFacts(self.task, list(self.classes), counts, len(self))
 
     def _of(self, row: int) -> numpy.ndarray:
         return self.values[self.ends[row - 1] if row else 0 : self.ends[row]]

@@ -105,7 +105,7 @@ FIELDS = ("input_ids", "attention_mask", "sample_id", "label")
 def test_texts(table, tmp_path):
     data = ready(tmp_path, table)
     loader = data.train_dataloader()
-    assert data.label_facts == LabelFacts("single_label", NAMES, [32, 16]) and data.classes == NAMES
+    assert data.label_facts == LabelFacts("single_label", NAMES, [32, 16], 48) and data.classes == NAMES
     assert data.train_batches_per_epoch == len(loader) == 6 and data.facts is None and len(data.fingerprint) == 16
     for epoch in (0, 3):
         for index, batch in enumerate(batches_of(loader, epoch)):
@@ -157,7 +157,7 @@ def test_budgets_are_nested_and_validation_stays(table, tmp_path):
 
 def test_pairs_and_numbers(table, tmp_path):
     data = ready(tmp_path, table, text_pair_column="other", label_column="score")
-    assert data.label_facts == LabelFacts("regression") and data.classes == []
+    assert data.label_facts.task == "regression" and data.label_facts.samples == 48 and data.classes == []
     for batch in batches_of(data.train_dataloader()):
         assert batch["label"].dtype == torch.float32
         for ids, mask, segments, row, label in zip(
@@ -380,7 +380,7 @@ def test_pictures(tmp_path):
         assert "padding_share" not in data.describe()
     assert data.train_dataloader().dataset.lengths is None
     few = ready(tmp_path, table, image_column="picture", label_budget=6)
-    assert few.label_facts == LabelFacts("single_label", CLASSES, [2, 2, 2]) and len(few.train_dataloader()) == 1
+    assert few.label_facts == LabelFacts("single_label", CLASSES, [2, 2, 2], 6) and len(few.train_dataloader()) == 1
     prediction = ready(tmp_path, table, stage="predict", image_column="picture", label_column=None)
     assert rows_of(prediction.predict_dataloader()) == list(range(60))
 

@@ -61,7 +61,9 @@ def test_every_sample_comes_once_over_all_processes(world_size, sized, size, mon
     # Every process has a last batch of as many samples, though some may have come already.
     assert len({len(batches[-1]) for batches in taken}) == 1
     everything = sorted(index for batches in taken for batch in batches for index in batch)
-    assert set(everything) == set(range(size)) and len(everything) - size == -size % world_size
+    pairs = 1 if sized else 2
+    assert set(everything) == set(range(size)) and len(everything) - size == -size % (world_size * pairs)
+    assert len(taken[0][-1]) % pairs == 0
     # Together they see what one process with a larger batch sees.
     at(monkeypatch, 0, 1)
     alone = batches_of(LengthBatchSampler(data, 8 * world_size, seed=1), 3)

@@ -70,7 +70,8 @@ def test_several_classes_a_row(values, feature, classes, targets):
     assert everything.dtype == torch.float32 and everything.tolist() == targets
     some = labels.take(numpy.array([1, 0]))
     assert some.targets(numpy.array([0, 1])).tolist() == [targets[1], targets[0]]
-    assert labels.facts() == LabelFacts("multi_label", classes, [sum(column) for column in zip(*targets, strict=True)])
+    counts = [sum(column) for column in zip(*targets, strict=True)]
+    assert labels.facts() == LabelFacts("multi_label", classes, counts, len(values))
 
 
 @pytest.mark.parametrize(
@@ -86,14 +87,18 @@ def test_numbers_to_predict(values, feature, task, numbers):
     labels = read_labels(rows(values, feature), "kind", "it", task)
     targets = labels.targets(numpy.array([0, 1]))
     assert targets.dtype == torch.float32 and targets.tolist() == numbers
-    assert labels.facts() == LabelFacts("regression") and labels.facts().outputs == 1
+    half = abs(numbers[1] - numbers[0]) / 2
+    assert labels.facts() == LabelFacts("regression", samples=2, mean=sum(numbers) / 2, std=half)
+    assert labels.facts().outputs == 1 and labels.take(numpy.array([0, 0])).facts().std == 1.0
 
 
 def test_whole_floats_are_classes_if_one_says_so():
     data = rows([1.0, 0.0, 10.0])
     assert read_labels(data, "kind", "it", None).task == "regression"
     labels = read_labels(data, "kind", "it", "single_label")
-    assert labels.classes == ["0", "1", "10"] and labels.facts() == LabelFacts("single_label", labels.classes, [1] * 3)
+    assert labels.classes == ["0", "1", "10"] and labels.facts() == LabelFacts(
+        "single_label", labels.classes, [1] * 3, 3
+    )
 
 
 @pytest.mark.parametrize(
