@@ -9,12 +9,9 @@ import torch
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
-from lit_pretrain.modules.checkpoints import load_encoder, read_checkpoint
-from lit_pretrain.tracking.find import find_checkpoint, read_run_file, run_directory_of_checkpoint
-from lit_pretrain.tracking.paths import RUN_FILE_NAME, shown_path
-
-KINDS = {kind.__name__: kind for kind in (TextEncoder, VisionEncoder)}
-WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
+from lit_pretrain.modules.starting_points import load_starting_point
+from lit_pretrain.tracking.find import read_run_file, run_directory_of_checkpoint
+from lit_pretrain.tracking.paths import RUN_FILE_NAME
 
 
 @dataclass(frozen=True)
@@ -51,68 +48,34 @@ def load_subject(reference: str) -> Subject:
     """Find and load an encoder.
 
     Args:
-        reference: "last", a run's name or id, a checkpoint of ours; a directory in Hugging Face's BERT format or in
-            timm's; a file of timm's weights; or a model name of timm's.
+        reference: As for `lit_pretrain.modules.starting_points.load_starting_point`.
 
     Raises:
-        UserError: If there is nothing of that name, or it cannot be loaded.
+        UserError: If there is nothing of that name, it cannot be loaded, or it reads text and has no tokenizer.
     """
-    path = Path(reference).expanduser()
-    if path.is_dir() and not (path / RUN_FILE_NAME).is_file():
-        return load_public_directory(path)
-    if path.is_file() and path.suffix in WEIGHTS:
-        return Subject(path.stem, VisionEncoder.from_pretrained(path), tags={"source.checkpoint": str(path.resolve())})
-    try:
-        checkpoint = find_checkpoint(reference)
-    except UserError:
-        if not is_name_of_timm(reference):
-            raise
-        return Subject(reference, VisionEncoder.from_pretrained(reference), tags={"source.checkpoint": reference})
-    return load_checkpoint(checkpoint)
-
-
-def load_checkpoint(path: Path) -> Subject:
-    """The encoder of a checkpoint of ours, with its tokenizer if it reads text."""
-    content = read_checkpoint(path)
-    record = content["lit_pretrain"]
-    kind = KINDS.get(record["encoder_class"])
-    if kind is None:
-        raise UserError(
-            f"{shown_path(path)} holds a {record['encoder_class']}, of which single features cannot be taken: give a "
-            f"checkpoint of a {' or '.join(KINDS)}."
-        )
-    encoder, _ = load_encoder(str(path), kind)
-    objectives = [one["class_path"].rpartition(".")[2] for one in record.get("objectives", [])]
-    tags = {"source.checkpoint": str(path), "source.module": record["module"]}
-    tags |= {"source.objectives": " + ".join(objectives)} if objectives else {}
-    directory, name, config = run_directory_of_checkpoint(path), path.stem, None
+    start = load_starting_point(reference)
+    lineage, source = start.lineage, Path(start.lineage["init_from"])
+    if isinstance(start.encoder, TextEncoder) and start.tokenizer is None:
+        raise UserError(f"{reference} brings no tokenizer, without which its encoder cannot be given any text.")
+    objectives = [one.rpartition(".")[2] for one in lineage.get("init_from_objectives", "").split(" + ")]
+    tags = {"checkpoint": str(source.resolve()) if source.exists() else str(source)}
+    tags |= {"module": lineage.get("init_from_module", ""), "objectives": " + ".join(objectives)}
+    name, config = source.stem if source.is_file() else source.name, None
+    directory = run_directory_of_checkpoint(source) if source.is_file() else None
     if directory is not None:
         run = read_run_file(directory / RUN_FILE_NAME)
-        tags |= {"source.run_id": run.run_id, "source.run_name": run.run_name, "source.experiment": run.experiment}
+        tags |= {"run_id": run.run_id, "run_name": run.run_name, "experiment": run.experiment}
         name = run.run_name
         config = directory / "config.yaml" if (directory / "config.yaml").is_file() else None
-    tokenizer = WordPieceTokenizer.from_json(record["tokenizer"]) if "tokenizer" in record else None
-    if kind is TextEncoder and tokenizer is None:
-        raise UserError(f"{shown_path(path)} carries no tokenizer, without which text cannot be given to its encoder.")
-    causal = objectives == ["CausalLanguageModeling"]
-    return Subject(name, encoder.eval(), tokenizer, int(content["global_step"]), causal, tags, config)
-
-
-def load_public_directory(path: Path) -> Subject:
-    """The encoder of a directory in Hugging Face's BERT format, which has a vocabulary, or in timm's."""
-    tags = {"source.checkpoint": str(path.resolve())}
-    if (path / "vocab.txt").is_file() or (path / "tokenizer.json").is_file():
-        return Subject(path.name, TextEncoder.from_pretrained(path), WordPieceTokenizer.load(path), tags=tags)
-    return Subject(path.name, VisionEncoder.from_pretrained(path), tags=tags)
-
-
-def is_name_of_timm(name: str) -> bool:
-    """Whether timm has a model of this name; null checkpoints are not asked for."""
-    if "/" in name or "\\" in name:
-        return False
-    from timm.models import is_model
-
-    return is_model(name.partition(".")[0])
+    return Subject(
+        name,
+        start.encoder.eval(),
+        start.tokenizer,
+        step=int(lineage["init_from_step"]) if "init_from_step" in lineage else None,
+        causal=objectives == ["CausalLanguageModeling"],
+        tags={f"source.{key}": value for key, value in tags.items() if value},
+        config=config,
+    )
 
 
 def fresh_subject(subject: Subject, seed: int) -> Subject:
