@@ -17,15 +17,21 @@ LIBRARIES = {"hf": "transformers", "timm": "timm", "onnx": "onnx"}
 MARK = "lit_pretrain"
 UNKNOWN = "unknown"
 PIPELINES = {"BertForMaskedLM": "fill-mask", "BertForPreTraining": "fill-mask"}
-# What the config says of data and training, and what a reader calls it; the first that is set is taken.
+# What the config says of the training, and what a reader calls it.
 SETTINGS = {
-    "optimiser steps planned": ("trainer.max_steps",),
-    "seed of everything": ("seed_everything",),
-    "seed of the model's draws": ("model.seed",),
-    "seed of the data's order": ("data.seed",),
-    "batch size": ("data.batch_size",),
-    "learning rate": ("model.optimizer.learning_rate",),
-    "precision": ("trainer.precision",),
+    "trainer.max_steps": "optimiser steps planned",
+    "trainer.max_epochs": "epochs planned",
+    "seed_everything": "seed of everything",
+    "model.seed": "seed of the model's draws",
+    "data.seed": "seed of the data's order",
+    "data.batch_size": "batch size",
+    "data.sequence_length": "sequence length",
+    "data.maximum_length": "maximum length",
+    "data.label_budget": "label budget",
+    "model.optimizer.learning_rate": "learning rate",
+    "model.layer_decay": "layer decay",
+    "model.freeze.blocks": "frozen blocks",
+    "trainer.precision": "precision",
 }
 DATA_SETTINGS = (
     "path",
@@ -79,7 +85,7 @@ def write_card(
         "License: not stated. Whoever publishes this chooses one that the data allows, and adds `license:` above.",
         section("How to load it", f"```python\n{loading.code}\n```", *loading.notes),
         section("Inputs", inputs_of(subject)),
-        section("Data", data(known)),
+        section("Data", data(subject, known)),
         section("Training", training(subject, known)),
         section("Metrics", metrics(subject, known)),
         section("Lineage", lineage(known)),
@@ -155,6 +161,8 @@ def inputs_of(subject: Subject) -> str:
             f"in [0, 1], in patches of {encoder.patch_size}; means [{means}] and standard deviations [{stds}]."
         )
     longest = f"up to {encoder.max_positions} tokens" if encoder.positions == "learned" else "of any length"
+    if subject.has_classifier:
+        longest += f" (fine-tuned on {subject.module.modality.maximum_length} at most)"
     return (
         f"[CLS] text [SEP], or [CLS] text [SEP] second text [SEP], {longest}, in {subject.tokenizer.vocabulary_size:,} "
         f"word pieces; the tokenizer (hash {subject.tokenizer.hash}) lies beside the weights."
@@ -164,10 +172,11 @@ def inputs_of(subject: Subject) -> str:
 # -- where it comes from
 
 
-def data(known: Provenance) -> str:
+def data(subject: Subject, known: Provenance) -> str:
     """Source and fingerprint."""
     rows = [(name, known.settings[f"data.{name}"]) for name in DATA_SETTINGS if f"data.{name}" in known.settings]
-    facts = {name.partition(".")[2]: value for name, value in known.facts.items() if name.startswith("data_facts.")}
+    facts = {name: subject.record[name] for name in ("data_fingerprint",) if name in subject.record}
+    facts |= {name.partition(".")[2]: value for name, value in known.facts.items() if name.startswith("data_facts.")}
     rows += [(name.replace("_", " "), value) for name, value in sorted(facts.items())]
     return table(("data", ""), [(name, f"`{value}`") for name, value in rows]) if rows else f"The data is {UNKNOWN}."
 
@@ -178,10 +187,7 @@ def training(subject: Subject, known: Provenance) -> str:
     for objective in subject.record.get("objectives", []):
         settings = ", ".join(f"{name} {value}" for name, value in objective["init_args"].items())
         rows.append((f"objective {objective['class_path']}", settings))
-    for name, keys in SETTINGS.items():
-        rows += [(name, known.settings[key]) for key in keys if key in known.settings]
-    fingerprint = subject.record.get("data_fingerprint")
-    rows += [("data fingerprint", fingerprint)] if fingerprint else []
+    rows += [(name, known.settings[key]) for key, name in SETTINGS.items() if key in known.settings]
     if known.run:
         rows.append(("run", f"{known.run.run_name} ({known.run.run_id}), experiment {known.run.experiment}"))
     commit = known.tags.get("git.commit")
@@ -205,8 +211,8 @@ def metrics(subject: Subject, known: Provenance) -> str:
         )
     rows = [(one.name, figure(one.here), figure(one.best), figure(one.last)) for one in known.metrics]
     protocol = "all weights and the classifier trained" if subject.has_classifier else "the pretext tasks' own losses"
-    if known.settings.get("model.freeze_encoder") is True:
-        protocol = "a frozen encoder, the classifier trained"
+    if known.settings.get("model.freeze.blocks") == "all":
+        protocol = "a frozen encoder, the classifier trained on its features"
     return (
         table(("metric", f"here, at step {subject.step}", "best of the run", "last of the run"), rows)
         + f"\n\nProtocol: {protocol}; one run with one seed."
