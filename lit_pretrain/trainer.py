@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from lightning.pytorch.loggers import Logger
 
 from lit_pretrain.callbacks import (
+    BestCheckpoint,
     Examples,
     Interruption,
     LastCheckpoint,
@@ -15,6 +16,7 @@ from lit_pretrain.callbacks import (
     PredictionWriter,
     ProgressBar,
     Summary,
+    TestReport,
     Throughput,
 )
 from lit_pretrain.precision import resolve_precision
@@ -67,21 +69,13 @@ class Trainer(lightning.Trainer):
 
 def default_callbacks(given: list[Callback], checkpointing: bool, progress_bar: bool) -> list[Callback]:
     """The suite's callbacks of whose class none is given."""
-    kinds: list[type[Callback]] = [RunRecorder, Throughput, Examples, Panels, Interruption, PredictionWriter, Summary]
+    kinds: list[type[Callback]] = [RunRecorder, Throughput, Examples, Panels, TestReport]
+    kinds += [Interruption, PredictionWriter, Summary]
     if progress_bar and not any(isinstance(one, RichProgressBar | TQDMProgressBar) for one in given):
         kinds.append(ProgressBar)
     if checkpointing:
         kinds.append(LastCheckpoint)
     made = [kind() for kind in kinds if not any(isinstance(one, kind) for one in given)]
     if checkpointing and not any(isinstance(one, ModelCheckpoint) for one in given):
-        made.append(
-            ModelCheckpoint(
-                filename="best-step={step:06d}",
-                auto_insert_metric_name=False,
-                monitor="validation/loss",
-                mode="min",
-                save_top_k=1,
-                save_last=True,
-            )
-        )
+        made.append(BestCheckpoint())
     return made

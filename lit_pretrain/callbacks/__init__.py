@@ -1,5 +1,6 @@
-"""What happens around a training: progress, throughput, examples, panels, probes, signals, predictions, the summary."""
+"""What happens around a training: progress, throughput, checkpoints, examples, panels, probes, reports, the summary."""
 
+from lit_pretrain.callbacks.best_checkpoint import BestCheckpoint
 from lit_pretrain.callbacks.examples import Examples
 from lit_pretrain.callbacks.interruption import Interruption
 from lit_pretrain.callbacks.last_checkpoint import LastCheckpoint
@@ -9,9 +10,11 @@ from lit_pretrain.callbacks.prediction_writer import PredictionWriter
 from lit_pretrain.callbacks.progress import ProgressBar
 from lit_pretrain.callbacks.shortcut_check import ShortcutCheck
 from lit_pretrain.callbacks.summary import Summary
+from lit_pretrain.callbacks.test_report import TestReport
 from lit_pretrain.callbacks.throughput import Throughput
 
 __all__ = [
+    "BestCheckpoint",
     "Examples",
     "Interruption",
     "LastCheckpoint",
@@ -21,5 +24,6 @@ __all__ = [
     "ProgressBar",
     "ShortcutCheck",
     "Summary",
+    "TestReport",
     "Throughput",
 ]

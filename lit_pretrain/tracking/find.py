@@ -98,7 +98,7 @@ def find_checkpoint(reference: str, experiment: str | None = None, runs_director
     """Find a checkpoint.
 
     Args:
-        reference: "last" (the newest of all runs), a path, or a run (its newest last.ckpt).
+        reference: "last" (the newest of all runs), a path, a run (its newest last.ckpt), or "RUN:best" (its best one).
         experiment: For "last": only this experiment's runs.
         runs_directory: Null takes $LIT_PRETRAIN_RUNS, else ./runs.
 
@@ -122,8 +122,11 @@ def find_checkpoint(reference: str, experiment: str | None = None, runs_director
     if path.suffix == ".ckpt" or len(path.parts) > 1 and not (path / RUN_FILE_NAME).is_file():
         siblings = [str(path.parent / other.name) for other in path.parent.glob("*.ckpt")]
         raise UserError(f"The checkpoint {reference} does not exist{nearest(reference, siblings)}.")
-    record = find_run(reference, runs_directory, experiment)
-    found = newest(last_checkpoints(record.checkpoints)) or newest(record.checkpoints.glob("*.ckpt"))
+    name, _, which = reference.rpartition(":")
+    best = bool(name) and which == "best"
+    record = find_run(name if best else reference, runs_directory, experiment)
+    found = None if best else newest(last_checkpoints(record.checkpoints))
+    found = found or newest(record.checkpoints.glob("best-*.ckpt" if best else "*.ckpt"))
     if found is None:
         raise UserError(f"The run {record.run_name} has no checkpoint in {shown_path(record.checkpoints)}.")
     return found

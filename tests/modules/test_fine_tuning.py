@@ -1,13 +1,22 @@
-"""Fine-tuning from scratch and from what was pretrained."""
+"""Fine-tuning from scratch and from what was pretrained, on pictures and on texts."""
+
+import copy
 
 import pytest
 import torch
-from small_pictures import make_encoder, make_pictures, write_pictures
+from labelled_texts import TOKENIZER, make_texts, write_texts
+from labelled_texts import make_encoder as make_text_encoder
+from lightning import Callback
+from PIL import Image
+from small_pictures import COLORS, make_encoder, make_pictures, write_pictures
 
+from lit_pretrain.backbone import TextEncoder
+from lit_pretrain.data.label_facts import LabelFacts
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import FineTuning, VisionPretraining
 from lit_pretrain.modules.freezing import FreezingConfig
 from lit_pretrain.modules.optimization import AdamWConfig
+from lit_pretrain.modules.picture_mixing import MixingConfig
 from lit_pretrain.objectives import MaskedImageModeling
 from lit_pretrain.trainer import Trainer
 
@@ -22,15 +31,22 @@ def data(pictures, tmp_path):
     return make_pictures(pictures, tmp_path / "caches")
 
 
+@pytest.fixture
+def texts(tmp_path):
+    TOKENIZER.save(tmp_path / "tokenizer")
+    path = write_texts(tmp_path / "texts.parquet")
+    return lambda **settings: make_texts(path, tmp_path / "tokenizer", cache_directory=str(tmp_path), **settings)
+
+
 def trainer(**settings):
     defaults = {"accelerator": "cpu", "precision": "32-true", "logger": False, "enable_checkpointing": False}
     return Trainer(**defaults | {"max_steps": 60, "enable_progress_bar": False} | settings)
 
 
-def from_scratch(**settings):
+def from_scratch(encoder=None, **settings):
     torch.manual_seed(0)
     defaults = {"optimizer": AdamWConfig(learning_rate=3e-3), "seed": 0}
-    return FineTuning(make_encoder(), **defaults | settings)
+    return FineTuning(encoder or make_encoder(), **defaults | settings)
 
 
 @pytest.fixture
@@ -43,46 +59,173 @@ def pretrained(data, tmp_path):
     return tmp_path / "pretrained.ckpt", module
 
 
-def test_it_learns_and_reports_and_loads_again(data, tmp_path):
+def test_pictures_are_learned_and_the_checkpoint_answers_alone(data, tmp_path):
     module = from_scratch(label_smoothing=0.1)
     fit = trainer()
     fit.fit(module, data)
     (result,) = fit.test(module, data, verbose=False)
-    assert result["test/accuracy"] > 0.8 and result["test/loss"] < 0.8
+    assert result["test/accuracy"] > 0.8 and result["test/loss"] < 0.8 and 0 <= result["test/f1"] <= 1
+    assert module.monitor == ("validation/accuracy", "max")
     fit.save_checkpoint(tmp_path / "fine.ckpt")
     loaded = FineTuning.from_checkpoint(tmp_path / "fine.ckpt")
     assert loaded.classes == ["apple", "leaf", "sea"]
-    images = torch.rand(3, 3, 16, 16)
-    assert torch.equal(loaded.logits(images), module.eval().logits(images))
+    batch = {"images": torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)}
+    assert torch.equal(loaded.logits(batch), module.eval().logits(batch))
+    plain = [Image.new("RGB", (40, 30), color) for color in COLORS.values()]
+    plain[0].save(tmp_path / "apple.png")
+    answers = loaded.predict([tmp_path / "apple.png", *plain[1:]], batch_size=2)
+    assert [sum(one["probability"].values()) for one in answers] == pytest.approx([1, 1, 1])
     rows = trainer(default_root_dir=tmp_path).predict(module, data)
-    assert set(rows[0]["label"]) <= set(loaded.classes)
+    assert set(rows[0]["label"]) <= set(loaded.classes) and rows[0]["embedding"].shape[1] == 32
     assert torch.allclose(rows[0]["probability"].sum(dim=1), torch.ones(len(rows[0]["label"])))
 
 
-def test_it_starts_from_the_pretrained_encoder(pretrained):
+@pytest.mark.parametrize(
+    ("settings", "metric", "least"),
+    [
+        ({}, "accuracy", 0.9),
+        ({"label_column": "topics"}, "f1_micro", 0.9),
+        ({"label_column": "score", "text_pair_column": "other"}, "spearman", 0.5),
+    ],
+    ids=["one class", "several classes", "a number of a pair"],
+)
+def test_texts_are_learned(texts, tmp_path, settings, metric, least):
+    module = from_scratch(make_text_encoder(pooling="mean"))
+    fit = trainer(max_steps=160)
+    fit.fit(module, texts(**settings))
+    assert "train/padding_share" in fit.callback_metrics
+    (result,) = fit.test(module, texts(**settings), verbose=False)
+    assert result[f"test/{metric}"] > least, result
+    fit.save_checkpoint(tmp_path / "fine.ckpt")
+    loaded = FineTuning.from_checkpoint(tmp_path / "fine.ckpt")
+    sample = ("the army builds new roads", "the army builds new roads")
+    (answer,) = loaded.predict([sample if "text_pair_column" in settings else sample[0]])
+    # Alone or in a batch of longer ones: padding changes nothing.
+    longer = (sample[0] + " the common law" * 4, sample[1])
+    again = loaded.predict([longer, sample] if "text_pair_column" in settings else [longer[0], sample[0]])[1]
+    assert again.get("label") == answer.get("label")
+    assert again.get("value", 0.0) == pytest.approx(answer.get("value", 0.0), abs=1e-5)
+
+
+def test_it_starts_from_the_pretrained_encoder_or_its_architecture(pretrained):
     path, module = pretrained
     tuned = FineTuning(init_from=str(path))
     assert all(torch.equal(one, module.encoder.state_dict()[name]) for name, one in tuned.encoder.state_dict().items())
     assert tuned.lineage["init_from_objectives"] == "MaskedImageModeling" and tuned.lineage["init_from_step"] == "2"
+    fresh = FineTuning(init_from=str(path), pretrained=False)
+    assert fresh.encoder.settings() == module.encoder.settings() and fresh.lineage["init_from"] == "scratch"
+    name = "transformer.blocks.0.feed_forward.expand.weight"
+    assert not torch.equal(fresh.encoder.state_dict()[name], module.encoder.state_dict()[name])
 
 
-def test_a_frozen_encoder_stays_and_the_classifier_learns(data, pretrained):
+def test_another_pooling_names_what_is_new_and_what_is_left_out(texts, tmp_path):
+    encoder = make_text_encoder(pooling="pooler", vocabulary_size=TOKENIZER.vocabulary_size)
+    encoder.save_pretrained(tmp_path / "bert")
+    TOKENIZER.save(tmp_path / "bert")
+    tuned = FineTuning(init_from=str(tmp_path / "bert"), pooling="mean", dropout=0.1)
+    assert tuned.start.left_out == ["pooler.dense.bias", "pooler.dense.weight"] and tuned.start.fresh == []
+    assert "left out pooler.dense.bias" in tuned.start.told() and tuned.encoder.config.dropout == 0.1
+    assert tuned.tokenizer.hash == TOKENIZER.hash
+    attending = FineTuning(init_from=str(tmp_path / "bert"), pooling="map")
+    assert attending.start.fresh and all(name.startswith("pooler.attention") for name in attending.start.fresh)
+    # The weights' own tokenizer is the data's, where that has none of its own.
+    data = make_texts(write_texts(tmp_path / "texts.parquet"), cache_directory=str(tmp_path))
+    trainer(max_steps=1).fit(tuned, data)
+    assert data.tokenizer.hash == TOKENIZER.hash
+
+
+def test_frozen_parts_stay(data, pretrained):
     path, module = pretrained
-    probe = FineTuning(init_from=str(path), freeze=FreezingConfig(blocks="all"), optimizer=AdamWConfig(learning_rate=3e-2), seed=0)
+    before = module.encoder.state_dict()
+    probe = FineTuning(init_from=str(path), freeze=FreezingConfig("all"), optimizer=AdamWConfig(3e-2), seed=0)
     trainer(max_steps=30).fit(probe, data)
-    assert all(torch.equal(one, module.encoder.state_dict()[name]) for name, one in probe.encoder.state_dict().items())
+    assert all(torch.equal(one, before[name]) for name, one in probe.encoder.state_dict().items())
     assert float(probe.head.weight.abs().max()) > 0.05
+    half = FineTuning(init_from=str(path), freeze=FreezingConfig(1), dropout=0.5, seed=0)
+    trainer(max_steps=2).fit(half, data)
+    moved = {
+        name.split(".")[2]
+        for name, one in half.encoder.state_dict().items()
+        if name.startswith("transformer.blocks") and not torch.equal(one, before[name])
+    }
+    assert moved == {"1"} and torch.equal(half.encoder.embeddings.position, module.encoder.embeddings.position)
+    half.train()
+    assert not half.encoder.transformer.blocks[0].training and half.encoder.transformer.blocks[1].training
+
+
+def test_blocks_are_unfrozen_one_after_the_other(data):
+    module = from_scratch(freeze=FreezingConfig(unfreeze_every=2))
+    start = copy.deepcopy(module.encoder.state_dict())
+    moved = {}
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *rest):
+            now = pl_module.encoder.state_dict().items()
+            moved[trainer.global_step] = {name for name, value in now if not torch.equal(value, start[name])}
+
+    trainer(max_steps=8, callbacks=[Watch()]).fit(module, data)
+    # Layers: 3 what follows the last block, from the start; 2 and 1 the blocks; 0 the embeddings.
+    assert moved[2] and all(name.startswith("transformer.final_norm") for name in moved[2])
+    assert any("blocks.1" in name for name in moved[4]) and not any("blocks.0" in name for name in moved[4])
+    assert any("blocks.0" in name for name in moved[6]) and "embeddings.position" not in moved[6]
+    assert "embeddings.position" in moved[8]
 
 
 def test_layers_have_rates_of_their_own(data):
     module = from_scratch(layer_decay=0.5, head_factor=2.0)
     fit = trainer(max_steps=1)
     fit.fit(module, data)
-    rates = {group["initial_lr"] for group in fit.optimizers[0].param_groups}
-    assert rates == {3e-3 * factor for factor in (2.0, 1.0, 0.5, 0.25, 0.125)}
+    groups = fit.optimizers[0].param_groups
+    assert {group["initial_lr"] for group in groups} == {3e-3 * factor for factor in (2.0, 1.0, 0.5, 0.25, 0.125)}
+    held = [id(one) for group in groups for one in group["params"]]
+    assert sorted(held) == sorted(id(one) for one in module.parameters())
 
 
-def test_mistakes_get_a_sentence(data, pictures, tmp_path, pretrained):
+def test_the_head_can_start_as_a_linear_probe(data):
+    module = from_scratch(linear_probe_first=True, optimizer=AdamWConfig(learning_rate=1e-12))
+    fit = trainer(max_steps=1)
+    fit.fit(module, data)
+    features, labels = [], []
+    for batch in data.evaluation_loader("train"):
+        features.append(module.eval().features(batch).detach())
+        labels.append(batch["label"])
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    features, labels = torch.cat(features).numpy(), torch.cat(labels).numpy()
+    scaler = StandardScaler().fit(features)
+    theirs = LogisticRegression(C=1.0, max_iter=1000, tol=1e-6).fit(scaler.transform(features), labels)
+    ours = module.head(torch.from_numpy(features)).softmax(dim=1).detach().numpy()
+    assert abs(ours - theirs.predict_proba(scaler.transform(features))).max() < 5e-3
+
+
+def test_mixed_pictures_are_drawn_from_the_step_alone(data):
+    def weights(**settings):
+        torch.manual_seed(0)
+        module = from_scratch(**settings)
+        trainer(max_steps=3).fit(module, data)
+        return module.head.weight.detach()
+
+    mixing = MixingConfig(mixup=0.8, cutmix=1.0)
+    first = weights(mixing=mixing)
+    import numpy
+
+    numpy.random.seed(7)
+    assert torch.equal(first, weights(mixing=mixing)) and not torch.equal(first, weights())
+
+
+def test_class_weights_by_hand():
+    module = from_scratch(class_weights="balanced")
+    module.facts = LabelFacts("single_label", ["a", "b"], [30, 10], 40)
+    assert module.weights_of_classes().tolist() == pytest.approx([40 / 60, 40 / 20])
+    module.facts = LabelFacts("multi_label", ["a", "b"], [30, 10], 40)
+    assert module.weights_of_classes().tolist() == pytest.approx([1 / 3, 3.0])
+    module.class_weights = [1.0, 2.0, 3.0]
+    with pytest.raises(UserError, match="has 3 values for 2 classes"):
+        module.weights_of_classes()
+
+
+def test_mistakes_get_a_sentence(data, pictures, tmp_path, pretrained, texts):
     path, _ = pretrained
     with pytest.raises(UserError, match="give one of the two"):
         FineTuning()
@@ -90,9 +233,21 @@ def test_mistakes_get_a_sentence(data, pictures, tmp_path, pretrained):
         FineTuning(make_encoder(), init_from=str(path))
     with pytest.raises(UserError, match="does not exist"):
         FineTuning(init_from=str(tmp_path / "nothing.ckpt"))
+    with pytest.raises(UserError, match="nor is it a directory of public weights"):
+        FineTuning(init_from="no-such-run")
     unlabelled = make_pictures(pictures, tmp_path / "caches", label_column=None)
     with pytest.raises(UserError, match="needs labels"):
         trainer().fit(from_scratch(), unlabelled)
+    with pytest.raises(UserError, match="encoder is one of pictures, and the data holds texts"):
+        trainer().fit(FineTuning(init_from=str(path)), texts())
+    with pytest.raises(UserError, match="encoder is one of texts, and the data holds pictures"):
+        trainer().fit(from_scratch(make_text_encoder()), data)
+    with pytest.raises(UserError, match="blocks is 5, and the encoder has 2"):
+        trainer().fit(from_scratch(freeze=FreezingConfig(5)), data)
+    with pytest.raises(UserError, match="unfreezes the first layer at step 150"):
+        trainer().fit(from_scratch(freeze=FreezingConfig(unfreeze_every=50)), data)
+    with pytest.raises(UserError, match="32 positions|longer than"):
+        trainer().fit(from_scratch(make_text_encoder()), texts(maximum_length=64))
     with pytest.raises(UserError, match="is a checkpoint of VisionPretraining"):
         FineTuning.from_checkpoint(path)
     broken = torch.load(path, weights_only=True)
@@ -100,3 +255,18 @@ def test_mistakes_get_a_sentence(data, pictures, tmp_path, pretrained):
     torch.save(broken, tmp_path / "broken.ckpt")
     with pytest.raises(UserError, match="missing \\['embeddings.position'\\]"):
         FineTuning(init_from=str(tmp_path / "broken.ckpt"))
+
+
+def test_a_checkpoint_of_other_classes_or_another_tokenizer_is_refused(texts, tmp_path):
+    module = from_scratch(make_text_encoder())
+    fit = trainer(max_steps=1)
+    fit.fit(module, texts())
+    fit.save_checkpoint(tmp_path / "two.ckpt")
+    with pytest.raises(UserError, match="knows the classes gives, takes, the data has the classes land, law"):
+        trainer().test(from_scratch(make_text_encoder()), texts(label_column="topics"), str(tmp_path / "two.ckpt"))
+    other = TextEncoder(TOKENIZER.vocabulary_size, transformer=make_text_encoder().config, max_positions=32)
+    checkpoint = torch.load(tmp_path / "two.ckpt", weights_only=True)
+    checkpoint["lit_pretrain"]["tokenizer_hash"] = "0" * 16
+    torch.save(checkpoint, tmp_path / "foreign.ckpt")
+    with pytest.raises(UserError, match="was trained with tokenizer 0000"):
+        trainer().test(from_scratch(other), texts(), str(tmp_path / "foreign.ckpt"))

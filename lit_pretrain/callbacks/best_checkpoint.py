@@ -1,0 +1,49 @@
+"""Keeps the best checkpoint by the metric that the module names, and last.ckpt beside it."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint whose metric may be the task's own, which is known only once the data is.
+
+    A module with a property `monitor` (metric, "min" or "max") is compared by it, others by validation/loss.
+
+    Args:
+        save_top_k: How many of the best are kept.
+    """
+
+    def __init__(self, save_top_k: int = 1) -> None:
+        super().__init__(
+            filename="best-step={step:06d}",
+            auto_insert_metric_name=False,
+            monitor="validation/loss",
+            mode="min",
+            save_top_k=save_top_k,
+            save_last=True,
+        )
+
+    @property
+    def state_key(self) -> str:
+        """The same before and after the metric is known, so that a resumed training finds its state."""
+        return type(self).__name__
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the module's metric."""
+        self.monitor, mode = getattr(pl_module, "monitor", (self.monitor, self.mode))
+        if mode != self.mode:
+            self.mode = mode
+            if not self.best_k_models:
+                self.kth_value = torch.tensor(-torch.inf if mode == "max" else torch.inf)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As Lightning's, with the mode."""
+        return super().state_dict() | {"mode": self.mode}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As Lightning's, with the mode."""
+        super().load_state_dict(state_dict)
+        self.mode = state_dict.get("mode", self.mode)

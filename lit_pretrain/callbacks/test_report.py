@@ -1,0 +1,91 @@
+"""After a test: a table by class, confusion matrix, calibration or scatter, and the worst mistakes to look at."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_pretrain.evaluation.task_report import TaskReport, report_of
+from lit_pretrain.objectives.picture_panels import Caption, grid
+from lit_pretrain.tracking.run_record import mlflow_logger
+
+COLUMNS = 5
+
+
+class TestReport(Callback):
+    """Logs report/classes.json, report/mistakes.json and the figures of `evaluation.task_report` under report/.
+
+    It serves modules whose test steps return `logits`, `label` and `sample_id`.
+
+    Args:
+        mistakes: How many of the worst samples are shown.
+    """
+
+    # Pytest takes classes of such names for tests.
+    __test__ = False
+
+    def __init__(self, mistakes: int = 20) -> None:
+        self.mistakes = mistakes
+        self._parts: list[dict[str, torch.Tensor]] = []
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing is seen yet."""
+        self._parts = []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep what was told."""
+        names = ("logits", "label", "sample_id")
+        if mlflow_logger(trainer) is None or not isinstance(outputs, dict) or not set(names) <= outputs.keys():
+            return
+        self._parts.append({name: torch.as_tensor(outputs[name]).detach().cpu() for name in names})
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report, from all processes' samples."""
+        parts = self._parts
+        if trainer.world_size > 1:
+            gathered: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, parts)
+            parts = [part for one in gathered for part in one]
+        logger = mlflow_logger(trainer)
+        if not trainer.is_global_zero or logger is None or not parts:
+            return
+        logits, labels, ids = (torch.cat([part[name] for part in parts]) for name in ("logits", "label", "sample_id"))
+        outputs, labels = pl_module.task.for_metrics(logits, labels)
+        report = report_of(pl_module.facts, outputs, labels, self.mistakes)
+        step = trainer.global_step
+        for name, rows in report.tables.items():
+            logger.log_table(rows, f"report/{name}.json")
+        for name, figure in report.figures.items():
+            logger.log_picture(figure, f"report/{name}", step)
+        self.log_mistakes(trainer, report, [int(ids[place]) for place in report.worst], step)
+
+    def log_mistakes(self, trainer: Trainer, report: TaskReport, ids: list[int], step: int) -> None:
+        """The worst samples as a table, and as a picture where they are pictures."""
+        if not ids:
+            return
+        logger = mlflow_logger(trainer)
+        samples = trainer.datamodule.raw_samples("test", ids)
+        shown = [{name: value for name, value in one.items() if isinstance(value, str)} for one in samples]
+        rows = [{"sample_id": i, **told, **one} for i, told, one in zip(ids, report.told, shown, strict=True)]
+        logger.log_table(rows, "report/mistakes.json")
+        if "image" in samples[0]:
+            captions = [caption_of(told) for told in report.told]
+            pictures = [one["image"] for one in samples]
+            cut = range(0, len(ids), COLUMNS)
+            panel = grid([pictures[at : at + COLUMNS] for at in cut], [captions[at : at + COLUMNS] for at in cut])
+            logger.log_picture(panel, "report/mistakes", step)
+
+
+def caption_of(told: dict[str, Any]) -> Caption:
+    """What stands below a picture that was mistaken."""
+    if "predicted" in told:
+        return Caption(f"{told['label']:g}\nnot {told['predicted']:g}", right=False)
+    return Caption(f"{told['label']}\nnot {told['told']}", right=False)
