@@ -64,7 +64,7 @@ def chosen_layers(subject: Subject, text: str, pooling: FeaturePooling) -> list[
         layers = list(range(1, depth + 1)) if text == "all" else [depth]
     else:
         try:
-            layers = list(dict.fromkeys(int(one) for one in text.split(",")))
+            layers = list(dict.fromkeys(depth if one == "last" else int(one) for one in text.split(",")))
         except ValueError:
             raise UserError(f"--layers is '{text}': give three, all, last, or numbers from 1, as in 1,3,6.") from None
     check_depths(subject.encoder, layers, pooling)
