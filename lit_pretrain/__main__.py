@@ -17,9 +17,11 @@ TRAINING = {
 }
 COMMANDS = {
     "evaluate": "measure frozen features of checkpoints: nearest neighbours, linear probes, at any layer",
+    "export": "write a checkpoint for transformers, timm or onnxruntime, checked there, with a model card",
     "ui": "open MLflow's pages on the runs",
     "doctor": "check this machine: versions, devices, directories, database, a second of training",
     "benchmark": "measure training speed beside peers",
+    "study": "many trainings as one result: label efficiency of encoders, scaling of width, depth and data",
     "samples": "make the bundled samples again from their sources",
 }
 

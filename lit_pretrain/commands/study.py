@@ -1,0 +1,140 @@
+"""Run a study: many trainings planned by one file, resumable, told as one table, figure and MLflow run."""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lit_pretrain.commands.benchmark import positive
+from lit_pretrain.commands.output import check_writable
+from lit_pretrain.errors import UserError
+from lit_pretrain.tracking.paths import shown_path
+
+KINDS = {
+    "label-efficiency": "fine-tune encoders with fewer and fewer labels: accuracy, time to a target, labels saved",
+    "scaling": "widths, depths and data sizes under one budget: the loss and a power law through it",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what can be chosen."""
+    parts = parser.add_subparsers(dest="what", required=True, metavar="{label-efficiency,scaling}")
+    for name, text in KINDS.items():
+        part = parts.add_parser(name, help=text, description=text.capitalize() + ".")
+        part.add_argument("--config", required=True, metavar="FILE", help="the study (see configs/studies/)")
+        part.add_argument("--jobs", type=positive, default=1, help="trainings at a time, sharing the processors (1)")
+        part.add_argument("--dry-run", action="store_true", help="only list the cells and what is left to do")
+        part.add_argument("--report", action="store_true", help="only tell again what is finished")
+        part.add_argument("--json", metavar="FILE", help="write the rows as JSON too")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do the study and tell it.
+
+    Returns:
+        0 if every cell finished, else 1.
+    """
+    if arguments.json:
+        check_writable(Path(arguments.json))
+    from rich.console import Console
+
+    from lit_pretrain.studies.record import StudyRecord
+    from lit_pretrain.studies.running import Runner
+
+    # In a file there is no edge to fold tables at.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    study, reporter = prepare(arguments)
+    settings = study.settings
+    begin = not (arguments.dry_run or arguments.report)
+    record = StudyRecord(settings.name, settings.experiment, arguments.what, begin)
+    if arguments.dry_run:
+        list_cells(study, reporter, record, arguments.jobs, console)
+        return 0
+    if record.directory is None:
+        raise UserError(f"No study {settings.name} was started here: leave --report out to start it.")
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False)
+
+    with ended(record) if begin else contextlib.nullcontext():
+        if begin:
+            record.log_file(Path(arguments.config))
+            study.run(Runner(settings, record, arguments.jobs, say))
+        complete = tell(study, reporter, record, arguments.json, console)
+    return 0 if complete else 1
+
+
+def prepare(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """The study, with all configs resolved, and the module that tells of it."""
+    from lit_pretrain.studies.settings import LabelEfficiencySettings, ScalingSettings, read_settings
+
+    if arguments.what == "scaling":
+        from lit_pretrain.studies import scaling_report
+        from lit_pretrain.studies.scaling import Scaling
+
+        return Scaling(read_settings(arguments.config, ScalingSettings)), scaling_report
+    from lit_pretrain.studies import label_efficiency_report
+    from lit_pretrain.studies.label_efficiency import LabelEfficiency
+
+    return LabelEfficiency(read_settings(arguments.config, LabelEfficiencySettings)), label_efficiency_report
+
+
+def list_cells(study: Any, reporter: Any, record: Any, jobs: int, console: Any) -> None:
+    """Print the cells, and how long what is left will take."""
+    from lit_pretrain.studies.cells import CellStore
+    from lit_pretrain.studies.running import duration, estimate
+    from lit_pretrain.studies.telling import plan_table
+
+    store = CellStore(record.directory or record.runs_directory / "no such study")
+    cells, later = reporter.planned(study, store)
+    if cells:
+        console.print(plan_table(cells, store))
+    left, seconds = estimate(cells, store)
+    cost = "nothing has finished that would tell how long that takes"
+    if seconds is not None:
+        cost = f"about {duration(seconds / jobs)} with {jobs} at a time"
+    console.print(f"{left} of {len(cells)} cells are left{f', and {later}' if later else ''}; {cost}.")
+
+
+def tell(study: Any, reporter: Any, record: Any, json_file: str | None, console: Any) -> bool:
+    """Write and print what has come of it, and log it with the study's run.
+
+    Returns:
+        Whether all cells have finished.
+    """
+    from lit_pretrain.studies.cells import CellStore
+    from lit_pretrain.studies.telling import unfinished
+
+    report = reporter.report(study, CellStore(record.directory), record.directory)
+    for table in report.tables:
+        console.print(table)
+    lines = unfinished(report.cells)
+    for line in [*report.notes, *lines]:
+        console.print(line, soft_wrap=True, markup=False)
+    for path in report.files:
+        record.log_file(path)
+    for name, points in report.curves.items():
+        record.log_curve(name, points)
+    if json_file:
+        Path(json_file).write_text(json.dumps(report.rows, indent=2) + "\n", encoding="utf-8")
+    console.print(
+        f"The files are in {shown_path(record.directory)} and in MLflow: python -m lit_pretrain ui", soft_wrap=True
+    )
+    return all(outcome is not None and outcome.status == "finished" for _, outcome in report.cells)
+
+
+@contextlib.contextmanager
+def ended(record: Any) -> Iterator[None]:
+    """End the study's run as it ended."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        record.end("KILLED")
+        raise
+    except BaseException:
+        record.end("FAILED")
+        raise
+    record.end("FINISHED")

@@ -1,0 +1,1 @@
+"""Studies: many small trainings planned by one file, run side by side and told as one result."""

@@ -1,0 +1,127 @@
+"""The study's own run in MLflow, parent of its cells' runs, and its directory beside theirs."""
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.tracking.find import list_runs
+from lit_pretrain.tracking.paths import (
+    RUN_FILE_NAME,
+    make_directory,
+    resolve_runs_directory,
+    safe_name,
+    write_atomically,
+)
+from lit_pretrain.tracking.processes import host_name, is_alive, process_identity
+from lit_pretrain.tracking.store import (
+    HOST_TAG,
+    PROCESS_TAG,
+    end_dead_runs,
+    open_experiment,
+    open_store,
+    resolve_tracking_uri,
+    without_credentials,
+)
+
+STUDY_TAG = "study"
+
+
+class StudyRecord:
+    """A study's run: found again by its name, else begun.
+
+    Args:
+        name: Of the study.
+        experiment: MLflow's experiment.
+        kind: Which study, for a tag.
+        begin: Whether it is going to run; else it is only looked at, which may be done while it runs.
+
+    Raises:
+        UserError: If another process is at it.
+    """
+
+    def __init__(self, name: str, experiment: str, kind: str, begin: bool = True) -> None:
+        self.name, self.experiment = name, experiment
+        self.runs_directory = resolve_runs_directory()
+        self.tracking_uri = resolve_tracking_uri(None, self.runs_directory)
+        self._client: Any = None
+        self.run_id: str | None = None
+        marked = [
+            record
+            for record in list_runs(self.runs_directory, experiment)
+            if record.run_name == name and (record.directory / "study.json").is_file()
+        ]
+        self.directory: Path | None = marked[0].directory if marked else None
+        if marked:
+            self.run_id = marked[0].run_id
+        if begin:
+            self._begin(kind)
+
+    @property
+    def client(self) -> Any:
+        """MLflow's client."""
+        if self._client is None:
+            self._client = open_store(self.tracking_uri, self.runs_directory)
+        return self._client
+
+    def _begin(self, kind: str) -> None:
+        experiment_id, _ = open_experiment(self.client, self.tracking_uri, self.runs_directory, self.experiment)
+        process = {HOST_TAG: host_name(), PROCESS_TAG: process_identity()}
+        if self.run_id is not None:
+            self._continue(process)
+        else:
+            tags = {STUDY_TAG: kind, "mlflow.source.type": "LOCAL", **process}
+            run = self.client.create_run(experiment_id, tags=tags, run_name=self.name)
+            self.run_id = run.info.run_id
+            folder = f"{safe_name(self.name)}-{self.run_id[:8]}"
+            self.directory = make_directory(self.runs_directory / safe_name(self.experiment) / folder)
+            record = {
+                "run_id": self.run_id,
+                "experiment": self.experiment,
+                "tracking_uri": without_credentials(self.tracking_uri),
+                "run_name": self.name,
+            }
+            write_atomically(self.directory / RUN_FILE_NAME, json.dumps(record, indent=2) + "\n")
+        # Cells whose study was killed with them.
+        end_dead_runs(self.client, [experiment_id])
+        facts = {"kind": kind, "started": datetime.datetime.now().isoformat(timespec="seconds")}
+        write_atomically(self.directory / "study.json", json.dumps(facts) + "\n")
+
+    def _continue(self, process: dict[str, str]) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self.client.get_run(self.run_id)
+        except MlflowException as error:
+            raise UserError(
+                f"The run of the study {self.name} is not in {without_credentials(self.tracking_uri)}: set "
+                "MLFLOW_TRACKING_URI to where it was logged, or give the study another name."
+            ) from error
+        identity = run.data.tags.get(PROCESS_TAG, "")
+        here = run.data.tags.get(HOST_TAG) == host_name() and identity != process_identity()
+        if run.info.status == "RUNNING" and here and is_alive(identity):
+            raise UserError(
+                f"The study {self.name} is still going on in process {identity.partition('@')[0]}: stop that one "
+                "first, or give this one another name."
+            )
+        if run.info.lifecycle_stage == "deleted":
+            self.client.restore_run(self.run_id)
+        self.client.update_run(self.run_id, status="RUNNING")
+        for key, value in process.items():
+            self.client.set_tag(self.run_id, key, value)
+
+    def log_file(self, path: Path) -> None:
+        """Copy a file into the run's artifacts."""
+        self.client.log_artifact(self.run_id, str(path))
+
+    def log_curve(self, name: str, points: list[tuple[int, float]]) -> None:
+        """Show a curve on the run's page; its steps are what the study varies, such as numbers of labels."""
+        from mlflow.entities import Metric
+
+        now = int(datetime.datetime.now().timestamp() * 1000)
+        self.client.log_batch(self.run_id, metrics=[Metric(name, value, now, step) for step, value in points])
+
+    def end(self, status: str) -> None:
+        """End the run: FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(self.run_id, status)

@@ -1,0 +1,142 @@
+"""Configs of cells, resolved by the suite's own command line before anything is trained."""
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.tracking.find import find_checkpoint
+
+
+def resolve(configs: list[str], arguments: list[str]) -> dict[str, Any]:
+    """The whole config that files and arguments make, every setting with its value.
+
+    Args:
+        configs: Files, later ones win.
+        arguments: Over them, as `--model.KEY=VALUE`.
+
+    Raises:
+        UserError: If a file or a setting is wrong.
+    """
+    from lit_pretrain import cli
+
+    files = [word for path in configs for word in ("--config", path)]
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        cli.run(["fit", *files, *arguments, "--print_config"])
+    config = yaml.safe_load(output.getvalue())
+    for name in ("config", "ckpt_path", "weights_only"):
+        config.pop(name, None)
+    return config
+
+
+def resolve_all(requests: list[tuple[str, list[str], list[str]]]) -> list[dict[str, Any]]:
+    """As `resolve`, for several; what is wrong is said with the name of whose it is.
+
+    Args:
+        requests: Name, files and arguments of each.
+    """
+    resolved = []
+    for name, configs, arguments in requests:
+        try:
+            resolved.append(resolve(configs, arguments))
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+    return resolved
+
+
+def settle_start(config: dict[str, Any]) -> str:
+    """Make `model.init_from` name the same weights whatever is trained meanwhile.
+
+    Args:
+        config: Resolved; a run or "last" becomes the path of its checkpoint.
+
+    Returns:
+        What changes with the weights; empty if it starts from none.
+
+    Raises:
+        UserError: If there is no such run, file or model.
+    """
+    settings = config["model"]["init_args"]
+    reference = settings.get("init_from")
+    if reference is None:
+        return ""
+    path = Path(reference).expanduser()
+    if not path.is_dir() or (path / "run.json").is_file():
+        try:
+            path = find_checkpoint(reference)
+        except UserError:
+            if is_public_name(reference):
+                return reference
+            raise
+    settings["init_from"] = str(path.resolve())
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return f"{path.resolve()} {facts}"
+
+
+def is_public_name(reference: str) -> bool:
+    """Whether a name is that of a model of timm."""
+    import timm
+
+    return timm.is_model(reference.removeprefix("hf-hub:timm/").removeprefix("timm/").partition(".")[0])
+
+
+def prepare(requests: list[tuple[str, list[str], list[str]]]) -> list[tuple[dict[str, Any], str]]:
+    """Resolve configs and the weights they start from; for a process of the study.
+
+    Args:
+        requests: As for `resolve_all`.
+
+    Returns:
+        For each, its config and the identity of its weights.
+    """
+    resolved = resolve_all(requests)
+    starts = []
+    for (name, *_), config in zip(requests, resolved, strict=True):
+        check_config(name, config)
+        try:
+            starts.append(settle_start(config))
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+    return list(zip(resolved, starts, strict=True))
+
+
+def check_config(name: str, config: dict[str, Any]) -> None:
+    """A study needs checkpoints and MLflow."""
+    if config["trainer"].get("enable_checkpointing") is False:
+        raise UserError(
+            f"{name}: trainer.enable_checkpointing is false: a study goes on from checkpoints, so leave it."
+        )
+    if config["trainer"].get("fast_dev_run"):
+        raise UserError(f"{name}: trainer.fast_dev_run logs nothing: set trainer.max_steps to a small number instead.")
+
+
+def check_test_data(name: str, config: dict[str, Any], metric: str) -> None:
+    """Without test data, data modules let the validation data serve.
+
+    Raises:
+        UserError: If the data names no test data.
+    """
+    data = config["data"]["init_args"]
+    keys = [key for key in data if key.startswith("test_")]
+    if not any(data[key] for key in keys if key != "test_name"):
+        validation = "validation/" + metric.partition("/")[2]
+        raise UserError(
+            f"{name}: the data names no test data for {metric}: set data.test_split or data.test_path, or set metric "
+            f"to {validation}."
+        )
+
+
+def check_setting(name: str, config: dict[str, Any], part: str, key: str, what: str) -> None:
+    """What a study varies must be there.
+
+    Raises:
+        UserError: If the class has no such setting.
+    """
+    if key not in config[part]["init_args"]:
+        kind = config[part]["class_path"].rpartition(".")[2]
+        raise UserError(f"{name}: {kind} has no {part}.{key}, by which {what} are set: use another class.")

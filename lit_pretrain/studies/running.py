@@ -1,0 +1,233 @@
+"""Does a study's cells: finished ones are not repeated, failed ones are told and left, Ctrl-C stops all in order."""
+
+import contextlib
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.studies import processes
+from lit_pretrain.studies.cells import DONE, Cell, CellStore, Outcome
+from lit_pretrain.studies.record import StudyRecord
+from lit_pretrain.studies.settings import StudySettings
+from lit_pretrain.tracking.paths import shown_path, write_atomically
+
+Say = Callable[[str], None]
+
+
+class Runner:
+    """Trains cells in processes of their own.
+
+    Args:
+        settings: The study's.
+        record: Its run and directory.
+        jobs: How many cells at a time.
+        say: Told a line for each cell.
+    """
+
+    def __init__(self, settings: StudySettings, record: StudyRecord, jobs: int, say: Say) -> None:
+        self.settings, self.record, self.jobs, self.say = settings, record, jobs, say
+        self.store = CellStore(record.directory)
+        self.threads = max(1, cores() // jobs) if jobs > 1 else None
+        self.total = self.done = 0
+
+    def rehearse(self, cell: Cell) -> dict[str, Any]:
+        """One step of a cell, once: does it run, what does it log and cost?
+
+        Raises:
+            UserError: If it does not run, or does not log the study's metric.
+        """
+        path = self.store.rehearsal_path(cell)
+        if self.store.rehearsal(cell) is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.say(f"Rehearsing one step of {cell.name} ...")
+            try:
+                processes.call(rehearse, cell.config, str(path), log=path.with_suffix(".log"))
+            except UserError as error:
+                raise UserError(f"{cell.name}: {error}") from error
+            except RuntimeError as error:
+                where = shown_path(path.with_suffix(".log"))
+                raise UserError(f"{cell.name} breaks at its first step ({error}): see {where}.") from error
+        facts = self.store.rehearsal(cell)
+        names = [name for name in facts["metrics"] if name.startswith("validation/")]
+        if self.settings.validation_metric not in names:
+            raise UserError(
+                f"{cell.name} does not log {self.settings.validation_metric}: set metric to one of "
+                f"{', '.join(names) or 'none, since it has no validation data'}."
+            )
+        return facts
+
+    def run(self, cells: Sequence[Cell]) -> None:
+        """Do all cells that are not done; returns when none is going on any more.
+
+        Raises:
+            KeyboardInterrupt: If a person or a system stopped it; the cells have been stopped in order.
+        """
+        waiting = [cell for cell in cells if not self.store.is_done(cell)]
+        self.done += len(cells) - len(waiting)
+        going: dict[BaseProcess, tuple[Cell, float]] = {}
+        with terminate_as_interrupt():
+            try:
+                while waiting or going:
+                    while waiting and len(going) < self.jobs:
+                        cell = waiting.pop(0)
+                        going[self._start(cell)] = cell, time.monotonic()
+                    wait([process.sentinel for process in going])
+                    for process in [one for one in going if one.exitcode is not None]:
+                        cell, started = going.pop(process)
+                        self._finish(cell, process, time.monotonic() - started)
+            except KeyboardInterrupt:
+                self._stop(going)
+                raise
+
+    def _start(self, cell: Cell) -> BaseProcess:
+        configs = self._write_configs(cell)
+        job = {
+            "fit": str(configs[0]),
+            "test": str(configs[1]) if cell.stage == "test" else None,
+            "checkpoint": cell.checkpoint,
+            "experiment": self.record.experiment,
+            "tracking_uri": self.record.tracking_uri,
+            "runs_directory": str(self.record.runs_directory),
+            "validation_metric": self.settings.validation_metric,
+            "keep_checkpoints": self.settings.keep_checkpoints,
+            "threads": self.threads,
+        }
+        # What came of an earlier try would be taken for this one's, should it be killed.
+        (self.store.directory / f"{cell.hash}.json").unlink(missing_ok=True)
+        return processes.start(train_cell, str(self.record.directory), cell.hash, job, log=self.store.log_path(cell))
+
+    def _write_configs(self, cell: Cell) -> list[Path]:
+        """Its config with a logger that makes its run a child of the study's; that of its test likewise."""
+        paths = []
+        for stage in ("fit", "test"):
+            logger = {
+                "experiment": self.record.experiment,
+                "run_name": cell.name if stage == "fit" else f"{cell.name}, test",
+                "tracking_uri": self.record.tracking_uri,
+                "runs_directory": str(self.record.runs_directory),
+                "tags": {
+                    "mlflow.parentRunId": self.record.run_id,
+                    "study.cell": cell.hash,
+                    "study.stage": stage,
+                    **{f"study.{key}": str(value) for key, value in cell.labels.items() if value is not None},
+                },
+            }
+            trainer = cell.config["trainer"] | {
+                "logger": {"class_path": "MLflowLogger", "init_args": logger},
+                "enable_progress_bar": False,
+            }
+            path = self.store.config_path(cell, stage)
+            write_atomically(path, yaml.safe_dump(cell.config | {"trainer": trainer}, sort_keys=False))
+            paths.append(path)
+        return paths
+
+    def _finish(self, cell: Cell, process: BaseProcess, seconds: float) -> None:
+        """Tell how a cell ended; what its process could not write down is written here."""
+        process.join()
+        outcome = self.store.outcome(cell)
+        if outcome is None:
+            reason = f"its process ended with {processes.describe_exit(process.exitcode)}"
+            outcome = Outcome("failed", f"{reason}; see {shown_path(self.store.log_path(cell))}")
+            self.store.write(cell.hash, outcome)
+        self.done += 1
+        count = f"[{self.done}/{self.total}] " if self.total else ""
+        if outcome.status == "finished":
+            value = outcome.metrics.get(self.settings.metric, float("nan"))
+            self.say(f"{count}{cell.name}: {self.settings.metric} {value:.4g} in {duration(seconds)}")
+        else:
+            self.say(f"{count}{cell.name}: {outcome.status}: {outcome.reason}")
+
+    def _stop(self, going: dict[BaseProcess, tuple[Cell, float]]) -> None:
+        """Let the trainings finish their step and save; a second Ctrl-C ends them at once."""
+        if going:
+            self.say(f"Stopping {len(going)} training(s) after their step; press Ctrl-C again to stop at once.")
+        try:
+            for process in going:
+                process.terminate()
+            for process in going:
+                process.join()
+        except KeyboardInterrupt:
+            for process in going:
+                process.kill()
+
+
+def train_cell(directory: str, cell_hash: str, job: dict[str, Any]) -> None:
+    """As `training.train_cell`, which is imported where it runs, with torch."""
+    from lit_pretrain.studies import training
+
+    training.train_cell(directory, cell_hash, job)
+
+
+def rehearse(config: dict[str, Any], path: str) -> None:
+    """As `rehearsal.rehearse`, likewise."""
+    from lit_pretrain.studies import rehearsal
+
+    rehearsal.rehearse(config, path)
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end the study as Ctrl-C does."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:
+        # Not in the main thread.
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def estimate(cells: Sequence[Cell], store: CellStore) -> tuple[int, float | None]:
+    """What is left to do, from what finished cells took.
+
+    Returns:
+        Number of cells, and the seconds of all of them one after another; null if nothing has finished yet.
+    """
+    left = [cell for cell in cells if not store.is_done(cell)]
+    known = []
+    for cell in cells:
+        outcome = store.outcome(cell)
+        if outcome is not None and outcome.status in DONE and outcome.seconds:
+            known.append((cell, outcome.seconds))
+    if not known:
+        return len(left), None if left else 0.0
+    total = 0.0
+    for cell in left:
+        # Those that differ by the seed alone say most.
+        alike = [one for one in known if without_seed(one[0]) == without_seed(cell)] or known
+        total += statistics.mean(seconds / abs(one.steps) for one, seconds in alike) * abs(cell.steps)
+    return len(left), total
+
+
+def without_seed(cell: Cell) -> dict[str, Any]:
+    """What a cell is, but for its seed and learning rate."""
+    return {key: value for key, value in cell.labels.items() if key not in ("seed", "learning_rate")}
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
