@@ -146,7 +146,7 @@ def one_class(values: pyarrow.Array, feature: object, column: str, source: str, 
 def several_classes(values: pyarrow.Array, inner: object, column: str, source: str) -> Labels:
     """Any number of classes each; a class named twice in a row counts once."""
     check_rows(values.is_null(), "has no label", column, source, "take these rows out (an empty list is a label)")
-    rows = pyarrow.compute.list_parent_indices(values).to_numpy()
+    rows = pyarrow.compute.list_parent_indices(values).to_numpy().astype(numpy.int64)
     flat = pyarrow.compute.list_flatten(values)
     known = class_names(inner)
     check_classes_known(flat, known, column, source, rows, len(values))
@@ -159,9 +159,9 @@ def several_classes(values: pyarrow.Array, inner: object, column: str, source: s
         names, classes = [], numpy.zeros(0, dtype=numpy.int64)
     if not len(flat):
         raise UserError(f"No row of {source} has a class in '{column}': set data.label_column to another column.")
-    pairs = numpy.unique(numpy.stack([rows, classes], axis=1), axis=0)
-    ends = numpy.cumsum(numpy.bincount(pairs[:, 0], minlength=len(values)))
-    return Labels(column, source, list(names), pairs[:, 1].astype(numpy.int64), "multi_label", ends)
+    rows, classes = numpy.divmod(numpy.unique(rows * len(names) + classes), len(names))
+    ends = numpy.cumsum(numpy.bincount(rows, minlength=len(values)))
+    return Labels(column, source, list(names), classes, "multi_label", ends)
 
 
 def numbers(values: pyarrow.Array, feature: object, column: str, source: str) -> Labels:
