@@ -19,6 +19,7 @@ from text_corpus import make_data, make_encoder, write_corpus
 from transformers import AutoModel, AutoTokenizer, pipeline
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.backbone import VisionEncoder, VisionTransformerConfig
 from lit_pretrain.commands.exports import making, onnx_format, timm_format, transformers_format
 from lit_pretrain.commands.exports.checking import ExportMismatchError, judge
 from lit_pretrain.commands.exports.subject import Subject
@@ -28,6 +29,7 @@ from lit_pretrain.modules.optimization import AdamWConfig
 from lit_pretrain.objectives import MaskedImageModeling, MaskedLanguageModeling, ReplacedTokenDetection
 from lit_pretrain.trainer import Trainer
 
+SMALL = VisionTransformerConfig(depth=1, width=32, heads=2)
 TEXTS = ["The senate pays new roads.", "A farmer remembers.", "Every citizen needs peace abroad, many schools!"]
 
 
@@ -106,7 +108,7 @@ class Made:
         return fit(module, make_pictures(self.pictures, self.directory), path)
 
     def named(self, path: Path) -> Path:
-        module = FineTuning(make_picture_encoder(class_token=True, pooling="map", std=(0.3, 0.2, 0.25)), seed=0)
+        module = FineTuning(VisionEncoder(16, 8, transformer=SMALL, pooling="map", std=(0.3, 0.2, 0.25)), seed=0)
         return fit(module, make_pictures(self.pictures, self.directory), path)
 
 
@@ -385,7 +387,7 @@ def test_what_cannot_be_exported_is_one_sentence(made, tmp_path, monkeypatch, ca
     assert "positions: rotary and segments: 0; --format onnx" in rotary
     assert "--format timm does not hold: take hf or onnx" in refused("run", "--format", "timm")
     assert "--format hf does not hold: take timm or onnx" in refused("masked", "--format", "hf")
-    assert "There are no runs" in refused("last")
+    assert "There is no last.ckpt" in refused("last")
     assert "invalid choice: 'torch'" in refused("run", "--format", "torch")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert "needs onnxruntime" in (sentence := refused("masked", "--format", "onnx"))
