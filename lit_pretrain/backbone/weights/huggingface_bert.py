@@ -148,13 +148,18 @@ def find_directory(path_or_hub_name: str | Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    from lit_pretrain.hub import hub_answers
+
+    reachable = hub_answers()
     try:
         patterns = ["config.json", "*.safetensors", "pytorch_model.bin", "vocab.txt", "tokenizer*.json"]
-        return Path(snapshot_download(str(path_or_hub_name), allow_patterns=patterns))
+        # The hub's client would try for a minute before it looks into its cache.
+        return Path(snapshot_download(str(path_or_hub_name), allow_patterns=patterns, local_files_only=not reachable))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = type(error).__name__ if reachable else "it cannot be reached, and no copy is in its cache"
         raise UserError(
             f"'{path_or_hub_name}' is neither a directory here nor a model that the Hugging Face hub gave "
-            f"({type(error).__name__}): check the name, or download it and give its directory."
+            f"({reason}): check the name or the network, or download it and give its directory."
         ) from error
 
 

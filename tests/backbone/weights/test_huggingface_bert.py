@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
@@ -182,3 +183,18 @@ def test_what_cannot_be_loaded_or_saved_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such pretraining head"):
         BertModel(config("narrow")).save_pretrained(tmp_path / "bare")
         load_heads(tmp_path / "bare", heads_for(TextEncoder.from_pretrained(tmp_path / "bare")))
+
+
+def test_a_name_without_network_comes_from_the_hubs_cache_or_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # refused at once
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="cannot be reached, and no copy is in its cache"):
+        TextEncoder.from_pretrained("somebody/bert")
+    snapshot = tmp_path / "models--somebody--bert" / "snapshots" / "abc"
+    TextEncoder(30, transformer=TransformerConfig(depth=1, width=32, heads=2)).save_pretrained(snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    assert TextEncoder.from_pretrained("somebody/bert").width == 32
