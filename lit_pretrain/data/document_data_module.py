@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy
 from filelock import FileLock
-from lightning import LightningDataModule
-from torch import Tensor
 
 from lit_pretrain.data.built_once import default_cache_directory
 from lit_pretrain.data.document_dataset import DocumentDataset, DocumentStarts, Layout
 from lit_pretrain.data.document_source import DocumentSeparator, DocumentSource, open_documents
-from lit_pretrain.data.loading import EpochBatchSampler, ResumableDataLoader
+from lit_pretrain.data.epoch_data_module import EpochDataModule
+from lit_pretrain.data.loading import ResumableDataLoader
 from lit_pretrain.data.randomness import default_seed
 from lit_pretrain.data.sentence_pairs import PairSettings, RandomNext
 from lit_pretrain.data.sources import shown
@@ -27,7 +26,7 @@ from lit_pretrain.errors import UserError
 TOKENIZER_DOCUMENTS = 200_000
 
 
-class DocumentDataModule(LightningDataModule):
+class DocumentDataModule(EpochDataModule):
     """A corpus of documents as clean batches of word pieces.
 
     Args:
@@ -57,7 +56,8 @@ class DocumentDataModule(LightningDataModule):
         max_documents: Only so many documents from the start of the source; null for all.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True
+    samples_name = "sequences"
+    contents_name = "text"
 
     def __init__(
         self,
@@ -165,35 +165,15 @@ class DocumentDataModule(LightningDataModule):
 
     # -- loaders
 
-    def _train_sampler(self) -> EpochBatchSampler:
-        return EpochBatchSampler(self.train_dataset, self.batch_size, self.seed, shuffle=True)
-
-    @property
-    def train_batches_per_epoch(self) -> int:
-        """Training batches of this process in an epoch."""
-        return len(self._train_sampler())
-
     @property
     def batch_fields(self) -> tuple[str, ...]:
         """What a batch holds."""
         fields = ("input_ids", "attention_mask", "token_type_ids", "sample_id")
         return (*fields, "next_sentence_label") if self.layout == "sentence_pairs" else fields
 
-    def train_dataloader(self) -> ResumableDataLoader:
-        """Shuffled batches, an order of its own for every epoch."""
-        sampler = self._train_sampler()
-        if len(sampler) == 0:
-            raise UserError(
-                f"The {len(self.train_dataset)} training sequences do not fill one batch of all devices: lower "
-                "data.batch_size, or give more text."
-            )
-        return ResumableDataLoader(self.train_dataset, sampler, self.workers)
-
     def val_dataloader(self) -> ResumableDataLoader | list:
         """Every validation sequence once, in the same order always."""
-        if self.validation_dataset is None:
-            return []
-        return self._evaluation_loader(self.validation_dataset)
+        return self._in_order(self.validation_dataset)
 
     def test_dataloader(self) -> ResumableDataLoader | list:
         """The validation sequences: pretraining keeps no third part of a corpus."""
@@ -201,21 +181,7 @@ class DocumentDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> ResumableDataLoader:
         """The beginning of every document."""
-        return self._evaluation_loader(DocumentStarts(self.cache, self.tokenizer, self.sequence_length))
-
-    def _evaluation_loader(self, dataset: object) -> ResumableDataLoader:
-        return ResumableDataLoader(dataset, EpochBatchSampler(dataset, self.batch_size, 0, shuffle=False), self.workers)
-
-    def batch_at(self, epoch: int, batch_index: int, rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
-        """Make any training batch again.
-
-        Args:
-            epoch: Epoch, from 0.
-            batch_index: Batch within the epoch, from 0.
-            rank: Process that saw it.
-            world_size: How many there were.
-        """
-        return self.train_dataset.__getitems__(self._train_sampler().batch(epoch, batch_index, rank, world_size))
+        return self._in_order(DocumentStarts(self.cache, self.tokenizer, self.sequence_length))
 
     # -- telling
 

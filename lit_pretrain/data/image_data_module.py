@@ -1,27 +1,34 @@
 """Pictures for pretraining on images: any source, decoded once, labels where there are any."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy
-from lightning import LightningDataModule
-from torch import Tensor
 
 from lit_pretrain.data.built_once import default_cache_directory
+from lit_pretrain.data.epoch_data_module import EpochDataModule
 from lit_pretrain.data.image_cache import Corrupt
 from lit_pretrain.data.image_dataset import ImageDataset
 from lit_pretrain.data.image_source import ImageSource
 from lit_pretrain.data.image_store import StorageSettings, StoredPictures, store_pictures
+from lit_pretrain.data.label_facts import LabelFacts
 from lit_pretrain.data.labels import budget_size, stratified_choice
-from lit_pretrain.data.loading import EpochBatchSampler, ResumableDataLoader
+from lit_pretrain.data.loading import ResumableDataLoader
+from lit_pretrain.data.pictures import opened, to_rgb
 from lit_pretrain.data.randomness import default_seed, sample_generator
 from lit_pretrain.data.sources import has_splits, shown
 from lit_pretrain.data.splits import split_rows
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.vision_objective import PictureFacts
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-class ImageDataModule(LightningDataModule):
+Stage = Literal["train", "validation", "test"]
+
+
+class ImageDataModule(EpochDataModule):
     """Pictures as clean batches of uint8 squares; what varies them works on the device.
 
     Args:
@@ -54,7 +61,8 @@ class ImageDataModule(LightningDataModule):
         max_pictures: Only so many pictures from the start of the source, and of the test set; null for all.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True
+    samples_name = "pictures"
+    contents_name = "pictures"
 
     def __init__(
         self,
@@ -156,14 +164,6 @@ class ImageDataModule(LightningDataModule):
 
     # -- loaders
 
-    def _train_sampler(self) -> EpochBatchSampler:
-        return EpochBatchSampler(self.train_dataset, self.batch_size, self.seed, shuffle=True)
-
-    @property
-    def train_batches_per_epoch(self) -> int:
-        """Training batches of this process in an epoch."""
-        return len(self._train_sampler())
-
     @property
     def batch_fields(self) -> tuple[str, ...]:
         """What a batch holds."""
@@ -175,53 +175,52 @@ class ImageDataModule(LightningDataModule):
         return self.pictures.labels.classes if self.pictures is not None and self.pictures.labels is not None else None
 
     @property
+    def label_facts(self) -> LabelFacts | None:
+        """What a head needs to know of the labels, once prepared; null without labels."""
+        if self.classes is None:
+            return None
+        self.setup("validate")
+        dataset = self.train_dataset
+        return self.pictures.labels.take(dataset.images.rows[dataset.members]).facts()
+
+    @property
     def facts(self) -> PictureFacts:
         """What is known of the pictures, once prepared."""
         return PictureFacts(self.pictures.square.side, self.pictures.store.facts["grey_share"])
 
-    def train_dataloader(self) -> ResumableDataLoader:
-        """Shuffled batches, an order of its own for every epoch."""
-        sampler = self._train_sampler()
-        if len(sampler) == 0:
-            raise UserError(
-                f"The {len(self.train_dataset)} training pictures do not fill one batch of all devices: lower "
-                "data.batch_size, or give more pictures."
-            )
-        return ResumableDataLoader(self.train_dataset, sampler, self.workers)
-
     def val_dataloader(self) -> ResumableDataLoader | list:
         """Every validation picture once, in the same order always."""
-        return self._evaluation_loader(self.validation_dataset)
+        return self._in_order(self.validation_dataset)
 
     def test_dataloader(self) -> ResumableDataLoader | list:
         """Every test picture once; the validation pictures if there is no test set."""
-        return self._evaluation_loader(self.test_dataset)
+        return self._in_order(self.test_dataset)
 
     def predict_dataloader(self) -> ResumableDataLoader:
         """All pictures of the source, in its order."""
-        return self._evaluation_loader(self.pictures.dataset())
+        return self._in_order(self.pictures.dataset())
 
-    def _evaluation_loader(self, dataset: ImageDataset | None) -> ResumableDataLoader | list:
-        if dataset is None:
-            return []
-        return ResumableDataLoader(dataset, EpochBatchSampler(dataset, self.batch_size, 0, shuffle=False), self.workers)
-
-    def batch_at(self, epoch: int, batch_index: int, rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
-        """Make any training batch again.
+    def evaluation_loader(self, stage: Stage) -> ResumableDataLoader:
+        """Every picture of a part once, in the order of the source.
 
         Args:
-            epoch: Epoch, from 0.
-            batch_index: Batch within the epoch, from 0.
-            rank: Process that saw it.
-            world_size: How many there were.
+            stage: `train` is what the label budget allows.
+
+        Raises:
+            UserError: If there is no such part.
         """
-        return self.train_dataset.__getitems__(self._train_sampler().batch(epoch, batch_index, rank, world_size))
+        return self._in_order(self._part(stage))
+
+    def _part(self, stage: Stage) -> ImageDataset:
+        self.setup("validate")
+        parts = {"train": self.train_dataset, "validation": self.validation_dataset, "test": self.test_dataset}
+        if parts[stage] is None:
+            raise UserError(f"There are no {stage} pictures: set data.validation_share.")
+        return parts[stage]
 
     # -- telling
 
-    def labelled_arrays(
-        self, which: Literal["train", "validation", "test"], limit: int | None = None
-    ) -> tuple[numpy.ndarray, numpy.ndarray]:
+    def labelled_arrays(self, which: Stage, limit: int | None = None) -> tuple[numpy.ndarray, numpy.ndarray]:
         """Pictures and their labels for an evaluation, the same at every call and whatever the seed.
 
         Args:
@@ -237,16 +236,28 @@ class ImageDataModule(LightningDataModule):
         self.setup("validate")
         if self.classes is None:
             raise UserError("The pictures have no labels: set data.label_column.")
-        parts = {"train": self.train_dataset, "validation": self.validation_dataset, "test": self.test_dataset}
-        dataset = parts[which]
-        if dataset is None:
-            raise UserError("There are no validation pictures: set data.validation_share.")
+        dataset = self._part(which)
         indices = numpy.arange(len(dataset))
         if limit is not None and limit < len(dataset):
             generator = sample_generator("labelled arrays", which)
             indices = stratified_choice(dataset.member_labels(), limit, generator, every_class=False)
         batch = dataset.batch(indices)
         return batch["images"].numpy(), batch["label"].numpy()
+
+    def raw_samples(self, stage: Stage, indices: Sequence[int]) -> "list[dict[str, Image]]":
+        """Whole pictures, as large as they are, to show to people.
+
+        Args:
+            stage: Whose source to look into.
+            indices: Rows of it, as batches' `sample_id` gives them.
+
+        Returns:
+            `image`, RGB, for each.
+        """
+        self.prepare_data()
+        pictures = self.test_pictures if stage == "test" and self.test_pictures is not None else self.pictures
+        encoded = pictures.encoded.read([int(index) for index in indices])
+        return [{"image": to_rgb(opened(picture))} for picture in encoded]
 
     def describe(self) -> dict[str, str | int | float]:
         """What the data is, for the record of a run."""

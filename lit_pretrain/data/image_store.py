@@ -39,7 +39,7 @@ class StoredPictures:
         square: What the pictures became.
         fingerprint: Changes with the pixels and with nothing else.
         labels: Labels by row of the source, or null.
-        total: Rows of the source.
+        encoded: The pictures as they lie in the source.
     """
 
     source: str
@@ -47,7 +47,12 @@ class StoredPictures:
     square: Square
     fingerprint: str
     labels: Labels | None
-    total: int
+    encoded: EncodedPictures
+
+    @property
+    def total(self) -> int:
+        """Rows of the source."""
+        return len(self.encoded)
 
     @property
     def cached(self) -> bool:
@@ -94,7 +99,7 @@ def store_pictures(
             say(f"{naming(unreadable, len(pictures), pictures.source, unreadable_list(directory))}: left out.")
     else:
         store = ImageReader(pictures, square, settings.corrupt)
-    return StoredPictures(pictures.source, store, square, fingerprint, labels, len(pictures))
+    return StoredPictures(pictures.source, store, square, fingerprint, labels, pictures)
 
 
 def keep_decoded(pictures: EncodedPictures, square: Square, settings: StorageSettings, directory: Path) -> bool:

@@ -199,6 +199,29 @@ def test_labelled_arrays(table, tmp_path):
         make_data(tmp_path, table, validation_share=0.0).labelled_arrays("validation", 5)
 
 
+def test_what_evaluations_ask(table, tmp_path):
+    others = write_parquet(tmp_path / "others.parquet", 6, side=9)
+    data = make_data(tmp_path, table, label_budget=24, test_path=str(others), stored_size=8)
+    for stage, count in (("train", 24), ("validation", 12), ("test", 6)):
+        batches = list(data.evaluation_loader(stage))
+        rows = torch.cat([batch["sample_id"] for batch in batches]).tolist()
+        assert len(rows) == count and rows == sorted(set(rows))
+        shown = data.raw_samples(stage, rows[-2:])
+        # Of the test set as large as they are, not as they are stored.
+        side = 9 if stage == "test" else 8
+        assert [
+            numpy.array_equal(one["image"], pixels_of(row, side)) for one, row in zip(shown, rows[-2:], strict=True)
+        ] == [True] * 2
+    facts = data.label_facts
+    assert (facts.task, facts.classes) == ("single_label", CLASSES)
+    # Of the training pictures that the budget allows.
+    assert facts.counts == numpy.bincount(data.labelled_arrays("train")[1]).tolist() and sum(facts.counts) == 24
+    unlabelled = ready(tmp_path, table, label_column=None, validation_share=0.0)
+    assert unlabelled.label_facts is None
+    with pytest.raises(UserError, match=r"no validation pictures: set data\.validation_share"):
+        unlabelled.evaluation_loader("validation")
+
+
 def test_the_record_tells_what_the_data_was(table, tmp_path):
     data = ready(tmp_path, table)
     facts = data.describe()
