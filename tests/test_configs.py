@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
 TRAINER = sorted((CONFIGS / "trainer").glob("*.yaml"))
 SIZES = sorted((CONFIGS / "text" / "sizes").glob("*.yaml"))
-EXPERIMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - set(TRAINER) - set(SIZES))
+STUDIES = sorted((CONFIGS / "studies").glob("*.yaml"))
+EXPERIMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - set(TRAINER) - set(SIZES) - set(STUDIES))
 # What stands for data that is not there offline, by the class of the data module.
 FEW_ROWS = {
     "DocumentDataModule": ["--data.max_documents", "40"],

@@ -11,6 +11,8 @@ from lit_pretrain.errors import UserError, nearest
 
 ALL = "all"
 Amount = int | float | Literal["all"] | None
+# How pydantic names them.
+TYPES = ("int", "float", "str", "none")
 BUDGETS = ("steps", "samples", "tokens", "flops")
 
 
@@ -200,8 +202,7 @@ def check_list(name: str, values: list, least: float | None = None) -> None:
 
 def check_amounts(name: str, amounts: list[Amount]) -> None:
     """Amounts of data must be above 0, and none twice."""
-    # 1 and 1.0 are equal in Python, yet one label and all labels.
-    check_list(name, [ALL if is_all(amount) else (type(amount).__name__, amount)[1] for amount in amounts])
+    check_list(name, [ALL if is_all(amount) else amount for amount in amounts])
     for amount in amounts:
         if not is_all(amount) and (amount <= 0 or (isinstance(amount, float) and amount > 1 and amount % 1)):
             raise UserError(f"'{name}' has {amount}: give whole numbers, shares below 1, or '{ALL}'.")
@@ -255,7 +256,10 @@ def explain(problem: dict[str, Any], path: str, names: list[str]) -> str:
         return f"There is no setting '{key}' of a study{nearest(key, names)}: {place}."
     if problem["type"] in ("missing", "missing_keyword_only_argument", "missing_argument"):
         return f"The study {path} lacks '{key}': set it, or start from one of the files in configs/studies/."
-    where = ".".join(
-        str(part) for part in problem["loc"] if part == key or not str(part).startswith(("list[", "dict["))
-    )
+    where = ".".join(str(part) for part in problem["loc"] if not is_type(part))
     return f"'{where}' is {problem['input']!r} ({problem['msg'][:1].lower()}{problem['msg'][1:]}): {place}."
+
+
+def is_type(part: int | str) -> bool:
+    """Whether a part of where pydantic found something is one of the types that it tried there, not a key."""
+    return part in TYPES or (isinstance(part, str) and part.startswith(("list[", "dict[", "literal[")))
