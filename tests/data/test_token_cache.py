@@ -1,16 +1,14 @@
 """The tokenised corpus: its arrays by hand, its memory, its lock, and builds that are killed."""
 
 import errno
-import json
 import multiprocessing
 import os
 import resource
-import signal
-import subprocess
-import sys
+import time
 
 import numpy
 import pytest
+from child_processes import children
 from datasets import Dataset
 
 from lit_pretrain.data import token_cache
@@ -107,37 +105,34 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
     assert large - small < 25
 
 
-SLOW_BUILD = """
-import sys, time
-from pathlib import Path
-from datasets import Dataset
-from lit_pretrain.data import token_cache
-from lit_pretrain.data.tokenizer import WordPieceTokenizer, from_pieces
-import json
-tokenizer = WordPieceTokenizer(from_pieces(json.loads(sys.argv[2]), True))
-inner = token_cache.chunks
-def slow(data, column):
-    for one in inner(data, column):
-        print("building", flush=True)
-        time.sleep(float(sys.argv[3]))
-        yield one
-token_cache.chunks = slow
-data = Dataset.from_dict({"text": ["We pay. They build."] * 50})
-cache = token_cache.open_or_build(data, "text", tokenizer, Path(sys.argv[1]))
-print(len(cache.tokens), flush=True)
-"""
+def build_slowly(directory, seconds, answers):
+    """Build, and tell when it has begun and how many tokens there are."""
+    inner = token_cache.chunks
+
+    def slow(data, column):
+        for one in inner(data, column):
+            answers.put("building")
+            time.sleep(seconds)
+            yield one
+
+    token_cache.chunks = slow
+    tokenizer = WordPieceTokenizer(from_pieces(PIECES, lowercase=True))
+    cache = open_or_build(rows(*["We pay. They build."] * 50), "text", tokenizer, directory)
+    answers.put(len(cache.tokens))
 
 
 def start_build(directory, seconds):
-    command = [sys.executable, "-c", SLOW_BUILD, str(directory), json.dumps(PIECES), str(seconds)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    answers = children().Queue()
+    process = children().Process(target=build_slowly, args=(directory, seconds, answers))
+    process.start()
+    return process, answers
 
 
 def test_a_killed_build_is_made_anew(tokenizer, tmp_path):
-    process = start_build(tmp_path / "cache", 60)
-    assert process.stdout.readline() == "building\n"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process, answers = start_build(tmp_path / "cache", 60)
+    assert answers.get(timeout=100) == "building"
+    process.kill()
+    process.join()
     assert any("partial" in name for name in os.listdir(tmp_path)) and not (tmp_path / "cache").exists()
     cache = open_or_build(rows("We pay."), "text", tokenizer, tmp_path / "cache")
     assert cache.tokens.tolist() == [6, 7, 5]
@@ -145,9 +140,10 @@ def test_a_killed_build_is_made_anew(tokenizer, tmp_path):
 
 
 def test_two_processes_at_once_build_once(tmp_path):
-    first = start_build(tmp_path / "cache", 3)
-    assert first.stdout.readline() == "building\n"
-    second = start_build(tmp_path / "cache", 3)
-    outputs = [process.communicate(timeout=100)[0].split() for process in (first, second)]
+    first, answers = start_build(tmp_path / "cache", 3)
+    assert answers.get(timeout=100) == "building"
+    second, others = start_build(tmp_path / "cache", 3)
     # The second one waited, and built nothing.
-    assert outputs == [["300"], ["300"]]
+    assert [answers.get(timeout=100), others.get(timeout=100)] == [300, 300]
+    for process in (first, second):
+        process.join()
