@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
+from small_training import training_of
 
 from lit_pretrain.backbone import VisionEncoder, VisionTransformerConfig
 from lit_pretrain.data import ImageDataModule
@@ -44,23 +45,11 @@ def make_encoder(**settings: object) -> VisionEncoder:
     return VisionEncoder(transformer=VisionTransformerConfig(depth=2, width=32, heads=2), **defaults | settings)
 
 
-def picture_config(path: Path, objectives: list[dict], **settings: object) -> dict:
-    """A config that trains on them in seconds."""
-    return {
-        "seed_everything": 3,
-        "trainer": {
-            "accelerator": "cpu",
-            "devices": 1,
-            "precision": "32-true",
-            "max_steps": 40,
-            "val_check_interval": 10,
-            "check_val_every_n_epoch": None,
-            "log_every_n_steps": 5,
-            "enable_progress_bar": False,
-            "logger": {"class_path": "MLflowLogger", "init_args": {"experiment": "small"}},
-        }
-        | settings.pop("trainer", {}),
-        "model": {
+def picture_config(path: Path, objectives: list[dict], trainer: dict | None = None, **settings: object) -> dict:
+    """A config that trains on them in seconds; `settings` are the data's."""
+    return training_of(
+        trainer=trainer,
+        model={
             "class_path": "VisionPretraining",
             "init_args": {
                 "encoder": {
@@ -76,9 +65,9 @@ def picture_config(path: Path, objectives: list[dict], **settings: object) -> di
                 "augmentation": {"padding": 2},
             },
         },
-        "data": {
+        data={
             "class_path": "ImageDataModule",
             "init_args": {"path": str(path), "label_column": "label", "batch_size": 8, "validation_share": 0.2}
             | settings,
         },
-    }
+    )

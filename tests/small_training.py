@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 
 
-def small_config(corpus: Path, **settings: object) -> dict:
-    """BERT's two objectives, one block, on the made-up corpus."""
+def training_of(model: dict, data: dict, trainer: dict | None = None) -> dict:
+    """A config of 40 steps with four validations; `trainer` has what differs."""
     return {
         "seed_everything": 3,
         "trainer": {
@@ -21,11 +21,19 @@ def small_config(corpus: Path, **settings: object) -> dict:
             "check_val_every_n_epoch": None,
             "log_every_n_steps": 5,
             "enable_progress_bar": False,
-            "enable_model_summary": False,
             "logger": {"class_path": "MLflowLogger", "init_args": {"experiment": "small"}},
         }
-        | settings.pop("trainer", {}),
-        "model": {
+        | (trainer or {}),
+        "model": model,
+        "data": data,
+    }
+
+
+def small_config(corpus: Path, trainer: dict | None = None, **settings: object) -> dict:
+    """BERT's two objectives, one block, on the made-up corpus; `settings` are the data's."""
+    return training_of(
+        trainer=trainer,
+        model={
             "class_path": "TextPretraining",
             "init_args": {
                 "encoder": {
@@ -38,7 +46,7 @@ def small_config(corpus: Path, **settings: object) -> dict:
                 "objectives": [{"class_path": "MaskedLanguageModeling"}, {"class_path": "NextSentencePrediction"}],
             },
         },
-        "data": {
+        data={
             "class_path": "DocumentDataModule",
             "init_args": {
                 "path": str(corpus),
@@ -49,7 +57,7 @@ def small_config(corpus: Path, **settings: object) -> dict:
             }
             | settings,
         },
-    }
+    )
 
 
 def write_config(path: Path, config: dict) -> Path:
@@ -69,5 +77,8 @@ def start(*arguments: str, runs: Path, **environment: str) -> subprocess.Popen:
 def run(*arguments: str, runs: Path, **environment: str) -> subprocess.CompletedProcess:
     """As `start`, to its end."""
     process = start(*arguments, runs=runs, **environment)
-    output, errors = process.communicate(timeout=240)
+    try:
+        output, errors = process.communicate(timeout=240)
+    finally:
+        process.kill()  # nothing, if it has ended
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)

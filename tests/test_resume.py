@@ -1,21 +1,50 @@
 """A training that is killed and gone on with equals one that never was, bit for bit, through the real entry point."""
 
-import os
 import signal
 import time
+from functools import cache
 
 import mlflow
 import pytest
 import torch
+from small_pictures import picture_config, write_pictures
 from small_training import run, small_config, start, write_config
 from text_corpus import write_corpus
 
+from lit_pretrain.__main__ import main
+
 SLOWLY = ("--trainer.callbacks+", "text_corpus.Slow")
+# Epochs of about 25 steps; a save every 10, so that the last one before the kill lies within an epoch.
+STEPS = {"max_steps": 60}
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl")
+def configs(tmp_path_factory):
+    """Text in two objectives, and pictures varied and corrupted in every way."""
+    directory = tmp_path_factory.mktemp("configs")
+    corpus = write_corpus(directory / "corpus.jsonl")
+    pictures = write_pictures(directory / "pictures.parquet", count=250, size=18)
+    masked = {"class_path": "MaskedImageModeling", "init_args": {"decoder_depth": 1, "decoder_width": 32}}
+    turned = {"class_path": "Rotation", "init_args": {"views": "random"}}
+    objectives = [masked, turned, {"class_path": "Colorization"}]
+    return {
+        "text": write_config(directory / "text.yaml", small_config(corpus, trainer=STEPS)),
+        "pictures": write_config(directory / "pictures.yaml", picture_config(pictures, objectives, trainer=STEPS)),
+    }
+
+
+@pytest.fixture(scope="module")
+def straight(configs, tmp_path_factory):
+    """Where a training of a kind that nothing stopped has put its run, made when it is asked for."""
+
+    @cache
+    def train(kind):
+        runs = tmp_path_factory.mktemp("straight")
+        done = run("fit", "--config", str(configs[kind]), runs=runs)
+        assert done.returncode == 0, done.stderr
+        return runs
+
+    return train
 
 
 def weights(directory):
@@ -33,28 +62,27 @@ def saved_step(directory):
     return torch.load(paths[0], weights_only=True, mmap=True)["global_step"] if paths else 0
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_killed_in_mid_epoch_and_resumed(corpus, tmp_path, workers):
-    # Epochs of about 25 steps; a save every 10, so the last one before the kill lies within an epoch.
-    settings = small_config(corpus, workers=workers, trainer={"max_steps": 60})
-    config = str(write_config(tmp_path / "small.yaml", settings))
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    done = run("fit", "--config", config, runs=straight)
-    assert done.returncode == 0, done.stderr
+# How many workers there are makes no difference to what comes out, so one straight training serves all.
+@pytest.mark.parametrize(("kind", "workers"), [("text", 0), ("text", 2), ("pictures", 2)])
+def test_killed_in_mid_epoch_and_resumed(configs, straight, tmp_path, kind, workers):
+    arguments = ["--config", str(configs[kind]), "--data.workers", str(workers)]
+    expected_in, killed = straight(kind), tmp_path
 
     # Slow enough to be caught in the middle.
-    process = start("fit", "--config", config, *SLOWLY, runs=killed, PYTHONPATH="tests")
-    deadline = time.monotonic() + 200
-    while saved_step(killed) < 30 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.3)
-    os.kill(process.pid, signal.SIGKILL)
+    process = start("fit", *arguments, *SLOWLY, runs=killed, PYTHONPATH="tests")
+    try:
+        deadline = time.monotonic() + 200
+        while saved_step(killed) < 30 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.3)
+    finally:
+        process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL and 30 <= saved_step(killed) < 60
 
-    resumed = run("fit", "--config", config, "--ckpt_path", "last", runs=killed)
+    resumed = run("fit", *arguments, "--ckpt_path", "last", runs=killed)
     assert resumed.returncode == 0, resumed.stderr
-    (step, expected), (other_step, found) = weights(straight), weights(killed)
+    (step, expected), (other_step, found) = weights(expected_in), weights(killed)
     assert step == other_step == 60 and expected.keys() == found.keys()
     different = [
         name
@@ -70,15 +98,15 @@ def test_killed_in_mid_epoch_and_resumed(corpus, tmp_path, workers):
     history = client.get_metric_history(record.info.run_id, "validation/loss")
     values = {one.step: one.value for one in history}
     assert sorted(values) == [10, 20, 30, 40, 50, 60]
-    other = mlflow.MlflowClient(f"sqlite:///{straight}/mlflow.db")
+    other = mlflow.MlflowClient(f"sqlite:///{expected_in}/mlflow.db")
     (record,) = other.search_runs([other.get_experiment_by_name("small").experiment_id])
     assert values == {one.step: one.value for one in other.get_metric_history(record.info.run_id, "validation/loss")}
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_a_checkpoint_and_a_killed_run(corpus, tmp_path, number, code):
-    config = str(write_config(tmp_path / "small.yaml", small_config(corpus, trainer={"max_steps": 2000})))
-    process = start("fit", "--config", config, *SLOWLY, runs=tmp_path, PYTHONPATH="tests")
+def test_a_signal_leaves_a_checkpoint_and_a_killed_run(configs, tmp_path, monkeypatch, number, code):
+    arguments = ["fit", "--config", str(configs["text"])]
+    process = start(*arguments, "--trainer.max_steps", "2000", *SLOWLY, runs=tmp_path, PYTHONPATH="tests")
     deadline = time.monotonic() + 200
     while saved_step(tmp_path) < 10 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -91,6 +119,7 @@ def test_a_signal_leaves_a_checkpoint_and_a_killed_run(corpus, tmp_path, number,
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (record,) = client.search_runs([client.get_experiment_by_name("small").experiment_id])
     assert record.info.status == "KILLED"
-    resumed = run("fit", "--config", config, "--ckpt_path", "last", "--trainer.max_steps", str(step + 3), runs=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
+    monkeypatch.setenv("LIT_PRETRAIN_RUNS", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main([*arguments, "--ckpt_path", "last", "--trainer.max_steps", str(step + 3)]) == 0
     assert client.get_run(record.info.run_id).info.status == "FINISHED" and saved_step(tmp_path) == step + 3

@@ -1,11 +1,11 @@
 """Pretraining on pictures in two processes (gloo, DDP): alike in both, and as in one process with all the pictures."""
 
-import multiprocessing
 import os
 import socket
 
 import pytest
 import torch
+from child_processes import children
 from small_pictures import make_encoder, make_pictures, write_pictures
 
 from lit_pretrain.data.augmentation import ImageAugmentation
@@ -86,10 +86,7 @@ def ranks(directory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # Imports are made once, by the server that the processes are forked from.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["small_pictures", "lit_pretrain.trainer", "lit_pretrain.modules", "toy_training"])
-    processes = [context.Process(target=train_all, args=(rank, port, directory)) for rank in range(2)]
+    processes = [children().Process(target=train_all, args=(rank, port, directory)) for rank in range(2)]
     for process in processes:
         process.start()
     try:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from child_processes import children
 from fake_device import to_fake_cuda
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -73,7 +74,7 @@ def _two_processes(rank: int, address: str, results) -> None:
 
 
 def test_unequal_processes_average_to_the_mean_of_the_whole_batch(tmp_path) -> None:
-    context = torch.multiprocessing.get_context("spawn")
+    context = children()
     results = context.Queue()
     address = f"file://{tmp_path / 'rendezvous'}"
     processes = [context.Process(target=_two_processes, args=(rank, address, results)) for rank in range(2)]

@@ -1,11 +1,11 @@
 """A checkpoint is whole or not there."""
 
-import multiprocessing
 import os
 import resource
 
 import pytest
 import torch
+from child_processes import children
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.checkpoint_io import AtomicCheckpointIO
@@ -33,8 +33,7 @@ def save_with_little_room(path, answers):
 def test_no_room_is_one_sentence_and_the_former_file_stays(tmp_path):
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
-    # A fork of a process with torch's threads may stand still for ever.
-    context = multiprocessing.get_context("spawn")
+    context = children()
     answers = context.Queue()
     process = context.Process(target=save_with_little_room, args=(path, answers))
     process.start()

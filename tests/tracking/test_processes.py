@@ -1,7 +1,6 @@
 """Real processes that start at once on a new database, and end in every way a process can end."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,6 +8,7 @@ import sys
 import time
 from typing import NamedTuple
 
+import child_processes
 import pytest
 from toy_training import ToyData, ToyModule, make_trainer, train_in_child
 
@@ -36,13 +36,9 @@ CHILDREN = {
 
 @pytest.fixture(scope="module")
 def children(tmp_path_factory):
-    """Three trainings started together on one new runs directory, each ended as its name says.
-
-    A server that has imported everything forks them, which saves each the seconds of importing.
-    """
+    """Three trainings started together on one new runs directory, each ended as its name says."""
     directory = tmp_path_factory.mktemp("together")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["toy_training", "lit_pretrain.callbacks", "mlflow.store.tracking.sqlalchemy_store"])
+    context = child_processes.children()
     processes = {}
     for name, (_, _, slowness) in CHILDREN.items():
         (directory / f"{name}.txt").touch()
