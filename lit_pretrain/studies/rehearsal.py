@@ -47,8 +47,6 @@ def rehearse(config: dict[str, Any], path: str) -> None:
         config: Resolved, as a cell's.
         path: As the callback's.
     """
-    import yaml
-
     from lit_pretrain import cli
 
     trainer = config["trainer"] | {
@@ -63,5 +61,5 @@ def rehearse(config: dict[str, Any], path: str) -> None:
         "callbacks": [{"class_path": f"{__name__}.Rehearsal", "init_args": {"path": path}}],
     }
     file = Path(path).with_suffix(".yaml")
-    write_atomically(file, yaml.safe_dump(config | {"trainer": trainer}, sort_keys=False))
+    write_atomically(file, json.dumps(config | {"trainer": trainer}, indent=2))
     cli.run(["fit", "--config", str(file)])

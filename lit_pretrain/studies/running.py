@@ -1,6 +1,7 @@
 """Does a study's cells: finished ones are not repeated, failed ones are told and left, Ctrl-C stops all in order."""
 
 import contextlib
+import json
 import os
 import signal
 import statistics
@@ -10,8 +11,6 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.studies import processes
@@ -126,7 +125,8 @@ class Runner:
                 "enable_progress_bar": False,
             }
             path = self.store.config_path(cell, stage)
-            write_atomically(path, yaml.safe_dump(cell.config | {"trainer": trainer}, sort_keys=False))
+            # JSON is YAML with every text in quotes: 1e+30 is a text to PyYAML and a number to jsonargparse.
+            write_atomically(path, json.dumps(cell.config | {"trainer": trainer}, indent=2))
             paths.append(path)
         return paths
 

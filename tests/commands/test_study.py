@@ -191,7 +191,10 @@ def test_scaling_under_an_equal_budget(home, corpus, capsys):
     ("settings", "words"),
     [
         ({"encoders": {"x": {"model.init_from": "rotted"}}}, "x: No run in"),
-        ({"encoders": {"x": {"model.encodr": None}}}, "There is no setting 'model.encodr'"),
+        (
+            {"encoders": {"x": {"model.encodr": None}}},
+            "There is no setting 'encodr' of model (did you mean 'encoder'?)",
+        ),
         ({"encoders": {"x": {"modle.encoder": None}}}, "The override 'modle.encoder' is not below trainer"),
         ({"overrides": {"data.test_path": None, "data.test_split": None}}, "names no test data for test/accuracy"),
         ({"overrides": {"trainer.enable_checkpointing": False}}, "a study goes on from checkpoints"),
