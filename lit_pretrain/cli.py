@@ -60,8 +60,30 @@ class CommandLine(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's settings override the person's; here they stay as they are given."""
 
+    def instantiate_classes(self) -> None:
+        """As Lightning's; with a checkpoint the encoder is its own, and what it once started from is not read.
+
+        That may be gone by now, or, if it was called "last", be another.
+        """
+        self.given_config = self.config
+        checkpoint, model = self._get(self.config, "ckpt_path"), self._get(self.config, "model")
+        fine_tuning = model.class_path.endswith(".FineTuning")
+        if fine_tuning and not checkpoint and self.subcommand != "fit":
+            raise UserError(
+                f"{self.subcommand} without a fine-tuned checkpoint would use a head that has learned nothing: name a "
+                "run by --ckpt_path."
+            )
+        if fine_tuning and checkpoint and Path(checkpoint).is_file():
+            self.config = self.config.clone()
+            settings = self._get(self.config, "model").init_args
+            if settings.init_from is not None or self.subcommand != "fit":
+                settings.encoder, settings.init_from = None, checkpoint
+        super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; its MLflow logger gets the config's name, and the run to continue."""
+        # What is written down is what was given.
+        self.config = self.given_config
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:
@@ -84,7 +106,7 @@ def run(arguments: list[str]) -> int:
     Raises:
         UserError: If an argument or a config is wrong.
     """
-    arguments = with_checkpoint_config(arguments)
+    arguments = with_data_to_predict(with_checkpoint_config(arguments))
     CommandLine.config_name = config_name(arguments)
     Parser.messages.clear()
     quieten()
@@ -133,6 +155,17 @@ def with_checkpoint_config(arguments: list[str]) -> list[str]:
         if saved is None or not saved.is_file():
             raise UserError(f"{checkpoint} has no config.yaml of its run beside it: give --config.")
         arguments = [arguments[0], "--config", str(saved), *arguments[1:]]
+    return arguments
+
+
+def with_data_to_predict(arguments: list[str]) -> list[str]:
+    """Let `predict --data.path` name the whole source: a training's data_files, name and split are not of it."""
+    if arguments[0] != "predict" or value_of(arguments, "--data.path") is None:
+        return arguments
+    for setting, value in (("name", "null"), ("data_files", "null"), ("split", "train")):
+        names = (f"--data.{setting}", f"--data.init_args.{setting}")
+        if not values_of(arguments, *names):
+            arguments = [*arguments, names[0], value]
     return arguments
 
 

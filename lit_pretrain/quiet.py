@@ -22,3 +22,11 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*It is recommended to use `self.log.*sync_dist=True.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    # Samples are known by their `sample_id`; and a run that is gone on with has its checkpoints already.
+    warnings.filterwarnings("ignore", message=".*Couldn't infer the batch indices.*")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
+    # A class that does not occur in a small validation has no precision and recall, and is left out of their means.
+    warnings.filterwarnings("ignore", message=".*No positive samples found in target.*")
+    warnings.filterwarnings("ignore", message=".*Average precision score for one or more classes was `nan`.*")
+    # A validation's numbers fit the memory; correlations of ranks need them all.
+    warnings.filterwarnings("ignore", message=".*will save all targets and predictions in the buffer.*")

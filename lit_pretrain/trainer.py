@@ -66,6 +66,10 @@ class Trainer(lightning.Trainer):
             **kwargs,
         )
 
+    def save_checkpoint(self, filepath: Any, weights_only: bool | None = False, storage_options: Any = None) -> None:
+        """As Lightning's: everything is saved unless `weights_only` is true."""
+        super().save_checkpoint(filepath, weights_only, storage_options)
+
 
 def default_callbacks(given: list[Callback], checkpointing: bool, progress_bar: bool) -> list[Callback]:
     """The suite's callbacks of whose class none is given."""

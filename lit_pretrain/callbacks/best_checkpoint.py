@@ -25,6 +25,12 @@ class BestCheckpoint(ModelCheckpoint):
             save_top_k=save_top_k,
             save_last=True,
         )
+        self._training = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """As Lightning's; only a training compares checkpoints."""
+        super().setup(trainer, pl_module, stage)
+        self._training = stage == "fit"
 
     @property
     def state_key(self) -> str:
@@ -44,6 +50,8 @@ class BestCheckpoint(ModelCheckpoint):
         return super().state_dict() | {"mode": self.mode}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As Lightning's, with the mode."""
+        """As Lightning's, with the mode; what only measures a checkpoint has no use for it."""
+        if not self._training:
+            return
         super().load_state_dict(state_dict)
         self.mode = state_dict.get("mode", self.mode)

@@ -1,5 +1,6 @@
 """Writes what `predict` returns (embeddings, say) to a parquet file, batch by batch, whole or not at all."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from lit_pretrain.tracking.run_record import mlflow_logger
 
 class PredictionWriter(BasePredictionWriter):
     """Writes a row for each sample: tensors (B,) become columns, tensors (B, D) columns of lists of D floats.
+
+    Data modules that have `named_samples` add their texts or the names of their files, by the batch's `sample_id`. The
+    file's metadata names the `classes` of a module that knows any, in the order of its probabilities.
 
     Several processes write a file each. Use `trainer.predict(return_predictions=False)`, or all of it stays in memory.
 
@@ -54,7 +58,12 @@ class PredictionWriter(BasePredictionWriter):
         """Write one batch."""
         import pyarrow.parquet
 
+        names = getattr(trainer.datamodule, "named_samples", None)
+        if names is not None and isinstance(prediction, dict) and "sample_id" in prediction:
+            prediction = {**prediction, **names(prediction["sample_id"].tolist())}
         table = prediction_table(prediction)
+        if classes := getattr(pl_module, "classes", None):
+            table = table.replace_schema_metadata({"classes": json.dumps(list(classes))})
         if self._writer is None:
             self._writer = pyarrow.parquet.ParquetWriter(self._part, table.schema)
         self._writer.write_table(table)
@@ -109,7 +118,11 @@ def prediction_table(prediction: Any) -> Any:
             flat = pyarrow.array(array.reshape(-1))
             columns[name] = flat if array.ndim == 1 else pyarrow.FixedSizeListArray.from_arrays(flat, array.shape[1])
         elif isinstance(value, list | tuple):
-            columns[name] = pyarrow.array(list(value))
+            array = pyarrow.array(list(value))
+            # A batch in which nothing has a class does not tell the type, and a file has one for all batches.
+            nothing, names = pyarrow.null(), pyarrow.string()
+            told = {nothing: names, pyarrow.list_(nothing): pyarrow.list_(names)}
+            columns[name] = array.cast(told.get(array.type, array.type))
         else:
             raise UserError(f"predict_step's '{name}' cannot be written to parquet: give a tensor (B,) or (B, D).")
     return pyarrow.table(columns)

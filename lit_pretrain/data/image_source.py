@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -93,6 +93,15 @@ class EncodedPictures:
         """Some rows' pictures; fastest for a `range`."""
         return [self._encoded(row, value) for row, value in zip(rows, self.data[rows][self.column], strict=True)]
 
+    def file_names(self, rows: Sequence[int]) -> list[str]:
+        """The names of some rows' files as the source has them, empty where it has none."""
+        values = self.data.with_format("arrow")[rows].column(self.column)
+        if pyarrow.types.is_struct(values.type):
+            values = pyarrow.compute.struct_field(values, "path")
+        elif not (pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type)):
+            return [""] * len(values)
+        return [name or "" for name in values.to_pylist()]
+
     def _encoded(self, row: int, value: dict | bytes | str | None) -> EncodedPicture:
         content, path = value, None
         if isinstance(value, dict):
@@ -118,6 +127,9 @@ def open_pictures(source: ImageSource, cache_directory: Path) -> EncodedPictures
     """
     opened = open_source(source, cache_directory)
     data = opened.data
+    if opened.fingerprint == FOLDER:
+        # Its column has our name, whatever pictures are called in the table that a model was trained on.
+        source = replace(source, image_column=None)
     if source.max_pictures is not None:
         data = data.select(range(min(source.max_pictures, len(data))))
     if len(data) == 0:

@@ -310,6 +310,14 @@ class LabelledDataModule(LightningDataModule):
         """
         return self._part(stage).contents.raw([int(index) for index in indices])
 
+    def named_samples(self, indices: list[int]) -> dict[str, list[str]]:
+        """Columns to know the samples of `predict` by: `text` (and `text_pair`), or `image`, the names of the files.
+
+        Args:
+            indices: Rows of the source, as batches' `sample_id` gives them.
+        """
+        return self._part("predict").contents.named([int(index) for index in indices])
+
     def describe(self) -> dict[str, str | int | float]:
         """What the data is, for the record of a run."""
         description: dict[str, str | int | float] = {

@@ -85,6 +85,9 @@ class Contents(Protocol):
     def raw(self, rows: list[int]) -> list[dict[str, Any]]:
         """Some rows to show to people."""
 
+    def named(self, rows: list[int]) -> dict[str, list[str]]:
+        """Columns by which people know some rows."""
+
 
 class TextContents:
     """Rows of texts or of pairs of texts.
@@ -102,6 +105,9 @@ class TextContents:
         rows = open_source(source, cache_directory / "huggingface")
         self.source, self.data, self.settings = shown(source), rows.data, settings
         self.kept = cache_directory / "labelled_texts"
+        if self.data.column_names == ["text"] and len(settings.columns) == 1:
+            # A text file, whatever the texts are called in the table that a model was trained on.
+            self.settings = settings = replace(settings, columns=("text",))
         for column, setting in zip(settings.columns, ("text_column", "text_pair_column"), strict=False):
             check_column(self.data, column, self.source, f"data.{setting}")
             feature = self.data.features[column]
@@ -132,6 +138,12 @@ class TextContents:
         part = self.data.select_columns(list(self.settings.columns))[rows]
         columns = zip(*(part[column] for column in self.settings.columns), strict=True)
         return [dict(zip(("text", "text_pair"), (text or "" for text in texts), strict=False)) for texts in columns]
+
+    def named(self, rows: list[int]) -> dict[str, list[str]]:
+        """`text`, and `text_pair` if there is one."""
+        part = self.data.select_columns(list(self.settings.columns))[rows]
+        names = zip(("text", "text_pair"), self.settings.columns, strict=False)
+        return {name: [text or "" for text in part[column]] for name, column in names}
 
 
 class PictureContents:
@@ -169,9 +181,16 @@ class PictureContents:
 
     def raw(self, rows: list[int]) -> list[dict[str, Any]]:
         """`image`: the whole picture, as large as it is."""
+        return [{"image": to_rgb(opened(picture))} for picture in self._pictures().read(rows)]
+
+    def named(self, rows: list[int]) -> dict[str, list[str]]:
+        """`image`: the names of their files, empty where they have none."""
+        return {"image": self._pictures().file_names(rows)}
+
+    def _pictures(self) -> EncodedPictures:
         if self._encoded is None:
             self._encoded = open_pictures(self.origin, self.storage.directory / "huggingface")
-        return [{"image": to_rgb(opened(picture))} for picture in self._encoded.read(rows)]
+        return self._encoded
 
 
 def digest(*parts: str) -> str:

@@ -16,8 +16,10 @@ from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.data.label_facts import LabelFacts
 from lit_pretrain.errors import UserError
+from lit_pretrain.modules.answering import answer
 from lit_pretrain.modules.base import BaseModule
-from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, difference, read_checkpoint
+from lit_pretrain.modules.checkpoints import read_checkpoint
+from lit_pretrain.modules.fine_tuning_record import check_record, description_of, record_of, take_record
 from lit_pretrain.modules.freezing import FreezingConfig, freeze, unfreezing_steps
 from lit_pretrain.modules.modalities import make_modality
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, make_layerwise_optimizer
@@ -31,8 +33,9 @@ from lit_pretrain.modules.starting_points import (
     without_weights,
 )
 from lit_pretrain.modules.steps import total_steps
-from lit_pretrain.modules.tasks import Task, make_task
+from lit_pretrain.modules.tasks import Task, class_weights_of, make_task
 from lit_pretrain.objectives.objective import Batch
+from lit_pretrain.tracking.find import find_checkpoint
 
 
 class FineTuning(BaseModule):
@@ -152,6 +155,9 @@ class FineTuning(BaseModule):
         data = self._trainer.datamodule if self._trainer is not None else None
         if data is not None:
             self.facts = getattr(data, "label_facts", None) or self.facts
+            if self.facts is None and self._trainer.predicting:
+                # The checkpoint, which is read after this, knows the classes.
+                return
         if self.facts is None or (self.facts.task != "regression" and len(self.facts.classes) < 2):
             raise UserError("FineTuning needs labels of at least two classes, or numbers: set data.label_column.")
         if data is not None:
@@ -191,20 +197,7 @@ class FineTuning(BaseModule):
 
     def weights_of_classes(self) -> Tensor | None:
         """Factors (C,) of the classes' losses, or null."""
-        if self.class_weights is None:
-            return None
-        counts, classes = torch.tensor(self.facts.counts, dtype=torch.float32), len(self.facts.classes)
-        if self.facts.task == "regression":
-            raise UserError("model.class_weights weighs classes, and the labels are numbers: leave it out.")
-        if self.class_weights == "balanced":
-            if len(counts) != classes or not bool((counts > 0).all()):
-                raise UserError("model.class_weights: balanced needs a training sample of every class: give a list.")
-            if self.facts.task == "multi_label":
-                return (self.facts.samples - counts) / counts
-            return counts.sum() / (classes * counts)
-        if len(self.class_weights) != classes:
-            raise UserError(f"model.class_weights has {len(self.class_weights)} values for {classes} classes.")
-        return torch.tensor(self.class_weights, dtype=torch.float32)
+        return None if self.class_weights is None else class_weights_of(self.class_weights, self.facts)
 
     def train(self, mode: bool = True) -> "FineTuning":
         """As nn.Module's, but what is frozen stays in evaluation mode."""
@@ -237,6 +230,11 @@ class FineTuning(BaseModule):
             print(self.start.told(), flush=True)
         if self.linear_probe_first:
             fit_probe_head(self)
+
+    def on_predict_start(self) -> None:
+        """Refuse to answer with a head that has learned nothing."""
+        if self.head is None:
+            raise UserError("What to predict is not known without a fine-tuned checkpoint: give it by --ckpt_path.")
 
     # -- steps
 
@@ -301,7 +299,6 @@ class FineTuning(BaseModule):
         answers = self.task.answers(self.head(embedding).float())
         return {"sample_id": batch["sample_id"], **answers, "embedding": embedding.float()}
 
-    @torch.no_grad()
     def predict(self, samples: list[Any], batch_size: int = 64) -> list[dict[str, Any]]:
         """Answer raw samples.
 
@@ -312,21 +309,7 @@ class FineTuning(BaseModule):
         Returns:
             For each, `label` and `probability` (of every class by its name), or `value`.
         """
-        training = self.training
-        self.eval()
-        rows: list[dict[str, Any]] = []
-        for start in range(0, len(samples), batch_size):
-            batch = self.modality.batch_of(samples[start : start + batch_size], self.encoder, self.tokenizer)
-            answers = self.task.answers(self.logits({name: value.to(self.device) for name, value in batch.items()}))
-            if "probability" in answers:
-                answers["probability"] = [
-                    dict(zip(self.classes, row, strict=True)) for row in answers["probability"].tolist()
-                ]
-            else:
-                answers["value"] = answers["value"].tolist()
-            rows += [dict(zip(answers, row, strict=True)) for row in zip(*answers.values(), strict=True)]
-        self.train(training)
-        return rows
+        return answer(self, samples, batch_size)
 
     def step_cost(self, batch: Batch) -> dict[str, float]:
         """Samples, tokens and floating-point operations (three times the forward's) of one training batch."""
@@ -336,89 +319,33 @@ class FineTuning(BaseModule):
 
     def describe(self) -> dict[str, Any]:
         """What this is made of, for the record of the run."""
-        encoder = self.encoder
-        description: dict[str, Any] = {
-            "parameters": sum(parameter.numel() for parameter in self.parameters()),
-            "encoder": type(encoder).__name__,
-            "depth": encoder.config.depth,
-            "width": encoder.config.width,
-            "pooling": encoder.pooling,
-            "task": self.facts.task,
-            "classes": len(self.facts.classes),
-            **self.modality.describe(encoder),
-            **self.lineage,
-        }
-        if self.tokenizer is not None:
-            description["tokenizer_hash"] = self.tokenizer.hash
-        for name, names in (("fresh_parameters", self.start.fresh), ("left_out_parameters", self.start.left_out)):
-            if names:
-                description[name] = " ".join(names)
-        return description
+        return description_of(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to build this again without any config."""
         self.stop_if_not_finite()
-        data = self._trainer.datamodule if self._trainer is not None else None
-        record = {
-            "format": CHECKPOINT_FORMAT,
-            "module": type(self).__name__,
-            "encoder_class": type(self.encoder).__name__,
-            "encoder": self.encoder.settings(),
-            "label_facts": self.facts.to_dict(),
-            "lineage": dict(self.lineage),
-            "modality": self.modality.settings(),
-        }
-        if self.tokenizer is not None:
-            record |= {"tokenizer": self.tokenizer.to_json(), "tokenizer_hash": self.tokenizer.hash}
-        if getattr(data, "fingerprint", None):
-            record["data_fingerprint"] = data.fingerprint
-        checkpoint["lit_pretrain"] = record
+        checkpoint["lit_pretrain"] = record_of(self, self._trainer.datamodule if self._trainer is not None else None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another kind, shape, tokenizer or other classes."""
-        theirs = checkpoint.get("lit_pretrain") or {}
-        if theirs.get("module") != type(self).__name__:
-            raise UserError(
-                f"The checkpoint is of {theirs.get('module', 'another program')}, not of FineTuning: give it to "
-                "model.init_from to start from its encoder."
-            )
-        lines = difference("encoder", theirs["encoder"], self.encoder.settings())
-        if lines and self.head is not None:
-            raise UserError(
-                f"The checkpoint's encoder has other settings than this config's ({', '.join(lines[:4])}): go on with "
-                "its own config.yaml."
-            )
-        facts = LabelFacts.from_dict(theirs["label_facts"])
-        if self.facts is not None and (facts.task, facts.classes) != (self.facts.task, self.facts.classes):
-            raise UserError(
-                f"The checkpoint knows {named(facts)}, the data has {named(self.facts)}: give the data that it was "
-                "trained on."
-            )
-        if self.tokenizer is not None and theirs.get("tokenizer_hash") != self.tokenizer.hash:
-            raise UserError(
-                f"The checkpoint was trained with tokenizer {theirs.get('tokenizer_hash')}, this data uses tokenizer "
-                f"{self.tokenizer.hash}: leave data.tokenizer out, so that the checkpoint's is taken."
-            )
-        # The labels that were trained on, their mean and spread, and not those of the data at hand.
-        self.facts = facts
-        if self.task is not None:
-            self.task.facts = facts
+        """Refuse a checkpoint of another kind, shape, tokenizer or other classes; take what it knows."""
+        record = checkpoint.get("lit_pretrain") or {}
+        check_record(record, self)
+        take_record(record, self)
         self.configure_model()
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "FineTuning":
-        """Build a module with a checkpoint's encoder, labels and weights; no data or config is needed."""
-        from lit_pretrain.data.tokenizer import WordPieceTokenizer
+        """Build a module with a checkpoint's encoder, labels and weights; no data or config is needed.
 
+        Args:
+            path: The checkpoint; or a run's name or id, "RUN:best", "last".
+        """
+        path = find_checkpoint(str(path))
         checkpoint = read_checkpoint(path)
         record = checkpoint["lit_pretrain"]
         if record["module"] != cls.__name__:
             raise UserError(f"{path} is a checkpoint of {record['module']}, not of {cls.__name__}.")
         module = cls(ENCODERS[record["encoder_class"]].from_settings(record["encoder"]))
-        module.lineage = dict(record["lineage"])
-        module.modality.take(record["modality"])
-        if "tokenizer" in record:
-            module.tokenizer = WordPieceTokenizer.from_json(record["tokenizer"])
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
         return module.eval()
@@ -426,11 +353,3 @@ class FineTuning(BaseModule):
 
 # nn.Module has a method `train`; a stage's metrics are kept under names of their own.
 METRICS_OF = {"validation": "validating", "test": "testing"}
-
-
-def named(facts: LabelFacts) -> str:
-    """A task as a person knows it."""
-    if facts.task == "regression":
-        return "numbers"
-    more = f" and {len(facts.classes) - 8} more" if len(facts.classes) > 8 else ""
-    return f"the classes {', '.join(facts.classes[:8])}{more}"

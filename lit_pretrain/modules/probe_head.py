@@ -7,6 +7,7 @@ first leaves them in place, and fine-tuning begins at the probe's accuracy. It c
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluation.linear_probe import fit_linear_probe
@@ -20,24 +21,28 @@ def fit_probe_head(module: Any) -> None:
     """Set the weights of a module's head to those of a linear probe on its training data.
 
     Args:
-        module: A `FineTuning` with its trainer; in several processes all get the first one's head.
+        module: A `FineTuning` with its trainer; several processes share the reading, and get the same head.
 
     Raises:
         UserError: If the task is another than one label each.
     """
     if module.facts.task != "single_label":
         raise UserError("model.linear_probe_first is for one label each: leave it out for other tasks.")
-    training = module.training
+    training, processes = module.training, module.trainer.world_size
     module.eval()
-    features, labels = [], []
+    parts: list[tuple[Tensor, Tensor]] = []
     for batch in module.trainer.datamodule.evaluation_loader("train"):
         moved = {name: value.to(module.device) for name, value in batch.items()}
-        features.append(module.features(moved).float())
-        labels.append(moved["label"])
-        if sum(map(len, labels)) * module.trainer.world_size >= MOST_SAMPLES:
+        parts.append((module.features(moved).float(), moved["label"]))
+        if sum(len(labels) for _, labels in parts) * processes >= MOST_SAMPLES:
             break
     module.train(training)
-    probe = fit_linear_probe(torch.cat(features), torch.cat(labels))
+    if processes > 1:
+        theirs: list[Any] = [None] * processes
+        torch.distributed.all_gather_object(theirs, [(one.cpu(), labels.cpu()) for one, labels in parts])
+        parts = [(one.to(module.device), labels.to(module.device)) for part in theirs for one, labels in part]
+    features, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+    probe = fit_linear_probe(features, labels)
     # The probe's standardisation becomes part of the head: w (x - m) / s + b = (w / s) x + (b - w m / s).
     weight = probe.weight / probe.scale
     head = {

@@ -63,8 +63,13 @@ def load_starting_point(reference: str) -> StartingPoint:
     try:
         checkpoint = find_checkpoint(reference)
     except UserError as not_ours:
-        if path.suffix == ".ckpt" or reference == "last" or path.is_absolute() or reference.startswith("."):
+        if path.suffix == ".ckpt" or reference == "last" or path.exists():
             raise
+        if path.is_absolute() or reference.startswith("."):
+            raise UserError(
+                f"There is nothing at {reference} to start from: give a checkpoint, a run, or a directory of public "
+                "weights as model.init_from."
+            ) from not_ours
         return open_name(reference, not_ours)
     record = read_checkpoint(checkpoint)["lit_pretrain"]
     kind = ENCODERS.get(record["encoder_class"])

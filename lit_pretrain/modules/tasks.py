@@ -5,7 +5,8 @@ arXiv:1706.04599) for one class; F1 of both averages and mean average precision 
 correlation and the mean squared error for numbers (the GLUE tasks' own: Wang et al. 2018, arXiv:1804.07461).
 """
 
-from typing import Any
+import math
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as functional
@@ -21,6 +22,7 @@ from torchmetrics.classification import (
 )
 
 from lit_pretrain.data.label_facts import LabelFacts
+from lit_pretrain.errors import UserError
 
 
 class SingleLabel:
@@ -187,3 +189,35 @@ def make_task(facts: LabelFacts, label_smoothing: float = 0.0, class_weights: Te
     if facts.task == "regression":
         return Regression(facts)
     return (SingleLabel if facts.task == "single_label" else MultiLabel)(facts, label_smoothing, class_weights)
+
+
+def class_weights_of(setting: list[float] | Literal["balanced"], facts: LabelFacts) -> Tensor:
+    """Factors (C,) of the classes' losses.
+
+    Args:
+        setting: The factors, or `balanced`: of one class each, the inverse of its frequency, 1 on average over the
+            samples; of several classes each, how much more often a class is absent than present.
+        facts: What is known of the labels.
+
+    Raises:
+        UserError: If they cannot be told, or do not fit the classes.
+    """
+    if facts.task == "regression":
+        raise UserError("model.class_weights weighs classes, and the labels are numbers: leave it out.")
+    classes = len(facts.classes)
+    if setting == "balanced":
+        counts = torch.tensor(facts.counts, dtype=torch.float32)
+        absent = [name for name, count in zip(facts.classes, facts.counts, strict=False) if count == 0]
+        if absent or len(counts) != classes:
+            raise UserError(
+                "model.class_weights: balanced needs a training sample of every class, and there is none of "
+                f"{', '.join(absent[:8]) or 'any'}: give a list of weights, or raise data.label_budget."
+            )
+        if facts.task == "multi_label":
+            return (facts.samples - counts) / counts
+        return counts.sum() / (classes * counts)
+    if len(setting) != classes:
+        raise UserError(f"model.class_weights has {len(setting)} values for {classes} classes: give one each.")
+    if min(setting) < 0 or not all(map(math.isfinite, setting)):
+        raise UserError(f"model.class_weights is {setting}: give numbers from 0.")
+    return torch.tensor(setting, dtype=torch.float32)

@@ -68,8 +68,20 @@ def list_runs(runs_directory: str | Path | None = None, experiment: str | None =
     return [record for _, record in sorted(records, key=lambda pair: pair[0], reverse=True)]
 
 
-def find_run(reference: str, runs_directory: str | Path | None = None, experiment: str | None = None) -> RunRecord:
+def find_run(
+    reference: str,
+    runs_directory: str | Path | None = None,
+    experiment: str | None = None,
+    with_checkpoints: bool = False,
+) -> RunRecord:
     """Find a run by its id, a unique beginning of its id (four characters or more), its name, or its directory.
+
+    Args:
+        reference: What it is called.
+        runs_directory: Null takes $LIT_PRETRAIN_RUNS, else ./runs.
+        experiment: Only this experiment's runs; null for all.
+        with_checkpoints: Whether, of several that fit, only those that have checkpoints count: what measures a run's
+            checkpoint is often called as that run is.
 
     Raises:
         UserError: If no run or more than one fits; the sentence names the nearest, or all that fit.
@@ -83,6 +95,8 @@ def find_run(reference: str, runs_directory: str | Path | None = None, experimen
         [record for record in records if reference in (record.run_name, record.directory.name)],
         [record for record in records if len(reference) >= SHORTEST_PREFIX and record.run_id.startswith(reference)],
     ):
+        if with_checkpoints and len(found) > 1:
+            found = [record for record in found if any(record.checkpoints.glob("*.ckpt"))] or found
         if len(found) == 1:
             return found[0]
         if found:
@@ -124,12 +138,27 @@ def find_checkpoint(reference: str, experiment: str | None = None, runs_director
         raise UserError(f"The checkpoint {reference} does not exist{nearest(reference, siblings)}.")
     name, _, which = reference.rpartition(":")
     best = bool(name) and which == "best"
-    record = find_run(name if best else reference, runs_directory, experiment)
-    found = None if best else newest(last_checkpoints(record.checkpoints))
-    found = found or newest(record.checkpoints.glob("best-*.ckpt" if best else "*.ckpt"))
+    record = find_run(name if best else reference, runs_directory, experiment, with_checkpoints=True)
+    if best:
+        found = best_checkpoint(record.checkpoints)
+    else:
+        found = newest(last_checkpoints(record.checkpoints)) or newest(record.checkpoints.glob("*.ckpt"))
     if found is None:
         raise UserError(f"The run {record.run_name} has no checkpoint in {shown_path(record.checkpoints)}.")
     return found
+
+
+def best_checkpoint(directory: Path) -> Path | None:
+    """The best checkpoint of a directory, or null; where several are kept, the latest one knows which it is."""
+    kept = list(directory.glob("best-*.ckpt"))
+    last = newest(last_checkpoints(directory))
+    if len(kept) > 1 and last is not None:
+        import torch
+
+        callbacks = torch.load(last, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
+        name = Path(callbacks.get("BestCheckpoint", {}).get("best_model_path", "")).name
+        kept = [path for path in kept if path.name == name] or kept
+    return newest(kept)
 
 
 def last_checkpoints(directory: Path) -> list[Path]:
