@@ -54,6 +54,16 @@ def test_what_fits_several_or_none_names_them(runs):
         find_run("bert", runs / "nowhere")
 
 
+def test_of_runs_of_one_name_that_with_checkpoints_is_meant(runs):
+    make_run(runs, "text", "bert", "dddd1111" * 4)  # a test of bert, called as it is
+    with pytest.raises(UserError, match="'bert' fits 2 runs"):
+        find_run("bert", runs)
+    assert find_checkpoint("bert", runs_directory=runs).parts[-3:] == ("bert-aaaa1111", "checkpoints", "last.ckpt")
+    make_run(runs, "text", "bert", "dddd2222" * 4, checkpoints=[("last.ckpt", 0)])
+    with pytest.raises(UserError, match="'bert' fits 2 runs"):
+        find_checkpoint("bert", runs_directory=runs)
+
+
 def test_runs_latest_first_without_the_broken_one(runs):
     assert [record.run_name for record in list_runs(runs)][2:] == ["electra", "rotation", "bert"]
     assert [record.run_name for record in list_runs(runs, "text")] == ["electra", "bert"]
