@@ -1,0 +1,94 @@
+"""The best checkpoint by the metric that a module names, in a training, when it is gone on with, and by its name."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from toy_training import ToyData, ToyModule
+
+from lit_pretrain.callbacks import BestCheckpoint
+from lit_pretrain.tracking.find import find_checkpoint
+from lit_pretrain.tracking.mlflow_logger import MLflowLogger
+from lit_pretrain.trainer import Trainer
+
+
+class Scored(ToyModule):
+    """Its validations have the scores that were given, the higher the better, and a loss that falls."""
+
+    monitor = ("validation/score", "max")
+
+    def __init__(self, scores):
+        super().__init__()
+        self.scores = list(scores)
+
+    def on_validation_epoch_end(self):
+        if self.trainer.sanity_checking:
+            return
+        self.log("validation/score", torch.tensor(self.scores.pop(0)))
+
+
+def make_trainer(runs, best, steps=20):
+    return Trainer(
+        accelerator="cpu",
+        precision="32-true",
+        max_steps=steps,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        logger=MLflowLogger(experiment="toy", runs_directory=str(runs)),
+        callbacks=[best],
+    )
+
+
+def fit(runs, scores, steps, keep=1, checkpoint=None):
+    best = BestCheckpoint(save_top_k=keep)
+    trainer = make_trainer(runs, best, steps)
+    if checkpoint is not None:
+        assert trainer.logger.resume_from(checkpoint)
+    trainer.fit(Scored(scores), ToyData(), ckpt_path=checkpoint)
+    return trainer, best
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One database for all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv("LIT_PRETRAIN_RUNS", str(tmp_path_factory.mktemp("runs")))
+        yield Path(os.environ["LIT_PRETRAIN_RUNS"])
+
+
+def test_the_highest_score_is_kept_and_found(runs):
+    trainer, best = fit(runs, [0.2, 0.7, 0.5], 60)
+    directory = trainer.logger.run_directory / "checkpoints"
+    assert sorted(path.name for path in directory.iterdir()) == ["best-step=000040.ckpt", "last.ckpt"]
+    assert float(best.best_model_score) == pytest.approx(0.7)
+    name = trainer.logger.run_id
+    assert find_checkpoint(f"{name}:best") == (directory / "best-step=000040.ckpt").resolve()
+    assert find_checkpoint(name) == (directory / "last.ckpt").resolve()
+
+
+def test_going_on_compares_with_what_was_best(runs):
+    trainer, _ = fit(runs, [0.2, 0.7], 40)
+    last = str(trainer.logger.run_directory / "checkpoints" / "last.ckpt")
+    trainer, best = fit(runs, [0.5], 60, checkpoint=last)
+    assert best.mode == "max" and best.best_model_path.endswith("best-step=000040.ckpt")
+    trainer, best = fit(runs, [0.8], 80, checkpoint=last)
+    assert best.best_model_path.endswith("best-step=000080.ckpt")
+    names = sorted(path.name for path in (trainer.logger.run_directory / "checkpoints").iterdir())
+    assert names == ["best-step=000080.ckpt", "last.ckpt"]
+
+
+def test_of_several_that_are_kept_the_best_is_found_and_not_the_latest(runs):
+    trainer, _ = fit(runs, [0.2, 0.7, 0.5], 60, keep=2)
+    directory = trainer.logger.run_directory / "checkpoints"
+    assert len(list(directory.glob("best-*.ckpt"))) == 2
+    assert find_checkpoint(f"{trainer.logger.run_id}:best").name == "best-step=000040.ckpt"
+
+
+def test_measuring_a_checkpoint_says_nothing_of_its_directory(runs, recwarn):
+    trainer, _ = fit(runs, [0.2], 20)
+    last = str(trainer.logger.run_directory / "checkpoints" / "last.ckpt")
+    other = make_trainer(runs, BestCheckpoint())
+    other.validate(Scored([0.3]), ToyData(), ckpt_path=last, verbose=False)
+    assert not [one for one in recwarn if "dirpath" in str(one.message)]

@@ -1,0 +1,87 @@
+"""Encoders from everything that a training may start from, and what is said of everything else."""
+
+import json
+
+import pytest
+import torch
+from labelled_texts import TOKENIZER, make_texts, write_texts
+from labelled_texts import make_encoder as make_text_encoder
+from small_pictures import make_encoder
+
+from lit_pretrain.backbone import VisionEncoder
+from lit_pretrain.errors import UserError
+from lit_pretrain.modules import FineTuning
+from lit_pretrain.modules.starting_points import load_starting_point, with_settings, without_weights
+from lit_pretrain.trainer import Trainer
+
+TRAINER = {"accelerator": "cpu", "precision": "32-true", "max_steps": 1, "enable_progress_bar": False}
+
+
+def same(one, other):
+    return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+@pytest.fixture
+def fine_tuned(tmp_path):
+    """A checkpoint of a step of fine-tuning on texts."""
+    TOKENIZER.save(tmp_path / "tokenizer")
+    data = make_texts(write_texts(tmp_path / "t.parquet"), tmp_path / "tokenizer", cache_directory=str(tmp_path))
+    module = FineTuning(make_text_encoder(), seed=0)
+    trainer = Trainer(**TRAINER, logger=False, enable_checkpointing=False)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "fine.ckpt")
+    return tmp_path / "fine.ckpt", module
+
+
+def test_a_checkpoint_of_ours_brings_its_tokenizer(fine_tuned):
+    path, module = fine_tuned
+    start = load_starting_point(str(path))
+    assert same(start.encoder, module.encoder) and start.tokenizer.hash == TOKENIZER.hash
+    assert start.lineage["init_from_module"] == "FineTuning" and start.lineage["init_from_step"] == "1"
+    fresh = without_weights(start)
+    assert fresh.encoder.settings() == start.encoder.settings() and not same(fresh.encoder, start.encoder)
+    assert fresh.lineage == {"init_from": "scratch", "architecture_from": str(path)}
+
+
+def test_public_weights_of_pictures_as_a_directory_and_as_a_file(tmp_path):
+    encoder = make_encoder(class_token=True, pooling="cls")
+    encoder.save_pretrained(tmp_path / "vit")
+    start = load_starting_point(str(tmp_path / "vit"))
+    assert isinstance(start.encoder, VisionEncoder) and start.tokenizer is None and same(encoder, start.encoder)
+    assert start.lineage == {"init_from": str(tmp_path / "vit")}
+    (file,) = (tmp_path / "vit").glob("*.safetensors")
+    assert same(encoder, load_starting_point(str(file)).encoder)
+
+
+def test_what_is_nothing_to_start_from_is_named(tmp_path):
+    with pytest.raises(UserError, match="neither a run nor a directory of public weights"):
+        load_starting_point(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(UserError, match="tells of gpt2, which is neither BERT of transformers nor a ViT of timm"):
+        load_starting_point(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="tells of no model_type and no architecture"):
+        load_starting_point(str(tmp_path))
+    for reference in (str(tmp_path / "gone"), "./gone"):
+        with pytest.raises(UserError, match="There is nothing at .*gone to start from"):
+            load_starting_point(reference)
+    with pytest.raises(UserError, match="The checkpoint gone.ckpt does not exist"):
+        load_starting_point("gone.ckpt")
+
+
+def test_settings_are_changed_and_nothing_else(fine_tuned):
+    start = load_starting_point(str(fine_tuned[0]))
+    assert with_settings(start, {"pooling": None, "transformer.dropout": None}) is start
+    changed = with_settings(start, {"pooling": "map", "transformer.dropout": 0.3, "transformer.stochastic_depth": 0.1})
+    assert (changed.encoder.config.dropout, changed.encoder.config.stochastic_depth) == (0.3, 0.1)
+    assert changed.fresh and all(name.startswith("pooler.") for name in changed.fresh) and changed.left_out == []
+    assert same(start.encoder, changed.encoder) and changed.tokenizer is start.tokenizer
+    with pytest.raises(UserError, match=r"transformer.width changed, .* has the shape .* leave it as it was"):
+        with_settings(start, {"transformer.width": 64})
+
+
+def test_there_must_be_a_class_token_to_pool(tmp_path):
+    make_encoder(class_token=True).save_pretrained(tmp_path / "with")
+    assert FineTuning(init_from=str(tmp_path / "with"), pooling="cls").encoder.pooling == "cls"
+    with pytest.raises(UserError, match="pooling: cls reads the class token, and class_token is false"):
+        FineTuning(make_encoder(), pooling="cls")
