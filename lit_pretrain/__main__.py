@@ -13,7 +13,7 @@ TRAINING = {
     "fit": "train a model as a config says",
     "validate": "measure a checkpoint on the validation data",
     "test": "measure a checkpoint on the test data",
-    "predict": "write embeddings of the data to parquet",
+    "predict": "answer texts or pictures (--data.path FILE or FOLDER): labels and embeddings to parquet",
 }
 COMMANDS = {
     "evaluate": "measure frozen features of checkpoints: nearest neighbours, linear probes, at any layer",
