@@ -2,6 +2,7 @@
 
 from lit_pretrain.objectives.causal_language_modeling import CausalLanguageModeling
 from lit_pretrain.objectives.colorization import Colorization
+from lit_pretrain.objectives.contrastive import Contrastive
 from lit_pretrain.objectives.masked_image_modeling import MaskedImageModeling
 from lit_pretrain.objectives.masked_language_modeling import MaskedLanguageModeling
 from lit_pretrain.objectives.next_sentence_prediction import NextSentencePrediction
@@ -14,6 +15,7 @@ from lit_pretrain.objectives.vision_objective import VisionObjective
 __all__ = [
     "CausalLanguageModeling",
     "Colorization",
+    "Contrastive",
     "MaskedImageModeling",
     "MaskedLanguageModeling",
     "NextSentencePrediction",

@@ -1,0 +1,47 @@
+"""What processes that train together hold, put together so that gradients find their way back to where it came from.
+
+A contrastive loss compares a sample with those of all processes. Each process takes the loss of its own rows; a
+sample's gradient is the sum of what all processes' rows say about it, which the backward pass adds up. The processes'
+gradients are averaged afterwards (DDP), and so the result is that of one process with the whole batch, with no factor
+to correct.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+
+class Gather(torch.autograd.Function):
+    """Rows of all processes, in the order of their ranks; its gradient is summed over the processes."""
+
+    @staticmethod
+    def forward(context: Any, rows: Tensor) -> Tensor:
+        """(B, ...) to (world size * B, ...)."""
+        context.own = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        """This process's part of the sum over processes."""
+        total = gradient.contiguous().clone()
+        distributed.all_reduce(total)
+        first = distributed.get_rank() * context.own
+        return total[first : first + context.own]
+
+
+def together() -> bool:
+    """Whether there are several processes."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """(B, ...) of every process as (world size * B, ...), with its gradient if it has one; B is the same for all."""
+    return Gather.apply(rows) if together() else rows
+
+
+def first_row(rows: int) -> int:
+    """Where this process's rows begin among those of all."""
+    return distributed.get_rank() * rows if together() else 0

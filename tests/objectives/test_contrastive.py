@@ -1,0 +1,95 @@
+"""Losses of small batches done by hand, what becomes of duplicates, and what a person can get wrong."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as functional
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.objectives import Contrastive
+from lit_pretrain.objectives.contrastive import Pairs
+
+TEXTS = functional.normalize(torch.tensor([[1.0, 0.2], [0.1, 1.0], [1.0, 0.9]]), dim=1)
+PICTURES = functional.normalize(torch.tensor([[1.0, 0.0], [0.3, 1.0], [0.8, 1.0]]), dim=1)
+# The first caption is the third's too.
+TWICE = torch.tensor([5, 6, 5])
+ONCE = torch.tensor([1, 2, 3])
+
+
+def compute(text_keys=ONCE, picture_keys=ONCE, **settings):
+    output = Contrastive(**settings).compute(Pairs(TEXTS, PICTURES, text_keys, picture_keys))
+    return float(output.loss), {name: float(total / count) for name, (total, count) in output.statistics.items()}
+
+
+def logits(scale):
+    return [[scale * float(text @ picture) for picture in PICTURES] for text in TEXTS]
+
+
+def choice(rows, right, left_out=()):
+    """Cross-entropy, written out: `right` lists each row's answers, `left_out` pairs that do not take part."""
+    losses = []
+    for index, row in enumerate(rows):
+        total = sum(math.exp(one) for other, one in enumerate(row) if (index, other) not in left_out)
+        losses.append(-sum(row[one] - math.log(total) for one in right[index]) / len(right[index]))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("duplicates", ["ignore", "mask", "soft"])
+def test_clip_by_hand(duplicates):
+    rows = logits(1 / 0.07)
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    alike = {(0, 2), (2, 0)}
+    right = {0: [0, 2], 1: [1], 2: [2, 0]} if duplicates == "soft" else {index: [index] for index in range(3)}
+    left_out = alike if duplicates == "mask" else ()
+    expected = (choice(rows, right, left_out) + choice(columns, right, left_out)) / 2
+    loss, figures = compute(text_keys=TWICE, duplicates=duplicates)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert figures["loss_over_chance"] == pytest.approx(expected / math.log(3), rel=1e-5)
+    assert figures["duplicate_captions"] == pytest.approx(2 / 3) and figures["duplicate_pictures"] == 0.0
+    assert figures["false_negatives"] == pytest.approx(2 / 3) and figures["temperature"] == pytest.approx(0.07)
+
+
+@pytest.mark.parametrize("duplicates", ["ignore", "mask", "soft"])
+def test_siglip_by_hand(duplicates):
+    rows, alike, total = logits(10.0), {(0, 2), (2, 0)}, 0.0
+    for index, row in enumerate(rows):
+        for other, logit in enumerate(row):
+            if duplicates == "mask" and (index, other) in alike:
+                continue
+            right = index == other or (duplicates == "soft" and (index, other) in alike)
+            total += math.log(1 + math.exp((-1 if right else 1) * (logit - 2.0)))
+    # Equal pictures make the same false negatives as equal captions do.
+    for keys in ({"text_keys": TWICE}, {"picture_keys": TWICE}):
+        assert compute(**keys, loss="siglip", bias=-2.0, duplicates=duplicates)[0] == pytest.approx(total / 3, rel=1e-5)
+
+
+def test_the_temperature_stays_within_its_bounds():
+    objective = Contrastive()
+    for value, bound in ((9.0, math.log(100)), (-1.0, 0.0)):
+        objective.log_scale.data.fill_(value)
+        objective.clamp()
+        assert float(objective.log_scale) == pytest.approx(bound)
+    free = Contrastive(loss="siglip")
+    free.log_scale.data.fill_(9.0)
+    free.clamp()
+    assert float(free.log_scale) == 9.0
+
+
+def test_siglip_starts_near_what_knows_nothing():
+    objective = Contrastive(loss="siglip")
+    objective.fit_to(64)
+    assert float(objective.logit_bias) == pytest.approx(-math.log(63))
+    assert objective.chance(64) == pytest.approx(math.log(64) + 63 * math.log(64 / 63))
+    far = torch.eye(128)
+    pairs = Pairs(far[:64], far[64:], torch.arange(64), torch.arange(64))
+    assert float(objective.compute(pairs).loss) == pytest.approx(objective.chance(64), rel=1e-5)
+
+
+def test_what_cannot_be():
+    with pytest.raises(UserError, match="temperature is 0.0"):
+        Contrastive(temperature=0.0)
+    with pytest.raises(UserError, match="only siglip"):
+        Contrastive(bias=-2.0)
+    with pytest.raises(UserError, match="batch of 1 .*model.chunk_size"):
+        Contrastive().fit_to(1)
