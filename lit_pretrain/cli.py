@@ -78,6 +78,10 @@ class CommandLine(LightningCLI):
             settings = self._get(self.config, "model").init_args
             if settings.init_from is not None or self.subcommand != "fit":
                 settings.encoder, settings.init_from = None, checkpoint
+            data = self._get(self.config, "data").init_args
+            if data.get("tokenizer") and not Path(data.tokenizer).expanduser().exists():
+                # No other than the checkpoint's would do.
+                data.tokenizer = None
         super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
