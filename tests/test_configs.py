@@ -9,9 +9,11 @@ import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from labelled_texts import TOKENIZER
 from lightning import LightningDataModule, LightningModule
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.backbone.config import BERT_SIZES
 from lit_pretrain.objectives.vision_objective import PictureFacts
 
@@ -25,9 +27,21 @@ EXPERIMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - set(TRAINER) - set(SIZES) - 
 FEW_ROWS = {
     "DocumentDataModule": ["--data.max_documents", "40"],
     "ImageDataModule": ["--data.max_pictures", "80", "--data.path", "null", "--data.name", "null"],
+    "LabelledDataModule": ["--data.label_budget", "60", "--data.path", "null", "--data.name", "null"],
 }
 # The first emoji are all of one group.
 EMOJI = ["--data.image_column", "image", "--data.label_column", "subgroup", "--data.test_split", "null"]
+# The speeches and the emoji stand for labelled data.
+SPEECHES = ["--data.text_column", "text", "--data.label_column", "party", "--data.test_split", "null"]
+GROUPS = ["--data.image_column", "image", "--data.label_column", "group", "--data.test_split", "null"]
+NUMBERS = ["--data.text_pair_column", "president", "--data.label_column", "year", "--data.task", "regression"]
+FINE_TUNED = {
+    "cifar10": [*GROUPS, "--data.stored_size", "32"],
+    "imdb": SPEECHES,
+    "imdb_minilm": SPEECHES,
+    "sst2": [*SPEECHES, "--data.validation_split", "null"],
+    "stsb": [*SPEECHES, *NUMBERS, "--data.validation_split", "null"],
+}
 
 
 def accelerator(path):
@@ -64,6 +78,16 @@ def pretrained(runs):
     assert main(["fit", *arguments]) == 0
     (path,) = (runs / "vision-quickstart").glob("*/checkpoints/last.ckpt")
     return path
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A directory as that of MiniLM: BERT weights in transformers' format with their tokenizer."""
+    directory = tmp_path_factory.mktemp("bert")
+    small = TransformerConfig(depth=1, width=32, heads=2)
+    TextEncoder(TOKENIZER.vocabulary_size, transformer=small, pooling="pooler").save_pretrained(directory)
+    TOKENIZER.save(directory)
+    return directory
 
 
 def resolved(*paths):
@@ -116,7 +140,9 @@ def test_a_config_for_cpus_trains(path, runs, request):
     if path.parent.name == "cifar10":
         arguments += ["--data.stored_size", "32"]
     if "finetune" in str(path):
-        arguments += ["--model.init_from", str(request.getfixturevalue("pretrained"))]
+        arguments += FINE_TUNED.get(path.stem, ["--data.test_split", "null"])
+        texts = yaml.safe_load(path.read_text())["data"]["init_args"].get("text_column")
+        arguments += ["--model.init_from", str(request.getfixturevalue("bert" if texts else "pretrained"))]
     before = set((runs / "debug").glob("*/run.json"))
 
     assert main(["fit", *arguments]) == 0
