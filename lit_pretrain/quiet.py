@@ -30,3 +30,5 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*Average precision score for one or more classes was `nan`.*")
     # A validation's numbers fit the memory; correlations of ranks need them all.
     warnings.filterwarnings("ignore", message=".*will save all targets and predictions in the buffer.*")
+    # What is frozen stays in evaluation mode, which is meant.
+    warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
