@@ -5,7 +5,7 @@ import numpy
 import pytest
 import torch
 from picture_files import pixels_of, png
-from small_pairs import make_pairs, make_rows, write_pairs
+from small_pairs import make_pairs, make_rows, write_pairs, write_tokenizer
 
 from lit_pretrain.data import PairDataModule
 from lit_pretrain.errors import UserError
@@ -85,7 +85,8 @@ def test_rows_of_one_picture_are_one_picture(tmp_path):
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     path = tmp_path / "rows.parquet"
     datasets.Dataset.from_dict(rows, features=features).to_parquet(str(path))
-    data = make_pairs(path, tmp_path, caption_columns="text", batch_size=3, vocabulary_size=26, validation_share=0.25)
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    data = make_pairs(path, tmp_path, caption_columns="text", batch_size=3, tokenizer=tokenizer, validation_share=0.25)
     data.setup("fit")
     assert len(data.train_dataset) == 9 and data.describe()["rows_put_together"] == 48
     sides = {}
@@ -100,7 +101,7 @@ def test_rows_of_one_picture_are_one_picture(tmp_path):
                 sides[row] = part
     assert sorted(sides) == list(range(12)) and list(sides.values()).count("validation") == 3
     # Whatever the seed.
-    other = make_pairs(path, tmp_path, caption_columns="text", vocabulary_size=26, validation_share=0.25, seed=9)
+    other = make_pairs(path, tmp_path, caption_columns="text", tokenizer=tokenizer, validation_share=0.25, seed=9)
     other.setup("fit")
     kept = [data.galleries["validation"], other.galleries["validation"]]
     assert numpy.array_equal(kept[0].members, kept[1].members)
