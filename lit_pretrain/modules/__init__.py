@@ -1,7 +1,8 @@
 """LightningModules: they join an encoder, objectives and an optimiser, and answer what the callbacks ask."""
 
+from lit_pretrain.modules.contrastive_pretraining import ContrastivePretraining
 from lit_pretrain.modules.fine_tuning import FineTuning
 from lit_pretrain.modules.text_pretraining import TextPretraining
 from lit_pretrain.modules.vision_pretraining import VisionPretraining
 
-__all__ = ["FineTuning", "TextPretraining", "VisionPretraining"]
+__all__ = ["ContrastivePretraining", "FineTuning", "TextPretraining", "VisionPretraining"]

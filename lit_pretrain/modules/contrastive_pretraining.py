@@ -1,0 +1,424 @@
+"""Contrastive pretraining of texts and pictures in two towers (CLIP: arXiv:2103.00020, SigLIP: arXiv:2303.15343)."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lit_pretrain.backbone import TextEncoder, VisionEncoder
+from lit_pretrain.data.augmentation import ImageAugmentation, middle
+from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.errors import UserError
+from lit_pretrain.modules.base import BaseModule
+from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, difference, read_checkpoint
+from lit_pretrain.modules.chunking import encode_in_chunks
+from lit_pretrain.modules.contrastive_panels import search_panels
+from lit_pretrain.modules.contrastive_validation import Gallery, gallery_figures, suggestions
+from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
+from lit_pretrain.modules.steps import total_steps
+from lit_pretrain.modules.towers import (
+    Sharing,
+    Tower,
+    TowerConfig,
+    TrainedPart,
+    make_tower_optimizer,
+    share,
+    starting_tower,
+)
+from lit_pretrain.objectives.contrastive import Contrastive, Pairs
+from lit_pretrain.objectives.objective import Batch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Share of the training before which a model may look as if it had learned nothing.
+TOO_EARLY = 0.2
+
+
+class ContrastivePretraining(BaseModule):
+    """A tower of texts and one of pictures learn to embed what belongs together alike.
+
+    Args:
+        text_encoder: To train from scratch; null with `text.init_from`. Its vocabulary may wait for the tokenizer.
+        vision_encoder: To train from scratch; null with `vision.init_from`. Pictures are cropped to its `image_size`.
+        text: Where the tower of texts starts from, and when it is trained.
+        vision: Where the tower of pictures starts from, and when it is trained.
+        share_weights: `none`, or one Transformer for both: its whole `blocks`, or `blocks_except_norm`. If one tower is
+            pretrained, its blocks are taken.
+        embedding_width: Features of an embedding.
+        objective: The loss.
+        chunk_size: Pairs whose activations are held at a time, for batches that do not fit the memory: the loss and its
+            gradients stay those of the whole batch, for one more forward pass. Null holds all.
+        augmentation: What is varied of pictures in training. Mirroring is off: captions may tell left from right.
+        optimizer: AdamW's settings.
+        schedule: Learning rate over the training.
+        gradient_clip_norm: Largest norm of all gradients together; null for no clipping.
+        compile_blocks: Whether torch.compile is applied to the Transformers' blocks.
+        seed: Source of every draw in training; null takes seed_everything's.
+    """
+
+    def __init__(
+        self,
+        text_encoder: TextEncoder | None = None,
+        vision_encoder: VisionEncoder | None = None,
+        text: TowerConfig = TowerConfig(),  # noqa: B008 (frozen)
+        vision: TowerConfig = TowerConfig(),  # noqa: B008 (frozen)
+        share_weights: Sharing = "none",
+        embedding_width: int = 256,
+        objective: Contrastive | None = None,
+        chunk_size: int | None = None,
+        augmentation: ImageAugmentation = ImageAugmentation(flip=0.0),  # noqa: B008 (frozen)
+        optimizer: AdamWConfig = AdamWConfig(),  # noqa: B008 (frozen)
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
+        gradient_clip_norm: float | None = 1.0,
+        compile_blocks: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        for name, value in (("embedding_width", embedding_width), ("chunk_size", chunk_size)):
+            if value is not None and value < 1:
+                raise UserError(f"model.{name} is {value}: give at least 1.")
+        starts = {
+            "text": starting_tower("text", text_encoder, text, TextEncoder),
+            "vision": starting_tower("vision", vision_encoder, vision, VisionEncoder),
+        }
+        check_sharing(share_weights, text, vision)
+        super().__init__(None, optimizer, schedule, gradient_clip_norm, seed)
+        keep = "vision" if vision.init_from is not None else "text"
+        share(starts["text"].encoder, starts["vision"].encoder, share_weights, keep)
+        self.text_tower = Tower(starts["text"].encoder, embedding_width)
+        self.vision_tower = Tower(starts["vision"].encoder, embedding_width)
+        self.configs = {"text": text, "vision": vision}
+        for name, tower in self.towers.items():
+            if self.configs[name].always_locked:
+                tower.lock()
+        self.share_weights = share_weights
+        self.embedding_width = embedding_width
+        self.objective = objective if objective is not None else Contrastive()
+        self.chunk_size = chunk_size
+        self.augmentation = augmentation
+        self.compile_blocks = compile_blocks
+        self.tokenizer: WordPieceTokenizer | None = starts["text"].tokenizer
+        self.lineage = {
+            f"{name}_{key}": value for name, start in starts.items() for key, value in start.lineage.items()
+        }
+        self.built = False
+        self._seen: list[Gallery] = []
+        self._gallery: tuple[str, Gallery] | None = None
+        self._training_means: dict[str, float] = {}
+        self._said: set[str] = set()
+
+    @property
+    def towers(self) -> dict[str, Tower]:
+        """Both, by their names."""
+        return {"text": self.text_tower, "vision": self.vision_tower}
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """The encoder of texts, without its projection."""
+        return self.text_tower.encoder
+
+    @property
+    def vision_encoder(self) -> VisionEncoder:
+        """The encoder of pictures, without its projection."""
+        return self.vision_tower.encoder
+
+    # -- before training
+
+    def configure_model(self) -> None:
+        """Take the data's tokenizer, and check that data, towers and trainer fit.
+
+        Raises:
+            UserError: If they do not.
+        """
+        if self.built:
+            return
+        data = self._trainer.datamodule if self._trainer is not None else None
+        if data is not None and hasattr(data, "batch_fields"):
+            self.fit_to(data)
+        if self.tokenizer is None:
+            raise UserError("ContrastivePretraining has no tokenizer: train with data of pairs (PairDataModule).")
+        self.text_encoder.set_vocabulary(self.tokenizer.vocabulary_size)
+        if self._trainer is not None and self._trainer.training and self._trainer.accumulate_grad_batches > 1:
+            raise UserError(
+                f"trainer.accumulate_grad_batches is {self._trainer.accumulate_grad_batches}, and pairs of different "
+                "batches would not be compared: set it to 1, data.batch_size to the whole batch, and model.chunk_size "
+                "to what fits the memory."
+            )
+        if self.compile_blocks:
+            self.text_encoder.compile_blocks()
+            if self.share_weights != "blocks":
+                self.vision_encoder.compile_blocks()
+        self.built = True
+
+    def fit_to(self, data: Any) -> None:
+        """Check the data, and take from it what the model waits for.
+
+        Raises:
+            UserError: If it holds no pairs, or pictures, captions or tokenizer do not fit.
+        """
+        if not {"images", "input_ids"} <= set(data.batch_fields):
+            raise UserError("ContrastivePretraining learns from pictures with captions: give it a PairDataModule.")
+        if self.tokenizer is None and self.configs["text"].init_from is not None and data.tokenizer_path is None:
+            raise UserError(
+                f"{self.configs['text'].init_from} brings no tokenizer: set data.tokenizer to the one that its weights "
+                "were trained with."
+            )
+        if self.tokenizer is not None and self.tokenizer.hash != data.tokenizer.hash:
+            raise UserError(
+                f"The model's tokenizer is {self.tokenizer.hash} and the data's {data.tokenizer.hash}: set "
+                "data.tokenizer to null to take the model's own."
+            )
+        self.tokenizer = data.tokenizer
+        self.text_encoder.check_length(data.maximum_length)
+        self.augmentation.check(data.facts.stored_size, self.vision_encoder.image_size)
+        if self._trainer.training:
+            self.objective.fit_to(self.batch_size)
+
+    @property
+    def batch_size(self) -> int:
+        """Pairs of a training batch of all processes."""
+        return self.trainer.datamodule.batch_size * self.trainer.world_size
+
+    def trained_modules(self) -> list[torch.nn.Module]:
+        """Both towers, and the temperature."""
+        return [self.text_tower, self.vision_tower, self.objective]
+
+    def make_optimizer(self, fused: bool) -> torch.optim.Optimizer:
+        """AdamW, with the rate of each tower and the step at which it is unlocked."""
+        heads = [self.objective, *(tower.projection for tower in self.towers.values())]
+        steps = total_steps(self.trainer)
+        parts = [TrainedPart(head) for head in heads]
+        for name, tower in self.towers.items():
+            config = self.configs[name]
+            parts.append(TrainedPart(tower.encoder, config.learning_rate_factor, config.first_step(steps, name)))
+        return make_tower_optimizer(parts, self.optimizer_config, fused)
+
+    def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
+        """As Lightning's; the temperature stays within its bounds, in whatever is saved next too."""
+        super().optimizer_step(*arguments, **settings)
+        self.objective.clamp()
+
+    # -- embedding
+
+    def embed_texts(self, batch: Batch) -> Tensor:
+        """(T, E) embeddings of length 1 of `input_ids` and `attention_mask` (T, L)."""
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return encode_in_chunks(self.text_tower, inputs, self.chunk_size)
+
+    def embed_pictures(self, images: Tensor) -> Tensor:
+        """(B, E) embeddings of length 1 of pictures (B, C, S, S) in [0, 1]."""
+        return encode_in_chunks(self.vision_tower, {"images": self.vision_encoder.normalize(images)}, self.chunk_size)
+
+    # -- steps
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Loss of one batch of all processes; every draw comes from (seed, global step, batch, rank)."""
+        parts = self.step_parts(batch_index)
+        generator = self.generator_for("augmentation", *parts)
+        images = self.augmentation.vary(batch["images"], self.vision_encoder.image_size, generator)
+        texts, pictures = self.embed_texts(batch), self.embed_pictures(images)
+        output = self.objective.compute(Pairs(texts, pictures, batch["caption_key"], batch["picture_key"]))
+        self.watch_losses(output.loss, {self.objective.loss: output.loss}, batch)
+        self.statistics_for("train", output.statistics).update(output.statistics)
+        self.note_learning_rate()
+        return output.loss
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Embed some pictures with all their captions."""
+        self.evaluation_step(batch)
+
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        """As `validation_step`, on the test data."""
+        self.evaluation_step(batch)
+
+    def evaluation_step(self, batch: Batch) -> None:
+        """Keep a batch's embeddings; captions are embedded as many at a time as there are pictures."""
+        pictures = self.embed_pictures(middle(batch["images"], self.vision_encoder.image_size))
+        texts = batch["input_ids"].split(len(pictures)), batch["attention_mask"].split(len(pictures))
+        embedded = [
+            self.embed_texts({"input_ids": ids, "attention_mask": mask}) for ids, mask in zip(*texts, strict=True)
+        ]
+        facts = ("picture", "picture_key"), ("caption_picture", "caption_id", "caption_key")
+        of_pictures, of_texts = ([batch[name] for name in names] for names in facts)
+        parts = (pictures, *of_pictures, torch.cat(embedded), *of_texts)
+        self._seen.append(Gallery(*(one.detach().cpu() for one in parts)))
+
+    def on_validation_epoch_end(self) -> None:
+        """Report what the whole validation set says, and what should be looked at."""
+        self.evaluation_end("validation")
+
+    def on_test_epoch_end(self) -> None:
+        """Report what the whole test set says."""
+        self.evaluation_end("test")
+
+    def evaluation_end(self, stage: str) -> None:
+        """Put the embeddings of all processes together and measure."""
+        gallery, self._seen = Gallery.collect(self._seen), []
+        self._gallery = stage, gallery
+        figures = gallery_figures(gallery, self.objective, self.batch_size)
+        self.log_dict({f"{stage}/{name}": value for name, value in figures.items()})
+        if self.trainer.training and not self.trainer.sanity_checking:
+            if self.trainer.global_step >= TOO_EARLY * total_steps(self.trainer):
+                found = suggestions(
+                    figures, self._training_means, self.objective, len(gallery.pictures), self.embedding_width
+                )
+                self.say(found)
+
+    def say(self, sentences: dict[str, str]) -> None:
+        """Tell a person, each once in a training and from one process."""
+        for name, sentence in sentences.items():
+            if name not in self._said and self.trainer.is_global_zero:
+                print(f"Step {self.trainer.global_step}: {sentence}", file=sys.stderr, flush=True)
+            self._said.add(name)
+
+    def derived(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Nothing more; the means are kept for `suggestions`."""
+        self._training_means = {name: float(value) for name, value in means.items()}
+        return {}
+
+    def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+        """Embeddings of the pictures: `sample_id` (B,) and `embedding` (B, E)."""
+        images = middle(batch["images"], self.vision_encoder.image_size)
+        return {"sample_id": batch["sample_id"], "embedding": self.embed_pictures(images)}
+
+    def step_cost(self, batch: Batch) -> dict[str, float]:
+        """Pairs, tokens of text (padding included) and operations (three times the forward's) of a training batch."""
+        samples, length = batch["input_ids"].shape
+        text, vision = self.text_encoder, self.vision_encoder
+        tokens = vision.patches + vision.prefix_tokens
+        patch = 2.0 * vision.channels * vision.patch_size**2 * vision.width
+        flops = length * text.config.forward_flops_per_token(length)
+        flops += tokens * (vision.config.forward_flops_per_token(tokens) + patch)
+        return {"samples": samples, "tokens": samples * length, "flops": 3.0 * samples * flops}
+
+    # -- telling
+
+    @torch.no_grad()
+    def panels(self, count: int = 8) -> "dict[str, Image]":
+        """Pictures found for captions and captions found for pictures; empty before any validation."""
+        if self._gallery is None:
+            return {}
+        import numpy
+
+        (stage, gallery), data = self._gallery, self.trainer.datamodule
+        pictures = data.galleries[stage]
+        return search_panels(
+            gallery,
+            lambda ids: pictures.gather(numpy.array(ids))[0],
+            lambda ids: data.captions(stage, ids),
+            count,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What this is made of, for the record of the run."""
+        description: dict[str, Any] = {
+            "parameters": sum(parameter.numel() for parameter in self.parameters()),
+            "objectives": self.objective.loss,
+            "duplicates": self.objective.duplicates,
+            "share_weights": self.share_weights,
+            "embedding_width": self.embedding_width,
+            "image_size": self.vision_encoder.image_size,
+            "patch_size": self.vision_encoder.patch_size,
+            **self.lineage,
+        }
+        for name, tower in self.towers.items():
+            config = tower.encoder.config
+            parameters = sum(parameter.numel() for parameter in tower.encoder.parameters())
+            description |= {f"{name}_depth": config.depth, f"{name}_width": config.width}
+            description |= {f"{name}_parameters": parameters, f"{name}_locked": self.configs[name].locked}
+        if self.tokenizer is not None:
+            description["tokenizer_hash"] = self.tokenizer.hash
+        return description
+
+    # -- checkpoints
+
+    def checkpoint_record(self) -> dict[str, Any]:
+        """What a checkpoint tells of itself: enough to build both towers again without any config."""
+        record = {
+            "format": CHECKPOINT_FORMAT,
+            "module": type(self).__name__,
+            "encoder_class": "pair of towers",
+            "text_encoder": self.text_encoder.settings(),
+            "vision_encoder": self.vision_encoder.settings(),
+            "share_weights": self.share_weights,
+            "embedding_width": self.embedding_width,
+            "objective": self.objective.settings(),
+            "lineage": dict(self.lineage),
+        }
+        if self.tokenizer is not None:
+            record |= {"tokenizer": self.tokenizer.to_json(), "tokenizer_hash": self.tokenizer.hash}
+        if self._trainer is not None and getattr(self._trainer.datamodule, "fingerprint", None):
+            record["data_fingerprint"] = self._trainer.datamodule.fingerprint
+        return record
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the record; weights that a loss has spoilt are not saved over good ones."""
+        self.stop_if_not_finite()
+        checkpoint["lit_pretrain"] = self.checkpoint_record()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another kind, shape or tokenizer, naming what differs."""
+        theirs = checkpoint.get("lit_pretrain") or {}
+        if theirs.get("module") != type(self).__name__:
+            raise UserError(
+                f"The checkpoint is of {theirs.get('module', 'another program')}, not of {type(self).__name__}: give "
+                "it to model.text.init_from or model.vision.init_from to start a tower from it."
+            )
+        if self.tokenizer is None:
+            self.tokenizer = WordPieceTokenizer.from_json(theirs["tokenizer"])
+            self.configure_model()
+        ours = self.checkpoint_record()
+        names = ("text_encoder", "vision_encoder", "share_weights", "embedding_width", "tokenizer_hash")
+        lines = [line for name in names for line in difference(name, theirs.get(name), ours.get(name))]
+        lines += difference("objective.loss", theirs["objective"]["loss"], self.objective.loss)
+        if lines:
+            raise UserError(
+                f"The checkpoint does not fit this config: {'; '.join(lines[:4])}; go on with the config.yaml of its "
+                "own run."
+            )
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> "ContrastivePretraining":
+        """Build a module with a checkpoint's towers and weights; no data or config is needed.
+
+        Raises:
+            UserError: If there is no such file, or it is not a checkpoint of contrastive pretraining.
+        """
+        checkpoint = read_checkpoint(path)
+        record = checkpoint["lit_pretrain"]
+        if record["module"] != cls.__name__:
+            raise UserError(f"{path} is a checkpoint of {record['module']}, not of {cls.__name__}.")
+        module = cls(
+            TextEncoder.from_settings(record["text_encoder"]),
+            VisionEncoder.from_settings(record["vision_encoder"]),
+            share_weights=record["share_weights"],
+            embedding_width=record["embedding_width"],
+            objective=Contrastive(**record["objective"]),
+        )
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"])
+        module.lineage = dict(record["lineage"])
+        return module.eval()
+
+
+def check_sharing(sharing: Sharing, text: TowerConfig, vision: TowerConfig) -> None:
+    """Refuse what one Transformer for both towers cannot be.
+
+    Raises:
+        UserError: In one sentence.
+    """
+    if sharing == "none":
+        return
+    if text.init_from is not None and vision.init_from is not None:
+        raise UserError(
+            f"model.share_weights: {sharing} keeps the blocks of one tower, and both start from pretrained weights: "
+            "leave model.text.init_from or model.vision.init_from out."
+        )
+    for name in ("locked", "unlock_after", "learning_rate_factor"):
+        if getattr(text, name) != getattr(vision, name):
+            raise UserError(
+                f"model.share_weights: {sharing} makes the blocks both towers' own, and model.text.{name} is "
+                f"{getattr(text, name)} and model.vision.{name} {getattr(vision, name)}: give both the same."
+            )

@@ -1,0 +1,218 @@
+"""The two towers of contrastive pretraining: where each comes from, when it is trained, and what they share.
+
+A tower that stays as it was pretrained is locked (LiT: Zhai et al. 2022, arXiv:2111.07991). One Transformer may serve
+both modalities (CLIPPO: Tschannen et al. 2023, arXiv:2212.08045; MS-CLIP: You et al. 2022, arXiv:2207.12661, which
+found it best to share attention and feed-forward and to leave the layer norms to each).
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.modules.optimization import AdamWConfig, in_steps
+from lit_pretrain.modules.starting_points import StartingPoint, load_starting_point
+
+Sharing = Literal["none", "blocks", "blocks_except_norm"]
+# What the blocks must have alike to be the same modules.
+SHARED_PARTS = ("depth", "width", "heads", "feed_forward_width", "activation", "bias", "attention_dropout")
+SHARED_BLOCKS = (*SHARED_PARTS, "norm_order", "norm_epsilon", "dropout", "stochastic_depth", "layer_scale")
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """Where a tower comes from and when it is trained.
+
+    Args:
+        init_from: A run, a checkpoint, a directory of public weights or a name of these, as `FineTuning.init_from`;
+            null trains `text_encoder` or `vision_encoder` from scratch.
+        locked: Whether the encoder stays as it is; its projection is always trained.
+        unlock_after: Steps (1 and above) or share of all steps (below 1) after which a locked encoder is trained; null
+            for never.
+        learning_rate_factor: Of the encoder's learning rate; less than 1 spares what was pretrained.
+    """
+
+    init_from: str | None = None
+    locked: bool = False
+    unlock_after: float | None = None
+    learning_rate_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if self.unlock_after is not None and (self.unlock_after <= 0 or not self.locked):
+            raise UserError(
+                f"unlock_after is {self.unlock_after} with locked: {self.locked}: give steps or a share above 0 of a "
+                "tower that is locked."
+            )
+        if self.learning_rate_factor <= 0:
+            raise UserError(f"learning_rate_factor is {self.learning_rate_factor}: give a number above 0.")
+
+    @property
+    def always_locked(self) -> bool:
+        """Whether the encoder is never trained."""
+        return self.locked and self.unlock_after is None
+
+    def first_step(self, total_steps: int, name: str) -> int:
+        """Optimiser step from which on the encoder is trained.
+
+        Raises:
+            UserError: If the training ends before.
+        """
+        step = max(1, in_steps(self.unlock_after, total_steps)) if self.unlock_after is not None else 0
+        if step and step >= total_steps:
+            raise UserError(
+                f"model.{name}.unlock_after unlocks the tower at step {step}, and the training ends at step "
+                f"{total_steps}: lower it, raise trainer.max_steps, or leave it out to keep the tower locked."
+            )
+        return step
+
+
+Encoder = TypeVar("Encoder", bound=nn.Module)
+
+
+def starting_tower(name: str, encoder: Encoder | None, config: TowerConfig, kind: type[Encoder]) -> StartingPoint:
+    """A tower from scratch or from what was pretrained.
+
+    Args:
+        name: `text` or `vision`.
+        encoder: To train from scratch, or null.
+        config: Names what to start from, or nothing.
+        kind: Class that the encoder must have.
+
+    Raises:
+        UserError: If none or both are given, or what is named is of the other modality.
+    """
+    if (encoder is None) == (config.init_from is None):
+        raise UserError(
+            f"The {name} tower takes either model.{name}_encoder, to train from scratch, or model.{name}.init_from, "
+            "what it starts from: give one of the two."
+        )
+    if config.init_from is None:
+        return StartingPoint(encoder, None, {"init_from": "scratch"})
+    start = load_starting_point(config.init_from)
+    if not isinstance(start.encoder, kind):
+        raise UserError(
+            f"model.{name}.init_from is {config.init_from}, which holds a {type(start.encoder).__name__}, and the "
+            f"{name} tower is a {kind.__name__}: name another."
+        )
+    return start
+
+
+class Tower(nn.Module):
+    """An encoder, and the projection to where texts and pictures meet.
+
+    Args:
+        encoder: Answers (B, D) by `forward`.
+        embedding_width: E.
+    """
+
+    def __init__(self, encoder: nn.Module, embedding_width: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projection = nn.Linear(encoder.width, embedding_width, bias=False)
+        nn.init.normal_(self.projection.weight, std=encoder.width**-0.5)
+        self.evaluating = False
+
+    def lock(self) -> None:
+        """Stop the encoder's gradients and its dropout, for good."""
+        self.encoder.requires_grad_(False)
+        self.evaluating = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Tower":
+        """As nn.Module's, but a locked encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.evaluating:
+            self.encoder.eval()
+        return self
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Embeddings (B, E) of length 1, float32."""
+        return functional.normalize(self.projection(self.encoder(**inputs)).float(), dim=-1)
+
+
+def share(text: nn.Module, vision: nn.Module, sharing: Sharing, keep: Literal["text", "vision"] = "text") -> None:
+    """Let one Transformer serve both encoders: its blocks become the same modules.
+
+    Embeddings, the norm after the last block and whatever pools are each encoder's own.
+
+    Args:
+        text: The encoder of texts.
+        vision: The encoder of pictures.
+        sharing: `blocks`, whole ones, or `blocks_except_norm`, their attention and feed-forward.
+        keep: Whose weights remain.
+
+    Raises:
+        UserError: If the Transformers differ in what must be alike.
+    """
+    if sharing == "none":
+        return
+    ours, theirs = (resolved(encoder) for encoder in (text, vision))
+    names = SHARED_BLOCKS if sharing == "blocks" else SHARED_PARTS
+    different = [f"{name} ({ours[name]} and {theirs[name]})" for name in names if ours[name] != theirs[name]]
+    if different:
+        raise UserError(
+            f"model.share_weights: {sharing} makes one Transformer of both, and the encoders of texts and pictures "
+            f"differ in {', '.join(different)}: give both the same."
+        )
+    source, target = (text, vision) if keep == "text" else (vision, text)
+    for index, block in enumerate(source.transformer.blocks):
+        if sharing == "blocks":
+            target.transformer.blocks[index] = block
+        else:
+            target.transformer.blocks[index].attention = block.attention
+            target.transformer.blocks[index].feed_forward = block.feed_forward
+
+
+def resolved(encoder: nn.Module) -> dict[str, Any]:
+    """The settings of an encoder's Transformer, after defaults."""
+    config = encoder.config
+    found = {"heads": config.resolved_heads, "feed_forward_width": config.resolved_feed_forward_width}
+    return asdict(config) | found
+
+
+@dataclass(frozen=True)
+class TrainedPart:
+    """Modules that are trained at a rate of their own.
+
+    Attributes:
+        module: Whose parameters.
+        rate_factor: Of the learning rate.
+        unlock_at: Optimiser step before which the rate is 0.
+    """
+
+    module: nn.Module
+    rate_factor: float = 1.0
+    unlock_at: int = 0
+
+
+def make_tower_optimizer(parts: Iterable[TrainedPart], config: AdamWConfig, fused: bool) -> torch.optim.AdamW:
+    """AdamW over parts of a model, each parameter once, at the first part that has it.
+
+    Matrices decay, unless their module's `no_weight_decay` names them. A part that is still locked waits by a rate of 0
+    rather than without gradients, so that processes agree on which gradients there are.
+    """
+    groups, seen = [], set()
+    for part in parts:
+        exempt = part.module.no_weight_decay() if hasattr(part.module, "no_weight_decay") else set()
+        found: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for name, parameter in part.module.named_parameters():
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                found[parameter.ndim > 1 and name not in exempt].append(parameter)
+        for decayed, parameters in found.items():
+            if parameters:
+                groups.append(
+                    {
+                        "params": parameters,
+                        "weight_decay": config.weight_decay if decayed else 0.0,
+                        "lr": config.learning_rate * part.rate_factor,
+                        "unfreeze_at": part.unlock_at,
+                    }
+                )
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=fused)
