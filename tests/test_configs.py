@@ -27,6 +27,7 @@ EXPERIMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - set(TRAINER) - set(SIZES) - 
 FEW_ROWS = {
     "DocumentDataModule": ["--data.max_documents", "40"],
     "ImageDataModule": ["--data.max_pictures", "80", "--data.path", "null", "--data.name", "null"],
+    "PairDataModule": ["--data.max_pictures", "80", "--data.vocabulary_size", "100"],
     "LabelledDataModule": ["--data.label_budget", "60", "--data.path", "null", "--data.name", "null"],
 }
 # The first emoji are all of one group.
