@@ -150,8 +150,13 @@ def test_ctrl_c_stops_in_order_and_the_next_start_goes_on(home, capsys):
             time.sleep(0.05)
 
     thread = threading.Thread(target=interrupt)
+    # Pytest's processes for each core ignore Ctrl-C, which is for the one that a person sees.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread.start()
-    assert main(["study", "label-efficiency", "--config", file]) == 130
+    try:
+        assert main(["study", "label-efficiency", "--config", file]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
     client, record, (cell,) = runs_of("stopped")
     assert cell.info.status == "KILLED" and client.get_run(record.run_id).info.status == "KILLED"
