@@ -1,6 +1,7 @@
 """Fixtures that several folders share, and what holds for every process that runs tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,13 @@ def pytest_xdist_auto_num_workers() -> int:
     """As many processes as this one may use cores, which need not be all; each takes about a gigabyte."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MOST_WORKERS)
+
+
+@pytest.fixture(autouse=True)
+def no_seed_is_left() -> Iterator[None]:
+    """Lightning keeps the last seed in the environment, from which later trainings of several processes would start."""
+    yield
+    os.environ.pop("PL_GLOBAL_SEED", None)
 
 
 @pytest.fixture
