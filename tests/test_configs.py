@@ -15,7 +15,7 @@ from lightning import LightningDataModule, LightningModule
 from lit_pretrain.__main__ import main
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.backbone.config import BERT_SIZES
-from lit_pretrain.objectives.vision_objective import PictureFacts
+from lit_pretrain.data.picture_facts import PictureFacts
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"

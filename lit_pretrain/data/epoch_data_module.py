@@ -1,4 +1,4 @@
-"""What data modules for pretraining have in common: how their data sets become batches."""
+"""What data modules have in common: how their data sets become batches."""
 
 from typing import ClassVar
 

@@ -15,12 +15,12 @@ from lit_pretrain.data.image_store import StorageSettings, StoredPictures, store
 from lit_pretrain.data.label_facts import LabelFacts
 from lit_pretrain.data.labels import budget_size, stratified_choice
 from lit_pretrain.data.loading import ResumableDataLoader
+from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.data.pictures import opened, to_rgb
 from lit_pretrain.data.randomness import default_seed, sample_generator
 from lit_pretrain.data.sources import has_splits, shown
 from lit_pretrain.data.splits import split_rows
 from lit_pretrain.errors import UserError
-from lit_pretrain.objectives.vision_objective import PictureFacts
 
 if TYPE_CHECKING:
     from PIL.Image import Image

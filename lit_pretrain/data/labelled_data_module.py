@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy
-from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 
 from lit_pretrain.data.built_once import default_cache_directory
+from lit_pretrain.data.epoch_data_module import EpochDataModule
 from lit_pretrain.data.image_cache import Corrupt
 from lit_pretrain.data.image_source import ImageSource
 from lit_pretrain.data.image_store import StorageSettings
@@ -17,18 +16,18 @@ from lit_pretrain.data.labelled_dataset import LabelledDataset
 from lit_pretrain.data.labelled_parts import LabelSettings, Part, share_out
 from lit_pretrain.data.labelled_sampler import LengthBatchSampler
 from lit_pretrain.data.labelled_source import Contents, LabelledTextSource, PictureContents, TextContents, other_part
-from lit_pretrain.data.loading import EpochBatchSampler, ResumableDataLoader
+from lit_pretrain.data.loading import ResumableDataLoader
+from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.data.randomness import default_seed
 from lit_pretrain.data.sources import Source
 from lit_pretrain.data.text_encoding import TextSettings, Truncation, choose_tokenizer
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
-from lit_pretrain.objectives.vision_objective import PictureFacts
 
 Stage = Literal["train", "validation", "test"]
 
 
-class LabelledDataModule(LightningDataModule):
+class LabelledDataModule(EpochDataModule):
     """Samples with labels as batches: texts of like length, padded to the longest of a batch, or pictures.
 
     Args:
@@ -70,8 +69,6 @@ class LabelledDataModule(LightningDataModule):
         cache_directory: Where decoded pictures and tokenised texts are kept; null is caches/ under the runs directory.
         seed: Source of the order and of the label budget's draw; null takes seed_everything's.
     """
-
-    allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
         self,
@@ -217,16 +214,6 @@ class LabelledDataModule(LightningDataModule):
         contents = ("images",) if self.text is None else ("input_ids", "attention_mask", "token_type_ids")
         return (*contents, "sample_id", "label")
 
-    @property
-    def train_batches_per_epoch(self) -> int:
-        """Training batches of this process in an epoch."""
-        return len(self._train_sampler())
-
-    def train_dataloader(self) -> ResumableDataLoader:
-        """Batches of samples of like length, an order of its own for every epoch."""
-        sampler = self._train_sampler()
-        return ResumableDataLoader(sampler.dataset, sampler, self.workers)
-
     def val_dataloader(self) -> ResumableDataLoader | list:
         """Every validation sample once, the longest texts first."""
         return self._loader("validation", by_length=True)
@@ -252,27 +239,12 @@ class LabelledDataModule(LightningDataModule):
         self._part(stage)
         return self._loader(stage, by_length=False)
 
-    def batch_at(self, epoch: int, batch_index: int, rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
-        """Make any training batch again.
-
-        Args:
-            epoch: Epoch, from 0.
-            batch_index: Batch within the epoch, from 0.
-            rank: Process that saw it.
-            world_size: How many there were.
-        """
-        sampler = self._train_sampler()
-        return sampler.dataset.__getitems__(sampler.batch(epoch, batch_index, rank, world_size))
-
     def _train_sampler(self) -> LengthBatchSampler:
         self._part("train")
         return LengthBatchSampler(self.train_dataset, self.batch_size, self.seed)
 
     def _loader(self, part: str, by_length: bool) -> ResumableDataLoader | list:
-        dataset = self._dataset(part, by_length)
-        if dataset is None:
-            return []
-        return ResumableDataLoader(dataset, EpochBatchSampler(dataset, self.batch_size, 0, shuffle=False), self.workers)
+        return self._in_order(self._dataset(part, by_length))
 
     def _part(self, stage: str) -> Part:
         self._prepare(labelled=stage != "predict")

@@ -24,13 +24,13 @@ from lit_pretrain.data.pair_parts import (
     training_pairs,
 )
 from lit_pretrain.data.pair_source import CAPTION
+from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.data.pictures import opened, to_rgb
 from lit_pretrain.data.randomness import default_seed
 from lit_pretrain.data.splits import split_rows
 from lit_pretrain.data.text_encoding import choose_tokenizer
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
-from lit_pretrain.objectives.vision_objective import PictureFacts
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,13 +12,14 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from lit_pretrain.backbone.transformer import initialise
+from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.color_bins import LIMIT, ColorBins
 from lit_pretrain.objectives.color_cells import COLORLESS, cell_means, has_colors, lightness_and_colors, paint
 from lit_pretrain.objectives.linear_cross_entropy import linear_cross_entropy
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary, global_mean
 from lit_pretrain.objectives.picture_panels import Caption, grid
-from lit_pretrain.objectives.vision_objective import PictureFacts, Shortcut, VisionObjective
+from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from lit_pretrain.backbone.config import VisionTransformerConfig
 from lit_pretrain.backbone.patch_embeddings import cut_patches, sincos_positions
 from lit_pretrain.backbone.transformer import Transformer, initialise
+from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary, global_mean
 from lit_pretrain.objectives.picture_panels import grid
-from lit_pretrain.objectives.vision_objective import PictureFacts, Shortcut, VisionObjective
+from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -1,12 +1,15 @@
 """Low-level traces by which a pretext task can be solved without seeing anything, as features for a small classifier.
 
 The traces are those of Doersch et al. (2015, arXiv:1505.05192, section 3.1) and of cutting and compressing pictures.
-Each feature is blind, as far as can be, to what a picture shows, so that accuracy above chance points at a leak.
+Each feature is blind, as far as can be, to what a picture shows, so that accuracy above chance points at a leak. One
+is not: the layout of colours is part of what is seen, but needs no shape to be seen, and tells what a model that
+knows no more has learned.
 """
 
 import torch
 from torch import Tensor
 
+LAYOUT_GRID = 4  # cells of a side of the layout of colours
 COMPRESSION_BLOCK = 8  # pixels of a side of JPEG's blocks
 # Two values that the same step of 8 bits would hold.
 SAME = 0.5 / 255
@@ -37,6 +40,15 @@ def border_features(images: Tensor) -> Tensor:
         corner = view[:, :, :leg, :leg]
         corners.append((((corner - corner[..., :1, :1]).abs() <= SAME) | ~triangle).all(dim=(1, 2, 3)).float())
     return torch.stack(depths + corners, dim=-1)
+
+
+def color_layout_features(images: Tensor) -> Tensor:
+    """Where (M, C, S, S) pictures are bright and of which colour, at a glance: light comes from above.
+
+    Returns:
+        (M, C * 16): mean colour of each cell of a grid of 4 x 4.
+    """
+    return torch.nn.functional.adaptive_avg_pool2d(images, LAYOUT_GRID).flatten(1)
 
 
 def compression_features(images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from lit_pretrain.backbone.transformer import initialise
 from lit_pretrain.objectives.classification import classification_output
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary
 from lit_pretrain.objectives.picture_panels import Caption, grid
-from lit_pretrain.objectives.picture_shortcuts import border_features, compression_features
+from lit_pretrain.objectives.picture_shortcuts import border_features, color_layout_features, compression_features
 from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
 
 if TYPE_CHECKING:
@@ -116,9 +116,15 @@ class Rotation(VisionObjective):
 
     @torch.no_grad()
     def shortcuts(self, encoder: "VisionEncoder", batch: Batch, generator: torch.Generator) -> dict[str, Shortcut]:
-        """`borders`: padding, bars and empty corners; `compression_grid`: the blocks of JPEG files."""
+        """What tells angles without an eye for shapes.
+
+        Returns:
+            `borders`: padding, bars and empty corners; `compression_grid`: the blocks of JPEG files; `color_layout`:
+            where it is bright. The last is no leak, but features of a model that is no better are worth little.
+        """
         images, labels = self.turn(batch["images"], generator)
         return {
             "borders": Shortcut(border_features(images), labels, len(ANGLES)),
             "compression_grid": Shortcut(compression_features(images), labels, len(ANGLES)),
+            "color_layout": Shortcut(color_layout_features(images), labels, len(ANGLES)),
         }

@@ -12,25 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.objectives.objective import Batch, Objective
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from lit_pretrain.backbone.vision_encoder import VisionEncoder
-
-
-@dataclass(frozen=True)
-class PictureFacts:
-    """What a data module knows of its pictures.
-
-    Attributes:
-        stored_size: Pixels of a side of the pictures in its batches.
-        grey_share: Share of the pictures without any colour.
-    """
-
-    stored_size: int
-    grey_share: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import torch
 from picture_files import CLASSES, make_rows, pixels_of, spoil, write_folder, write_parquet
 
 from lit_pretrain.data import ImageDataModule, image_cache
+from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.errors import UserError
-from lit_pretrain.objectives.vision_objective import PictureFacts
 
 
 @pytest.fixture

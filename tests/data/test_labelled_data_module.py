@@ -9,10 +9,10 @@ from picture_files import CLASSES, pixels_of, spoil, write_folder, write_parquet
 
 from lit_pretrain.data import LabelledDataModule, labelled_sampler, loading, text_store
 from lit_pretrain.data.label_facts import LabelFacts
+from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.data.sources import sample_path
 from lit_pretrain.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer, from_pieces
 from lit_pretrain.errors import UserError
-from lit_pretrain.objectives.vision_objective import PictureFacts
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TOKENIZER = WordPieceTokenizer(from_pieces([*SPECIAL_TOKENS, *LETTERS], lowercase=True))

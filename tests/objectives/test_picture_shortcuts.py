@@ -5,6 +5,7 @@ import torch
 from lit_pretrain.objectives.picture_shortcuts import (
     border_features,
     chroma_features,
+    color_layout_features,
     compression_features,
     continuity_features,
 )
@@ -41,6 +42,14 @@ def test_blocks_are_found_where_they_begin_and_a_slope_is_not() -> None:
     busier_to_the_right = (columns.float() ** 2).expand(1, 3, 32, 32)
     torch.testing.assert_close(compression_features(busier_to_the_right), torch.zeros(1, 16))
     assert compression_features(noise(2, 3, 3, 3)).tolist() == [[0.0] * 16] * 2
+
+
+def test_layout_is_the_mean_colour_of_each_cell() -> None:
+    cells = noise(2, 3, 4, 4)
+    pictures = cells.repeat_interleave(3, dim=2).repeat_interleave(3, dim=3)
+    pictures[..., 0, 0] += 0.9
+    cells[..., 0, 0] += 0.1  # one of nine pixels
+    torch.testing.assert_close(color_layout_features(pictures), cells.flatten(1))
 
 
 def test_contours_run_on_across_the_facing_lines_only() -> None:
