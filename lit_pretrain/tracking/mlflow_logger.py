@@ -6,12 +6,8 @@ server; parameters are whole and may change on resume; a resumed run is running 
 metrics carry the optimiser's step.
 """
 
-import datetime
-import getpass
 import json
 import re
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +19,7 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.tracking.beginning import continue_run, start_run
 from lit_pretrain.tracking.find import read_run_file, run_directory_of_checkpoint
 from lit_pretrain.tracking.paths import (
     RUN_FILE_NAME,
@@ -33,17 +30,16 @@ from lit_pretrain.tracking.paths import (
     write_atomically,
 )
 from lit_pretrain.tracking.pictures import write_picture
-from lit_pretrain.tracking.processes import host_name, is_alive, process_identity
 from lit_pretrain.tracking.store import (
-    HOST_TAG,
-    PROCESS_TAG,
+    TAG_LIMIT,
     end_dead_runs,
     open_experiment,
     open_store,
     resolve_tracking_uri,
+    send,
     without_credentials,
 )
-from lit_pretrain.tracking.writer import Operation, Writer, read_journal, write_journal
+from lit_pretrain.tracking.writer import Writer, read_journal, write_journal
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -55,7 +51,6 @@ if TYPE_CHECKING:
 PARAMETER_LIMIT = 6000
 PARAMETERS_PER_REQUEST = 100
 KEY_LIMIT = 250
-TAG_LIMIT = 5000
 
 
 class MLflowLogger(MLFlowLogger):
@@ -149,14 +144,21 @@ class MLflowLogger(MLFlowLogger):
     def _begin(self) -> None:
         client = self._mlflow_client = open_store(self._tracking_uri, self.runs_directory)
         if self._run_id is None:
-            self._experiment_id, notice = open_experiment(
+            experiment_id, notice = open_experiment(
                 client, self._tracking_uri, self.runs_directory, self._experiment_name
             )
             if notice:
                 rank_zero_warn(notice)
-            self._start_run(client)
+            experiment = experiment_id, self._experiment_name
+            begun = start_run(client, experiment, self._run_name, self._suggested_name, self.tags)
         else:
-            self._continue_run(client)
+            begun = continue_run(client, self._run_id, self._tracking_uri)
+        self._run_id, self._run_name, self.status_before = begun.run_id, begun.run_name, begun.status_before
+        self._experiment_id, self._experiment_name = begun.experiment_id, begun.experiment_name
+        self._parameters, self._sent_tags, self._tables = begun.parameters, begun.tags, begun.tables
+        if self._run_directory is None:
+            directory = f"{safe_name(self._run_name)}-{self._run_id[:8]}"
+            self._run_directory = self.runs_directory / safe_name(self._experiment_name) / directory
         make_directory(self._run_directory)
         record = {
             "run_id": self._run_id,
@@ -169,69 +171,9 @@ class MLflowLogger(MLFlowLogger):
         if journal.exists():
             # Sent first thing, but for the status of a run that is now going on again.
             write_journal(journal, [operation for operation in read_journal(journal) if operation["kind"] != "status"])
-        self._writer = Writer(self._send, journal, rank_zero_warn)
+        self._writer = Writer(lambda operation: send(client, self._run_id, operation), journal, rank_zero_warn)
         self._initialized = True
         end_dead_runs(client, [self._experiment_id])
-
-    def _start_run(self, client: "MlflowClient") -> None:
-        if self._run_name is None:
-            # Neither `random` nor torch: those are seeded, and every run of a config would get the same name.
-            self._run_name = f"{self._suggested_name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-        tags = {
-            "mlflow.user": _user_name(),
-            "mlflow.source.type": "LOCAL",
-            "mlflow.source.name": shlex.join(["python", "-m", "lit_pretrain", *sys.argv[1:]])[:TAG_LIMIT],
-            **_process_tags(),
-            **{key: str(value) for key, value in self.tags.items()},
-        }
-        run = client.create_run(self._experiment_id, tags=tags, run_name=self._run_name)
-        self._run_id = run.info.run_id
-        self._sent_tags = tags
-        self._run_directory = (
-            self.runs_directory / safe_name(self._experiment_name) / f"{safe_name(self._run_name)}-{self._run_id[:8]}"
-        )
-
-    def _continue_run(self, client: "MlflowClient") -> None:
-        from mlflow.entities import RunStatus
-        from mlflow.exceptions import MlflowException
-
-        try:
-            run = client.get_run(self._run_id)
-        except MlflowException as error:
-            raise UserError(
-                f"The run {self._run_id} is not in {without_credentials(self._tracking_uri)}: set MLFLOW_TRACKING_URI "
-                "or the runs directory to where it was logged, or start a new run from the weights."
-            ) from error
-        tags = run.data.tags
-        identity = tags.get(PROCESS_TAG, "")
-        if run.info.status == "RUNNING" and tags.get(HOST_TAG) == host_name() and is_alive(identity):
-            if identity != process_identity():
-                raise UserError(
-                    f"The run {run.info.run_name} is still going on in process {identity.partition('@')[0]}: stop that "
-                    "one first, or start a new run."
-                )
-        experiment = client.get_experiment(run.info.experiment_id)
-        if experiment.lifecycle_stage == "deleted":
-            client.restore_experiment(experiment.experiment_id)
-        if client.get_run(self._run_id).info.lifecycle_stage == "deleted":
-            client.restore_run(self._run_id)
-            rank_zero_warn(f"The run {run.info.run_name} had been deleted; it was restored to be continued.")
-        self._experiment_id, self._experiment_name = run.info.experiment_id, experiment.name
-        self._run_name = run.info.run_name
-        self._parameters, self._sent_tags = dict(run.data.params), dict(tags)
-        self._tables = [table["path"] for table in json.loads(tags.get("mlflow.loggedArtifacts", "[]"))]
-        # Killed without a word, a run stays RUNNING in the store.
-        self.status_before = "KILLED" if run.info.status == "RUNNING" else run.info.status
-        client.update_run(self._run_id, status=RunStatus.to_string(RunStatus.RUNNING))
-        for key, value in (_process_tags() | {"resumed": str(self.resume_count + 1)}).items():
-            client.set_tag(self._run_id, key, value)
-            self._sent_tags[key] = value
-        if self._run_directory is None:
-            self._run_directory = (
-                self.runs_directory
-                / safe_name(self._experiment_name)
-                / f"{safe_name(self._run_name)}-{self._run_id[:8]}"
-            )
 
     @property
     def resume_count(self) -> int:
@@ -421,36 +363,6 @@ class MLflowLogger(MLFlowLogger):
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until everything logged so far is sent; says whether it was."""
         return self._writer is None or self._writer.flush(timeout)
-
-    def _send(self, operation: Operation) -> None:
-        """Send one operation to the store; called from the writer's thread."""
-        from mlflow.entities import Metric, Param, RunTag
-
-        client, run_id = self._mlflow_client, self._run_id
-        match operation["kind"]:
-            case "metrics":
-                client.log_batch(run_id, metrics=[Metric(*row) for row in operation["metrics"]])
-            case "params":
-                client.log_batch(run_id, params=[Param(*pair) for pair in operation["params"].items()])
-            case "tags":
-                client.log_batch(run_id, tags=[RunTag(*pair) for pair in operation["tags"].items()])
-            case "artifact":
-                if Path(operation["file"]).exists():
-                    client.log_artifact(run_id, operation["file"], operation["folder"])
-            case "status":
-                client.set_terminated(run_id, operation["status"])
-
-
-def _process_tags() -> dict[str, str]:
-    return {HOST_TAG: host_name(), PROCESS_TAG: process_identity()}
-
-
-def _user_name() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        # A container may run under a number without a name.
-        return "unknown"
 
 
 def _shorten(text: str, limit: int) -> str:

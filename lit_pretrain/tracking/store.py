@@ -17,13 +17,15 @@ from urllib.request import getproxies, proxy_bypass
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.paths import ARTIFACTS_NAME, DATABASE_NAME, make_directory, safe_name
 from lit_pretrain.tracking.processes import host_name, is_alive
-from lit_pretrain.tracking.writer import first_line
+from lit_pretrain.tracking.writer import Operation, first_line
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 HOST_TAG = "process.host"
 PROCESS_TAG = "process.identity"
+# MLflow's own limit.
+TAG_LIMIT = 5000
 CONNECT_SECONDS = 5.0
 # Without it MLflow's page takes an experiment for one on chat bots, and hides the charts behind a switch.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -202,3 +204,21 @@ def end_all_dead_runs(database: Path, runs_directory: Path) -> None:
     if running:
         client = open_store(f"sqlite:///{database}", runs_directory)
         end_dead_runs(client, sorted({str(experiment_id) for (experiment_id,) in running}))
+
+
+def send(client: "MlflowClient", run_id: str, operation: Operation) -> None:
+    """Send one operation of a run to the store, and wait until it is there."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    match operation["kind"]:
+        case "metrics":
+            client.log_batch(run_id, metrics=[Metric(*row) for row in operation["metrics"]])
+        case "params":
+            client.log_batch(run_id, params=[Param(*pair) for pair in operation["params"].items()])
+        case "tags":
+            client.log_batch(run_id, tags=[RunTag(*pair) for pair in operation["tags"].items()])
+        case "artifact":
+            if Path(operation["file"]).exists():
+                client.log_artifact(run_id, operation["file"], operation["folder"])
+        case "status":
+            client.set_terminated(run_id, operation["status"])

@@ -1,0 +1,139 @@
+"""How a run begins in MLflow's store: as a new one, or as one that goes on.
+
+A run that goes on keeps what was logged of it; one that another process still works on is left alone.
+"""
+
+import datetime
+import getpass
+import json
+import shlex
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.tracking.processes import host_name, is_alive, process_identity
+from lit_pretrain.tracking.store import HOST_TAG, PROCESS_TAG, TAG_LIMIT, without_credentials
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What is known of a run when it begins.
+
+    Attributes:
+        run_id: MLflow's.
+        run_name: Its name.
+        experiment_id: MLflow's.
+        experiment_name: Its name.
+        tags: Those that the store has.
+        parameters: Those that the store has, which can never change.
+        status_before: How it had ended, if it goes on; else null.
+    """
+
+    run_id: str
+    run_name: str
+    experiment_id: str
+    experiment_name: str
+    tags: dict[str, str]
+    parameters: dict[str, str] = field(default_factory=dict)
+    status_before: str | None = None
+
+    @property
+    def tables(self) -> list[str]:
+        """Tables that were logged of it."""
+        return [table["path"] for table in json.loads(self.tags.get("mlflow.loggedArtifacts", "[]"))]
+
+
+def start_run(
+    client: "MlflowClient",
+    experiment: tuple[str, str],
+    run_name: str | None,
+    suggested_name: str,
+    tags: dict[str, str],
+) -> Beginning:
+    """Make a new run.
+
+    Args:
+        client: Of the store.
+        experiment: MLflow's id of it, and its name.
+        run_name: The person's; null makes one of `suggested_name` and the time.
+        suggested_name: First half of a name.
+        tags: The person's.
+    """
+    # Neither `random` nor torch: those are seeded, and every run of a config would get the same name.
+    name = run_name if run_name is not None else f"{suggested_name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    all_tags = {
+        "mlflow.user": user_name(),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": shlex.join(["python", "-m", "lit_pretrain", *sys.argv[1:]])[:TAG_LIMIT],
+        **process_tags(),
+        **{key: str(value) for key, value in tags.items()},
+    }
+    run = client.create_run(experiment[0], tags=all_tags, run_name=name)
+    return Beginning(run.info.run_id, name, *experiment, all_tags)
+
+
+def continue_run(client: "MlflowClient", run_id: str, tracking_uri: str) -> Beginning:
+    """Let a run go on: it is RUNNING again, and restored if it had been deleted.
+
+    Raises:
+        UserError: If the store does not have it, or another process still works on it.
+    """
+    from mlflow.entities import RunStatus
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise UserError(
+            f"The run {run_id} is not in {without_credentials(tracking_uri)}: set MLFLOW_TRACKING_URI or the runs "
+            "directory to where it was logged, or start a new run from the weights."
+        ) from error
+    tags = dict(run.data.tags)
+    identity = tags.get(PROCESS_TAG, "")
+    if run.info.status == "RUNNING" and tags.get(HOST_TAG) == host_name() and is_alive(identity):
+        if identity != process_identity():
+            raise UserError(
+                f"The run {run.info.run_name} is still going on in process {identity.partition('@')[0]}: stop that "
+                "one first, or start a new run."
+            )
+    experiment = client.get_experiment(run.info.experiment_id)
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    if client.get_run(run_id).info.lifecycle_stage == "deleted":
+        client.restore_run(run_id)
+        rank_zero_warn(f"The run {run.info.run_name} had been deleted; it was restored to be continued.")
+    client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+    for key, value in (process_tags() | {"resumed": str(int(tags.get("resumed", "0")) + 1)}).items():
+        client.set_tag(run_id, key, value)
+        tags[key] = value
+    # Killed without a word, a run stays RUNNING in the store.
+    status_before = "KILLED" if run.info.status == "RUNNING" else run.info.status
+    return Beginning(
+        run_id,
+        run.info.run_name,
+        run.info.experiment_id,
+        experiment.name,
+        tags,
+        dict(run.data.params),
+        status_before,
+    )
+
+
+def process_tags() -> dict[str, str]:
+    """Tags by which it is seen whether a run's process is still there."""
+    return {HOST_TAG: host_name(), PROCESS_TAG: process_identity()}
+
+
+def user_name() -> str:
+    """Who works here."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        # A container may run under a number without a name.
+        return "unknown"
