@@ -69,16 +69,26 @@ def settle_start(config: dict[str, Any]) -> str:
         try:
             path = find_checkpoint(reference)
         except UserError:
-            if is_public_name(reference):
+            if is_timm_name(reference):
                 return reference
-            raise
+            if reference.count("/") != 1 or path.is_absolute() or reference.startswith("."):
+                raise
+            # Imported late: the study's own process starts without torch.
+            from lit_pretrain.backbone.weights.huggingface_bert import find_directory
+
+            # A BERT of the hub keeps its name, by which runs are compared; it is fetched now, not hours later.
+            return f"{reference} {files_of(find_directory(reference))}"
     settings["init_from"] = str(path.resolve())
+    return f"{path.resolve()} {files_of(path)}"
+
+
+def files_of(path: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of a file, or of those of a directory."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return f"{path.resolve()} {facts}"
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
-def is_public_name(reference: str) -> bool:
+def is_timm_name(reference: str) -> bool:
     """Whether a name is that of a model of timm."""
     import timm
 
