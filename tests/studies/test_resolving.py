@@ -30,10 +30,7 @@ def test_public_names_stay_and_change_with_their_files(tmp_path: Path, monkeypat
     (snapshot / "config.json").write_text('{"model_type": "bert"}')
     assert settle_start(config("somebody/bert")) != before
     assert settle_start(config(None)) == ""
-    for wrong, said in (
-        ("somebody/else", "somebody/else"),
-        ("no-such-run", "no runs"),
-        ("./missing/directory", "no run"),
-    ):
-        with pytest.raises(UserError, match=said):
+    said = {"somebody/else": "somebody/else", "no-such-run": "no runs", "./missing/directory": "missing"}
+    for wrong, part in said.items():
+        with pytest.raises(UserError, match=part):
             settle_start(config(wrong))
