@@ -13,10 +13,11 @@ TRAINING = {
     "fit": "train a model as a config says",
     "validate": "measure a checkpoint on the validation data",
     "test": "measure a checkpoint on the test data",
-    "predict": "answer texts or pictures (--data.path FILE or FOLDER): labels and embeddings to parquet",
+    "predict": "answer or embed texts or pictures (--data.path FILE or FOLDER): labels, embeddings to parquet",
 }
 COMMANDS = {
-    "evaluate": "measure frozen features of checkpoints: nearest neighbours, linear probes, at any layer",
+    "evaluate": "measure frozen features of checkpoints: nearest neighbours, linear probes, zero-shot accuracy",
+    "search": "find pictures for a text, texts for a picture, or pictures like a picture",
     "export": "write a checkpoint for transformers, timm or onnxruntime, checked there, with a model card",
     "ui": "open MLflow's pages on the runs",
     "doctor": "check this machine: versions, devices, directories, database, a second of training",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
+from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -16,17 +17,18 @@ import lit_pretrain.backbone
 import lit_pretrain.data
 import lit_pretrain.modules
 import lit_pretrain.objectives
+from lit_pretrain.arguments import CONFIG_OPTIONS, replaced, value_of, values_of
 from lit_pretrain.config_errors import check_top_level, explain
 from lit_pretrain.errors import UserError
 from lit_pretrain.memory import keep_memory
 from lit_pretrain.modules.checkpoints import read_checkpoint
+from lit_pretrain.predicting import with_data_to_predict
 from lit_pretrain.quiet import quieten
 from lit_pretrain.tracking.find import find_checkpoint, run_directory_of_checkpoint
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.tracking.save_config import SaveConfig
 from lit_pretrain.trainer import Trainer
 
-CONFIG_OPTIONS = ("-c", "--config")
 # Classes that a config may name shortly, with their modules imported above.
 SUITE = (lit_pretrain.backbone, lit_pretrain.data, lit_pretrain.modules, lit_pretrain.objectives)
 
@@ -68,21 +70,32 @@ class CommandLine(LightningCLI):
         self.given_config = self.config
         checkpoint, model = self._get(self.config, "ckpt_path"), self._get(self.config, "model")
         fine_tuning = model.class_path.endswith(".FineTuning")
-        if fine_tuning and not checkpoint and self.subcommand != "fit":
+        embedding = model.class_path.endswith(".ContrastivePretraining") and self.subcommand == "predict"
+        if not checkpoint and (fine_tuning and self.subcommand != "fit" or embedding):
+            kind, part = ("fine-tuned checkpoint", "a head") if fine_tuning else ("checkpoint", "towers")
             raise UserError(
-                f"{self.subcommand} without a fine-tuned checkpoint would use a head that has learned nothing: name a "
-                "run by --ckpt_path."
+                f"{self.subcommand} without a {kind} would use {part} that {'has' if fine_tuning else 'have'} learned "
+                "nothing: name a run by --ckpt_path."
             )
+        if embedding and Path(checkpoint).is_file():
+            self.config = self.config.clone()
+            # The checkpoint's own, since texts or pictures alone are no data that a config's could be made for.
+            model = self._get(self.config, "model")
+            model.class_path, model.init_args = f"{model.class_path}.from_checkpoint", Namespace(path=checkpoint)
+            self.forget_tokenizer()
         if fine_tuning and checkpoint and Path(checkpoint).is_file():
             self.config = self.config.clone()
             settings = self._get(self.config, "model").init_args
             if settings.init_from is not None or self.subcommand != "fit":
                 settings.encoder, settings.init_from = None, checkpoint
-            data = self._get(self.config, "data").init_args
-            if data.get("tokenizer") and not Path(data.tokenizer).expanduser().exists():
-                # No other than the checkpoint's would do.
-                data.tokenizer = None
+            self.forget_tokenizer()
         super().instantiate_classes()
+
+    def forget_tokenizer(self) -> None:
+        """Take the checkpoint's where the data's is gone: no other would do."""
+        data = self._get(self.config, "data").init_args
+        if data.get("tokenizer") and not Path(data.tokenizer).expanduser().exists():
+            data.tokenizer = None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; its MLflow logger gets the config's name, and the run to continue."""
@@ -162,17 +175,6 @@ def with_checkpoint_config(arguments: list[str]) -> list[str]:
     return arguments
 
 
-def with_data_to_predict(arguments: list[str]) -> list[str]:
-    """Let `predict --data.path` name the whole source: a training's data_files, name and split are not of it."""
-    if arguments[0] != "predict" or value_of(arguments, "--data.path") is None:
-        return arguments
-    for setting, value in (("name", "null"), ("data_files", "null"), ("split", "train")):
-        names = (f"--data.{setting}", f"--data.init_args.{setting}")
-        if not values_of(arguments, *names):
-            arguments = [*arguments, names[0], value]
-    return arguments
-
-
 def experiment_of(configs: list[str], arguments: list[str]) -> str | None:
     """The experiment that configs and arguments name, so that "last" is not the checkpoint of another one."""
     experiment = None
@@ -220,32 +222,3 @@ def config_name(arguments: list[str]) -> str:
         return "run"
     path = Path(configs[0])
     return path.parent.name if path.stem == "config" else path.stem
-
-
-def value_of(arguments: list[str], option: str) -> str | None:
-    """The last value of an option, or null."""
-    return (values_of(arguments, option) or [None])[-1]
-
-
-def values_of(arguments: list[str], *options: str) -> list[str]:
-    """All values of an option, given as "--option value" or "--option=value"."""
-    found = []
-    for place, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name in options:
-            if equals:
-                found.append(value)
-            elif place + 1 < len(arguments):
-                found.append(arguments[place + 1])
-    return found
-
-
-def replaced(arguments: list[str], option: str, value: str) -> list[str]:
-    """The arguments with an option's value replaced."""
-    result = list(arguments)
-    for place, argument in enumerate(arguments):
-        if argument.startswith(f"{option}="):
-            result[place] = f"{option}={value}"
-        elif argument == option:
-            result[place + 1] = value
-    return result

@@ -12,6 +12,7 @@ from lit_pretrain.callbacks.shortcut_check import ShortcutCheck
 from lit_pretrain.callbacks.summary import Summary
 from lit_pretrain.callbacks.test_report import TestReport
 from lit_pretrain.callbacks.throughput import Throughput
+from lit_pretrain.callbacks.zero_shot import ZeroShot
 
 __all__ = [
     "BestCheckpoint",
@@ -26,4 +27,5 @@ __all__ = [
     "Summary",
     "TestReport",
     "Throughput",
+    "ZeroShot",
 ]

@@ -26,6 +26,7 @@ class BestCheckpoint(ModelCheckpoint):
             save_last=True,
         )
         self._training = False
+        self._compared_by: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """As Lightning's; only a training compares checkpoints."""
@@ -38,8 +39,12 @@ class BestCheckpoint(ModelCheckpoint):
         return type(self).__name__
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the module's metric."""
+        """Take the module's metric; what was best by another one, in the run that is gone on with, is not compared."""
         self.monitor, mode = getattr(pl_module, "monitor", (self.monitor, self.mode))
+        if self._compared_by not in (None, self.monitor):
+            self.best_k_models, self.kth_best_model_path = {}, ""
+            self.best_model_path, self.best_model_score = "", None
+            self.kth_value = torch.tensor(-torch.inf if mode == "max" else torch.inf)
         if mode != self.mode:
             self.mode = mode
             if not self.best_k_models:
@@ -55,3 +60,4 @@ class BestCheckpoint(ModelCheckpoint):
             return
         super().load_state_dict(state_dict)
         self.mode = state_dict.get("mode", self.mode)
+        self._compared_by = state_dict.get("monitor")

@@ -4,15 +4,17 @@ Features are frozen, so the encoder's gradients and the training's draws are nev
 blocks, since the last one is often not the best.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_pretrain.backbone import VisionEncoder
 from lit_pretrain.errors import UserError
-from lit_pretrain.evaluation.features import picture_features, probe_depths
+from lit_pretrain.evaluation.features import features_of_batches, probe_depths
 from lit_pretrain.evaluation.knn import knn_accuracy
+from lit_pretrain.evaluation.labelled_data import Part, check_labelled_pictures, open_part, some_of, task_of
 from lit_pretrain.evaluation.linear_probe import fit_linear_probe
 from lit_pretrain.tracking.run_record import mlflow_logger
 
@@ -21,7 +23,7 @@ class OnlineProbe(Callback):
     """Logs probe/knn_accuracy/block_<d> and probe/linear_accuracy/block_<d> after validations.
 
     The protocols are those of `lit_pretrain.evaluation`: means over the patches; 20 neighbours at a temperature of
-    0.07; logistic regression on standardised features.
+    0.07; logistic regression on standardised features. In contrastive pretraining, the tower of pictures is probed.
 
     Args:
         data: Labelled pictures; null takes those that are pretrained on, which must have a label column then.
@@ -54,12 +56,8 @@ class OnlineProbe(Callback):
         if self.data is not None:
             self.data.prepare_data()
             self.data.setup(stage)
-        if not getattr(data, "classes", None):
-            raise UserError(
-                "OnlineProbe needs labels, which the data lacks: set data.label_column, give the probe data of its "
-                "own, or take it out of trainer.callbacks."
-            )
-        blocks = pl_module.encoder.config.depth
+        check_labelled_pictures(data, type(self).__name__)
+        blocks = probed_encoder(pl_module).config.depth
         for depth in self.depths or []:
             if not 1 <= depth <= blocks:
                 raise UserError(f"OnlineProbe.depths names block {depth} of {blocks}: give depths from 1 to {blocks}.")
@@ -74,29 +72,58 @@ class OnlineProbe(Callback):
         self._validations += 1
         if self._validations % self.every_n_validations:
             return
-        metrics = self.measure(self._data(trainer), pl_module.encoder)
+        metrics = self.measure(self._data(trainer), probed_encoder(pl_module))
         logger = mlflow_logger(trainer)
         if logger is not None:
             logger.log_metrics(metrics, trainer.global_step)
         # Where the progress bar, the closing table and checkpoints find them.
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
 
-    def measure(self, data: LightningDataModule, encoder: torch.nn.Module) -> dict[str, float]:
+    def measure(self, data: LightningDataModule, encoder: VisionEncoder) -> dict[str, float]:
         """Accuracies by metric.
 
         Args:
-            data: With `labelled_arrays` and `classes`.
-            encoder: With `forward_intermediates`.
+            data: Labelled pictures.
+            encoder: Whose features.
         """
         depths: Sequence[int] = self.depths or probe_depths(encoder.config.depth)
-        train_images, train_labels = data.labelled_arrays("train", self.train_pictures)
-        test_images, test_labels = data.labelled_arrays("validation", self.test_pictures)
-        train_labels, test_labels = torch.as_tensor(train_labels), torch.as_tensor(test_labels)
-        train, test = (picture_features(encoder, images, depths) for images in (train_images, test_images))
-        classes, metrics = len(data.classes), {}
+        train, train_labels = labelled_features(encoder, some_of(open_part(data, "train"), self.train_pictures), depths)
+        test, test_labels = labelled_features(
+            encoder, some_of(open_part(data, "validation"), self.test_pictures), depths
+        )
+        classes, metrics = len(task_of(data)[1]), {}
         for depth in depths:
             knn = knn_accuracy(train[depth], train_labels, test[depth], test_labels, classes)
             linear = fit_linear_probe(train[depth], train_labels).accuracy(test[depth], test_labels)
             metrics[f"probe/knn_accuracy/block_{depth}"] = float(knn)
             metrics[f"probe/linear_accuracy/block_{depth}"] = float(linear)
         return metrics
+
+
+def probed_encoder(module: LightningModule) -> VisionEncoder:
+    """The encoder of pictures that a module trains.
+
+    Raises:
+        UserError: If it has none.
+    """
+    for name in ("vision_encoder", "encoder"):
+        if isinstance(encoder := getattr(module, name, None), VisionEncoder):
+            return encoder
+    raise UserError(
+        f"OnlineProbe probes an encoder of pictures, which {type(module).__name__} has not: take it out of "
+        "trainer.callbacks."
+    )
+
+
+def labelled_features(
+    encoder: VisionEncoder, part: Part, depths: Sequence[int]
+) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
+    """Features (N, D) of a part's pictures by depth, and their labels (N,)."""
+    labels: list[torch.Tensor] = []
+
+    def batches() -> Iterator[dict[str, torch.Tensor]]:
+        for batch in part.batches():
+            labels.append(batch["label"])
+            yield batch
+
+    return features_of_batches(encoder, batches(), depths), torch.cat(labels)

@@ -17,7 +17,8 @@ class PredictionWriter(BasePredictionWriter):
     """Writes a row for each sample: tensors (B,) become columns, tensors (B, D) columns of lists of D floats.
 
     Data modules that have `named_samples` add their texts or the names of their files, by the batch's `sample_id`. The
-    file's metadata names the `classes` of a module that knows any, in the order of its probabilities.
+    file's metadata names the `classes` of a module that knows any, in the order of its probabilities, and has what its
+    `prediction_metadata()` returns.
 
     Several processes write a file each. Use `trainer.predict(return_predictions=False)`, or all of it stays in memory.
 
@@ -32,6 +33,7 @@ class PredictionWriter(BasePredictionWriter):
         self.rows = 0
         self._target: Path | None = None
         self._writer: Any = None
+        self._metadata: dict[str, str] | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the file, the same on every rank but for its number."""
@@ -44,6 +46,7 @@ class PredictionWriter(BasePredictionWriter):
             target = target.with_name(f"{target.stem}-rank{trainer.global_rank}{target.suffix}")
         make_directory(target.parent)
         self._target, self.rows, self.written_to = target.resolve(), 0, None
+        self._metadata = metadata_of(pl_module)
 
     def write_on_batch_end(
         self,
@@ -61,9 +64,7 @@ class PredictionWriter(BasePredictionWriter):
         names = getattr(trainer.datamodule, "named_samples", None)
         if names is not None and isinstance(prediction, dict) and "sample_id" in prediction:
             prediction = {**prediction, **names(prediction["sample_id"].tolist())}
-        table = prediction_table(prediction)
-        if classes := getattr(pl_module, "classes", None):
-            table = table.replace_schema_metadata({"classes": json.dumps(list(classes))})
+        table = prediction_table(prediction).replace_schema_metadata(self._metadata)
         if self._writer is None:
             self._writer = pyarrow.parquet.ParquetWriter(self._part, table.schema)
         self._writer.write_table(table)
@@ -94,6 +95,13 @@ class PredictionWriter(BasePredictionWriter):
     @property
     def _part(self) -> Path:
         return self._target.with_name(f".{self._target.name}.part")
+
+
+def metadata_of(module: LightningModule) -> dict[str, str] | None:
+    """What a module says of its predictions as a whole; null for nothing."""
+    classes, more = getattr(module, "classes", None), getattr(module, "prediction_metadata", None)
+    metadata = {"classes": json.dumps(list(classes))} if classes else {}
+    return metadata | (more() if callable(more) else {}) or None
 
 
 def prediction_table(prediction: Any) -> Any:

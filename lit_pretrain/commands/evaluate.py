@@ -1,4 +1,4 @@
-"""Measure frozen encoders without training them: nearest neighbours and linear probes at any layer."""
+"""Measure frozen encoders without training them: nearest neighbours, linear probes at any layer, zero-shot accuracy."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoints",
         nargs="+",
         metavar="CKPT",
-        help="last, a run's name or id, a checkpoint, a directory of public BERT or timm weights, or a name of timm's",
+        help="last, a run's name or id, a checkpoint, a directory of public BERT or timm weights, or a name of timm's; "
+        "of contrastive pretraining, RUN is its tower of pictures and RUN:text that of texts",
     )
     add("--config", metavar="FILE", help="whose data is taken (default: that of the first checkpoint's run)")
     add("--data.KEY", dest="data", metavar="VALUE", help="a setting of the data, as for fit; --data CLASS starts anew")
     add(
         "--protocol",
         nargs="+",
-        choices=["knn", "linear", "neighbors"],
-        help="(default: knn linear; neighbors if there is a --query)",
+        choices=["knn", "linear", "neighbors", "zero-shot"],
+        help="(default: knn linear; neighbors if there is a --query, zero-shot if there are --templates)",
     )
     add("--layers", default="three", metavar="L", help="three, all, last, or numbers from 1, as in 1,3,6 (three)")
     add(
@@ -60,6 +61,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for neighbors: sample ids of the stage, texts or picture files (default: 8 drawn samples)",
     )
     add("--neighbors", type=int, default=8, metavar="K", help="for neighbors: how many are shown (8)")
+    add(
+        "--templates",
+        nargs="+",
+        metavar="T",
+        help="for zero-shot: what is said of a class, {} being its name, averaged; or a YAML file (a photo of a {}.)",
+    )
+    add(
+        "--class-names",
+        metavar="FILE",
+        help="for zero-shot: YAML, a list of the classes' names or a mapping from the data's, as airplane: [plane]",
+    )
     add("--output", metavar="DIR", help="where neighbors are written (default: the run's directory, else here)")
     add("--no-log", action="store_true", help="keep it out of MLflow")
     add("--json", metavar="FILE", help="write the rows as JSON too")
@@ -107,17 +119,22 @@ def run(arguments: argparse.Namespace) -> int:
     from lit_pretrain.evaluation.subjects import load_subject
     from lit_pretrain.quiet import quieten
 
-    named = arguments.protocol or (["neighbors"] if arguments.query else ["knn", "linear"])
+    named = named_protocols(arguments)
     protocols = [one for one in ("knn", "linear") if one in named]
+    learns = named != ["zero-shot"]
     if arguments.neighbors < 1:
         raise UserError(f"--neighbors is {arguments.neighbors}: give at least 1.")
-    if arguments.query and "neighbors" not in named:
-        raise UserError("--query is for the protocol neighbors: add it to --protocol, or leave the query out.")
+    for option, needed in (("query", "neighbors"), ("templates", "zero-shot"), ("class_names", "zero-shot")):
+        if getattr(arguments, option) and needed not in named:
+            option = option.replace("_", "-")
+            raise UserError(f"--{option} is for the protocol {needed}: add it to --protocol, or leave --{option} out.")
     if arguments.json:
         check_writable(Path(arguments.json))
     quieten()
     subjects = [load_subject(reference) for reference in dict.fromkeys(arguments.checkpoints)]
     check_one_modality(subjects)
+    if "zero-shot" in named:
+        check_pairs(subjects)
     layers = [chosen_layers(subject, arguments.layers, arguments.pooling) for subject in subjects]
 
     console, grounds = Console(), {}
@@ -127,7 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
         key = subject.tokenizer.hash if subject.tokenizer else ""
         if key not in grounds:
             grounds[key] = prepare_ground(
-                subject, arguments.config, arguments.data, arguments.stage, labelled=bool(protocols)
+                subject, arguments.config, arguments.data, arguments.stage, named != ["neighbors"], learns
             )
         ground = grounds[key]
         setting = setting_of(arguments, protocols, ground)
@@ -140,6 +157,8 @@ def run(arguments: argparse.Namespace) -> int:
                 measured += (rows := [row_of(subject, one, setting, ground.test, resolution) for one in found])
                 if logger is not None:
                     log_rows(logger, subject, rows, setting, ground)
+            if "zero-shot" in named and subject.pair is not None:
+                shown += show_zero_shot(arguments, subject, ground, setting, logger, console)
             if "neighbors" in named:
                 shown += show_neighbors(arguments, subject, mine, ground, setting, logger, console)
         except BaseException:
@@ -153,6 +172,30 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(measured + shown, indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def named_protocols(arguments: argparse.Namespace) -> list[str]:
+    """What is asked for: by its name, or by an option that only it has."""
+    if arguments.protocol:
+        return list(dict.fromkeys(arguments.protocol))
+    zero_shot = ["zero-shot"] if arguments.templates or arguments.class_names else []
+    return (["neighbors"] if arguments.query else []) + zero_shot or ["knn", "linear"]
+
+
+def check_pairs(subjects: list[Subject]) -> None:
+    """Refuse zero-shot classification by what cannot compare pictures with texts.
+
+    Raises:
+        UserError: In one sentence.
+    """
+    for subject in subjects:
+        if subject.pair is None:
+            raise UserError(
+                f"{subject.name} has no tower of texts and one of pictures, which zero-shot compares: give a "
+                "checkpoint of ContrastivePretraining, or leave zero-shot out of --protocol."
+            )
+        if subject.is_text:
+            raise UserError(f"zero-shot is measured on pictures: give {subject.name} without ':text'.")
 
 
 def setting_of(arguments: argparse.Namespace, protocols: list[str], ground: Ground) -> Setting:
@@ -218,4 +261,33 @@ def show_neighbors(
                 logger.log_picture(panel, f"neighbors/block_{one.layer}", subject.step or 0)
         if logger is not None:
             logger.log_artifact(table, "neighbors")
+    return rows
+
+
+def show_zero_shot(
+    arguments: argparse.Namespace,
+    subject: Subject,
+    ground: Ground,
+    setting: Setting,
+    logger: MLflowLogger | None,
+    console: Any,
+) -> list[Row]:
+    """Classify the pictures by their classes' names, print and log what comes of it, and return the rows."""
+    from lit_pretrain.evaluation.pair_embedder import PairEmbedder, open_pair
+    from lit_pretrain.evaluation.preparing import resolution_of, say
+    from lit_pretrain.evaluation.zero_shot import DEFAULT_TEMPLATES, make_prompts, measure_zero_shot
+    from lit_pretrain.evaluation.zero_shot_report import log_zero_shot, zero_shot_rows, zero_shot_tables
+
+    given = arguments.templates or list(DEFAULT_TEMPLATES)
+    is_file = len(given) == 1 and given[0].endswith((".yaml", ".yml"))
+    prompts = make_prompts(ground.classes, given[0] if is_file else given, arguments.class_names)
+    say(f"Zero-shot classification by {subject.name} ...")
+    module, _ = open_pair(subject.pair)
+    embedder = PairEmbedder(module.to(setting.device), setting.bf16)
+    found = measure_zero_shot(embedder, ground.test, prompts)
+    rows = zero_shot_rows(subject, found, prompts, ground, setting, resolution_of(subject, ground))
+    for table in zero_shot_tables(rows):
+        console.print(table)
+    if logger is not None:
+        log_zero_shot(logger, subject, found, rows, ground)
     return rows

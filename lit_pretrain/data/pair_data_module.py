@@ -281,6 +281,14 @@ class PairDataModule(EpochDataModule):
             for row, picture in zip(rows, contents.pictures.encoded.read(rows), strict=True)
         ]
 
+    def named_samples(self, indices: list[int]) -> dict[str, list[str]]:
+        """Columns to know the samples of `predict` by: `image`, the names of the files, empty where they have none.
+
+        Args:
+            indices: Rows of the source, as batches' `sample_id` gives them.
+        """
+        return {"image": self.contents["train"].pictures.encoded.file_names([int(index) for index in indices])}
+
     def describe(self) -> dict[str, Any]:
         """What the data is, for the record of a run."""
         main = self.contents["train"]

@@ -7,7 +7,6 @@ The last block of a pretrained encoder serves its pretext task; a block in the m
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-import numpy
 import torch
 from torch import Tensor
 
@@ -115,19 +114,3 @@ def _features(
             yield encoder.patch_tokens(tokens).float().mean(dim=1)
         else:
             yield mean_pool(tokens.float(), mask)
-
-
-def picture_features(
-    encoder: VisionEncoder, images: numpy.ndarray | Tensor, depths: Sequence[int], batch_size: int = 256
-) -> dict[int, Tensor]:
-    """Mean over the patches after some blocks; see `features_of_batches`.
-
-    Args:
-        encoder: On any device.
-        images: (N, 3, S, S) uint8; their middles are taken.
-        depths: Blocks, counted from 1.
-        batch_size: Pictures at a time.
-    """
-    starts = range(0, len(images), batch_size)
-    batches = ({"images": torch.as_tensor(images[start : start + batch_size])} for start in starts)
-    return features_of_batches(encoder, batches, depths)

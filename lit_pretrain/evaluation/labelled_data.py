@@ -1,9 +1,8 @@
-"""The data of an evaluation: a data module from settings, and its parts, read in the same order every time."""
+"""The parts of the data that an evaluation reads, in the same order every time."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import groupby
 
 import numpy
 import torch
@@ -11,57 +10,13 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_pretrain.cli import ConfigError, Parser, raise_user_error_within, read_yaml
-from lit_pretrain.config_errors import explain
 from lit_pretrain.data.image_dataset import ImageDataset
 from lit_pretrain.data.labels import stratified_choice
-from lit_pretrain.data.loading import EpochDataset, MistakesAsValues, as_it_is
+from lit_pretrain.data.loading import EpochDataset, Key, MistakesAsValues, as_it_is
 from lit_pretrain.data.randomness import sample_generator
 from lit_pretrain.errors import UserError
 
 BATCH_SIZE = 128
-
-
-def make_data(config: str | None, settings: list[str], default_class: str) -> LightningDataModule:
-    """Build a data module as `fit` would.
-
-    Args:
-        config: A config of which only `data` is used, or null.
-        settings: What the command line says of the data, as in ["--data.batch_size", "64"]; it wins. With a class
-            (`--data CLASS`) the config's data is left alone.
-        default_class: Class of the data if neither names one.
-
-    Raises:
-        UserError: If a setting is wrong, or nothing says which data.
-    """
-    names_class = any(one == "--data" or one.startswith("--data=") for one in settings)
-    section: Any = None
-    if config is not None and not names_class:
-        content = read_yaml(config)
-        section = content.get("data")
-        if isinstance(section, dict) and content.get("seed_everything") not in (None, True, False):
-            # Which samples a label budget draws goes by the training's seed.
-            arguments = section.get("init_args") or {}
-            if arguments.get("seed") is None:
-                section = section | {"init_args": arguments | {"seed": content["seed_everything"]}}
-    if section is None and not settings:
-        raise UserError(
-            "Nothing says on which data to evaluate: give --config FILE with a data section, or --data.KEY VALUE."
-        )
-    if section is None and not names_class:
-        section = {"class_path": default_class}
-    arguments = ["--config", json.dumps({"data": section})] if section is not None else []
-    parser = Parser()
-    parser.add_argument("-c", "--config", action="config")
-    parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
-    Parser.messages.clear()
-    try:
-        return parser.instantiate_classes(parser.parse_args([*arguments, *settings])).data
-    except ConfigError as error:
-        raise UserError(explain(Parser.messages, [config] if config else [])) from error
-    except ValueError as error:
-        raise_user_error_within(error)
-        raise
 
 
 @dataclass(frozen=True)
@@ -69,7 +24,7 @@ class Part:
     """Samples of one part of the data.
 
     Attributes:
-        name: `train`, `validation` or `test`.
+        name: `train`, `validation`, `test`, or `all`.
         dataset: Gives whole batches by `__getitems__`.
         indices: (N,) which of its samples, in order.
         labels: (N,) int64 classes or float32 values; null without labels.
@@ -144,6 +99,96 @@ def open_part(data: LightningDataModule, name: str, labelled: bool = True) -> Pa
         raise UserError(f"The data has no {name} part: set data.validation_share, or a test set of its own.")
     part = Part(name, dataset, numpy.arange(len(dataset)), None, getattr(data, "workers", 0))
     return replace(part, labels=read_labels(part)) if labelled else part
+
+
+class JoinedDataset:
+    """Several data sets of pictures one after the other.
+
+    Args:
+        parts: With `__getitems__` and `member_labels`.
+    """
+
+    def __init__(self, parts: Sequence[EpochDataset]) -> None:
+        self.parts = parts
+        self.ends = numpy.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        """Samples of all."""
+        return int(self.ends[-1])
+
+    def population(self, epoch: int) -> int:
+        """Samples of all."""
+        return len(self)
+
+    def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
+        """A batch; what lies in one data set is read together."""
+        batches = []
+        for place, mine in groupby(keys, key=lambda one: int(numpy.searchsorted(self.ends, one[1], side="right"))):
+            start = int(self.ends[place - 1]) if place else 0
+            batches.append(self.parts[place].__getitems__([(epoch, index - start) for epoch, index in mine]))
+        return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+    def member_labels(self) -> numpy.ndarray:
+        """(N,) labels of all samples."""
+        return numpy.concatenate([part.member_labels() for part in self.parts])
+
+
+def whole_part(data: LightningDataModule) -> Part:
+    """What a measurement that learns nothing is made on: the test part, or, without one of its own, all pictures.
+
+    Args:
+        data: Labelled pictures, set up.
+    """
+    if has_test_part(data):
+        return open_part(data, "test")
+    parts = [getattr(data, f"{name}_dataset", None) for name in ("train", "validation")]
+    there = [part for part in parts if part is not None]
+    joined = there[0] if len(there) == 1 else JoinedDataset(there)
+    part = Part("all", joined, numpy.arange(len(joined)), None, getattr(data, "workers", 0))
+    return replace(part, labels=read_labels(part))
+
+
+def some_of(part: Part, limit: int) -> Part:
+    """At most so many samples of a part, chosen so that classes keep their shares, the same at every call.
+
+    Args:
+        part: With labels.
+        limit: How many.
+    """
+    if len(part) <= limit:
+        return part
+    generator = sample_generator("labelled arrays", part.name)
+    return part.at(stratified_choice(part.labels.numpy(), limit, generator, every_class=False))
+
+
+def task_of(data: LightningDataModule) -> tuple[str | None, list[str]]:
+    """Kind of the labels, null for none, and the names of the classes."""
+    facts = getattr(data, "label_facts", None)
+    if facts is not None:
+        return facts.task, list(facts.classes)
+    classes = getattr(data, "classes", None)
+    return ("single_label", list(classes)) if classes else (None, [])
+
+
+def check_labelled_pictures(data: LightningDataModule, who: str) -> None:
+    """Refuse data that a callback cannot measure on, before any training.
+
+    Args:
+        data: Set up.
+        who: The callback's name.
+
+    Raises:
+        UserError: If it holds texts, no labels, or labels of another kind than a class each.
+    """
+    task, _ = task_of(data)
+    if task is None:
+        raise UserError(
+            f"{who} needs labels, which the data lacks: set data.label_column, give {who} data of its own, or take it "
+            "out of trainer.callbacks."
+        )
+    if task != "single_label" or getattr(data, "text", None) is not None:
+        what = "texts" if getattr(data, "text", None) is not None else "labels of another kind"
+        raise UserError(f"{who} needs pictures with a class each, and its data has {what}: give it other data.")
 
 
 def read_labels(part: Part) -> Tensor:

@@ -9,8 +9,10 @@ from lightning import LightningDataModule
 from lit_pretrain.data.text_encoding import choose_tokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluation.features import FeaturePooling, check_depths, probe_depths
-from lit_pretrain.evaluation.labelled_data import Part, has_test_part, make_data, open_part
+from lit_pretrain.evaluation.labelled_data import Part, has_test_part, open_part, task_of, whole_part
+from lit_pretrain.evaluation.making_data import make_data
 from lit_pretrain.evaluation.subjects import Subject
+from lit_pretrain.modules.checkpoints import read_checkpoint
 
 DEFAULT_CLASSES = {True: "LabelledDataModule", False: "ImageDataModule"}
 
@@ -72,7 +74,7 @@ def chosen_layers(subject: Subject, text: str, pooling: FeaturePooling) -> list[
 
 
 def prepare_ground(
-    subject: Subject, config: str | None, settings: list[str], stage: str | None, labelled: bool
+    subject: Subject, config: str | None, settings: list[str], stage: str | None, labelled: bool, learns: bool = True
 ) -> Ground:
     """Data that a subject can be measured on, ready.
 
@@ -82,11 +84,16 @@ def prepare_ground(
         settings: `--data...` arguments.
         stage: `test` or `validation`; null takes test data if there is any.
         labelled: Whether labels are needed.
+        learns: Whether anything is learned from the training part; else, without test data, all is measured on.
 
     Raises:
         UserError: If the data cannot be had, is of the other modality, has no labels, or labels that are not measured.
     """
-    config = config or (str(subject.config) if subject.config else None)
+    if subject.pair is not None and config is None:
+        # Its own data are pairs, without classes.
+        settings = like_its_own(subject, settings)
+    else:
+        config = config or (str(subject.config) if subject.config else None)
     data = make_data(config, settings, DEFAULT_CLASSES[subject.is_text])
     check_modality(subject, data, config)
     if subject.is_text:
@@ -100,8 +107,12 @@ def prepare_ground(
         raise UserError("The data has no labels to measure by: give --data.label_column COLUMN.")
     if labelled and task == "multi_label":
         raise UserError(
-            "Samples with several labels each are not measured by knn or linear: give one label column, or fine-tune."
+            "Samples with several labels each are not measured by knn, linear or zero-shot: give one label column, or "
+            "fine-tune."
         )
+    if stage is None and not learns and not has_test_part(data):
+        say("The data has no test part: all of it is measured on, since nothing is learned from it.")
+        return Ground(data, open_part(data, "train"), whole_part(data), task, classes)
     if stage is None and not has_test_part(data):
         say("The data has no test part: its validation part is measured on.")
     elif stage == "test" and not has_test_part(data):
@@ -109,6 +120,28 @@ def prepare_ground(
     stage = stage or ("test" if has_test_part(data) else "validation")
     train, test = open_part(data, "train", task is not None), open_part(data, stage, task is not None)
     return Ground(data, train, test, task, classes)
+
+
+def like_its_own(subject: Subject, settings: list[str]) -> list[str]:
+    """Settings of labelled data, with the size of pictures and the length of texts that two towers were trained with.
+
+    Args:
+        subject: One of the towers.
+        settings: `--data...` arguments, which win.
+
+    Raises:
+        UserError: If there are none.
+    """
+    if not settings:
+        kind = ("LabelledDataModule", "text") if subject.is_text else ("ImageDataModule", "image")
+        raise UserError(
+            f"{subject.name} was trained on pairs, which have no classes: give labelled data by --config FILE, or by "
+            f"--data {kind[0]} --data.path ... --data.{kind[1]}_column ... --data.label_column ..."
+        )
+    inputs = read_checkpoint(subject.pair)["lit_pretrain"].get("inputs", {})
+    name = "maximum_length" if subject.is_text else "stored_size"
+    given = any(one.partition("=")[0] == f"--data.{name}" for one in settings)
+    return settings if given or name not in inputs else [*settings, f"--data.{name}", str(inputs[name])]
 
 
 def check_modality(subject: Subject, data: LightningDataModule, config: str | None) -> None:
@@ -133,15 +166,6 @@ def check_modality(subject: Subject, data: LightningDataModule, config: str | No
                 f"{subject.name} reads {most} tokens at most, and data.maximum_length is {text.maximum_length}: give "
                 f"--data.maximum_length {most}."
             )
-
-
-def task_of(data: LightningDataModule) -> tuple[str | None, list[str]]:
-    """Kind of the labels, null for none, and the names of the classes."""
-    facts = getattr(data, "label_facts", None)
-    if facts is not None:
-        return facts.task, list(facts.classes)
-    classes = getattr(data, "classes", None)
-    return ("single_label", list(classes)) if classes else (None, [])
 
 
 def resolution_of(subject: Subject, ground: Ground) -> str:

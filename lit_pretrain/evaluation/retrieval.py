@@ -57,14 +57,17 @@ def retrieval_both_ways(texts: Tensor, pictures: Tensor, text_pictures: Tensor, 
         text_keys: (T,) integers, equal for equal captions.
 
     Returns:
-        "text_to_picture/recall_at_1", ..., where every caption is asked; and "picture_to_text/...".
+        "text_to_picture/recall_at_1", ..., where every caption is asked; "picture_to_text/..."; and "mean_recall", the
+        mean of the six recalls, by which models are chosen (Faghri et al. 2018, arXiv:1707.05612, take their sum).
     """
     firsts, words = distinct(text_keys)
     borne = torch.stack([words, text_pictures], dim=1).unique(dim=0)
     by_text = retrieval_ranks(texts[firsts], pictures, borne)[words]
     by_picture = retrieval_ranks(pictures, texts[firsts], borne.flip(1))
     found = {"text_to_picture": retrieval_figures(by_text), "picture_to_text": retrieval_figures(by_picture)}
-    return {f"{way}/{name}": value for way, figures in found.items() for name, value in figures.items()}
+    recalls = [figures[f"recall_at_{cut}"] for figures in found.values() for cut in CUTS]
+    told = {f"{way}/{name}": value for way, figures in found.items() for name, value in figures.items()}
+    return told | {"mean_recall": sum(recalls) / len(recalls)}
 
 
 def distinct(keys: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ class Subject:
         tags: Where it comes from, for MLflow.
         config: config.yaml of its run, if there is one.
         fresh: Whether the weights are fresh ones.
+        pair: Checkpoint of the two towers of which the encoder is one; null where there is one encoder.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Subject:
     tags: dict[str, str] = field(default_factory=dict)
     config: Path | None = None
     fresh: bool = False
+    pair: Path | None = None
 
     @property
     def is_text(self) -> bool:
@@ -48,17 +50,19 @@ def load_subject(reference: str) -> Subject:
     """Find and load an encoder.
 
     Args:
-        reference: As for `lit_pretrain.modules.starting_points.load_starting_point`.
+        reference: As for `lit_pretrain.modules.starting_points.load_starting_point`; of two towers, that of pictures
+            is taken where it does not say.
 
     Raises:
         UserError: If there is nothing of that name, it cannot be loaded, or it reads text and has no tokenizer.
     """
-    start = load_starting_point(reference)
+    start = load_starting_point(reference, "vision")
     lineage, source = start.lineage, Path(start.lineage["init_from"])
     if isinstance(start.encoder, TextEncoder) and start.tokenizer is None:
         raise UserError(f"{reference} brings no tokenizer, without which its encoder cannot be given any text.")
     objectives = [one.rpartition(".")[2] for one in lineage.get("init_from_objectives", "").split(" + ")]
     tags = {"checkpoint": str(source.resolve()) if source.exists() else str(source)}
+    tags["tower"] = lineage.get("init_from_tower", "")
     tags |= {"module": lineage.get("init_from_module", ""), "objectives": " + ".join(objectives)}
     name, config = source.stem if source.is_file() else source.name, None
     directory = run_directory_of_checkpoint(source) if source.is_file() else None
@@ -75,6 +79,7 @@ def load_subject(reference: str) -> Subject:
         causal=objectives == ["CausalLanguageModeling"],
         tags={f"source.{key}": value for key, value in tags.items() if value},
         config=config,
+        pair=source if "init_from_tower" in lineage else None,
     )
 
 
@@ -88,7 +93,7 @@ def fresh_subject(subject: Subject, seed: int) -> Subject:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = type(subject.encoder).from_settings(subject.encoder.settings())
-    return replace(subject, name="fresh weights", encoder=encoder.eval(), step=None, fresh=True)
+    return replace(subject, name="fresh weights", encoder=encoder.eval(), step=None, fresh=True, pair=None)
 
 
 def of_each_shape(subjects: Sequence[Subject]) -> list[tuple[int, Subject]]:

@@ -43,12 +43,13 @@ def subclasses(kind: type) -> list[type]:
 Encoder = TypeVar("Encoder", bound=nn.Module)
 
 
-def load_encoder(reference: str, kind: type[Encoder]) -> tuple[Encoder, dict[str, str]]:
+def load_encoder(reference: str, kind: type[Encoder], tower: str | None = None) -> tuple[Encoder, dict[str, str]]:
     """Build the encoder of a checkpoint with its weights; every tensor must be there.
 
     Args:
         reference: "last", a run's name or id, or a file.
         kind: Class of the encoder that is wanted.
+        tower: Of a checkpoint with two towers, whose encoder: `text` or `vision`.
 
     Returns:
         The encoder, and where it comes from: checkpoint, module, objectives, step and run.
@@ -59,10 +60,10 @@ def load_encoder(reference: str, kind: type[Encoder]) -> tuple[Encoder, dict[str
     path = find_checkpoint(reference)
     checkpoint = read_checkpoint(path)
     record = checkpoint["lit_pretrain"]
-    if record["encoder_class"] != kind.__name__:
+    if tower is None and record["encoder_class"] != kind.__name__:
         raise UserError(f"{shown_path(path)} holds a {record['encoder_class']}, a {kind.__name__} is needed here.")
-    encoder = kind.from_settings(record["encoder"])
-    prefix = "encoder."
+    encoder = kind.from_settings(record["encoder" if tower is None else f"{tower}_encoder"])
+    prefix = "encoder." if tower is None else f"{tower}_tower.encoder."
     weights = {
         name.removeprefix(prefix): tensor
         for name, tensor in checkpoint["state_dict"].items()
@@ -75,8 +76,9 @@ def load_encoder(reference: str, kind: type[Encoder]) -> tuple[Encoder, dict[str
             f"{missing or 'none'}, unexpected {unexpected or 'none'}."
         )
     objectives = " + ".join(one["class_path"] for one in record.get("objectives", []))
+    objectives = objectives if tower is None else "Contrastive"
     lineage = {"init_from": str(path), "init_from_module": record["module"], "init_from_objectives": objectives}
-    lineage["init_from_step"] = str(checkpoint["global_step"])
+    lineage |= {"init_from_step": str(checkpoint["global_step"]), "init_from_tower": tower or ""}
     if (directory := run_directory_of_checkpoint(path)) is not None:
         lineage["init_from_run"] = read_run_file(directory / RUN_FILE_NAME).run_id
     return encoder, {name: value for name, value in lineage.items() if value}

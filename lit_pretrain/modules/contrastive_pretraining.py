@@ -14,6 +14,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.modules.base import BaseModule
 from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, difference, read_checkpoint
 from lit_pretrain.modules.chunking import encode_in_chunks
+from lit_pretrain.modules.contrastive_identity import embedding_metadata
 from lit_pretrain.modules.contrastive_panels import search_panels
 from lit_pretrain.modules.contrastive_validation import Gallery, gallery_figures, suggestions
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
@@ -103,6 +104,8 @@ class ContrastivePretraining(BaseModule):
         self.lineage = {
             f"{name}_{key}": value for name, start in starts.items() for key, value in start.lineage.items()
         }
+        # How long captions and how large pictures are that it has learned from.
+        self.inputs: dict[str, int] = {}
         self.built = False
         self._seen: list[Gallery] = []
         self._gallery: tuple[str, Gallery] | None = None
@@ -123,6 +126,11 @@ class ContrastivePretraining(BaseModule):
     def vision_encoder(self) -> VisionEncoder:
         """The encoder of pictures, without its projection."""
         return self.vision_tower.encoder
+
+    @property
+    def monitor(self) -> tuple[str, str]:
+        """The metric by which checkpoints are compared: with few pairs the loss rises while recall still does too."""
+        return "validation/mean_recall", "max"
 
     # -- before training
 
@@ -173,6 +181,7 @@ class ContrastivePretraining(BaseModule):
         self.tokenizer = data.tokenizer
         self.text_encoder.check_length(data.maximum_length)
         self.augmentation.check(data.facts.stored_size, self.vision_encoder.image_size)
+        self.inputs = {"maximum_length": data.maximum_length, "stored_size": data.facts.stored_size}
         if self._trainer.training:
             self.objective.fit_to(self.batch_size)
 
@@ -279,9 +288,16 @@ class ContrastivePretraining(BaseModule):
         return {}
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
-        """Embeddings of the pictures: `sample_id` (B,) and `embedding` (B, E)."""
-        images = middle(batch["images"], self.vision_encoder.image_size)
-        return {"sample_id": batch["sample_id"], "embedding": self.embed_pictures(images)}
+        """Embeddings of the pictures, or of the texts if there are none: `sample_id` (B,) and `embedding` (B, E)."""
+        if "images" in batch:
+            embedding = self.embed_pictures(middle(batch["images"], self.vision_encoder.image_size))
+        else:
+            embedding = self.embed_texts(batch)
+        return {"sample_id": batch["sample_id"], "embedding": embedding}
+
+    def prediction_metadata(self) -> dict[str, str]:
+        """What tells whose embeddings a file holds."""
+        return embedding_metadata(self)
 
     def step_cost(self, batch: Batch) -> dict[str, float]:
         """Pairs, tokens of text (padding included) and operations (three times the forward's) of a training batch."""
@@ -346,6 +362,7 @@ class ContrastivePretraining(BaseModule):
             "embedding_width": self.embedding_width,
             "objective": self.objective.settings(),
             "lineage": dict(self.lineage),
+            "inputs": dict(self.inputs),
         }
         if self.tokenizer is not None:
             record |= {"tokenizer": self.tokenizer.to_json(), "tokenizer_hash": self.tokenizer.hash}
@@ -369,6 +386,7 @@ class ContrastivePretraining(BaseModule):
         if self.tokenizer is None:
             self.tokenizer = WordPieceTokenizer.from_json(theirs["tokenizer"])
             self.configure_model()
+        self.inputs = self.inputs or dict(theirs.get("inputs", {}))
         ours = self.checkpoint_record()
         names = ("text_encoder", "vision_encoder", "share_weights", "embedding_width", "tokenizer_hash")
         lines = [line for name in names for line in difference(name, theirs.get(name), ours.get(name))]

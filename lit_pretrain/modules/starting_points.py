@@ -14,6 +14,8 @@ from lit_pretrain.tracking.find import find_checkpoint
 from lit_pretrain.tracking.paths import RUN_FILE_NAME, shown_path
 
 ENCODERS: dict[str, type[nn.Module]] = {"TextEncoder": TextEncoder, "VisionEncoder": VisionEncoder}
+# The towers of a checkpoint that has two.
+TOWERS: dict[str, type[nn.Module]] = {"text": TextEncoder, "vision": VisionEncoder}
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 # What a directory of public weights says that it holds: transformers' model_type, timm's architecture.
 BERT_TYPES = ("bert",)
@@ -45,16 +47,19 @@ class StartingPoint:
         return f"The encoder starts from {self.lineage['init_from']}" + (f" ({'; '.join(parts)})." if parts else ".")
 
 
-def load_starting_point(reference: str) -> StartingPoint:
+def load_starting_point(reference: str, tower: str | None = None) -> StartingPoint:
     """Load an encoder.
 
     Args:
         reference: "last", a run's name or id, a checkpoint of ours; a directory in Hugging Face's BERT format or in
-            timm's; a file of timm's ViT weights; a name of timm's, or of a BERT on the hub ("owner/name").
+            timm's; a file of timm's ViT weights; a name of timm's, or of a BERT on the hub ("owner/name"). One tower
+            of a contrastive pretraining is "RUN:text" or "RUN:vision".
+        tower: `text` or `vision`: which one where there are two and the reference does not say.
 
     Raises:
         UserError: If it is none of these, or cannot be read.
     """
+    reference, named = split_tower(reference)
     path = Path(reference).expanduser()
     if path.is_file() and path.suffix in WEIGHT_SUFFIXES:
         return StartingPoint(VisionEncoder.from_pretrained(path), None, {"init_from": shown_path(path)})
@@ -72,15 +77,27 @@ def load_starting_point(reference: str) -> StartingPoint:
             ) from not_ours
         return open_name(reference, not_ours)
     record = read_checkpoint(checkpoint)["lit_pretrain"]
-    kind = ENCODERS.get(record["encoder_class"])
-    if kind is None:
+    two_towers = record["encoder_class"] not in ENCODERS
+    tower = named or (tower if two_towers else None)
+    if two_towers and tower is None:
         raise UserError(
-            f"{shown_path(checkpoint)} holds a {record['encoder_class']}, which nothing can start from: give a "
-            "checkpoint of text or of pictures."
+            f"{shown_path(checkpoint)} holds a {record['encoder_class']}: say which one, {reference}:text or "
+            f"{reference}:vision."
         )
-    encoder, lineage = load_encoder(str(checkpoint), kind)
-    tokenizer = WordPieceTokenizer.from_json(record["tokenizer"]) if "tokenizer" in record else None
-    return StartingPoint(encoder, tokenizer, lineage)
+    if tower is not None and not two_towers:
+        raise UserError(
+            f"{shown_path(checkpoint)} holds one {record['encoder_class']} and no two towers: leave ':{tower}' out."
+        )
+    kind = TOWERS[tower] if tower is not None else ENCODERS[record["encoder_class"]]
+    encoder, lineage = load_encoder(str(checkpoint), kind, tower)
+    has_tokenizer = kind is TextEncoder and "tokenizer" in record
+    return StartingPoint(encoder, WordPieceTokenizer.from_json(record["tokenizer"]) if has_tokenizer else None, lineage)
+
+
+def split_tower(reference: str) -> tuple[str, str | None]:
+    """A reference without the tower that it ends with, and that tower, or null if it names none."""
+    name, _, tower = reference.rpartition(":")
+    return (name, tower) if name and tower in TOWERS and not Path(reference).exists() else (reference, None)
 
 
 def open_directory(directory: Path) -> StartingPoint:

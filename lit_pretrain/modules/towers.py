@@ -93,7 +93,7 @@ def starting_tower(name: str, encoder: Encoder | None, config: TowerConfig, kind
         )
     if config.init_from is None:
         return StartingPoint(encoder, None, {"init_from": "scratch"})
-    start = load_starting_point(config.init_from)
+    start = load_starting_point(config.init_from, name)
     if not isinstance(start.encoder, kind):
         raise UserError(
             f"model.{name}.init_from is {config.init_from}, which holds a {type(start.encoder).__name__}, and the "

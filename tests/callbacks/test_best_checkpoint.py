@@ -79,6 +79,18 @@ def test_going_on_compares_with_what_was_best(runs):
     assert names == ["best-step=000080.ckpt", "last.ckpt"]
 
 
+def test_what_was_best_by_another_metric_is_not_compared_with(runs, monkeypatch):
+    monkeypatch.setattr(Scored, "monitor", ("validation/score", "min"))
+    trainer, best = fit(runs, [7.0, 5.0], 40)
+    assert best.best_model_path.endswith("best-step=000040.ckpt")
+    last = str(trainer.logger.run_directory / "checkpoints" / "last.ckpt")
+    monkeypatch.setattr(Scored, "monitor", ("validation/other", "max"))
+    monkeypatch.setattr(Scored, "log", lambda self, name, value: ToyModule.log(self, "validation/other", value))
+    trainer, best = fit(runs, [0.4], 60, checkpoint=last)
+    assert float(best.best_model_score) == pytest.approx(0.4) and best.mode == "max"
+    assert find_checkpoint(f"{trainer.logger.run_id}:best").name == "best-step=000060.ckpt"
+
+
 def test_of_several_that_are_kept_the_best_is_found_and_not_the_latest(runs):
     trainer, _ = fit(runs, [0.2, 0.7, 0.5], 60, keep=2)
     directory = trainer.logger.run_directory / "checkpoints"

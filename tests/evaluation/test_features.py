@@ -6,7 +6,7 @@ from small_pictures import make_encoder
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.errors import UserError
-from lit_pretrain.evaluation.features import features_of_batches, picture_features
+from lit_pretrain.evaluation.features import features_of_batches
 
 
 @pytest.fixture
@@ -47,7 +47,6 @@ def test_pictures_are_the_mean_over_patches_after_each_block(images):
     torch.testing.assert_close(found[2], last[:, 1:].mean(dim=1))
     torch.testing.assert_close(features_of_batches(encoder, batches, [1], "cls")[1], first[:, 0])
     torch.testing.assert_close(features_of_batches(encoder, batches, [2], "encoder")[2], last[:, 0])
-    torch.testing.assert_close(picture_features(encoder, images.numpy(), [1], batch_size=3)[1], found[1])
     assert encoder.training
 
 
@@ -81,7 +80,7 @@ def test_the_encoders_own_pooling_and_causal_reading():
 def test_what_an_encoder_lacks_is_said(images):
     encoder = make_encoder()
     with pytest.raises(UserError, match="no block 3 in an encoder of 2: give depths from 1 to 2"):
-        picture_features(encoder, images, [1, 3])
+        features_of_batches(encoder, [{"images": images}], [1, 3])
     with pytest.raises(UserError, match="no class token"):
         features_of_batches(encoder, [{"images": images}], [1], "cls")
     with pytest.raises(UserError, match="last block, 2, only"):

@@ -39,6 +39,7 @@ def test_by_hand(monkeypatch, at_once):
         "picture_to_text/recall_at_5": 1.0,
         "picture_to_text/recall_at_10": 1.0,
         "picture_to_text/median_rank": 1.0,
+        "mean_recall": pytest.approx((2 / 5 + 1 + 1 + 2 / 3 + 1 + 1) / 6),
     }
 
 

@@ -1,0 +1,32 @@
+"""Looks into arguments of the command line before a parser does."""
+
+CONFIG_OPTIONS = ("-c", "--config")
+
+
+def value_of(arguments: list[str], option: str) -> str | None:
+    """The last value of an option, or null."""
+    return (values_of(arguments, option) or [None])[-1]
+
+
+def values_of(arguments: list[str], *options: str) -> list[str]:
+    """All values of an option, given as "--option value" or "--option=value"."""
+    found = []
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in options:
+            if equals:
+                found.append(value)
+            elif place + 1 < len(arguments):
+                found.append(arguments[place + 1])
+    return found
+
+
+def replaced(arguments: list[str], option: str, value: str) -> list[str]:
+    """The arguments with an option's value replaced."""
+    result = list(arguments)
+    for place, argument in enumerate(arguments):
+        if argument.startswith(f"{option}="):
+            result[place] = f"{option}={value}"
+        elif argument == option:
+            result[place + 1] = value
+    return result

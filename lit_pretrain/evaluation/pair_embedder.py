@@ -1,0 +1,113 @@
+"""Embeds any texts and pictures with the two towers of a contrastive pretraining, as they were in its validation."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import datasets
+import numpy
+import torch
+from torch import Tensor
+
+from lit_pretrain.data.augmentation import middle
+from lit_pretrain.data.text_encoding import EncodedTexts, TextSettings, encode_texts
+from lit_pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_pretrain.modules.contrastive_pretraining import ContrastivePretraining
+
+# Texts, or pictures, that are embedded at a time.
+AT_ONCE = 128
+TEXT = "text"
+
+
+class PairEmbedder:
+    """Embeds with both towers, which are run as in evaluation and left as they were.
+
+    Args:
+        module: With its weights, on any device.
+        bf16: Whether matrices are multiplied in bf16.
+    """
+
+    def __init__(self, module: "ContrastivePretraining", bf16: bool = False) -> None:
+        self.module, self.bf16 = module, bf16
+
+    @property
+    def maximum_length(self) -> int:
+        """Tokens of a text at most, special tokens included: as many as were trained with."""
+        return self.module.inputs.get("maximum_length", self.module.text_encoder.max_positions)
+
+    @property
+    def stored_size(self) -> int:
+        """Pixels of a side of the squares that pictures become, before their middle is taken."""
+        return self.module.inputs.get("stored_size", self.module.vision_encoder.image_size)
+
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        """Texts as word pieces; says how many were cut."""
+        data = datasets.Dataset.from_dict(
+            {TEXT: list(texts)}, features=datasets.Features({TEXT: datasets.Value("string")})
+        )
+        settings = TextSettings((TEXT,), self.maximum_length)
+        return encode_texts(data, numpy.arange(len(texts)), self.module.tokenizer, settings)
+
+    @torch.no_grad()
+    def embed_texts(self, encoded: EncodedTexts) -> Tensor:
+        """(T, E) of length 1 on the CPU, in the texts' order; those of like length are embedded together."""
+        order = numpy.argsort(-encoded.lengths, kind="stable")
+        found = torch.empty(len(encoded), self.module.embedding_width)
+        with self._evaluating():
+            for start in range(0, len(order), AT_ONCE):
+                places = order[start : start + AT_ONCE]
+                batch = {name: value.to(self.module.device) for name, value in encoded.batch(places).items()}
+                found[torch.from_numpy(places)] = self.module.embed_texts(batch).float().cpu()
+        return found
+
+    @torch.no_grad()
+    def embed_pictures(self, batches: Iterable[Tensor]) -> Tensor:
+        """(N, E) of length 1 on the CPU.
+
+        Args:
+            batches: (B, 3, S, S) uint8 each, of `stored_size`; their middles are taken.
+        """
+        found = [torch.empty(0, self.module.embedding_width)]
+        with self._evaluating():
+            for images in batches:
+                for part in images.split(AT_ONCE):
+                    cut = middle(part.to(self.module.device), self.module.vision_encoder.image_size)
+                    found.append(self.module.embed_pictures(cut).float().cpu())
+        return torch.cat(found)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        training = self.module.training
+        self.module.eval()
+        try:
+            with torch.autocast(self.module.device.type, torch.bfloat16, enabled=self.bf16):
+                yield
+        finally:
+            self.module.train(training)
+
+
+def open_pair(reference: str | Path) -> tuple["ContrastivePretraining", Path]:
+    """A contrastive pretraining with its weights, and its checkpoint.
+
+    Args:
+        reference: "last", a run's name or id, "RUN:best", or a file.
+
+    Raises:
+        UserError: If there is no such checkpoint, or it is of another kind.
+    """
+    from lit_pretrain.modules import ContrastivePretraining
+    from lit_pretrain.modules.checkpoints import read_checkpoint
+    from lit_pretrain.tracking.find import find_checkpoint
+    from lit_pretrain.tracking.paths import shown_path
+
+    path = find_checkpoint(str(reference))
+    kind = read_checkpoint(path)["lit_pretrain"]["module"]
+    if kind != ContrastivePretraining.__name__:
+        raise UserError(
+            f"{shown_path(path)} is a checkpoint of {kind}, which does not compare texts with pictures: give one of "
+            f"{ContrastivePretraining.__name__}."
+        )
+    return ContrastivePretraining.from_checkpoint(path), path

@@ -1,0 +1,142 @@
+"""What zero-shot classification found: a table for a person with chance beside it, rows, and a run in MLflow."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+
+from lit_pretrain.evaluation.measuring import Setting
+from lit_pretrain.evaluation.preparing import Ground
+from lit_pretrain.evaluation.subjects import Subject
+from lit_pretrain.evaluation.task_figures import confusion_figure
+from lit_pretrain.evaluation.task_report import class_rows
+from lit_pretrain.evaluation.zero_shot import Prompts, ZeroShotResult
+from lit_pretrain.tracking.machine import git_state
+from lit_pretrain.tracking.mlflow_logger import MLflowLogger
+
+Row = dict[str, Any]
+# Above so many classes only the worst are printed.
+MOST_PRINTED = 40
+
+
+def zero_shot_rows(
+    subject: Subject, found: ZeroShotResult, prompts: Prompts, ground: Ground, setting: Setting, resolution: str
+) -> list[Row]:
+    """All that must be said, for tables and JSON: a row for each metric, then one for each class.
+
+    Args:
+        subject: What was measured.
+        found: What came of it.
+        prompts: What was said of the classes.
+        ground: The data.
+        setting: Precision.
+        resolution: Size of the pictures.
+    """
+    low, high = found.interval
+    common = {"checkpoint": subject.name, "step": subject.step, "protocol": "zero-shot"}
+    whole = {
+        "resolution": resolution,
+        "templates": prompts.templates,
+        "classes": len(ground.classes),
+        "stage": ground.test.name,
+        "stage_samples": len(found.labels),
+        "precision": "bf16-mixed" if setting.bf16 else "32-true",
+        "source": subject.tags.get("source.checkpoint"),
+        "run_id": subject.tags.get("source.run_id"),
+    }
+    figures: list[Row] = [{"metric": "accuracy", "mean": found.accuracy, "low": low, "high": high}]
+    figures[0] |= {"chance": found.chance, "most_frequent": found.most_frequent}
+    if found.top5_accuracy is not None:
+        figures.append({"metric": "top5_accuracy", "mean": found.top5_accuracy, "chance": 5 / found.classes})
+    predicted = found.ranked[:, 0]
+    table = class_rows(ground.classes, found.labels.numpy(), predicted.numpy())
+    for number, (row, names) in enumerate(zip(table, prompts.names, strict=True)):
+        others = torch.bincount(predicted[found.labels == number], minlength=found.classes)
+        others[number] = 0
+        most = int(others.argmax())
+        row |= {"names": names, "taken_for": ground.classes[most] if int(others[most]) else None}
+        row |= {"samples": int(row["samples"])}
+    return [common | one | whole for one in figures] + [common | {"metric": "class"} | one for one in table]
+
+
+def zero_shot_tables(rows: Sequence[Row]) -> list[Table]:
+    """The figures beside chance, and the classes."""
+    figures, classes = ([row for row in rows if (row["metric"] == "class") == one] for one in (False, True))
+    first = figures[0]
+    step = "" if first["step"] is None else f" at step {first['step']:,}"
+    table = Table(
+        title=f"Zero-shot classification by {first['checkpoint']}{step}: {first['stage_samples']:,} pictures "
+        f"({first['stage']}), {first['classes']} classes, input {first['resolution']}, {first['precision']}",
+        caption=f"templates: {'; '.join(first['templates'])}\n95 % confidence interval by Wilson's score",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("metric")
+    for heading in ("value", "95 % interval", "chance", "always the most frequent class"):
+        table.add_column(heading, justify="right")
+    for row in figures:
+        interval = f"{percent(row['low'])} to {percent(row['high'])}" if "low" in row else ""
+        most = percent(row["most_frequent"]) if "most_frequent" in row else ""
+        table.add_row(row["metric"].replace("_", " "), percent(row["mean"]), interval, percent(row["chance"]), most)
+    return [table, class_table(classes)]
+
+
+def class_table(rows: Sequence[Row]) -> Table:
+    """How often each class is told rightly, or the worst of many."""
+    shown, title = list(rows), "By class"
+    if len(rows) > MOST_PRINTED:
+        shown = sorted((row for row in rows if row["samples"]), key=lambda row: row["recall"])[:MOST_PRINTED]
+        title = f"The {len(shown)} worst of {len(rows)} classes"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("class", overflow="fold")
+    for heading in ("pictures", "told rightly", "right when told"):
+        table.add_column(heading, justify="right")
+    table.add_column("most often taken for", overflow="fold")
+    for row in shown:
+        there = row["samples"] > 0
+        figures = (percent(row["recall"]) if there else "–", percent(row["precision"]))
+        table.add_row(row["class"], f"{row['samples']:,}", *figures, row["taken_for"] or "–")
+    return table
+
+
+def percent(share: float) -> str:
+    """A share as a person reads it."""
+    return f"{100 * share:.1f} %"
+
+
+def log_zero_shot(
+    logger: MLflowLogger, subject: Subject, found: ZeroShotResult, rows: Sequence[Row], ground: Ground
+) -> None:
+    """Log the figures at the checkpoint's step, the classes as a table and the confusion matrix as a picture.
+
+    Args:
+        logger: From `lit_pretrain.evaluation.report.open_run`.
+        subject: What was measured.
+        found: What came of it.
+        rows: From `zero_shot_rows`.
+        ground: The data.
+    """
+    logger.set_tags({"stage": "evaluate", "model": "ContrastivePretraining", **git_state()})
+    first = rows[0]
+    logger.log_hyperparams(
+        {
+            "zero_shot.templates": "; ".join(first["templates"]),
+            "zero_shot.stage": first["stage"],
+            "zero_shot.stage_samples": first["stage_samples"],
+            "resolution": first["resolution"],
+            **ground.data.describe(),
+        }
+    )
+    metrics = {"accuracy": found.accuracy, "chance": found.chance, "most_frequent": found.most_frequent}
+    metrics |= dict(zip(("accuracy/low", "accuracy/high"), found.interval, strict=True))
+    if found.top5_accuracy is not None:
+        metrics["top5_accuracy"] = found.top5_accuracy
+    step = subject.step or 0
+    logger.log_metrics({f"evaluate/zero_shot_{name}": value for name, value in metrics.items()}, step)
+    table = [{**row, "names": ", ".join(row["names"])} for row in rows if row["metric"] == "class"]
+    logger.log_table(table, "zero_shot.json")
+    matrix = confusion_figure(found.labels.numpy(), found.ranked[:, 0].numpy(), ground.classes)
+    logger.log_picture(matrix, "zero_shot/confusion_matrix", step)
