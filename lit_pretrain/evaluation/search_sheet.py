@@ -1,5 +1,6 @@
 """What a search found as one picture: a block for each query, itself as the title and what is nearest below it."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,6 +122,8 @@ def broken(text: str, font: "FreeTypeFont") -> list[str]:
 
 
 def short(name: str) -> str:
-    """A file's name, or another name, short enough to stand below a picture."""
-    name = Path(name).name if Path(name).suffix else name
+    """A file's name, its ending kept, or other words on two lines at most, short enough to stand below a picture."""
+    if not Path(name).suffix:
+        return "\n".join(textwrap.wrap(name, NAME_CHARACTERS, max_lines=2, placeholder=" …"))
+    name = Path(name).name
     return name if len(name) <= NAME_CHARACTERS else f"{name[: NAME_CHARACTERS - 8]}…{name[-7:]}"

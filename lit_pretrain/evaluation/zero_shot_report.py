@@ -69,13 +69,14 @@ def zero_shot_tables(rows: Sequence[Row]) -> list[Table]:
     table = Table(
         title=f"Zero-shot classification by {first['checkpoint']}{step}: {first['stage_samples']:,} pictures "
         f"({first['stage']}), {first['classes']} classes, input {first['resolution']}, {first['precision']}",
-        caption=f"templates: {'; '.join(first['templates'])}\n95 % confidence interval by Wilson's score",
+        caption=f"templates: {'; '.join(first['templates'])}\n95 % confidence interval by Wilson's score; chance: guessing "
+        "among the classes; most frequent class: always telling that one",
         box=box.SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",
     )
     table.add_column("metric")
-    for heading in ("value", "95 % interval", "chance", "always the most frequent class"):
+    for heading in ("value", "95 % interval", "chance", "most frequent class"):
         table.add_column(heading, justify="right")
     for row in figures:
         interval = f"{percent(row['low'])} to {percent(row['high'])}" if "low" in row else ""
@@ -92,7 +93,7 @@ def class_table(rows: Sequence[Row]) -> Table:
         title = f"The {len(shown)} worst of {len(rows)} classes"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("class", overflow="fold")
-    for heading in ("pictures", "told rightly", "right when told"):
+    for heading in ("pictures", "recall", "precision"):
         table.add_column(heading, justify="right")
     table.add_column("most often taken for", overflow="fold")
     for row in shown:
