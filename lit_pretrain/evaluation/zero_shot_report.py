@@ -69,8 +69,12 @@ def zero_shot_tables(rows: Sequence[Row]) -> list[Table]:
     table = Table(
         title=f"Zero-shot classification by {first['checkpoint']}{step}: {first['stage_samples']:,} pictures "
         f"({first['stage']}), {first['classes']} classes, input {first['resolution']}, {first['precision']}",
-        caption=f"templates: {'; '.join(first['templates'])}\n95 % confidence interval by Wilson's score; chance: guessing "
-        "among the classes; most frequent class: always telling that one",
+        caption="\n".join(
+            [
+                f"templates: {'; '.join(first['templates'])}",
+                "95 % confidence interval by Wilson's score; most frequent class: always telling that one",
+            ]
+        ),
         box=box.SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",
