@@ -272,6 +272,10 @@ def test_mistakes_get_one_sentence(place, tmp_path, capsys):
         assert sentence in (said := told(capsys)) and said.startswith("lit_pretrain: "), said
     for arguments, sentence in (
         (["evaluate", "colors"], "was trained on pairs, which have no classes: give labelled data"),
+        (
+            ["evaluate", "colors", "--config", str(place / "colors.yaml")],
+            "colors.yaml are pairs, which have no classes",
+        ),
         (["evaluate", "colors:text", "--protocol", "zero-shot"], "zero-shot is measured on pictures"),
         (["evaluate", "colors", "--protocol", "knn", "--templates", "{}"], "--templates is for the protocol zero-shot"),
         (["predict", "--config", str(place / "colors.yaml")], "predict without a checkpoint would use towers"),

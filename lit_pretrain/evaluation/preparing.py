@@ -133,22 +133,34 @@ def like_its_own(subject: Subject, settings: list[str]) -> list[str]:
         UserError: If there are none.
     """
     if not settings:
-        kind = ("LabelledDataModule", "text") if subject.is_text else ("ImageDataModule", "image")
-        raise UserError(
-            f"{subject.name} was trained on pairs, which have no classes: give labelled data by --config FILE, or by "
-            f"--data {kind[0]} --data.path ... --data.{kind[1]}_column ... --data.label_column ..."
-        )
+        raise UserError(without_classes(subject, f"{subject.name} was trained on pairs"))
     inputs = read_checkpoint(subject.pair)["lit_pretrain"].get("inputs", {})
     name = "maximum_length" if subject.is_text else "stored_size"
     given = any(one.partition("=")[0] == f"--data.{name}" for one in settings)
     return settings if given or name not in inputs else [*settings, f"--data.{name}", str(inputs[name])]
 
 
+def without_classes(subject: Subject, what: str) -> str:
+    """What is said of pairs.
+
+    Args:
+        subject: What is to be measured.
+        what: Which pairs.
+    """
+    module, column = ("LabelledDataModule", "text") if subject.is_text else ("ImageDataModule", "image")
+    return (
+        f"{what}, which have no classes: give labelled data by --config FILE, or by --data {module} --data.path ... "
+        f"--data.{column}_column ... --data.label_column ..."
+    )
+
+
 def check_modality(subject: Subject, data: LightningDataModule, config: str | None) -> None:
     """Refuse pictures for a text encoder, texts for a picture encoder, documents, and texts that are too long."""
-    from lit_pretrain.data import DocumentDataModule
+    from lit_pretrain.data import DocumentDataModule, PairDataModule
 
     kind = type(data).__name__
+    if isinstance(data, PairDataModule):
+        raise UserError(without_classes(subject, f"The data of {config or 'the command line'} are pairs"))
     if isinstance(data, DocumentDataModule):
         named = f" of {config}" if config else ""
         raise UserError(
