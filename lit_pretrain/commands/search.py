@@ -11,7 +11,8 @@ from lit_pretrain.errors import UserError
 
 if TYPE_CHECKING:
     from lit_pretrain.evaluation.pair_embedder import PairEmbedder
-    from lit_pretrain.evaluation.searching import Collection, Match, Query
+    from lit_pretrain.evaluation.search_queries import Query
+    from lit_pretrain.evaluation.searching import Collection, Match
 
 EPILOG = """Scores are cosines of the angle between embeddings; they compare within one checkpoint only. For many
 searches, and for tables and data sets of the hub, embed once and search that:
@@ -44,8 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from lit_pretrain.evaluation.pair_embedder import PairEmbedder, open_pair
     from lit_pretrain.evaluation.preparing import say
+    from lit_pretrain.evaluation.search_queries import picture_queries, text_queries
     from lit_pretrain.evaluation.search_sheet import search_sheet
-    from lit_pretrain.evaluation.searching import find_matches, picture_queries, text_queries
+    from lit_pretrain.evaluation.searching import find_matches
     from lit_pretrain.precision import hardware_bf16
     from lit_pretrain.quiet import quieten
     from lit_pretrain.tracking.paths import shown_path

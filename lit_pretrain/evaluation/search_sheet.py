@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_pretrain.evaluation.searching import Collection, Match, Query
+from lit_pretrain.evaluation.search_queries import Query
+from lit_pretrain.evaluation.searching import Collection, Match
 from lit_pretrain.objectives.picture_panels import INK, MARGIN, NEUTRAL, PAPER, Caption, grid
 
 if TYPE_CHECKING:

@@ -16,10 +16,11 @@ from lit_pretrain.data.decoding import decode_blocks
 from lit_pretrain.data.image_source import FOLDER, EncodedPictures, ImageSource, located, open_pictures
 from lit_pretrain.data.labelled_source import LabelledTextSource
 from lit_pretrain.data.pair_source import CAPTION, open_captions
-from lit_pretrain.data.pictures import EncodedPicture, Square, UnreadablePictureError, decode, opened, to_rgb
+from lit_pretrain.data.pictures import EncodedPicture, Square, UnreadablePictureError, opened, to_rgb
 from lit_pretrain.data.sources import check_column, ending, everything_in, open_source
 from lit_pretrain.errors import UserError, nearest
 from lit_pretrain.evaluation.pair_embedder import PairEmbedder
+from lit_pretrain.evaluation.search_queries import Query, cut_note
 from lit_pretrain.modules.contrastive_identity import METADATA, weights_hash
 
 if TYPE_CHECKING:
@@ -57,21 +58,6 @@ class Collection:
     def told(self) -> str:
         """It in a few words."""
         return f"{len(self):,} {'pictures' if self.are_pictures else 'texts'} of {self.source}"
-
-
-@dataclass(frozen=True)
-class Query:
-    """What is looked for.
-
-    Attributes:
-        name: The text, or the picture's file.
-        embedding: (E,) of length 1.
-        picture: The picture, if it is one.
-    """
-
-    name: str
-    embedding: Tensor
-    picture: "Image | None" = None
 
 
 @dataclass(frozen=True)
@@ -222,11 +208,6 @@ def listed(columns: Sequence[str]) -> str:
     return " or ".join(columns) if columns else "the name of a column of texts, of which it has none"
 
 
-def cut_note(cut: int, of: int, what: str, maximum_length: int) -> str:
-    """What is said of texts that are too long."""
-    return f"{cut} of {of} {what} are longer than {maximum_length} tokens: only their beginnings are read."
-
-
 # -- embedded before
 
 
@@ -273,46 +254,3 @@ def collect_embedded(embedder: PairEmbedder, file: str) -> Collection:
             return None
 
     return Collection(file, names, embeddings, are_pictures, show)
-
-
-# -- queries
-
-
-def text_queries(embedder: PairEmbedder, texts: Sequence[str]) -> tuple[list[Query], list[str]]:
-    """Embed texts to look for, and say what was cut or is unknown.
-
-    Raises:
-        UserError: If one is empty.
-    """
-    if not texts:
-        return [], []
-    encoded = embedder.encode(texts)
-    unknown, notes = embedder.module.tokenizer.unk_id, []
-    starts = [0, *encoded.ends.tolist()]
-    for text, start, end in zip(texts, starts, starts[1:], strict=False):
-        if start == end:
-            raise UserError(f"The query '{text}' has no text: give --query some words.")
-        if all(piece == unknown for piece in encoded.tokens[start:end].tolist()):
-            notes.append(f"The tokenizer knows nothing of the query '{text}': what is found is as good as drawn.")
-    if encoded.truncated:
-        notes.append(cut_note(encoded.truncated, len(texts), "queries", embedder.maximum_length))
-    embedded = embedder.embed_texts(encoded)
-    return [Query(text, one) for text, one in zip(texts, embedded, strict=True)], notes
-
-
-def picture_queries(embedder: PairEmbedder, files: Sequence[str]) -> list[Query]:
-    """Embed pictures to look for.
-
-    Raises:
-        UserError: If one cannot be read.
-    """
-    queries = []
-    for file in files:
-        encoded = EncodedPicture(0, file, str(Path(file).expanduser()))
-        try:
-            pixels = torch.tensor(decode(encoded, Square(embedder.stored_size)))
-            picture = to_rgb(opened(encoded))
-        except UnreadablePictureError as error:
-            raise UserError(f"The query {error}: give --query-image a picture file.") from error
-        queries.append(Query(file, embedder.embed_pictures([pixels[None]])[0], picture))
-    return queries
