@@ -46,8 +46,8 @@ class PairDataModule(EpochDataModule):
     and validated with.
 
     Args:
-        path: Hub name, folder, file (parquet, arrow, csv, json), saved data set, or builder for `data_files`; null
-            without `data_files` is the bundled sample, emoji.
+        path: Hub name, folder, file (parquet, arrow, csv, json, tar shards of webdataset's form), saved data set, or
+            builder for `data_files`; null without `data_files` is the bundled sample, emoji.
         name: Configuration of a data set on the hub.
         data_files: Files or patterns.
         split: Split to train on.
