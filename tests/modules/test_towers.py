@@ -104,13 +104,15 @@ def test_what_a_bare_file_does_not_tell_is_said(tmp_path, capsys):
     assert "the vision tower: heads of 64 features and gelu are taken" in capsys.readouterr().err
 
 
-def test_fine_tuning_takes_the_pictures_tower(clip):
+def test_fine_tuning_takes_the_pictures_tower_unless_told(clip):
     theirs, path = clip
     module = FineTuning(init_from=path)
     assert isinstance(module.encoder, VisionEncoder) and module.encoder.pooling == "cls"
     torch.testing.assert_close(
         module.encoder.transformer.final_norm.weight, theirs.visual.ln_post.weight, atol=0.0, rtol=0.0
     )
+    text = FineTuning(init_from=f"{path}:text")
+    assert text.encoder.causal and isinstance(text.tokenizer, BytePairTokenizer)
     changed = FineTuning(init_from=path, pooling="mean", stochastic_depth=0.1)
     assert changed.encoder.pooling == "mean" and changed.start.fresh == [] and changed.start.left_out == []
 
