@@ -8,14 +8,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from clip_models import QUICK, TEXT, VISION, make_clip, write_clip
 from jsonargparse import ArgumentParser
 from labelled_texts import TOKENIZER
 from lightning import LightningDataModule, LightningModule
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.backbone import TextEncoder, TransformerConfig
+from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
 from lit_pretrain.backbone.config import BERT_SIZES
 from lit_pretrain.data.picture_facts import PictureFacts
+from lit_pretrain.modules import ContrastivePretraining
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -107,17 +109,20 @@ def on_meta(config):
     parser.add_subclass_arguments(LightningDataModule, "data")
     with torch.device("meta"):
         made = parser.instantiate_classes(parser.parse_object({key: config[key] for key in ("model", "data")}))
-        if hasattr(made.data, "vocabulary_size"):
+        if hasattr(made.data, "vocabulary_size") and getattr(made.model, "tokenizer", None) is None:
             size = made.data.vocabulary_size
             made.model.tokenizer = SimpleNamespace(
                 vocabulary_size=size, mask_id=4, special_ids=[0, 1, 2, 3, 4], continuation_mask=[False] * size
             )
-        made.model.build()
+        if isinstance(made.model, ContrastivePretraining):
+            made.model.configure_model()
+        else:
+            made.model.build()
     return made.model, made.data
 
 
 def test_there_is_something_of_each_kind():
-    assert len(ON_CPUS) >= 14 and len(ON_GPUS) >= 8
+    assert len(ON_CPUS) >= 14 and len(ON_GPUS) >= 12
     assert {path.stem for path in SIZES} == set(BERT_SIZES)
 
 
@@ -151,7 +156,46 @@ def test_a_config_for_cpus_trains(path, runs, request):
     assert len(set((runs / "debug").glob("*/run.json")) - before) == 1
 
 
-@pytest.mark.parametrize("path", ON_GPUS, ids=name)
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory):
+    """What stands for public weights of CLIP and of a ViT, by the name of the config that starts from them."""
+    directory = tmp_path_factory.mktemp("towers")
+    clip = QUICK | {"vision_cfg": VISION | {"image_size": 224, "patch_size": 32}}
+    clip |= {"text_cfg": TEXT | {"context_length": 77}}
+    write_clip(directory / "flickr30k", make_clip(clip), clip)
+    small = VisionTransformerConfig(depth=1, width=32, heads=2)
+    VisionEncoder(224, 16, transformer=small, pooling="cls").save_pretrained(directory / "lit")
+    return directory
+
+
+@pytest.mark.parametrize("path", [path for path in ON_GPUS if path.parent.name == "contrastive"], ids=name)
+def test_a_contrastive_config_for_gpus_is_built(path, runs, towers):
+    config = resolved(path)
+    arguments = config["model"]["init_args"]
+    for tower in ("text", "vision"):
+        if arguments[tower]["init_from"] is not None:
+            arguments[tower]["init_from"] = str(towers / path.stem)
+    model, data = on_meta(config)
+
+    assert config["trainer"]["precision"] == "bf16-mixed" and model.compile_blocks
+    assert all(parameter.is_meta for parameter in model.parameters())
+    model.augmentation.check(data.storage.stored_size, model.vision_encoder.image_size)
+    model.text_encoder.check_length(data.maximum_length)
+    assert data.caption_columns and data.source.image_column
+    locked = not any(parameter.requires_grad for parameter in model.vision_encoder.parameters())
+    assert locked == (path.stem == "lit")
+    if path.stem == "clip_vit_b32":
+        # As timm's vit_base_patch32_224 without its classifier: 88,224,232 - 769,000.
+        assert sum(parameter.numel() for parameter in model.vision_encoder.parameters()) == 87_455_232
+        config = model.text_encoder.config
+        assert (config.depth, config.width, config.resolved_heads) == BERT_SIZES["base"]
+    if path.stem == "siglip":
+        assert model.objective.logit_bias is not None and model.chunk_size < data.batch_size
+    if path.stem == "flickr30k":
+        assert model.embedding_width == 24 and model.tokenizer.vocabulary_size == 49_408
+
+
+@pytest.mark.parametrize("path", [path for path in ON_GPUS if path.parent.name != "contrastive"], ids=name)
 def test_a_config_for_gpus_is_built(path, runs):
     config = resolved(path)
     model, data = on_meta(config)

@@ -2,7 +2,9 @@
 
 `cls` and `mean` have no parameters; `pooler` is BERT's (dense, then tanh, on the first token: arXiv:1810.04805); `map`
 is multi-head attention pooling with one learned query (Lee et al. 2019, arXiv:1810.00825) and a feed-forward, in timm's
-form, as large ViTs (Zhai et al. 2022, arXiv:2106.04560) and SigLIP use it.
+form, as large ViTs (Zhai et al. 2022, arXiv:2106.04560) and SigLIP use it; `end_of_text` is CLIP's (Radford et al.
+2021, arXiv:2103.00020): the features of the last real token, which alone has seen the whole text where attention is
+causal.
 """
 
 from functools import partial
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from lit_pretrain.backbone.config import TransformerConfig
 from lit_pretrain.backbone.transformer import make_activation
 
-Pooling = Literal["cls", "mean", "pooler", "map"]
+Pooling = Literal["cls", "mean", "pooler", "map", "end_of_text"]
 
 
 class BertPooler(nn.Module):
@@ -65,3 +67,18 @@ def mean_pool(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
         return tokens.mean(dim=1)
     weights = attention_mask.to(tokens.dtype)[..., None]
     return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def last_token(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Features (B, D) of the last real token of each row of (B, N, D); of the first for a row without any."""
+    if attention_mask is None:
+        return tokens[:, -1]
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    last = (attention_mask.to(torch.bool) * places).argmax(dim=1)
+    return tokens.gather(1, last[:, None, None].expand(-1, 1, tokens.shape[2]))[:, 0]
+
+
+def up_to_end_of_text(input_ids: Tensor) -> Tensor:
+    """(B, N) True up to the first token of a row's highest id, which in CLIP's vocabulary ends a text."""
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)
+    return places <= input_ids.argmax(dim=1, keepdim=True)

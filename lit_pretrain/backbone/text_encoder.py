@@ -1,5 +1,6 @@
 """Text on the shared Transformer: BERT's encoder (Devlin et al. 2019, arXiv:1810.04805), with rotary positions as an
-option, answering the same questions as timm's models do (forward_features, forward_head, group_matcher, ...).
+option, or CLIP's causal one (Radford et al. 2021, arXiv:2103.00020), answering the same questions as timm's models do
+(forward_features, forward_head, group_matcher, ...).
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,14 @@ from torch import Tensor, nn
 
 from lit_pretrain.backbone.config import BertSize, TransformerConfig
 from lit_pretrain.backbone.embeddings import TextEmbeddings, check_length
-from lit_pretrain.backbone.pooling import AttentionPooling, BertPooler, Pooling, mean_pool
+from lit_pretrain.backbone.pooling import (
+    AttentionPooling,
+    BertPooler,
+    Pooling,
+    last_token,
+    mean_pool,
+    up_to_end_of_text,
+)
 from lit_pretrain.backbone.rotary import Rotation, rotation_for
 from lit_pretrain.backbone.transformer import Transformer, initialise
 from lit_pretrain.errors import UserError
@@ -29,8 +37,10 @@ class TextEncoder(nn.Module):
         max_positions: Rows of the learned position table.
         segments: Segment embeddings (2 for sentence A and B, 0 for none).
         embedding_norm: Whether the embeddings' sum is normalised (BERT).
-        pooling: How `forward_head` makes one vector: `mean`, `cls`, `pooler` (BERT's dense and tanh) or `map`.
+        pooling: How `forward_head` makes one vector: `mean`, `cls`, `pooler` (BERT's dense and tanh), `map` or
+            `end_of_text` (CLIP's, with `causal`).
         rotary_base: Base of the rotary frequencies.
+        causal: Whether a token never sees later ones, so that padding, which follows a text, needs no mask (CLIP).
     """
 
     def __init__(
@@ -44,6 +54,7 @@ class TextEncoder(nn.Module):
         embedding_norm: bool = True,
         pooling: Pooling = "mean",
         rotary_base: float = 10_000.0,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         config = transformer if size is None else transformer.sized(size)
@@ -60,6 +71,7 @@ class TextEncoder(nn.Module):
         self.embedding_norm = embedding_norm
         self.pooling = pooling
         self.rotary_base = rotary_base
+        self.causal = causal
         self.embeddings = TextEmbeddings(
             None, config.width, max_positions, positions, segments, embedding_norm, config.norm_epsilon, config.dropout
         )
@@ -92,7 +104,7 @@ class TextEncoder(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """Arguments that build this encoder again, primitives only; `TextEncoder.from_settings` reads them."""
-        names = ("positions", "max_positions", "segments", "embedding_norm", "pooling", "rotary_base")
+        names = ("positions", "max_positions", "segments", "embedding_norm", "pooling", "rotary_base", "causal")
         settings = {"vocabulary_size": self.vocabulary_size, "transformer": asdict(self.config)}
         return settings | {name: getattr(self, name) for name in names}
 
@@ -129,13 +141,14 @@ class TextEncoder(nn.Module):
             input_ids: (B, N) integers.
             attention_mask: (B, N), True or 1 where a token is real; null when all are.
             token_type_ids: (B, N) segments; null means the first for all.
-            causal: Whether a token sees only itself and earlier ones.
+            causal: Whether a token sees only itself and earlier ones; always so if the encoder is causal.
 
         Returns:
             (B, N, D) features.
         """
         tokens = self.embeddings(input_ids, token_type_ids)
-        return self.transformer(tokens, attention_mask, causal, self.rotation(input_ids.shape[1], tokens.device))
+        mask, rotation = self.needed_mask(attention_mask), self.rotation(input_ids.shape[1], tokens.device)
+        return self.transformer(tokens, mask, causal or self.causal, rotation)
 
     def forward_intermediates(
         self,
@@ -158,8 +171,12 @@ class TextEncoder(nn.Module):
             (B, N, D) for every index, the last block's with the final norm if there is one.
         """
         tokens = self.embeddings(input_ids, token_type_ids)
-        rotation = self.rotation(input_ids.shape[1], tokens.device)
-        return self.transformer.forward_intermediates(tokens, indices, attention_mask, causal, rotation)
+        mask, rotation = self.needed_mask(attention_mask), self.rotation(input_ids.shape[1], tokens.device)
+        return self.transformer.forward_intermediates(tokens, indices, mask, causal or self.causal, rotation)
+
+    def needed_mask(self, attention_mask: Tensor | None) -> Tensor | None:
+        """The mask, or null where no token sees the padding that follows it: attention without one is faster."""
+        return None if self.causal else attention_mask
 
     def forward_head(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Pool (B, N, D) features to (B, D), over the real tokens only."""
@@ -167,6 +184,8 @@ class TextEncoder(nn.Module):
             return tokens[:, 0]
         if self.pooling == "mean":
             return mean_pool(tokens, attention_mask)
+        if self.pooling == "end_of_text":
+            return last_token(tokens, attention_mask)
         if self.pooling == "map":
             return self.pooler(tokens, attention_mask)
         return self.pooler(tokens)
@@ -174,7 +193,12 @@ class TextEncoder(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """Pooled features (B, D) of word pieces (B, N)."""
+        """Pooled features (B, D) of word pieces (B, N); see `forward_features`.
+
+        Where a text ends is read off its ids if there is no mask and `end_of_text` is pooled.
+        """
+        if attention_mask is None and self.pooling == "end_of_text":
+            attention_mask = up_to_end_of_text(input_ids)
         return self.forward_head(self.forward_features(input_ids, attention_mask, token_type_ids), attention_mask)
 
     def no_weight_decay(self) -> set[str]:

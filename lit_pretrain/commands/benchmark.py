@@ -6,7 +6,7 @@ from importlib import import_module
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what can be chosen."""
-    parts = parser.add_subparsers(dest="what", required=True, metavar="{text,vision}")
+    parts = parser.add_subparsers(dest="what", required=True, metavar="{text,vision,contrastive}")
     text = parts.add_parser("text", help="BERT's training step beside transformers'")
     text.add_argument("--sizes", nargs="+", default=["tiny", "mini", "small"], help="BERT sizes to measure")
     text.add_argument("--vocabulary-size", type=positive, default=30_522, help="word pieces")
@@ -30,7 +30,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", metavar="PATH", help="pictures to read: a directory or a parquet file (default: the bundled emoji)"
     )
     vision.add_argument("--stored-size", type=positive, default=64, help="pixels of a side of the pictures read (64)")
-    for part in (text, vision):
+    contrastive = parts.add_parser("contrastive", help="CLIP's training step beside open_clip's")
+    contrastive.add_argument(
+        "--shapes",
+        nargs="+",
+        default=["quickstart", "small"],
+        help="named shapes to measure (vit-b32 too), or IMAGE/PATCH/WIDTH/DEPTH/TEXT_WIDTH/TEXT_DEPTH",
+    )
+    contrastive.add_argument(
+        "--caption-tokens",
+        nargs="+",
+        type=positive,
+        default=[14, 77],
+        help="mean tokens of a caption; 77 fills the context",
+    )
+    contrastive.add_argument("--vocabulary-size", type=positive, default=49_408, help="word pieces")
+    contrastive.add_argument("--batch-size", type=positive, default=64, help="pairs of a batch")
+    for part in (text, vision, contrastive):
         add_common_arguments(part)
 
 

@@ -19,6 +19,8 @@ from lit_pretrain.data.sources import TABLES, OpenedSource, Source, check_column
 from lit_pretrain.errors import UserError
 
 FOLDER = "imagefolder"
+# Tar shards whose files of one name and different endings are a row, a column each (webdataset's form).
+SHARDS = {".tar": "webdataset"}
 FOLDER_COLUMN = "image"
 FOLDER_LABELS = "label"
 
@@ -31,10 +33,10 @@ class ImageSource(Source):
     label_column: str | None = None
     max_pictures: int | None = None
 
-    builders: ClassVar[dict[str, str]] = dict.fromkeys(ImageFolder.EXTENSIONS, FOLDER) | TABLES
+    builders: ClassVar[dict[str, str]] = dict.fromkeys(ImageFolder.EXTENSIONS, FOLDER) | TABLES | SHARDS
     sample: ClassVar[str] = "emoji"
     needed: ClassVar[str] = "at least one picture"
-    kinds: ClassVar[str] = f"pictures such as .jpg and .png, or {', '.join(sorted(TABLES))}"
+    kinds: ClassVar[str] = f"pictures such as .jpg and .png, or {', '.join(sorted(TABLES | SHARDS))}"
 
     def builder_of(self, kinds: set[str]) -> str | None:
         """In a folder of pictures, tables that are no picture formats of `datasets` tell about them."""

@@ -21,7 +21,7 @@ from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.data.randomness import default_seed
 from lit_pretrain.data.sources import Source
 from lit_pretrain.data.text_encoding import TextSettings, Truncation, choose_tokenizer
-from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.errors import UserError
 
 Stage = Literal["train", "validation", "test"]
@@ -137,7 +137,7 @@ class LabelledDataModule(EpochDataModule):
         self.tokenizer_path = tokenizer
         self.batch_size = batch_size
         self.workers = workers
-        self.tokenizer: WordPieceTokenizer | None = None
+        self.tokenizer: TextTokenizer | None = None
         self.label_facts: LabelFacts | None = None
         self.fingerprint = ""
         self.contents: Contents | None = None

@@ -10,7 +10,7 @@ from lit_pretrain.data.labelled_budget import rows_within_budget, split_labelled
 from lit_pretrain.data.labelled_dataset import LabelledDataset, Samples
 from lit_pretrain.data.labelled_source import Contents
 from lit_pretrain.data.labels import Labels, check_classes, read_labels, with_classes
-from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.data.text_tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Part:
     samples: Samples | None = None
     _datasets: dict[bool, LabelledDataset] = field(default_factory=dict)
 
-    def dataset(self, tokenizer: WordPieceTokenizer | None, by_length: bool = False) -> LabelledDataset:
+    def dataset(self, tokenizer: TextTokenizer | None, by_length: bool = False) -> LabelledDataset:
         """The samples, ready for batches; the same object at every call.
 
         Args:

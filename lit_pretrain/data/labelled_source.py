@@ -16,7 +16,7 @@ from lit_pretrain.data.pictures import opened, to_rgb
 from lit_pretrain.data.sources import Source, check_column, has_splits, open_source, shown
 from lit_pretrain.data.text_encoding import TextSettings
 from lit_pretrain.data.text_store import find_or_encode
-from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.errors import UserError
 
 AnySource = TypeVar("AnySource", bound=Source)
@@ -79,7 +79,7 @@ class Contents(Protocol):
     def there(self, rows: numpy.ndarray) -> numpy.ndarray:
         """Those of some rows that can be read."""
 
-    def samples(self, rows: numpy.ndarray, tokenizer: WordPieceTokenizer | None) -> Samples:
+    def samples(self, rows: numpy.ndarray, tokenizer: TextTokenizer | None) -> Samples:
         """Some rows, ready for batches."""
 
     def raw(self, rows: list[int]) -> list[dict[str, Any]]:
@@ -123,7 +123,7 @@ class TextContents:
         """All of them."""
         return rows
 
-    def samples(self, rows: numpy.ndarray, tokenizer: WordPieceTokenizer) -> Samples:
+    def samples(self, rows: numpy.ndarray, tokenizer: TextTokenizer) -> Samples:
         """Some rows tokenised."""
         samples = find_or_encode(self.data, rows, tokenizer, self.settings, self.fingerprint, self.kept)
         if samples.empty == len(samples) > 0:

@@ -29,6 +29,7 @@ from lit_pretrain.data.pictures import opened, to_rgb
 from lit_pretrain.data.randomness import default_seed
 from lit_pretrain.data.splits import split_rows
 from lit_pretrain.data.text_encoding import choose_tokenizer
+from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
 
@@ -45,8 +46,8 @@ class PairDataModule(EpochDataModule):
     and validated with.
 
     Args:
-        path: Hub name, folder, file (parquet, arrow, csv, json), saved data set, or builder for `data_files`; null
-            without `data_files` is the bundled sample, emoji.
+        path: Hub name, folder, file (parquet, arrow, csv, json, tar shards of webdataset's form), saved data set, or
+            builder for `data_files`; null without `data_files` is the bundled sample, emoji.
         name: Configuration of a data set on the hub.
         data_files: Files or patterns.
         split: Split to train on.
@@ -62,8 +63,8 @@ class PairDataModule(EpochDataModule):
         caption_columns: Columns of captions, texts or lists of texts; null is the names and keywords of the emoji.
         empty_captions: What becomes of captions without any text and of pictures without any caption: `error`, or
             `skip` to count them and leave them out.
-        tokenizer: Directory or file of a WordPiece tokenizer; null is that of the text tower, or one that is trained on
-            the training captions.
+        tokenizer: Directory or file of a WordPiece tokenizer or of CLIP's; null is that of the text tower, or one that
+            is trained on the training captions.
         vocabulary_size: Word pieces of a tokenizer that is trained.
         lowercase: Whether it drops case and accents.
         maximum_length: Tokens of a caption at most, special tokens included; of longer ones the beginning is kept.
@@ -144,7 +145,7 @@ class PairDataModule(EpochDataModule):
         self.workers = workers
         self.validation_share = validation_share
         self.seed = default_seed() if seed is None else seed
-        self.tokenizer: WordPieceTokenizer | None = None
+        self.tokenizer: TextTokenizer | None = None
         self.fingerprint = ""
         self.contents: dict[str, PairContents] = {}
         self.groups: dict[str, numpy.ndarray] = {}

@@ -12,7 +12,7 @@ from lit_pretrain.data.pair_dataset import CaptionedPictures, GalleryDataset, Pa
 from lit_pretrain.data.pair_source import CAPTION, Captions, find_or_make_keys, open_captions
 from lit_pretrain.data.text_encoding import EncodedTexts, TextSettings
 from lit_pretrain.data.text_store import find_or_encode
-from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.errors import UserError
 
 Empty = Literal["error", "skip"]
@@ -47,7 +47,7 @@ class PairContents:
         """Indices of the captions of some pictures, in the captions' order."""
         return numpy.flatnonzero(numpy.isin(self.keys[self.captions.rows], groups))
 
-    def encode(self, tokenizer: WordPieceTokenizer, maximum_length: int, storage: StorageSettings) -> None:
+    def encode(self, tokenizer: TextTokenizer, maximum_length: int, storage: StorageSettings) -> None:
         """Tokenise all captions."""
         settings = TextSettings((CAPTION,), maximum_length)
         everything = numpy.arange(len(self.captions.data))

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.data.labelled_sampler import padded_length
-from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.data.text_tokenizer import TextTokenizer
+from lit_pretrain.data.tokenizers_by_kind import load_tokenizer
 from lit_pretrain.errors import UserError
 
 Truncation = Literal["head", "head_tail"]
@@ -108,7 +109,7 @@ class EncodedTexts:
 
 
 def encode_texts(
-    data: datasets.Dataset, rows: numpy.ndarray, tokenizer: WordPieceTokenizer, settings: TextSettings
+    data: datasets.Dataset, rows: numpy.ndarray, tokenizer: TextTokenizer, settings: TextSettings
 ) -> EncodedTexts:
     """Tokenise some rows, holding a few million characters at a time.
 
@@ -151,6 +152,19 @@ def encode_texts(
     )
 
 
+def batch_of(columns: dict[str, list[str]], tokenizer: TextTokenizer, settings: TextSettings) -> dict[str, Tensor]:
+    """Texts at hand, or pairs of texts, as one batch; see `EncodedTexts.batch`.
+
+    Args:
+        columns: Texts by the names in `settings`.
+        tokenizer: What makes the pieces.
+        settings: How they become sequences.
+    """
+    rows = datasets.Dataset.from_dict(columns)
+    everything = numpy.arange(len(rows))
+    return encode_texts(rows, everything, tokenizer, settings).batch(everything)
+
+
 def shorten(ids: list[int], room: int, truncation: Truncation) -> list[int]:
     """What is kept of a text's pieces."""
     head = room if truncation == "head" else room // 4
@@ -182,9 +196,7 @@ def chunks_of_texts(
         yield held
 
 
-def choose_tokenizer(
-    path: str | None, held: WordPieceTokenizer | None, theirs: WordPieceTokenizer | None
-) -> WordPieceTokenizer:
+def choose_tokenizer(path: str | None, held: TextTokenizer | None, theirs: TextTokenizer | None) -> TextTokenizer:
     """The tokenizer that was given, or the model's.
 
     Args:
@@ -203,7 +215,7 @@ def choose_tokenizer(
                 "of one, or start from a model that was trained on text."
             )
         return found
-    given = held or WordPieceTokenizer.load(path)
+    given = held or load_tokenizer(path)
     if theirs is not None and theirs.hash != given.hash:
         raise UserError(
             f"The model's tokenizer ({theirs.hash}) is not the one at {path} ({given.hash}): set data.tokenizer to "

@@ -12,7 +12,7 @@ import numpy
 
 from lit_pretrain.data.built_once import FACTS, build_once
 from lit_pretrain.data.text_encoding import EncodedTexts, TextSettings, encode_texts
-from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.data.text_tokenizer import TextTokenizer
 
 FORMAT = 1
 # Fewer texts, of a small label budget say, are done in no time and would leave many small files.
@@ -23,7 +23,7 @@ ARRAYS = ("tokens", "ends", "firsts", "lengths")
 def find_or_encode(
     data: datasets.Dataset,
     rows: numpy.ndarray,
-    tokenizer: WordPieceTokenizer,
+    tokenizer: TextTokenizer,
     settings: TextSettings,
     fingerprint: str,
     directory: Path,

@@ -1,10 +1,8 @@
 """WordPiece tokenisation (Schuster and Nakajima 2012; BERT, arXiv:1810.04805), trained on a corpus or loaded.
 
-The work is done by Hugging Face's `tokenizers`; here are BERT's special tokens, a hash by which weights recognise their
-tokenizer, and the files that `transformers` reads.
+Here are BERT's special tokens and the files that `transformers` reads.
 """
 
-import hashlib
 import json
 import sys
 from collections import Counter
@@ -17,12 +15,13 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, process
 from tokenizers.models import WordPiece
 from tokenizers.trainers import WordPieceTrainer
 
+from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.errors import UserError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-class WordPieceTokenizer:
+class WordPieceTokenizer(TextTokenizer):
     """BERT's tokenizer: pieces of words, pieces inside a word marked by "##".
 
     Args:
@@ -33,17 +32,16 @@ class WordPieceTokenizer:
         UserError: If it is of another kind or lacks a special token.
     """
 
+    model = "WordPiece"
+
     def __init__(self, tokenizer: Tokenizer, source: str = "the tokenizer") -> None:
         kind = json.loads(tokenizer.to_str())["model"]["type"]
-        if kind != "WordPiece":
+        if kind != self.model:
             raise UserError(f"{source} is a {kind} tokenizer, not WordPiece: BERT's objectives need [MASK] and pieces.")
         missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
         if missing:
             raise UserError(f"{source} has no {' and no '.join(missing)}: use a tokenizer made for BERT.")
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        self.tokenizer = tokenizer
-        self.vocabulary_size = tokenizer.get_vocab_size()
+        super().__init__(tokenizer, "[CLS]", "[SEP]")
         ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = ids
         self.special_ids = sorted(ids)
@@ -96,63 +94,16 @@ class WordPieceTokenizer:
         Raises:
             UserError: If there is none, or it is not a WordPiece tokenizer.
         """
-        path = Path(path)
-        if not path.exists():
-            raise UserError(f"There is no tokenizer at {path}: give a directory with tokenizer.json or vocab.txt.")
-        files = [path] if path.is_file() else [path / "tokenizer.json", path / "vocab.txt"]
-        file = next((one for one in files if one.is_file()), None)
-        if file is None:
-            raise UserError(f"{path} has neither tokenizer.json nor vocab.txt: give the directory of a tokenizer.")
-        try:
-            tokenizer = from_vocabulary_file(file) if file.suffix == ".txt" else Tokenizer.from_file(str(file))
-        except UserError:
-            raise
-        except Exception as error:  # the library raises plain exceptions
-            raise UserError(f"{file} cannot be read as a tokenizer ({error}): give an undamaged one.") from error
-        return cls(tokenizer, str(file))
+        return cls(*read_tokenizer(path))
 
     # -- what it is
-
-    @cached_property
-    def vocabulary(self) -> list[str]:
-        """The pieces by id."""
-        return [self.tokenizer.id_to_token(index) for index in range(self.vocabulary_size)]
 
     @cached_property
     def continuation_mask(self) -> numpy.ndarray:
         """(V,) booleans, True where a piece continues a word."""
         return numpy.array([piece.startswith("##") for piece in self.vocabulary])
 
-    @cached_property
-    def hash(self) -> str:
-        """16 hexadecimal characters that name the pieces and how text is cut into words, and nothing else."""
-        parts = json.loads(self.tokenizer.to_str())
-        content = [self.vocabulary, parts["normalizer"], parts["pre_tokenizer"]]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-    # -- using it
-
-    def encode(self, text: str) -> list[int]:
-        """Pieces of a text, without special tokens around them."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Pieces of many texts, on all cores."""
-        return [one.ids for one in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def decode(self, ids: list[int], keep_special: bool = False) -> str:
-        """Text of pieces, special tokens left out unless asked for."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=not keep_special)
-
-    def id_to_token(self, token_id: int) -> str:
-        """A piece by its id."""
-        return self.vocabulary[token_id]
-
     # -- keeping it
-
-    def to_json(self) -> str:
-        """The whole tokenizer as one string, which travels in checkpoints."""
-        return self.tokenizer.to_str()
 
     @classmethod
     def from_json(cls, text: str) -> "WordPieceTokenizer":
@@ -172,6 +123,28 @@ class WordPieceTokenizer:
         (directory / "tokenizer.json").write_text(self.to_json(), encoding="utf-8")
         (directory / "vocab.txt").write_text("\n".join(self.vocabulary) + "\n", encoding="utf-8")
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def read_tokenizer(path: str | Path) -> tuple[Tokenizer, str]:
+    """A tokenizer of whatever kind from a directory or its file, and the file's name.
+
+    Raises:
+        UserError: If there is none, or it cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"There is no tokenizer at {path}: give a directory with tokenizer.json or vocab.txt.")
+    files = [path] if path.is_file() else [path / "tokenizer.json", path / "vocab.txt"]
+    file = next((one for one in files if one.is_file()), None)
+    if file is None:
+        raise UserError(f"{path} has neither tokenizer.json nor vocab.txt: give the directory of a tokenizer.")
+    try:
+        tokenizer = from_vocabulary_file(file) if file.suffix == ".txt" else Tokenizer.from_file(str(file))
+    except UserError:
+        raise
+    except Exception as error:  # the library raises plain exceptions
+        raise UserError(f"{file} cannot be read as a tokenizer ({error}): give an undamaged one.") from error
+    return tokenizer, str(file)
 
 
 def from_vocabulary_file(path: Path) -> Tokenizer:

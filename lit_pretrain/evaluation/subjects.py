@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
-from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.starting_points import load_starting_point
 from lit_pretrain.tracking.find import read_run_file, run_directory_of_checkpoint
@@ -32,7 +32,7 @@ class Subject:
 
     name: str
     encoder: TextEncoder | VisionEncoder
-    tokenizer: WordPieceTokenizer | None = None
+    tokenizer: TextTokenizer | None = None
     step: int | None = None
     causal: bool = False
     tags: dict[str, str] = field(default_factory=dict)

@@ -16,7 +16,8 @@ CHECKPOINT_FORMAT = 1
 def difference(name: str, theirs: Any, ours: Any) -> list[str]:
     """Where two nested settings differ, as "encoder.transformer.width (256 there, 128 here)"."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
-        keys = sorted(theirs.keys() | ours.keys())
+        # A setting that is off here and unknown there came after the checkpoint.
+        keys = sorted(theirs.keys() | {key for key, value in ours.items() if value not in (None, False)})
         return [line for key in keys for line in difference(f"{name}.{key}", theirs.get(key), ours.get(key))]
     return [] if theirs == ours else [f"{name} ({theirs} there, {ours} here)"]
 

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.data.augmentation import ImageAugmentation, middle
-from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.data.text_encoding import TextSettings, batch_of
+from lit_pretrain.data.text_tokenizer import TextTokenizer
+from lit_pretrain.data.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.base import BaseModule
 from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, difference, read_checkpoint
@@ -25,8 +27,10 @@ from lit_pretrain.modules.towers import (
     TowerConfig,
     TrainedPart,
     make_tower_optimizer,
+    objective_of,
     share,
     starting_tower,
+    width_of_embeddings,
 )
 from lit_pretrain.objectives.contrastive import Contrastive, Pairs
 from lit_pretrain.objectives.objective import Batch
@@ -48,8 +52,10 @@ class ContrastivePretraining(BaseModule):
         vision: Where the tower of pictures starts from, and when it is trained.
         share_weights: `none`, or one Transformer for both: its whole `blocks`, or `blocks_except_norm`. If one tower is
             pretrained, its blocks are taken.
-        embedding_width: Features of an embedding.
-        objective: The loss.
+        embedding_width: Features of an embedding; null takes that of an open_clip checkpoint that a tower starts from,
+            with its projection, else 256.
+        objective: The loss; its temperature is that of an open_clip checkpoint that both towers start from, unless it
+            is given or the loss is another.
         chunk_size: Pairs whose activations are held at a time, for batches that do not fit the memory: the loss and its
             gradients stay those of the whole batch, for one more forward pass. Null holds all.
         augmentation: What is varied of pictures in training. Mirroring is off: captions may tell left from right.
@@ -67,7 +73,7 @@ class ContrastivePretraining(BaseModule):
         text: TowerConfig = TowerConfig(),  # noqa: B008 (frozen)
         vision: TowerConfig = TowerConfig(),  # noqa: B008 (frozen)
         share_weights: Sharing = "none",
-        embedding_width: int = 256,
+        embedding_width: int | None = None,
         objective: Contrastive | None = None,
         chunk_size: int | None = None,
         augmentation: ImageAugmentation = ImageAugmentation(flip=0.0),  # noqa: B008 (frozen)
@@ -88,19 +94,20 @@ class ContrastivePretraining(BaseModule):
         super().__init__(None, optimizer, schedule, gradient_clip_norm, seed)
         keep = "vision" if vision.init_from is not None else "text"
         share(starts["text"].encoder, starts["vision"].encoder, share_weights, keep)
-        self.text_tower = Tower(starts["text"].encoder, embedding_width)
-        self.vision_tower = Tower(starts["vision"].encoder, embedding_width)
+        embedding_width = width_of_embeddings(embedding_width, starts)
+        self.text_tower = Tower(starts["text"].encoder, embedding_width, starts["text"].projection)
+        self.vision_tower = Tower(starts["vision"].encoder, embedding_width, starts["vision"].projection)
         self.configs = {"text": text, "vision": vision}
         for name, tower in self.towers.items():
             if self.configs[name].always_locked:
                 tower.lock()
         self.share_weights = share_weights
         self.embedding_width = embedding_width
-        self.objective = objective if objective is not None else Contrastive()
+        self.objective = objective_of(objective, starts)
         self.chunk_size = chunk_size
         self.augmentation = augmentation
         self.compile_blocks = compile_blocks
-        self.tokenizer: WordPieceTokenizer | None = starts["text"].tokenizer
+        self.tokenizer: TextTokenizer | None = starts["text"].tokenizer
         self.lineage = {
             f"{name}_{key}": value for name, start in starts.items() for key, value in start.lineage.items()
         }
@@ -171,7 +178,7 @@ class ContrastivePretraining(BaseModule):
         if self.tokenizer is None and self.configs["text"].init_from is not None and data.tokenizer_path is None:
             raise UserError(
                 f"{self.configs['text'].init_from} brings no tokenizer: set data.tokenizer to the one that its weights "
-                "were trained with."
+                "were trained with; that of CLIP comes with pip install open_clip_torch too."
             )
         if self.tokenizer is not None and self.tokenizer.hash != data.tokenizer.hash:
             raise UserError(
@@ -210,6 +217,20 @@ class ContrastivePretraining(BaseModule):
         self.objective.clamp()
 
     # -- embedding
+
+    def tokenize(self, texts: list[str]) -> Batch:
+        """Texts as `embed_texts` takes them, cut to what the tower has positions for.
+
+        Raises:
+            UserError: If there is no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise UserError(
+                "The text tower has no tokenizer: put a tokenizer.json beside its weights, or pip install "
+                "open_clip_torch, which brings CLIP's."
+            )
+        settings = TextSettings(("text",), self.text_encoder.max_positions)
+        return {name: one.to(self.device) for name, one in batch_of({"text": texts}, self.tokenizer, settings).items()}
 
     def embed_texts(self, batch: Batch) -> Tensor:
         """(T, E) embeddings of length 1 of `input_ids` and `attention_mask` (T, L)."""
@@ -384,7 +405,7 @@ class ContrastivePretraining(BaseModule):
                 "it to model.text.init_from or model.vision.init_from to start a tower from it."
             )
         if self.tokenizer is None:
-            self.tokenizer = WordPieceTokenizer.from_json(theirs["tokenizer"])
+            self.tokenizer = tokenizer_from_json(theirs["tokenizer"])
             self.configure_model()
         self.inputs = self.inputs or dict(theirs.get("inputs", {}))
         ours = self.checkpoint_record()
@@ -396,6 +417,19 @@ class ContrastivePretraining(BaseModule):
                 f"The checkpoint does not fit this config: {'; '.join(lines[:4])}; go on with the config.yaml of its "
                 "own run."
             )
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> "ContrastivePretraining":
+        """Build a module with both towers of a CLIP in open_clip's format, their projections and its temperature.
+
+        Args:
+            source: A directory, a file, or "owner/name" on the hub, as for `load_starting_point`.
+
+        Raises:
+            UserError: If it cannot be loaded.
+        """
+        start = TowerConfig(init_from=str(source))
+        return cls(text=start, vision=start).eval()
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "ContrastivePretraining":

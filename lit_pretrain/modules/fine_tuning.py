@@ -44,7 +44,8 @@ class FineTuning(BaseModule):
     Args:
         encoder: An encoder to train from scratch; null with `init_from`, whose encoder is taken.
         init_from: Where the encoder comes from: "last", a run's name or id, a checkpoint of ours, a directory of BERT
-            weights (transformers) or ViT weights (timm), or a name of these.
+            weights (transformers), ViT weights (timm) or a CLIP of open_clip's, whose tower of pictures is taken, or a
+            name of these.
         pretrained: Whether `init_from`'s weights are taken; false takes its architecture and tokenizer only, with new
             weights: the training from scratch that pretraining is compared with.
         pooling: `cls`, `mean` or `map` in the place of the encoder's own.

@@ -6,7 +6,7 @@ And what the record of a run says of the module.
 from typing import Any
 
 from lit_pretrain.data.label_facts import LabelFacts
-from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.data.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, difference
 
@@ -78,7 +78,7 @@ def take_record(record: dict[str, Any], module: Any) -> None:
         # Else the data at hand has said how it cuts its texts.
         module.modality.take(record["modality"])
     if module.tokenizer is None and "tokenizer" in record:
-        module.tokenizer = WordPieceTokenizer.from_json(record["tokenizer"])
+        module.tokenizer = tokenizer_from_json(record["tokenizer"])
     # The labels that were trained on, their mean and spread, and not those of the data at hand.
     module.facts = LabelFacts.from_dict(record["label_facts"])
     if module.task is not None:

@@ -61,20 +61,15 @@ class Texts:
 
     def batch_of(self, samples: list[Any], encoder: TextEncoder, tokenizer: Any) -> dict[str, Tensor]:
         """Texts, or pairs of texts, as a batch."""
-        import datasets
-        import numpy
-
-        from lit_pretrain.data.text_encoding import TextSettings, encode_texts
+        from lit_pretrain.data.text_encoding import TextSettings, batch_of
 
         pairs = [tuple(one) if isinstance(one, list | tuple) else (one,) for one in samples]
         if len({len(one) for one in pairs}) != 1 or not all(isinstance(text, str) for one in pairs for text in one):
             raise UserError("Samples to be answered are texts, or all of them pairs of texts.")
         columns = ("text", "text_pair")[: len(pairs[0])]
-        rows = datasets.Dataset.from_dict(dict(zip(columns, map(list, zip(*pairs, strict=True)), strict=True)))
+        texts = dict(zip(columns, map(list, zip(*pairs, strict=True)), strict=True))
         truncation = self.truncation if len(columns) == 1 else "head"
-        everything = numpy.arange(len(rows))
-        encoded = encode_texts(rows, everything, tokenizer, TextSettings(columns, self.maximum_length, truncation))
-        return encoded.batch(everything)
+        return batch_of(texts, tokenizer, TextSettings(columns, self.maximum_length, truncation))
 
     def step_cost(self, encoder: TextEncoder, batch: Batch) -> dict[str, float]:
         """Samples, tokens (padding included) and floating-point operations of a training batch."""

@@ -1,13 +1,18 @@
 """What a training may start from: a checkpoint or run of ours, or public weights, with the tokenizer that they need."""
 
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
-from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.backbone.weights import open_clip
+from lit_pretrain.backbone.weights.open_clip_settings import HEAD_WIDTH, TowerName
+from lit_pretrain.data.byte_pair_tokenizer import BytePairTokenizer
+from lit_pretrain.data.text_tokenizer import TextTokenizer
+from lit_pretrain.data.tokenizers_by_kind import load_tokenizer, tokenizer_from_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.checkpoints import load_encoder, read_checkpoint
 from lit_pretrain.tracking.find import find_checkpoint
@@ -31,13 +36,19 @@ class StartingPoint:
         lineage: Plain facts for the record of a run: `init_from`, and of ours the module, objectives, step and run.
         fresh: Parameters that the source does not have, with new random values.
         left_out: Tensors of the source that the encoder has no place for.
+        projection: (E, D), from pooled features to where texts and pictures meet; null where the source has none.
+        log_scale: Logarithm of what cosines of such embeddings are multiplied by; null where there are none.
+        logit_bias: What is added to them then, of SigLIP's loss; else null.
     """
 
     encoder: nn.Module
-    tokenizer: WordPieceTokenizer | None
+    tokenizer: TextTokenizer | None
     lineage: dict[str, str]
     fresh: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    projection: Tensor | None = None
+    log_scale: float | None = None
+    logit_bias: float | None = None
 
     def told(self) -> str:
         """One sentence that lists what was not taken over as it was."""
@@ -47,14 +58,16 @@ class StartingPoint:
         return f"The encoder starts from {self.lineage['init_from']}" + (f" ({'; '.join(parts)})." if parts else ".")
 
 
-def load_starting_point(reference: str, tower: str | None = None) -> StartingPoint:
+def load_starting_point(reference: str, tower: TowerName | None = None) -> StartingPoint:
     """Load an encoder.
 
     Args:
-        reference: "last", a run's name or id, a checkpoint of ours; a directory in Hugging Face's BERT format or in
-            timm's; a file of timm's ViT weights; a name of timm's, or of a BERT on the hub ("owner/name"). One tower
-            of a contrastive pretraining is "RUN:text" or "RUN:vision".
-        tower: `text` or `vision`: which one where there are two and the reference does not say.
+        reference: "last", a run's name or id, a checkpoint of ours; a directory in Hugging Face's BERT format, in
+            timm's or in open_clip's; a file of ViT weights of timm's or of a CLIP of open_clip's; a name of timm's, or
+            of a BERT or an open_clip checkpoint on the hub ("owner/name"). One tower of a contrastive pretraining or
+            of an open_clip checkpoint is "...:text" or "...:vision".
+        tower: Which one where there are two and the reference does not say; if this does not either, it is that of
+            pictures of an open_clip checkpoint.
 
     Raises:
         UserError: If it is none of these, or cannot be read.
@@ -62,9 +75,11 @@ def load_starting_point(reference: str, tower: str | None = None) -> StartingPoi
     reference, named = split_tower(reference)
     path = Path(reference).expanduser()
     if path.is_file() and path.suffix in WEIGHT_SUFFIXES:
+        if open_clip.is_checkpoint(path):
+            return open_tower(path, named or tower)
         return StartingPoint(VisionEncoder.from_pretrained(path), None, {"init_from": shown_path(path)})
     if path.is_dir() and not (path / RUN_FILE_NAME).is_file():
-        return open_directory(path)
+        return open_tower(path, named or tower) if open_clip.is_checkpoint(path) else open_directory(path)
     try:
         checkpoint = find_checkpoint(reference)
     except UserError as not_ours:
@@ -75,7 +90,7 @@ def load_starting_point(reference: str, tower: str | None = None) -> StartingPoi
                 f"There is nothing at {reference} to start from: give a checkpoint, a run, or a directory of public "
                 "weights as model.init_from."
             ) from not_ours
-        return open_name(reference, not_ours)
+        return open_name(reference, named or tower, not_ours)
     record = read_checkpoint(checkpoint)["lit_pretrain"]
     two_towers = record["encoder_class"] not in ENCODERS
     tower = named or (tower if two_towers else None)
@@ -91,10 +106,10 @@ def load_starting_point(reference: str, tower: str | None = None) -> StartingPoi
     kind = TOWERS[tower] if tower is not None else ENCODERS[record["encoder_class"]]
     encoder, lineage = load_encoder(str(checkpoint), kind, tower)
     has_tokenizer = kind is TextEncoder and "tokenizer" in record
-    return StartingPoint(encoder, WordPieceTokenizer.from_json(record["tokenizer"]) if has_tokenizer else None, lineage)
+    return StartingPoint(encoder, tokenizer_from_json(record["tokenizer"]) if has_tokenizer else None, lineage)
 
 
-def split_tower(reference: str) -> tuple[str, str | None]:
+def split_tower(reference: str) -> tuple[str, TowerName | None]:
     """A reference without the tower that it ends with, and that tower, or null if it names none."""
     name, _, tower = reference.rpartition(":")
     return (name, tower) if name and tower in TOWERS and not Path(reference).exists() else (reference, None)
@@ -118,22 +133,64 @@ def open_directory(directory: Path) -> StartingPoint:
     lineage = {"init_from": shown_path(directory)}
     if config.get("model_type") in BERT_TYPES:
         named = any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
-        tokenizer = WordPieceTokenizer.load(directory) if named else None
+        tokenizer = load_tokenizer(directory) if named else None
         return StartingPoint(TextEncoder.from_pretrained(directory), tokenizer, lineage)
     if "architecture" in config:
         return StartingPoint(VisionEncoder.from_pretrained(directory), None, lineage)
     kind = config.get("model_type") or "no model_type and no architecture"
     raise UserError(
         f"{shown_path(directory)}/config.json tells of {kind}, which is neither BERT of transformers nor a ViT of "
-        "timm: give a directory of one of these."
+        f"timm: give a directory of one of these, or one of open_clip's with {open_clip.CONFIG}."
     )
 
 
-def open_name(name: str, not_ours: UserError) -> StartingPoint:
-    """Public weights by their name: timm's models, or a BERT on the hub.
+def open_tower(path: Path, tower: TowerName | None) -> StartingPoint:
+    """One tower of an open_clip checkpoint, with its projection and what both towers share.
+
+    Its tokenizer is the tokenizer.json beside the weights, or CLIP's as the `open_clip` package brings it, unless the
+    config names another.
+
+    Args:
+        path: Directory or file.
+        tower: Which; null for that of pictures.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    tower = tower or "vision"
+    found = open_clip.load_tower(path, tower)
+    if not found.config:
+        activation = found.encoder.config.activation
+        print(
+            f"{shown_path(path)} has no {open_clip.CONFIG} beside it, and its tensors do not tell all of the {tower} "
+            f"tower: heads of {HEAD_WIDTH} features and {activation} are taken.",
+            file=sys.stderr,
+            flush=True,
+        )
+    tokenizer = None
+    if tower == "text":
+        file = (path if path.is_dir() else path.parent) / "tokenizer.json"
+        settings = found.config.get("model_cfg", found.config).get("text_cfg", {})
+        if file.is_file():
+            tokenizer = load_tokenizer(file)
+        elif not settings.get("hf_tokenizer_name") and not settings.get("tokenizer_kwargs"):
+            tokenizer = BytePairTokenizer.of_open_clip()
+    return StartingPoint(
+        found.encoder,
+        tokenizer,
+        {"init_from": shown_path(path)},
+        projection=found.projection,
+        log_scale=found.log_scale,
+        logit_bias=found.logit_bias,
+    )
+
+
+def open_name(name: str, tower: TowerName | None, not_ours: UserError) -> StartingPoint:
+    """Public weights by their name: timm's models, or a BERT or an open_clip checkpoint on the hub.
 
     Args:
         name: "vit_small_patch16_224", "owner/name", ...
+        tower: Which of the two that an open_clip checkpoint has.
         not_ours: Why it is no run of ours, raised if it is nothing else either.
     """
     import timm
@@ -141,12 +198,14 @@ def open_name(name: str, not_ours: UserError) -> StartingPoint:
     if timm.is_model(name) or name.startswith(("hf-hub:", "hf_hub:")):
         return StartingPoint(VisionEncoder.from_pretrained(name), None, {"init_from": name})
     if name.count("/") == 1:
+        if (directory := open_clip.find_on_hub(name)) is not None:
+            return replace(open_tower(directory, tower), lineage={"init_from": name})
         from lit_pretrain.backbone.weights.huggingface_bert import find_directory
 
         return replace(open_directory(find_directory(name)), lineage={"init_from": name})
     raise UserError(
         f"{str(not_ours).rstrip('.')}; nor is it a directory of public weights, a model of timm's, or owner/name of a "
-        "BERT on the hub."
+        "BERT or an open_clip checkpoint on the hub."
     ) from not_ours
 
 

@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.optimization import AdamWConfig, in_steps
 from lit_pretrain.modules.starting_points import StartingPoint, load_starting_point
+from lit_pretrain.objectives.contrastive import Contrastive
 
 Sharing = Literal["none", "blocks", "blocks_except_norm"]
+# Features of an embedding where nothing tells.
+DEFAULT_WIDTH = 256
 # What the blocks must have alike to be the same modules.
 SHARED_PARTS = ("depth", "width", "heads", "feed_forward_width", "activation", "bias", "attention_dropout")
 SHARED_BLOCKS = (*SHARED_PARTS, "norm_order", "norm_epsilon", "dropout", "stochastic_depth", "layer_scale")
@@ -28,8 +31,9 @@ class TowerConfig:
     """Where a tower comes from and when it is trained.
 
     Args:
-        init_from: A run, a checkpoint, a directory of public weights or a name of these, as `FineTuning.init_from`;
-            null trains `text_encoder` or `vision_encoder` from scratch.
+        init_from: A run, a checkpoint, a directory of public weights or a name of these, as `FineTuning.init_from`; of
+            an open_clip checkpoint this tower with its projection; null trains `text_encoder` or `vision_encoder` from
+            scratch.
         locked: Whether the encoder stays as it is; its projection is always trained.
         unlock_after: Steps (1 and above) or share of all steps (below 1) after which a locked encoder is trained; null
             for never.
@@ -102,19 +106,58 @@ def starting_tower(name: str, encoder: Encoder | None, config: TowerConfig, kind
     return start
 
 
+def width_of_embeddings(given: int | None, starts: dict[str, StartingPoint]) -> int:
+    """Features of an embedding: as given, or those of the projections that towers start from, or 256.
+
+    Raises:
+        UserError: If these differ.
+    """
+    widths = {"model.embedding_width": given}
+    for name, start in starts.items():
+        if start.projection is not None:
+            widths[f"the projection of model.{name}.init_from"] = len(start.projection)
+    told = {name: width for name, width in widths.items() if width is not None}
+    if len(set(told.values())) > 1:
+        parts = " and ".join(f"{name} has {width}" for name, width in told.items())
+        raise UserError(
+            f"Texts and pictures meet where embeddings have one width, and {parts}: set model.embedding_width to null, "
+            "and start both towers from weights of one width."
+        )
+    return next(iter(told.values()), DEFAULT_WIDTH)
+
+
+def objective_of(given: Contrastive | None, starts: dict[str, StartingPoint]) -> Contrastive:
+    """The loss, with the temperature of the checkpoint that both towers start from.
+
+    Args:
+        given: The person's, whose own temperature stays, or null for the checkpoint's kind of loss.
+        starts: Both towers' by name.
+    """
+    text, vision = starts["text"], starts["vision"]
+    known = text.log_scale is not None and text.lineage["init_from"] == vision.lineage["init_from"]
+    theirs = "siglip" if known and text.logit_bias is not None else "clip"
+    objective = given if given is not None else Contrastive(theirs)
+    if known and objective.loss == theirs and objective.temperature is None:
+        objective.start_at(text.log_scale, text.logit_bias)
+    return objective
+
+
 class Tower(nn.Module):
     """An encoder, and the projection to where texts and pictures meet.
 
     Args:
         encoder: Answers (B, D) by `forward`.
         embedding_width: E.
+        projection: (E, D) to start from; null for a new one.
     """
 
-    def __init__(self, encoder: nn.Module, embedding_width: int) -> None:
+    def __init__(self, encoder: nn.Module, embedding_width: int, projection: Tensor | None = None) -> None:
         super().__init__()
         self.encoder = encoder
         self.projection = nn.Linear(encoder.width, embedding_width, bias=False)
         nn.init.normal_(self.projection.weight, std=encoder.width**-0.5)
+        if projection is not None:
+            self.projection.load_state_dict({"weight": projection})
         self.evaluating = False
 
     def lock(self) -> None:

@@ -97,6 +97,19 @@ class Contrastive(nn.Module):
             self.logit_bias.fill_(-math.log(batch_size - 1))
 
     @torch.no_grad()
+    def start_at(self, log_scale: float, bias: float | None = None) -> None:
+        """Begin where another training has come to.
+
+        Args:
+            log_scale: Logarithm of the inverse temperature.
+            bias: siglip's; from then on it does not wait for the batch's size.
+        """
+        self.log_scale.fill_(log_scale)
+        if self.logit_bias is not None and bias is not None:
+            self.bias = bias
+            self.logit_bias.fill_(bias)
+
+    @torch.no_grad()
     def clamp(self) -> None:
         """Keep the scale within 1 and 100, after each step of the optimiser; siglip's is free."""
         if self.loss == "clip":

@@ -21,7 +21,7 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "pooler", "map"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pooler", "map", "end_of_text"])
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
 def test_every_encoder_answers_timms_questions(pooling: str, positions: str) -> None:
     encoder = TextEncoder(20, transformer=SMALL, pooling=pooling, positions=positions)
@@ -114,3 +114,22 @@ def test_nothing_stays_on_the_cpu_when_the_encoder_is_on_a_gpu(positions: str) -
         ids = torch.ones(2, 4, dtype=torch.long, device="cuda")
         tokens = encoder.forward_features(ids, ids.bool(), ids, causal=True)
         assert encoder.forward_head(tokens, ids.bool()).device.type == "cuda"
+
+
+def test_causal_tokens_see_nothing_later_and_the_last_real_one_is_pooled() -> None:
+    encoder = TextEncoder(20, transformer=SMALL, segments=0, pooling="end_of_text", causal=True).eval()
+    features = encoder.forward_features(IDS, REAL)
+    for place in range(3):
+        later = IDS.clone()
+        later[:, place + 1 :] = 5
+        torch.testing.assert_close(encoder.forward_features(later)[:, : place + 1], features[:, : place + 1])
+    pooled = encoder(IDS, REAL)
+    torch.testing.assert_close(pooled, torch.stack([features[0, 3], features[1, 2]]))
+    # Without a mask, a text ends at its highest id: 8 and 9 here.
+    torch.testing.assert_close(encoder(IDS), torch.stack([features[0, 2], features[1, 1]]))
+    nothing = torch.zeros(2, 4, dtype=torch.bool)
+    torch.testing.assert_close(encoder.forward_head(features, nothing), features[:, 0])
+    again = TextEncoder.from_settings(encoder.settings())
+    assert again.causal and again.pooling == "end_of_text"
+    with pytest.raises(UserError, match="causal: true"):
+        encoder.save_pretrained("nowhere")

@@ -6,6 +6,7 @@ import pytest
 from small_pictures import write_pictures
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.commands.benchmarks import contrastive
 
 BRIEF = ["--rounds", "2", "--seconds", "0.02", "--no-compile"]
 TEXT = ["--sizes", "tiny", "--vocabulary-size", "300", "--sequence-length", "16", "--batch-size", "2"]
@@ -60,6 +61,27 @@ def test_vision(tmp_path, capsys):
     assert all(words in shown for words in ("Training steps", "Reading pictures", "each objective", "Whole fits"))
 
 
+def test_contrastive(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "rows.json"
+    shape = ["--shapes", "16/8/32/1/32/1", "--caption-tokens", "9", "77", "--vocabulary-size", "1200"]
+    assert main(["benchmark", "contrastive", *shape, "--batch-size", "4", *BRIEF, "--fit", "--json", str(file)]) == 0
+    *steps, fit = json.loads(file.read_text())
+    assert [(row["shape"][-2:], row["contestant"]) for row in steps] == [
+        (tokens, contestant) for tokens in (" 9", "77") for contestant in ("ours, eager", "open_clip, eager")
+    ]
+    for row in steps:
+        assert row["pairs_per_second"] == pytest.approx(4 / row["milliseconds_per_step"] * 1e3)
+    short, _, full, _ = (row["megabytes_kept_per_pair"] for row in steps)
+    assert 0 < short < full
+    assert fit["share_of_bare_step"] == pytest.approx(fit["milliseconds_per_bare_step"] / fit["milliseconds_per_step"])
+    assert "MB/pair" in capsys.readouterr().out
+
+    monkeypatch.setattr(contrastive, "find_spec", lambda name: None)
+    assert main(["benchmark", "contrastive", *shape, "--batch-size", "2", *BRIEF]) == 0
+    shown = capsys.readouterr().out
+    assert "pip install 'lit_pretrain[peers]'" in shown and "open_clip, eager" not in shown
+
+
 def test_an_objective_that_does_not_fit_is_said_and_left_out(tmp_path, capsys):
     file = tmp_path / "rows.json"
     settings = ["--parts", "objectives", "--shapes", "12/4/32/1", "--batch-size", "2", "--json", str(file)]
@@ -81,6 +103,9 @@ def test_an_objective_that_does_not_fit_is_said_and_left_out(tmp_path, capsys):
             ["vision", "--parts", "input", "--images", "/no/where"],
             "There is no file or directory /no/where: check --images",
         ),
+        (["contrastive", "--shapes", "smal"], "There is no shape 'smal' (did you mean 'small'?)"),
+        (["contrastive", "--caption-tokens", "78"], "--caption-tokens is 78: give lengths from 3 to 77"),
+        (["contrastive", "--batch-size", "1"], "--batch-size is 1"),
         ([], "the following arguments are required"),
         (["vision", "--rounds", "0"], "argument --rounds: '0' is no whole number from 1 on"),
     ],

@@ -133,7 +133,10 @@ def test_the_fingerprint_follows_pictures_and_order(tmp_path):
     [
         ({"path": "{tmp}/missing"}, r"There is no file or directory .*missing: check data\.path"),
         ({"path": "{tmp}/empty"}, r"empty holds no file: give files of one kind \(pictures such as"),
-        ({"path": "{tmp}/texts"}, r"holds \.txt: .* or set data\.path to imagefolder, parquet, csv or json"),
+        (
+            {"path": "{tmp}/texts"},
+            r"holds \.txt: .* set data\.path to imagefolder, parquet, csv, json or webdataset",
+        ),
         ({"path": "{tmp}/mixed"}, r"holds \.parquet, \.png: give files of one kind"),
         ({"data_files": "{tmp}/*.webp"}, "No file matches"),
         (

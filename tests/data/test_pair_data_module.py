@@ -1,5 +1,8 @@
 """Pairs: every picture on one side only, captions drawn reproducibly, order that goes on, and what is wrong."""
 
+import io
+import tarfile
+
 import datasets
 import numpy
 import pytest
@@ -106,6 +109,40 @@ def test_rows_of_one_picture_are_one_picture(tmp_path):
     kept = [data.galleries["validation"], other.galleries["validation"]]
     assert numpy.array_equal(kept[0].members, kept[1].members)
     assert data.raw_samples("validation", [3])[0]["captions"] == [rows["text"][3 + 12 * turn] for turn in range(5)]
+
+
+@pytest.mark.parametrize("as_builder", [False, True])
+def test_tar_shards_of_webdatasets_form(as_builder, tmp_path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    texts = [f"caption number {index}" for index in range(12)]
+    for shard in range(2):
+        with tarfile.open(shards / f"pairs-{shard}.tar", "w") as archive:
+            for index in range(6 * shard, 6 * shard + 6):
+                for ending, content in (
+                    ("png", png(pixels_of(index))),
+                    ("txt", texts[index].encode()),
+                    ("json", b'{"key": null}'),
+                ):
+                    member = tarfile.TarInfo(f"{index:05}.{ending}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    source = {"path": str(shards)}
+    if as_builder:
+        source = {"path": "webdataset", "data_files": str(shards / "*.tar")}
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    data = PairDataModule(
+        **source, caption_columns=["txt"], tokenizer=tokenizer, cache_directory=str(tmp_path / "caches"), batch_size=4
+    )
+    data.setup("fit")
+    found = {}
+    for part in ("train", "validation"):
+        for batch in data.evaluation_loader(part):
+            said = data.captions(part, batch["caption_id"].tolist())
+            for row, image, text in zip(batch["sample_id"].tolist(), batch["images"], said, strict=True):
+                assert numpy.array_equal(image.permute(1, 2, 0).numpy(), pixels_of(row))
+                found[row] = text
+    assert [found[row] for row in range(12)] == texts
 
 
 def test_empty_and_long_captions(tmp_path, capsys):

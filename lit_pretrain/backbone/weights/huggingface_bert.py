@@ -262,7 +262,8 @@ def refuse_what_bert_lacks(encoder: TextEncoder) -> None:
         ("embedding_norm: false", not encoder.embedding_norm),
         ("segments: 0", encoder.segments < 1),
         ("no vocabulary", encoder.vocabulary_size is None),
-        ("pooling: map", encoder.pooling == "map"),
+        (f"pooling: {encoder.pooling}", encoder.pooling in ("map", "end_of_text")),
+        ("causal: true", encoder.causal),
     ]
     names = [name for name, present in lacking if present]
     if names:

@@ -35,7 +35,12 @@ def our_step(module: Pretraining, batch: dict[str, Tensor], dtype: torch.dtype) 
 
 
 def peer_step(
-    name: str, model: torch.nn.Module, loss: Callable[[], Tensor], compiled: bool, dtype: torch.dtype
+    name: str,
+    model: torch.nn.Module,
+    loss: Callable[[], Tensor],
+    compiled: bool,
+    dtype: torch.dtype,
+    after: Callable[[], None] | None = None,
 ) -> Contestant:
     """The step of another library's model, with the optimiser that its users would take.
 
@@ -45,10 +50,12 @@ def peer_step(
         loss: Of the model, on the same batch always.
         compiled: Whether the loss runs compiled code, for the name.
         dtype: Of autocast; float32 for none.
+        after: What is done after the optimiser's step.
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, eps=1e-6, weight_decay=0.01, fused=True)
-    return Contestant(f"{name}, {manner(compiled)}", training_step(loss, model.parameters(), optimizer, device, dtype))
+    step = training_step(loss, model.parameters(), optimizer, device, dtype, after)
+    return Contestant(f"{name}, {manner(compiled)}", step)
 
 
 def manner(compiled: bool) -> str:
@@ -62,8 +69,9 @@ def training_step(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
     dtype: torch.dtype,
+    after: Callable[[], None] | None = None,
 ) -> Callable[[], None]:
-    """Loss, backward pass, clipping at norm 1, optimiser's step, and the wait for the device."""
+    """Loss, backward pass, clipping at norm 1, optimiser's step, what is done after it, and the wait for the device."""
     parameters = list(parameters)
 
     def step() -> None:
@@ -72,6 +80,8 @@ def training_step(
         value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+        if after is not None:
+            after()
         optimizer.zero_grad(set_to_none=True)
         synchronize(device)
 

@@ -84,7 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
         transformers.utils.logging.disable_progress_bar()
     else:
         setting.console.print(
-            "transformers is not installed, so ours is measured alone: pip install 'lit_pretrain[peers]'."
+            "transformers is not installed, so ours is measured alone: pip install 'lit_pretrain[peers]'.",
+            markup=False,
         )
     races = [line_up(arguments, size, setting, peer) for size in arguments.sizes]
     hold_all(races, arguments.rounds, arguments.seconds)

@@ -49,7 +49,7 @@ class Clock(Callback):
 def measure_fit(
     arguments: argparse.Namespace,
     setting: Setting,
-    make: Callable[[], tuple[Pretraining, LightningDataModule]],
+    make: Callable[[], tuple[LightningModule, LightningDataModule]],
     make_bare: Callable[[dict[str, Tensor]], Contestant],
     amount: float,
     unit: str,
@@ -73,7 +73,9 @@ def measure_fit(
         data.prepare_data()
         data.setup("fit")
         batch = {name: value.to(setting.device) for name, value in data.batch_at(0, 0).items()}
-        bare = make_bare(module.prepare(batch, torch.Generator(device=setting.device)))
+        if isinstance(module, Pretraining):
+            batch = module.prepare(batch, torch.Generator(device=setting.device))
+        bare = make_bare(batch)
         hold([bare], arguments.rounds, arguments.seconds, kept=True)
         # About as long as the bare step is timed.
         steps = round(arguments.rounds * arguments.seconds / statistics.median(bare.kept_seconds))

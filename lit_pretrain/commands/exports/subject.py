@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.data.label_facts import LabelFacts
-from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.data.text_tokenizer import TextTokenizer
+from lit_pretrain.data.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import FineTuning, TextPretraining, VisionPretraining
 from lit_pretrain.modules.checkpoints import read_checkpoint
@@ -35,7 +36,7 @@ class Subject:
     step: int
     record: dict[str, Any]
     module: nn.Module
-    tokenizer: WordPieceTokenizer | None
+    tokenizer: TextTokenizer | None
 
     @classmethod
     def open(cls, reference: str) -> "Subject":
@@ -60,7 +61,7 @@ class Subject:
         if isinstance(module.encoder, TextEncoder):
             if "tokenizer" not in record:
                 raise UserError(f"{shown_path(path)} holds no tokenizer, without which text weights are worthless.")
-            tokenizer = WordPieceTokenizer.from_json(record["tokenizer"])
+            tokenizer = tokenizer_from_json(record["tokenizer"])
         return cls(path, int(checkpoint["global_step"]), record, module, tokenizer)
 
     @property

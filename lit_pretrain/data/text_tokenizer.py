@@ -1,0 +1,71 @@
+"""What every tokenizer here answers, whatever its kind; the work is done by Hugging Face's `tokenizers`."""
+
+import hashlib
+import json
+from functools import cached_property
+from typing import ClassVar
+
+from tokenizers import Tokenizer
+
+
+class TextTokenizer:
+    """Pieces of texts by number, with a token to begin a sequence, one to end it and one to fill it up.
+
+    Args:
+        tokenizer: Of the `tokenizers` library; it neither pads nor cuts from then on.
+        begin: Token at the beginning of a sequence.
+        end: Token at the end of a text.
+    """
+
+    model: ClassVar[str]
+    cls_id: int
+    sep_id: int
+    pad_id: int
+
+    def __init__(self, tokenizer: Tokenizer, begin: str, end: str) -> None:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.tokenizer = tokenizer
+        self.vocabulary_size = tokenizer.get_vocab_size()
+        self.cls_id, self.sep_id = (tokenizer.token_to_id(token) for token in (begin, end))
+        self.special_ids = sorted({self.cls_id, self.sep_id})
+
+    # -- what it is
+
+    @cached_property
+    def vocabulary(self) -> list[str]:
+        """The pieces by id."""
+        return [self.tokenizer.id_to_token(index) for index in range(self.vocabulary_size)]
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hexadecimal characters that name the pieces and how text is cut into words, and nothing else."""
+        parts = json.loads(self.tokenizer.to_str())
+        content = [self.vocabulary, parts["normalizer"], parts["pre_tokenizer"]]
+        if "merges" in parts["model"]:
+            content.append(parts["model"]["merges"])
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    # -- using it
+
+    def encode(self, text: str) -> list[int]:
+        """Pieces of a text, without special tokens around them."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Pieces of many texts, on all cores."""
+        return [one.ids for one in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: list[int], keep_special: bool = False) -> str:
+        """Text of pieces, special tokens left out unless asked for."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=not keep_special)
+
+    def id_to_token(self, token_id: int) -> str:
+        """A piece by its id."""
+        return self.vocabulary[token_id]
+
+    # -- keeping it
+
+    def to_json(self) -> str:
+        """The whole tokenizer as one string, which travels in checkpoints."""
+        return self.tokenizer.to_str()
