@@ -8,18 +8,18 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from lightning import LightningDataModule
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from lit_pretrain.backbone import VisionEncoder
+from lit_pretrain.callbacks.measurement import Measurement
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluation.features import features_of_batches, probe_depths
 from lit_pretrain.evaluation.knn import knn_accuracy
 from lit_pretrain.evaluation.labelled_data import Part, check_labelled_pictures, open_part, some_of, task_of
 from lit_pretrain.evaluation.linear_probe import fit_linear_probe
-from lit_pretrain.tracking.run_record import mlflow_logger
 
 
-class OnlineProbe(Callback):
+class OnlineProbe(Measurement):
     """Logs probe/knn_accuracy/block_<d> and probe/linear_accuracy/block_<d> after validations.
 
     The protocols are those of `lit_pretrain.evaluation`: means over the patches; 20 neighbours at a temperature of
@@ -43,12 +43,11 @@ class OnlineProbe(Callback):
     ) -> None:
         if min(train_pictures, test_pictures, every_n_validations) < 1:
             raise UserError("OnlineProbe.train_pictures, test_pictures and every_n_validations must be at least 1.")
+        super().__init__(every_n_validations)
         self.data = data
         self.depths = depths
         self.train_pictures = train_pictures
         self.test_pictures = test_pictures
-        self.every_n_validations = every_n_validations
-        self._validations = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse data without labels and depths that are not there, before any training."""
@@ -65,19 +64,9 @@ class OnlineProbe(Callback):
     def _data(self, trainer: Trainer) -> LightningDataModule:
         return trainer.datamodule if self.data is None else self.data
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Probe."""
-        if trainer.sanity_checking:
-            return
-        self._validations += 1
-        if self._validations % self.every_n_validations:
-            return
-        metrics = self.measure(self._data(trainer), probed_encoder(pl_module))
-        logger = mlflow_logger(trainer)
-        if logger is not None:
-            logger.log_metrics(metrics, trainer.global_step)
-        # Where the progress bar, the closing table and checkpoints find them.
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+    def figures(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """Accuracies by metric."""
+        return self.measure(self._data(trainer), probed_encoder(pl_module))
 
     def measure(self, data: LightningDataModule, encoder: VisionEncoder) -> dict[str, float]:
         """Accuracies by metric.

@@ -3,18 +3,17 @@
 Nothing is learned from the labelled pictures: see `lit_pretrain.evaluation.zero_shot`.
 """
 
-import torch
 from lightning import LightningDataModule
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
+from lit_pretrain.callbacks.measurement import Measurement
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluation.labelled_data import Part, check_labelled_pictures, some_of, task_of, whole_part
 from lit_pretrain.evaluation.pair_embedder import PairEmbedder
 from lit_pretrain.evaluation.zero_shot import DEFAULT_TEMPLATES, ClassNames, Prompts, make_prompts, measure_zero_shot
-from lit_pretrain.tracking.run_record import mlflow_logger
 
 
-class ZeroShot(Callback):
+class ZeroShot(Measurement):
     """Logs zero_shot/accuracy beside zero_shot/chance, and zero_shot/top5_accuracy of six classes and more.
 
     Args:
@@ -38,14 +37,13 @@ class ZeroShot(Callback):
     ) -> None:
         if min(pictures, every_n_validations) < 1:
             raise UserError("ZeroShot.pictures and every_n_validations must be at least 1.")
+        super().__init__(every_n_validations)
         self.data = data
         self.templates = templates
         self.class_names = class_names
         self.pictures = pictures
-        self.every_n_validations = every_n_validations
         self._prompts: Prompts | None = None
         self._part: Part | None = None
-        self._validations = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Read the data and refuse what cannot be measured, before any training."""
@@ -62,23 +60,9 @@ class ZeroShot(Callback):
         self._prompts = make_prompts(task_of(self.data)[1], self.templates, self.class_names)
         self._part = some_of(whole_part(self.data), self.pictures)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure."""
-        if trainer.sanity_checking:
-            return
-        self._validations += 1
-        if self._validations % self.every_n_validations:
-            return
-        metrics = self.measure(pl_module)
-        logger = mlflow_logger(trainer)
-        if logger is not None:
-            logger.log_metrics(metrics, trainer.global_step)
-        # Where the progress bar, the closing table and checkpoints find them.
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-
-    def measure(self, module: LightningModule) -> dict[str, float]:
+    def figures(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Accuracies by metric."""
-        found = measure_zero_shot(PairEmbedder(module), self._part, self._prompts)
+        found = measure_zero_shot(PairEmbedder(pl_module), self._part, self._prompts)
         metrics = {"zero_shot/accuracy": found.accuracy, "zero_shot/chance": found.chance}
         if found.top5_accuracy is not None:
             metrics["zero_shot/top5_accuracy"] = found.top5_accuracy

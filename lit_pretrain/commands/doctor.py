@@ -14,10 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what was found; 1 if something must be mended before a training."""
-    import json
-
     from lit_pretrain.commands.checks import FAIL, WARN, all_checks
-    from lit_pretrain.commands.output import check_writable
+    from lit_pretrain.commands.output import check_writable, write_json
 
     if arguments.json:
         check_writable(Path(arguments.json))
@@ -33,8 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print("All is well: python -m lit_pretrain fit --config configs/quickstart.yaml")
     if arguments.json:
-        text = json.dumps([row.as_dictionary() for row in rows], indent=2) + "\n"
-        Path(arguments.json).write_text(text, encoding="utf-8")
+        write_json(arguments.json, [row.as_dictionary() for row in rows])
     return 1 if failed else 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the tables."""
     from rich.console import Console
 
-    from lit_pretrain.commands.output import check_writable
+    from lit_pretrain.commands.output import check_writable, write_json
     from lit_pretrain.evaluation.measuring import measure, row_of
     from lit_pretrain.evaluation.preparing import check_one_modality, chosen_layers, prepare_ground, resolution_of, say
     from lit_pretrain.evaluation.report import log_rows, open_run, table_of
@@ -170,7 +169,7 @@ def run(arguments: argparse.Namespace) -> int:
     if measured:
         console.print(table_of(measured, setting))
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(measured + shown, indent=2) + "\n", encoding="utf-8")
+        write_json(arguments.json, measured + shown)
     return 0
 
 

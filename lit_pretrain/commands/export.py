@@ -32,12 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the export, check it, and say how far apart the outputs were."""
-    import json
     import sys
 
     from lit_pretrain.commands.exports.checking import ExportMismatchError
     from lit_pretrain.commands.exports.making import make_export
-    from lit_pretrain.commands.output import check_writable
+    from lit_pretrain.commands.output import check_writable, write_json
     from lit_pretrain.quiet import quieten
 
     if arguments.json:
@@ -55,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"Wrote {arguments.to} ({export.architecture}). {export.sentence}")
     if arguments.json:
         rows = [{"library": export.library} | one.as_dictionary() for one in export.differences]
-        Path(arguments.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        write_json(arguments.json, rows)
     return 0
 
 

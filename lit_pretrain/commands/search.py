@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     check(arguments)
     import torch
 
+    from lit_pretrain.commands.output import write_json
     from lit_pretrain.evaluation.pair_embedder import PairEmbedder, open_pair
     from lit_pretrain.evaluation.preparing import say
     from lit_pretrain.evaluation.search_queries import picture_queries, text_queries
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"The sheet is {shown_path(arguments.sheet)}")
     if arguments.json:
         rows = rows_of(queries, found, collection, str(checkpoint))
-        Path(arguments.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        write_json(arguments.json, rows)
     return 0
 
 

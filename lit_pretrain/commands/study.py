@@ -2,14 +2,13 @@
 
 import argparse
 import contextlib
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lit_pretrain.commands.benchmark import positive
-from lit_pretrain.commands.output import check_writable
+from lit_pretrain.commands.output import check_writable, write_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.paths import shown_path
 
@@ -119,7 +118,7 @@ def tell(study: Any, reporter: Any, record: Any, json_file: str | None, console:
     for name, points in report.curves.items():
         record.log_curve(name, points)
     if json_file:
-        Path(json_file).write_text(json.dumps(report.rows, indent=2) + "\n", encoding="utf-8")
+        write_json(json_file, report.rows)
     console.print(
         f"The files are in {shown_path(record.directory)} and in MLflow: python -m lit_pretrain ui", soft_wrap=True
     )

@@ -21,6 +21,8 @@ class TextTokenizer:
     cls_id: int
     sep_id: int
     pad_id: int
+    # Piece for what has none; null where every text has pieces, as those of bytes do.
+    unk_id: int | None = None
 
     def __init__(self, tokenizer: Tokenizer, begin: str, end: str) -> None:
         tokenizer.no_padding()

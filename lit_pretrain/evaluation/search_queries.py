@@ -45,7 +45,7 @@ def text_queries(embedder: PairEmbedder, texts: Sequence[str]) -> tuple[list[Que
     for text, start, end in zip(texts, starts, starts[1:], strict=False):
         if start == end:
             raise UserError(f"The query '{text}' has no text: give --query some words.")
-        if all(piece == unknown for piece in encoded.tokens[start:end].tolist()):
+        if unknown is not None and all(piece == unknown for piece in encoded.tokens[start:end].tolist()):
             notes.append(f"The tokenizer knows nothing of the query '{text}': what is found is as good as drawn.")
     if encoded.truncated:
         notes.append(cut_note(encoded.truncated, len(texts), "queries", embedder.maximum_length))

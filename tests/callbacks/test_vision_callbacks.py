@@ -86,6 +86,19 @@ def test_probes_tell_what_features_know_at_several_depths(data, tmp_path):
     assert module.training and all(one.grad is None for one in module.encoder.parameters())
 
 
+def test_a_resumed_run_counts_its_validations_on(data, tmp_path):
+    probe = OnlineProbe(train_pictures=90, test_pictures=24, every_n_validations=3)
+    trainer, module, client, run_id = fitted(data, tmp_path / "runs", probe)
+    assert not client.get_metric_history(run_id, "probe/knn_accuracy/block_1")
+    trainer.save_checkpoint(tmp_path / "second.ckpt")
+
+    again = OnlineProbe(train_pictures=90, test_pictures=24, every_n_validations=3)
+    trainer = make_trainer(tmp_path / "runs", [again], max_steps=30, val_check_interval=10)
+    trainer.fit(module, data, ckpt_path=str(tmp_path / "second.ckpt"))
+    # The third of all, the first after the resumption.
+    assert "probe/knn_accuracy/block_1" in trainer.callback_metrics
+
+
 def test_what_leaks_is_seen_and_what_does_not_is_at_chance(data, tmp_path):
     check = ShortcutCheck(every_n_batches=1)
     _, _, client, run_id = fitted(data, tmp_path / "runs", check, max_steps=150, val_check_interval=50)

@@ -1,5 +1,6 @@
 """Towers that start from a CLIP of open_clip's: projections, temperature and tokenizer too, in Python and YAML."""
 
+import json
 import math
 
 import open_clip
@@ -64,6 +65,13 @@ def test_a_training_goes_on_from_it_and_its_checkpoint_needs_it_no_more(clip, tm
     with torch.no_grad():
         close = trained.embed_texts(trained.tokenize(TEXTS)) - theirs.encode_text(ids, normalize=True)
     assert 0 < close.abs().max() < 1e-2
+
+    (tmp_path / "captions.txt").write_text("a red heart\na cat\n")
+    found = tmp_path / "found.json"
+    searched = ["--captions", str(tmp_path / "captions.txt"), "--query", "a cat", "--json", str(found)]
+    assert main(["search", "--ckpt", str(checkpoint), *searched]) == 0
+    nearest, other = json.loads(found.read_text())
+    assert nearest["text"] == "a cat" and nearest["score"] == pytest.approx(1.0, abs=1e-5) and other["score"] < 0.999
 
 
 def test_the_loss_is_the_checkpoints_unless_another_is_asked_for(clip, tmp_path):

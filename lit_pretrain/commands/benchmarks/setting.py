@@ -1,7 +1,6 @@
 """Where a benchmark runs: device, precision, the machine's peak, and the place that its tables go to."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from rich.console import Console
 
 from lit_pretrain.callbacks.peak import measured_peak
 from lit_pretrain.commands.benchmarks.tables import Row
-from lit_pretrain.commands.output import check_writable
+from lit_pretrain.commands.output import check_writable, write_json
 from lit_pretrain.precision import resolve_precision
 from lit_pretrain.quiet import quieten
 
@@ -58,4 +57,4 @@ class Setting:
     def write(self, rows: Sequence[Row]) -> None:
         """Write the rows if a file was named."""
         if self.json is not None:
-            self.json.write_text(json.dumps(rows, indent=2) + "\n")
+            write_json(self.json, rows)
