@@ -1,6 +1,5 @@
 """Contrastive pretraining of texts and pictures in two towers (CLIP: arXiv:2103.00020, SigLIP: arXiv:2303.15343)."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,11 @@ from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.data.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.base import BaseModule
-from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, difference, read_checkpoint
+from lit_pretrain.modules.checkpoints import read_checkpoint
 from lit_pretrain.modules.chunking import encode_in_chunks
+from lit_pretrain.modules.contrastive_evaluation import ContrastiveEvaluation
 from lit_pretrain.modules.contrastive_identity import embedding_metadata
-from lit_pretrain.modules.contrastive_panels import search_panels
-from lit_pretrain.modules.contrastive_validation import Gallery, gallery_figures, suggestions
+from lit_pretrain.modules.contrastive_record import arguments_of, check_kind, check_record, description_of, record_of
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.modules.towers import (
@@ -26,6 +25,7 @@ from lit_pretrain.modules.towers import (
     Tower,
     TowerConfig,
     TrainedPart,
+    check_sharing,
     make_tower_optimizer,
     objective_of,
     share,
@@ -37,9 +37,6 @@ from lit_pretrain.objectives.objective import Batch
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-# Share of the training before which a model may look as if it had learned nothing.
-TOO_EARLY = 0.2
 
 
 class ContrastivePretraining(BaseModule):
@@ -114,10 +111,7 @@ class ContrastivePretraining(BaseModule):
         # How long captions and how large pictures are that it has learned from.
         self.inputs: dict[str, int] = {}
         self.built = False
-        self._seen: list[Gallery] = []
-        self._gallery: tuple[str, Gallery] | None = None
-        self._training_means: dict[str, float] = {}
-        self._said: set[str] = set()
+        self.evaluation = ContrastiveEvaluation()
 
     @property
     def towers(self) -> dict[str, Tower]:
@@ -264,16 +258,8 @@ class ContrastivePretraining(BaseModule):
         self.evaluation_step(batch)
 
     def evaluation_step(self, batch: Batch) -> None:
-        """Keep a batch's embeddings; captions are embedded as many at a time as there are pictures."""
-        pictures = self.embed_pictures(middle(batch["images"], self.vision_encoder.image_size))
-        texts = batch["input_ids"].split(len(pictures)), batch["attention_mask"].split(len(pictures))
-        embedded = [
-            self.embed_texts({"input_ids": ids, "attention_mask": mask}) for ids, mask in zip(*texts, strict=True)
-        ]
-        facts = ("picture", "picture_key"), ("caption_picture", "caption_id", "caption_key")
-        of_pictures, of_texts = ([batch[name] for name in names] for names in facts)
-        parts = (pictures, *of_pictures, torch.cat(embedded), *of_texts)
-        self._seen.append(Gallery(*(one.detach().cpu() for one in parts)))
+        """Embed a batch, to be put together with the others."""
+        self.evaluation.add(self, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Report what the whole validation set says, and what should be looked at."""
@@ -284,28 +270,13 @@ class ContrastivePretraining(BaseModule):
         self.evaluation_end("test")
 
     def evaluation_end(self, stage: str) -> None:
-        """Put the embeddings of all processes together and measure."""
-        gallery, self._seen = Gallery.collect(self._seen), []
-        self._gallery = stage, gallery
-        figures = gallery_figures(gallery, self.objective, self.batch_size)
+        """Log what the embeddings of all processes say."""
+        figures = self.evaluation.finish(self, stage)
         self.log_dict({f"{stage}/{name}": value for name, value in figures.items()})
-        if self.trainer.training and not self.trainer.sanity_checking:
-            if self.trainer.global_step >= TOO_EARLY * total_steps(self.trainer):
-                found = suggestions(
-                    figures, self._training_means, self.objective, len(gallery.pictures), self.embedding_width
-                )
-                self.say(found)
-
-    def say(self, sentences: dict[str, str]) -> None:
-        """Tell a person, each once in a training and from one process."""
-        for name, sentence in sentences.items():
-            if name not in self._said and self.trainer.is_global_zero:
-                print(f"Step {self.trainer.global_step}: {sentence}", file=sys.stderr, flush=True)
-            self._said.add(name)
 
     def derived(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Nothing more; the means are kept for `suggestions`."""
-        self._training_means = {name: float(value) for name, value in means.items()}
+        """Nothing more; the means are kept for what a validation suggests."""
+        self.evaluation.training_means = {name: float(value) for name, value in means.items()}
         return {}
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
@@ -335,88 +306,28 @@ class ContrastivePretraining(BaseModule):
     @torch.no_grad()
     def panels(self, count: int = 8) -> "dict[str, Image]":
         """Pictures found for captions and captions found for pictures; empty before any validation."""
-        if self._gallery is None:
-            return {}
-        import numpy
-
-        (stage, gallery), data = self._gallery, self.trainer.datamodule
-        pictures = data.galleries[stage]
-        return search_panels(
-            gallery,
-            lambda ids: pictures.gather(numpy.array(ids))[0],
-            lambda ids: data.captions(stage, ids),
-            count,
-        )
+        return self.evaluation.panels(self.trainer.datamodule, count)
 
     def describe(self) -> dict[str, Any]:
         """What this is made of, for the record of the run."""
-        description: dict[str, Any] = {
-            "parameters": sum(parameter.numel() for parameter in self.parameters()),
-            "objectives": self.objective.loss,
-            "duplicates": self.objective.duplicates,
-            "share_weights": self.share_weights,
-            "embedding_width": self.embedding_width,
-            "image_size": self.vision_encoder.image_size,
-            "patch_size": self.vision_encoder.patch_size,
-            **self.lineage,
-        }
-        for name, tower in self.towers.items():
-            config = tower.encoder.config
-            parameters = sum(parameter.numel() for parameter in tower.encoder.parameters())
-            description |= {f"{name}_depth": config.depth, f"{name}_width": config.width}
-            description |= {f"{name}_parameters": parameters, f"{name}_locked": self.configs[name].locked}
-        if self.tokenizer is not None:
-            description["tokenizer_hash"] = self.tokenizer.hash
-        return description
+        return description_of(self)
 
     # -- checkpoints
-
-    def checkpoint_record(self) -> dict[str, Any]:
-        """What a checkpoint tells of itself: enough to build both towers again without any config."""
-        record = {
-            "format": CHECKPOINT_FORMAT,
-            "module": type(self).__name__,
-            "encoder_class": "pair of towers",
-            "text_encoder": self.text_encoder.settings(),
-            "vision_encoder": self.vision_encoder.settings(),
-            "share_weights": self.share_weights,
-            "embedding_width": self.embedding_width,
-            "objective": self.objective.settings(),
-            "lineage": dict(self.lineage),
-            "inputs": dict(self.inputs),
-        }
-        if self.tokenizer is not None:
-            record |= {"tokenizer": self.tokenizer.to_json(), "tokenizer_hash": self.tokenizer.hash}
-        if self._trainer is not None and getattr(self._trainer.datamodule, "fingerprint", None):
-            record["data_fingerprint"] = self._trainer.datamodule.fingerprint
-        return record
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the record; weights that a loss has spoilt are not saved over good ones."""
         self.stop_if_not_finite()
-        checkpoint["lit_pretrain"] = self.checkpoint_record()
+        checkpoint["lit_pretrain"] = record_of(self, self._trainer.datamodule if self._trainer is not None else None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another kind, shape or tokenizer, naming what differs."""
-        theirs = checkpoint.get("lit_pretrain") or {}
-        if theirs.get("module") != type(self).__name__:
-            raise UserError(
-                f"The checkpoint is of {theirs.get('module', 'another program')}, not of {type(self).__name__}: give "
-                "it to model.text.init_from or model.vision.init_from to start a tower from it."
-            )
+        record = checkpoint.get("lit_pretrain") or {}
+        check_kind(record, self)
         if self.tokenizer is None:
-            self.tokenizer = tokenizer_from_json(theirs["tokenizer"])
+            self.tokenizer = tokenizer_from_json(record["tokenizer"])
             self.configure_model()
-        self.inputs = self.inputs or dict(theirs.get("inputs", {}))
-        ours = self.checkpoint_record()
-        names = ("text_encoder", "vision_encoder", "share_weights", "embedding_width", "tokenizer_hash")
-        lines = [line for name in names for line in difference(name, theirs.get(name), ours.get(name))]
-        lines += difference("objective.loss", theirs["objective"]["loss"], self.objective.loss)
-        if lines:
-            raise UserError(
-                f"The checkpoint does not fit this config: {'; '.join(lines[:4])}; go on with the config.yaml of its "
-                "own run."
-            )
+        self.inputs = self.inputs or dict(record.get("inputs", {}))
+        check_record(record, self)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "ContrastivePretraining":
@@ -442,35 +353,8 @@ class ContrastivePretraining(BaseModule):
         record = checkpoint["lit_pretrain"]
         if record["module"] != cls.__name__:
             raise UserError(f"{path} is a checkpoint of {record['module']}, not of {cls.__name__}.")
-        module = cls(
-            TextEncoder.from_settings(record["text_encoder"]),
-            VisionEncoder.from_settings(record["vision_encoder"]),
-            share_weights=record["share_weights"],
-            embedding_width=record["embedding_width"],
-            objective=Contrastive(**record["objective"]),
-        )
+        module = cls(**arguments_of(record))
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
         module.lineage = dict(record["lineage"])
         return module.eval()
-
-
-def check_sharing(sharing: Sharing, text: TowerConfig, vision: TowerConfig) -> None:
-    """Refuse what one Transformer for both towers cannot be.
-
-    Raises:
-        UserError: In one sentence.
-    """
-    if sharing == "none":
-        return
-    if text.init_from is not None and vision.init_from is not None:
-        raise UserError(
-            f"model.share_weights: {sharing} keeps the blocks of one tower, and both start from pretrained weights: "
-            "leave model.text.init_from or model.vision.init_from out."
-        )
-    for name in ("locked", "unlock_after", "learning_rate_factor"):
-        if getattr(text, name) != getattr(vision, name):
-            raise UserError(
-                f"model.share_weights: {sharing} makes the blocks both towers' own, and model.text.{name} is "
-                f"{getattr(text, name)} and model.vision.{name} {getattr(vision, name)}: give both the same."
-            )

@@ -142,6 +142,27 @@ def objective_of(given: Contrastive | None, starts: dict[str, StartingPoint]) ->
     return objective
 
 
+def check_sharing(sharing: Sharing, text: TowerConfig, vision: TowerConfig) -> None:
+    """Refuse what one Transformer for both towers cannot be.
+
+    Raises:
+        UserError: In one sentence.
+    """
+    if sharing == "none":
+        return
+    if text.init_from is not None and vision.init_from is not None:
+        raise UserError(
+            f"model.share_weights: {sharing} keeps the blocks of one tower, and both start from pretrained weights: "
+            "leave model.text.init_from or model.vision.init_from out."
+        )
+    for name in ("locked", "unlock_after", "learning_rate_factor"):
+        if getattr(text, name) != getattr(vision, name):
+            raise UserError(
+                f"model.share_weights: {sharing} makes the blocks both towers' own, and model.text.{name} is "
+                f"{getattr(text, name)} and model.vision.{name} {getattr(vision, name)}: give both the same."
+            )
+
+
 class Tower(nn.Module):
     """An encoder, and the projection to where texts and pictures meet.
 
