@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils._pytree import tree_leaves
 
 from lit_pretrain.callbacks.peak import dtype_of_precision, measured_peak
 from lit_pretrain.tracking.run_record import mlflow_logger
@@ -129,11 +130,7 @@ class Throughput(Callback):
         step_cost = getattr(pl_module, "step_cost", None)
         if not callable(step_cost):
             return {}
-        shapes = (
-            tuple(tuple(value.shape) for value in batch.values() if isinstance(value, torch.Tensor))
-            if isinstance(batch, dict)
-            else (type(batch),)
-        )
+        shapes = tuple(tuple(one.shape) for one in tree_leaves(batch) if isinstance(one, torch.Tensor))
         if shapes not in self._costs:
             self._costs[shapes] = step_cost(batch)
         return self._costs[shapes]

@@ -1,5 +1,6 @@
 """Contrastive pretraining of texts and pictures in two towers (CLIP: arXiv:2103.00020, SigLIP: arXiv:2303.15343)."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.data.augmentation import ImageAugmentation, middle
+from lit_pretrain.data.joint_data_module import PAIRS, part_of
 from lit_pretrain.data.text_encoding import TextSettings, batch_of
 from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.data.tokenizers_by_kind import tokenizer_from_json
@@ -15,16 +17,19 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.modules.base import BaseModule
 from lit_pretrain.modules.checkpoints import read_checkpoint
 from lit_pretrain.modules.chunking import encode_in_chunks
+from lit_pretrain.modules.contrastive_data import check_replayed, fit_to_pairs, parts_of
 from lit_pretrain.modules.contrastive_evaluation import ContrastiveEvaluation
 from lit_pretrain.modules.contrastive_identity import embedding_metadata
 from lit_pretrain.modules.contrastive_record import arguments_of, check_kind, check_record, description_of, record_of
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
+from lit_pretrain.modules.replay import TextReplay, VisionReplay
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.modules.towers import (
     Sharing,
     Tower,
     TowerConfig,
     TrainedPart,
+    check_replays,
     check_sharing,
     make_tower_optimizer,
     objective_of,
@@ -49,6 +54,9 @@ class ContrastivePretraining(BaseModule):
         vision: Where the tower of pictures starts from, and when it is trained.
         share_weights: `none`, or one Transformer for both: its whole `blocks`, or `blocks_except_norm`. If one tower is
             pretrained, its blocks are taken.
+        text_replay: Objectives on texts alone that the tower of texts is trained with too, from JointDataModule's
+            `text`; null for none.
+        vision_replay: Objectives on pictures alone, from its `vision`.
         embedding_width: Features of an embedding; null takes that of an open_clip checkpoint that a tower starts from,
             with its projection, else 256.
         objective: The loss; its temperature is that of an open_clip checkpoint that both towers start from, unless it
@@ -70,6 +78,8 @@ class ContrastivePretraining(BaseModule):
         text: TowerConfig = TowerConfig(),  # noqa: B008 (frozen)
         vision: TowerConfig = TowerConfig(),  # noqa: B008 (frozen)
         share_weights: Sharing = "none",
+        text_replay: TextReplay | None = None,
+        vision_replay: VisionReplay | None = None,
         embedding_width: int | None = None,
         objective: Contrastive | None = None,
         chunk_size: int | None = None,
@@ -88,6 +98,8 @@ class ContrastivePretraining(BaseModule):
             "vision": starting_tower("vision", vision_encoder, vision, VisionEncoder),
         }
         check_sharing(share_weights, text, vision)
+        replays = {"text": text_replay, "vision": vision_replay}
+        check_replays(replays, {"text": text, "vision": vision})
         super().__init__(None, optimizer, schedule, gradient_clip_norm, seed)
         keep = "vision" if vision.init_from is not None else "text"
         share(starts["text"].encoder, starts["vision"].encoder, share_weights, keep)
@@ -101,6 +113,7 @@ class ContrastivePretraining(BaseModule):
         self.share_weights = share_weights
         self.embedding_width = embedding_width
         self.objective = objective_of(objective, starts)
+        self.replays = torch.nn.ModuleDict({name: one for name, one in replays.items() if one is not None})
         self.chunk_size = chunk_size
         self.augmentation = augmentation
         self.compile_blocks = compile_blocks
@@ -144,11 +157,17 @@ class ContrastivePretraining(BaseModule):
         if self.built:
             return
         data = self._trainer.datamodule if self._trainer is not None else None
-        if data is not None and hasattr(data, "batch_fields"):
-            self.fit_to(data)
+        parts = parts_of(data) if hasattr(data, "batch_fields") else {}
+        if parts:
+            check_replayed(self.replays, parts)
+            fit_to_pairs(self, parts[PAIRS])
         if self.tokenizer is None:
             raise UserError("ContrastivePretraining has no tokenizer: train with data of pairs (PairDataModule).")
+        if parts and self._trainer.training:
+            self.objective.fit_to(self.batch_size)
         self.text_encoder.set_vocabulary(self.tokenizer.vocabulary_size)
+        for name, replay in self.replays.items():
+            replay.build(self.towers[name].encoder, self.tokenizer, parts.get(name))
         if self._trainer is not None and self._trainer.training and self._trainer.accumulate_grad_batches > 1:
             raise UserError(
                 f"trainer.accumulate_grad_batches is {self._trainer.accumulate_grad_batches}, and pairs of different "
@@ -159,41 +178,18 @@ class ContrastivePretraining(BaseModule):
             self.text_encoder.compile_blocks()
             if self.share_weights != "blocks":
                 self.vision_encoder.compile_blocks()
+            for replay in self.replays.values():
+                replay.compile_blocks()
         self.built = True
-
-    def fit_to(self, data: Any) -> None:
-        """Check the data, and take from it what the model waits for.
-
-        Raises:
-            UserError: If it holds no pairs, or pictures, captions or tokenizer do not fit.
-        """
-        if not {"images", "input_ids"} <= set(data.batch_fields):
-            raise UserError("ContrastivePretraining learns from pictures with captions: give it a PairDataModule.")
-        if self.tokenizer is None and self.configs["text"].init_from is not None and data.tokenizer_path is None:
-            raise UserError(
-                f"{self.configs['text'].init_from} brings no tokenizer: set data.tokenizer to the one that its weights "
-                "were trained with; that of CLIP comes with pip install open_clip_torch too."
-            )
-        if self.tokenizer is not None and self.tokenizer.hash != data.tokenizer.hash:
-            raise UserError(
-                f"The model's tokenizer is {self.tokenizer.hash} and the data's {data.tokenizer.hash}: set "
-                "data.tokenizer to null to take the model's own."
-            )
-        self.tokenizer = data.tokenizer
-        self.text_encoder.check_length(data.maximum_length)
-        self.augmentation.check(data.facts.stored_size, self.vision_encoder.image_size)
-        self.inputs = {"maximum_length": data.maximum_length, "stored_size": data.facts.stored_size}
-        if self._trainer.training:
-            self.objective.fit_to(self.batch_size)
 
     @property
     def batch_size(self) -> int:
         """Pairs of a training batch of all processes."""
-        return self.trainer.datamodule.batch_size * self.trainer.world_size
+        return parts_of(self.trainer.datamodule)[PAIRS].batch_size * self.trainer.world_size
 
     def trained_modules(self) -> list[torch.nn.Module]:
-        """Both towers, and the temperature."""
-        return [self.text_tower, self.vision_tower, self.objective]
+        """Both towers, the temperature, and the heads of what is replayed."""
+        return [self.text_tower, self.vision_tower, self.objective, self.replays]
 
     def make_optimizer(self, fused: bool) -> torch.optim.Optimizer:
         """AdamW, with the rate of each tower and the step at which it is unlocked."""
@@ -203,6 +199,7 @@ class ContrastivePretraining(BaseModule):
         for name, tower in self.towers.items():
             config = self.configs[name]
             parts.append(TrainedPart(tower.encoder, config.learning_rate_factor, config.first_step(steps, name)))
+        parts += [TrainedPart(objective) for replay in self.replays.values() for objective in replay.objectives]
         return make_tower_optimizer(parts, self.optimizer_config, fused)
 
     def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
@@ -240,26 +237,41 @@ class ContrastivePretraining(BaseModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch of all processes; every draw comes from (seed, global step, batch, rank)."""
         parts = self.step_parts(batch_index)
+        batches = batch if PAIRS in batch else {PAIRS: batch}
+        pairs = batches[PAIRS]
         generator = self.generator_for("augmentation", *parts)
-        images = self.augmentation.vary(batch["images"], self.vision_encoder.image_size, generator)
-        texts, pictures = self.embed_texts(batch), self.embed_pictures(images)
-        output = self.objective.compute(Pairs(texts, pictures, batch["caption_key"], batch["picture_key"]))
-        self.watch_losses(output.loss, {self.objective.loss: output.loss}, batch)
-        self.statistics_for("train", output.statistics).update(output.statistics)
+        images = self.augmentation.vary(pairs["images"], self.vision_encoder.image_size, generator)
+        texts, pictures = self.embed_texts(pairs), self.embed_pictures(images)
+        output = self.objective.compute(Pairs(texts, pictures, pairs["caption_key"], pairs["picture_key"]))
+        losses, statistics = {self.objective.loss: output.loss}, dict(output.statistics)
+        for name, replay in self.replays.items():
+            draws = partial(self.generator_for, "replay", name, *parts)
+            losses[f"{name} replay"], replayed = replay.train_on(self.towers[name].encoder, batches[name], draws)
+            self.statistics_for(f"train/{name}", replayed).update(replayed)
+        loss = torch.stack([*losses.values()]).sum()
+        if self.replays:
+            statistics["total_loss"] = (loss.detach(), torch.ones_like(loss))
+        self.watch_losses(loss, losses, pairs)
+        self.statistics_for("train", statistics).update(statistics)
         self.note_learning_rate()
-        return output.loss
+        return loss
 
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Embed some pictures with all their captions."""
-        self.evaluation_step(batch)
+    def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
+        """Embed some pictures with all their captions, or count a batch of what is replayed."""
+        self.evaluation_step("validation", batch, batch_index)
 
-    def test_step(self, batch: Batch, batch_index: int) -> None:
+    def test_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         """As `validation_step`, on the test data."""
-        self.evaluation_step(batch)
+        self.evaluation_step("test", batch, batch_index)
 
-    def evaluation_step(self, batch: Batch) -> None:
-        """Embed a batch, to be put together with the others."""
-        self.evaluation.add(self, batch)
+    def evaluation_step(self, stage: str, batch: Batch, batch_index: int) -> None:
+        """Embed a batch, to be put together with the others; of a replay, with the same draws always."""
+        if (name := part_of(batch)) == PAIRS:
+            self.evaluation.add(self, batch)
+            return
+        generator = self.generator_for("evaluation", batch_index, self.trainer.global_rank)
+        statistics = self.replays[name].evaluate(self.towers[name].encoder, batch, generator)
+        self.statistics_for(f"{stage}/{name}", statistics).update(statistics)
 
     def on_validation_epoch_end(self) -> None:
         """Report what the whole validation set says, and what should be looked at."""
@@ -270,14 +282,23 @@ class ContrastivePretraining(BaseModule):
         self.evaluation_end("test")
 
     def evaluation_end(self, stage: str) -> None:
-        """Log what the embeddings of all processes say."""
-        figures = self.evaluation.finish(self, stage)
-        self.log_dict({f"{stage}/{name}": value for name, value in figures.items()})
+        """Log what the embeddings of all processes say, and the means of what is replayed."""
+        if stage in parts_of(self.trainer.datamodule)[PAIRS].galleries:
+            figures = self.evaluation.finish(self, stage)
+            self.log_dict({f"{stage}/{name}": value for name, value in figures.items()})
+        self.report(stage)
+
+    def report(self, stage: str) -> None:
+        """As the base's, and of what is replayed."""
+        for name in ("", *(f"/{name}" for name in self.replays)):
+            super().report(stage + name)
 
     def derived(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Nothing more; the means are kept for what a validation suggests."""
-        self.evaluation.training_means = {name: float(value) for name, value in means.items()}
-        return {}
+        """Perplexities of what is replayed; the means of training pairs are kept for what a validation suggests."""
+        if "duplicate_captions" in means:
+            self.evaluation.training_means = {name: float(value) for name, value in means.items()}
+        found = [replay.derived(means) for replay in self.replays.values()]
+        return {name: value for one in found for name, value in one.items()}
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """Embeddings of the pictures, or of the texts if there are none: `sample_id` (B,) and `embedding` (B, E)."""
@@ -292,21 +313,30 @@ class ContrastivePretraining(BaseModule):
         return embedding_metadata(self)
 
     def step_cost(self, batch: Batch) -> dict[str, float]:
-        """Pairs, tokens of text (padding included) and operations (three times the forward's) of a training batch."""
-        samples, length = batch["input_ids"].shape
+        """Pairs, tokens of text (padding included) and operations (three times the forward's) of a training batch.
+
+        Tokens and operations are those of what is replayed too.
+        """
+        batches = batch if PAIRS in batch else {PAIRS: batch}
+        samples, length = batches[PAIRS]["input_ids"].shape
         text, vision = self.text_encoder, self.vision_encoder
         tokens = vision.patches + vision.prefix_tokens
         patch = 2.0 * vision.channels * vision.patch_size**2 * vision.width
         flops = length * text.config.forward_flops_per_token(length)
         flops += tokens * (vision.config.forward_flops_per_token(tokens) + patch)
-        return {"samples": samples, "tokens": samples * length, "flops": 3.0 * samples * flops}
+        cost = {"samples": samples, "tokens": samples * length, "flops": 3.0 * samples * flops}
+        for name, replay in self.replays.items():
+            replayed = replay.cost(self.towers[name].encoder, batches[name])
+            cost["tokens"] += replayed.get("tokens", 0)
+            cost["flops"] += replayed["flops"]
+        return cost
 
     # -- telling
 
     @torch.no_grad()
     def panels(self, count: int = 8) -> "dict[str, Image]":
         """Pictures found for captions and captions found for pictures; empty before any validation."""
-        return self.evaluation.panels(self.trainer.datamodule, count)
+        return self.evaluation.panels(parts_of(self.trainer.datamodule)[PAIRS], count)
 
     def describe(self) -> dict[str, Any]:
         """What this is made of, for the record of the run."""

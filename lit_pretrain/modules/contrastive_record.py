@@ -7,8 +7,12 @@ from typing import Any
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.errors import UserError
-from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, difference
+from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, difference, subclasses
+from lit_pretrain.modules.replay import TextReplay, VisionReplay
 from lit_pretrain.objectives.contrastive import Contrastive
+from lit_pretrain.objectives.objective import Objective
+
+REPLAYS = {"text": TextReplay, "vision": VisionReplay}
 
 # In the place of an encoder's class.
 TWO_TOWERS = "pair of towers"
@@ -33,6 +37,7 @@ def record_of(module: Any, data: Any) -> dict[str, Any]:
         "share_weights": module.share_weights,
         "embedding_width": module.embedding_width,
         "objective": module.objective.settings(),
+        "replays": {name: replay.settings() for name, replay in module.replays.items()},
         "lineage": dict(module.lineage),
         "inputs": dict(module.inputs),
     }
@@ -45,12 +50,18 @@ def record_of(module: Any, data: Any) -> dict[str, Any]:
 
 def arguments_of(record: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a `ContrastivePretraining` that a record's weights fit."""
+    kinds = {kind.__name__: kind for kind in subclasses(Objective)}
+    replays = {}
+    for name, settings in record.get("replays", {}).items():
+        objectives = [kinds[one["class_path"]](**one["init_args"]) for one in settings["objectives"]]
+        replays[f"{name}_replay"] = REPLAYS[name](objectives, settings["weight"])
     return {
         "text_encoder": TextEncoder.from_settings(record["text_encoder"]),
         "vision_encoder": VisionEncoder.from_settings(record["vision_encoder"]),
         "share_weights": record["share_weights"],
         "embedding_width": record["embedding_width"],
         "objective": Contrastive(**record["objective"]),
+        **replays,
     }
 
 
@@ -85,6 +96,11 @@ def check_record(record: dict[str, Any], module: Any) -> None:
     names = ("text_encoder", "vision_encoder", "share_weights", "embedding_width", "tokenizer_hash")
     lines = [line for name in names for line in difference(name, record.get(name), ours.get(name))]
     lines += difference("objective.loss", record["objective"]["loss"], module.objective.loss)
+    theirs, own = (
+        {name: " + ".join(one["class_path"] for one in replay["objectives"]) for name, replay in replays.items()}
+        for replays in (record.get("replays", {}), ours["replays"])
+    )
+    lines += [line for name in REPLAYS for line in difference(f"{name}_replay", theirs.get(name), own.get(name))]
     if lines:
         raise UserError(
             f"The checkpoint does not fit this config: {'; '.join(lines[:4])}; go on with the config.yaml of its own "
@@ -98,6 +114,7 @@ def description_of(module: Any) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
         "objectives": module.objective.loss,
         "duplicates": module.objective.duplicates,
+        **{f"{name}_replay": replay.describe() for name, replay in module.replays.items()},
         "share_weights": module.share_weights,
         "embedding_width": module.embedding_width,
         "image_size": module.vision_encoder.image_size,

@@ -163,6 +163,20 @@ def check_sharing(sharing: Sharing, text: TowerConfig, vision: TowerConfig) -> N
             )
 
 
+def check_replays(replays: dict[str, Any], configs: dict[str, TowerConfig]) -> None:
+    """Refuse to replay what a tower cannot forget.
+
+    Raises:
+        UserError: In one sentence.
+    """
+    for name, config in configs.items():
+        if replays[name] is not None and config.always_locked:
+            raise UserError(
+                f"model.{name}.locked keeps the tower as it is, and model.{name}_replay would train nothing but heads: "
+                f"leave one of the two out, or set model.{name}.unlock_after."
+            )
+
+
 class Tower(nn.Module):
     """An encoder, and the projection to where texts and pictures meet.
 
