@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lit_pretrain.data.augmentation import middle
 from lit_pretrain.modules.contrastive_panels import search_panels
 from lit_pretrain.modules.contrastive_validation import Gallery, gallery_figures, suggestions
 from lit_pretrain.modules.steps import total_steps
@@ -33,7 +32,7 @@ class ContrastiveEvaluation:
 
     def add(self, module: Any, batch: Batch) -> None:
         """Keep a batch's embeddings; captions are embedded as many at a time as there are pictures."""
-        pictures = module.embed_pictures(middle(batch["images"], module.vision_encoder.image_size))
+        pictures = module.embed_pictures(batch["images"])
         texts = batch["input_ids"].split(len(pictures)), batch["attention_mask"].split(len(pictures))
         embedded = [
             module.embed_texts({"input_ids": ids, "attention_mask": mask}) for ids, mask in zip(*texts, strict=True)

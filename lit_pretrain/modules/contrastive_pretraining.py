@@ -1,10 +1,12 @@
 """Contrastive pretraining of texts and pictures in two towers (CLIP: arXiv:2103.00020, SigLIP: arXiv:2303.15343)."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
@@ -33,12 +35,13 @@ from lit_pretrain.modules.towers import (
     check_sharing,
     make_tower_optimizer,
     objective_of,
+    pair_flops,
     share,
     starting_tower,
     width_of_embeddings,
 )
 from lit_pretrain.objectives.contrastive import Contrastive, Pairs
-from lit_pretrain.objectives.objective import Batch
+from lit_pretrain.objectives.objective import Batch, ObjectiveOutput
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -226,23 +229,48 @@ class ContrastivePretraining(BaseModule):
     def embed_texts(self, batch: Batch) -> Tensor:
         """(T, E) embeddings of length 1 of `input_ids` and `attention_mask` (T, L)."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return encode_in_chunks(self.text_tower, inputs, self.chunk_size)
+        return self.embed(self.text_tower, self.text_tower, inputs)
 
-    def embed_pictures(self, images: Tensor) -> Tensor:
-        """(B, E) embeddings of length 1 of pictures (B, C, S, S) in [0, 1]."""
-        return encode_in_chunks(self.vision_tower, {"images": self.vision_encoder.normalize(images)}, self.chunk_size)
+    def embed_pictures(self, images: Tensor, draws: dict[str, Tensor] | None = None) -> Tensor:
+        """(B, E) embeddings of length 1.
+
+        Args:
+            images: Stored pictures (B, C, S, S), uint8; or floats in [0, 1] of the encoder's size, taken as they are.
+            draws: What `augmentation` has drawn for stored pictures; null takes their middles.
+        """
+
+        def encode(part: dict[str, Tensor]) -> Tensor:
+            # Here, so that there are never more pictures as floats than those of a chunk.
+            return self.vision_tower({"images": self.vision_encoder.normalize(self.views(**part))})
+
+        return self.embed(self.vision_tower, encode, {"images": images} | (draws or {}))
+
+    def embed(self, tower: Tower, encode: Callable[[Batch], Tensor], inputs: Batch) -> Tensor:
+        """What `encode` makes of inputs with a tower, a chunk at a time."""
+        sharded = self._trainer is not None and isinstance(self._trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+        return encode_in_chunks(encode, inputs, self.chunk_size, tower.parameters(), sharded)
+
+    def views(self, images: Tensor, **draws: Tensor) -> Tensor:
+        """What the encoder is shown of pictures, before they are normalised; see `embed_pictures`."""
+        if images.is_floating_point():
+            return images
+        size = self.vision_encoder.image_size
+        return self.augmentation.apply(images, size, draws) if draws else middle(images, size)
 
     # -- steps
+
+    def contrast(self, pairs: Batch, generator: torch.Generator) -> ObjectiveOutput:
+        """The contrastive loss of a training batch of all processes, its pictures varied."""
+        draws = self.augmentation.draw(pairs["images"], self.vision_encoder.image_size, generator)
+        texts, pictures = self.embed_texts(pairs), self.embed_pictures(pairs["images"], draws)
+        return self.objective.compute(Pairs(texts, pictures, pairs["caption_key"], pairs["picture_key"]))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch of all processes; every draw comes from (seed, global step, batch, rank)."""
         parts = self.step_parts(batch_index)
         batches = batch if PAIRS in batch else {PAIRS: batch}
         pairs = batches[PAIRS]
-        generator = self.generator_for("augmentation", *parts)
-        images = self.augmentation.vary(pairs["images"], self.vision_encoder.image_size, generator)
-        texts, pictures = self.embed_texts(pairs), self.embed_pictures(images)
-        output = self.objective.compute(Pairs(texts, pictures, pairs["caption_key"], pairs["picture_key"]))
+        output = self.contrast(pairs, self.generator_for("augmentation", *parts))
         losses, statistics = {self.objective.loss: output.loss}, dict(output.statistics)
         for name, replay in self.replays.items():
             draws = partial(self.generator_for, "replay", name, *parts)
@@ -302,10 +330,7 @@ class ContrastivePretraining(BaseModule):
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """Embeddings of the pictures, or of the texts if there are none: `sample_id` (B,) and `embedding` (B, E)."""
-        if "images" in batch:
-            embedding = self.embed_pictures(middle(batch["images"], self.vision_encoder.image_size))
-        else:
-            embedding = self.embed_texts(batch)
+        embedding = self.embed_pictures(batch["images"]) if "images" in batch else self.embed_texts(batch)
         return {"sample_id": batch["sample_id"], "embedding": embedding}
 
     def prediction_metadata(self) -> dict[str, str]:
@@ -319,12 +344,8 @@ class ContrastivePretraining(BaseModule):
         """
         batches = batch if PAIRS in batch else {PAIRS: batch}
         samples, length = batches[PAIRS]["input_ids"].shape
-        text, vision = self.text_encoder, self.vision_encoder
-        tokens = vision.patches + vision.prefix_tokens
-        patch = 2.0 * vision.channels * vision.patch_size**2 * vision.width
-        flops = length * text.config.forward_flops_per_token(length)
-        flops += tokens * (vision.config.forward_flops_per_token(tokens) + patch)
-        cost = {"samples": samples, "tokens": samples * length, "flops": 3.0 * samples * flops}
+        flops = samples * pair_flops(self.text_encoder, self.vision_encoder, length)
+        cost = {"samples": samples, "tokens": samples * length, "flops": 3.0 * flops}
         for name, replay in self.replays.items():
             replayed = replay.cost(self.towers[name].encoder, batches[name])
             cost["tokens"] += replayed.get("tokens", 0)

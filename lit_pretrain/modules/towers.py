@@ -253,6 +253,14 @@ def resolved(encoder: nn.Module) -> dict[str, Any]:
     return asdict(config) | found
 
 
+def pair_flops(text: nn.Module, vision: nn.Module, length: int) -> float:
+    """Operations of a forward pass of one text of so many tokens and one picture."""
+    tokens = vision.patches + vision.prefix_tokens
+    patch = 2.0 * vision.channels * vision.patch_size**2 * vision.width
+    of_text = length * text.config.forward_flops_per_token(length)
+    return of_text + tokens * (vision.config.forward_flops_per_token(tokens) + patch)
+
+
 @dataclass(frozen=True)
 class TrainedPart:
     """Modules that are trained at a rate of their own.
