@@ -7,6 +7,7 @@ from small_joint import make_joint, make_texts, write_joint
 from small_pairs import make_pairs, write_tokenizer
 
 from lit_pretrain.data import JointDataModule
+from lit_pretrain.data.byte_pair_tokenizer import BytePairTokenizer
 from lit_pretrain.data.joint_data_module import ContinuedLoader, part_of
 from lit_pretrain.errors import UserError
 
@@ -72,5 +73,10 @@ def test_captions_have_the_texts_tokenizer(joint, directory, tmp_path):
     other = make_texts(directory, tokenizer=str(directory / "tokenizer"))
     with pytest.raises(UserError, match="data.pairs.tokenizer is tokenizer .* and data.text.tokenizer .* one tower"):
         JointDataModule(make_pairs(*pair_settings, tokenizer=named), other).prepare_data()
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "tokenizer.json").write_text(BytePairTokenizer.of_open_clip().to_json())
+    with pytest.raises(UserError, match="Captions have CLIP's tokenizer, and tasks on texts hide words by"):
+        pairs = make_pairs(*pair_settings, tokenizer=str(tmp_path / "clip"))
+        JointDataModule(pairs, make_texts(directory)).prepare_data()
     with pytest.raises(UserError, match="neither data.text nor data.vision"):
         JointDataModule(make_pairs(*pair_settings))
