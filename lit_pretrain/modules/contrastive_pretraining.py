@@ -1,45 +1,39 @@
 """Contrastive pretraining of texts and pictures in two towers (CLIP: arXiv:2103.00020, SigLIP: arXiv:2303.15343)."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
-from lit_pretrain.data.augmentation import ImageAugmentation, middle
+from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.data.joint_data_module import PAIRS, part_of
-from lit_pretrain.data.text_encoding import TextSettings, batch_of
 from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.data.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
-from lit_pretrain.modules.base import BaseModule
 from lit_pretrain.modules.checkpoints import read_checkpoint
-from lit_pretrain.modules.chunking import encode_in_chunks
 from lit_pretrain.modules.contrastive_data import check_replayed, fit_to_pairs, parts_of
 from lit_pretrain.modules.contrastive_evaluation import ContrastiveEvaluation
-from lit_pretrain.modules.contrastive_identity import embedding_metadata
 from lit_pretrain.modules.contrastive_record import arguments_of, check_kind, check_record, description_of, record_of
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
 from lit_pretrain.modules.replay import TextReplay, VisionReplay
 from lit_pretrain.modules.steps import total_steps
+from lit_pretrain.modules.tower_optimizer import TrainedPart, make_tower_optimizer
 from lit_pretrain.modules.towers import (
     Sharing,
     Tower,
     TowerConfig,
-    TrainedPart,
     check_replays,
     check_sharing,
-    make_tower_optimizer,
     objective_of,
     pair_flops,
     share,
     starting_tower,
     width_of_embeddings,
 )
+from lit_pretrain.modules.two_towers import TwoTowers
 from lit_pretrain.objectives.contrastive import Contrastive, Pairs
 from lit_pretrain.objectives.objective import Batch, ObjectiveOutput
 
@@ -47,7 +41,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class ContrastivePretraining(BaseModule):
+class ContrastivePretraining(TwoTowers):
     """A tower of texts and one of pictures learn to embed what belongs together alike.
 
     Args:
@@ -130,21 +124,6 @@ class ContrastivePretraining(BaseModule):
         self.evaluation = ContrastiveEvaluation()
 
     @property
-    def towers(self) -> dict[str, Tower]:
-        """Both, by their names."""
-        return {"text": self.text_tower, "vision": self.vision_tower}
-
-    @property
-    def text_encoder(self) -> TextEncoder:
-        """The encoder of texts, without its projection."""
-        return self.text_tower.encoder
-
-    @property
-    def vision_encoder(self) -> VisionEncoder:
-        """The encoder of pictures, without its projection."""
-        return self.vision_tower.encoder
-
-    @property
     def monitor(self) -> tuple[str, str]:
         """The metric by which checkpoints are compared: with few pairs the loss rises while recall still does too."""
         return "validation/mean_recall", "max"
@@ -209,53 +188,6 @@ class ContrastivePretraining(BaseModule):
         """As Lightning's; the temperature stays within its bounds, in whatever is saved next too."""
         super().optimizer_step(*arguments, **settings)
         self.objective.clamp()
-
-    # -- embedding
-
-    def tokenize(self, texts: list[str]) -> Batch:
-        """Texts as `embed_texts` takes them, cut to what the tower has positions for.
-
-        Raises:
-            UserError: If there is no tokenizer.
-        """
-        if self.tokenizer is None:
-            raise UserError(
-                "The text tower has no tokenizer: put a tokenizer.json beside its weights, or pip install "
-                "open_clip_torch, which brings CLIP's."
-            )
-        settings = TextSettings(("text",), self.text_encoder.max_positions)
-        return {name: one.to(self.device) for name, one in batch_of({"text": texts}, self.tokenizer, settings).items()}
-
-    def embed_texts(self, batch: Batch) -> Tensor:
-        """(T, E) embeddings of length 1 of `input_ids` and `attention_mask` (T, L)."""
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return self.embed(self.text_tower, self.text_tower, inputs)
-
-    def embed_pictures(self, images: Tensor, draws: dict[str, Tensor] | None = None) -> Tensor:
-        """(B, E) embeddings of length 1.
-
-        Args:
-            images: Stored pictures (B, C, S, S), uint8; or floats in [0, 1] of the encoder's size, taken as they are.
-            draws: What `augmentation` has drawn for stored pictures; null takes their middles.
-        """
-
-        def encode(part: dict[str, Tensor]) -> Tensor:
-            # Here, so that there are never more pictures as floats than those of a chunk.
-            return self.vision_tower({"images": self.vision_encoder.normalize(self.views(**part))})
-
-        return self.embed(self.vision_tower, encode, {"images": images} | (draws or {}))
-
-    def embed(self, tower: Tower, encode: Callable[[Batch], Tensor], inputs: Batch) -> Tensor:
-        """What `encode` makes of inputs with a tower, a chunk at a time."""
-        sharded = self._trainer is not None and isinstance(self._trainer.strategy, FSDPStrategy | ModelParallelStrategy)
-        return encode_in_chunks(encode, inputs, self.chunk_size, tower.parameters(), sharded)
-
-    def views(self, images: Tensor, **draws: Tensor) -> Tensor:
-        """What the encoder is shown of pictures, before they are normalised; see `embed_pictures`."""
-        if images.is_floating_point():
-            return images
-        size = self.vision_encoder.image_size
-        return self.augmentation.apply(images, size, draws) if draws else middle(images, size)
 
     # -- steps
 
@@ -327,15 +259,6 @@ class ContrastivePretraining(BaseModule):
             self.evaluation.training_means = {name: float(value) for name, value in means.items()}
         found = [replay.derived(means) for replay in self.replays.values()]
         return {name: value for one in found for name, value in one.items()}
-
-    def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
-        """Embeddings of the pictures, or of the texts if there are none: `sample_id` (B,) and `embedding` (B, E)."""
-        embedding = self.embed_pictures(batch["images"]) if "images" in batch else self.embed_texts(batch)
-        return {"sample_id": batch["sample_id"], "embedding": embedding}
-
-    def prediction_metadata(self) -> dict[str, str]:
-        """What tells whose embeddings a file holds."""
-        return embedding_metadata(self)
 
     def step_cost(self, batch: Batch) -> dict[str, float]:
         """Pairs, tokens of text (padding included) and operations (three times the forward's) of a training batch.
