@@ -4,7 +4,14 @@ That one has started no threads, so that its forks, unlike those of a process wi
 """
 
 import multiprocessing
+import os
+import socket
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import torch
 
 IMPORTED = [
     "lit_pretrain.cli",
@@ -20,3 +27,35 @@ def children() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     return context
+
+
+def both_ranks(work: Callable[[Path], Any], directory: Path) -> list[Any]:
+    """What two processes that train together by gloo come to.
+
+    Args:
+        work: A function of a module; what it returns of `directory` is saved there and read again.
+        directory: For both.
+
+    Returns:
+        The first process's result and the second's.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [children().Process(target=_be_rank, args=(work, directory, rank, port)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join(timeout=240)
+        assert [process.exitcode for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(directory / f"rank-{rank}.pt") for rank in range(2)]
+
+
+def _be_rank(work: Callable[[Path], Any], directory: Path, rank: int, port: int) -> None:
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    torch.save(work(directory), directory / f"rank-{rank}.pt")

@@ -31,7 +31,10 @@ FEW_ROWS = {
     "ImageDataModule": ["--data.max_pictures", "80", "--data.path", "null", "--data.name", "null"],
     "PairDataModule": ["--data.max_pictures", "80", "--data.vocabulary_size", "100"],
     "LabelledDataModule": ["--data.label_budget", "60", "--data.path", "null", "--data.name", "null"],
+    "JointDataModule": ["--data.pairs.max_pictures", "80", "--data.text.max_documents", "40"],
 }
+FEW_ROWS["JointDataModule"] += ["--data.text.vocabulary_size", "400", "--data.vision.max_pictures", "80"]
+SMALL_BATCHES = {"JointDataModule": [f"--data.{part}.batch_size=4" for part in ("pairs", "text", "vision")]}
 # The first emoji are all of one group.
 EMOJI = ["--data.image_column", "image", "--data.label_column", "subgroup", "--data.test_split", "null"]
 # The speeches and the emoji stand for labelled data.
@@ -140,7 +143,8 @@ def test_the_header_gives_a_command_that_uses_the_file(path):
 @pytest.mark.parametrize("path", ON_CPUS, ids=name)
 def test_a_config_for_cpus_trains(path, runs, request):
     arguments = ["--config", str(path), "--config", str(CONFIGS / "trainer" / "debug.yaml")]
-    arguments += ["--trainer.max_steps", "2", "--data.batch_size", "4", *FEW_ROWS[data_class(path)]]
+    arguments += ["--trainer.max_steps", "2", *FEW_ROWS[data_class(path)]]
+    arguments += SMALL_BATCHES.get(data_class(path), ["--data.batch_size", "4"])
     if data_class(path) == "ImageDataModule":
         arguments += [*EMOJI, "--data.validation_share", "0.2"]
     if path.parent.name == "cifar10":

@@ -1,12 +1,15 @@
 """How fast the training is: tokens, samples and operations a second, and the share of the machine's measured peak."""
 
+import re
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils._pytree import tree_leaves
 
 from lit_pretrain.callbacks.peak import dtype_of_precision, measured_peak
 from lit_pretrain.tracking.run_record import mlflow_logger
@@ -129,11 +132,7 @@ class Throughput(Callback):
         step_cost = getattr(pl_module, "step_cost", None)
         if not callable(step_cost):
             return {}
-        shapes = (
-            tuple(tuple(value.shape) for value in batch.values() if isinstance(value, torch.Tensor))
-            if isinstance(batch, dict)
-            else (type(batch),)
-        )
+        shapes = tuple(tuple(one.shape) for one in tree_leaves(batch) if isinstance(one, torch.Tensor))
         if shapes not in self._costs:
             self._costs[shapes] = step_cost(batch)
         return self._costs[shapes]
@@ -162,7 +161,12 @@ def peak_memory(device: torch.device) -> float:
         return float(torch.cuda.max_memory_allocated(device))
     if sys.platform == "win32":
         return 0.0
+    status = Path("/proc/self/status")
+    most = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
+    if most is not None:
+        # Linux: what `resource` tells of a process begins with the peak of the one that started it.
+        return 1024.0 * int(most[1])
     import resource  # not on Windows
 
-    # Kilobytes on Linux, bytes on macOS.
+    # Bytes on macOS, else kilobytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)

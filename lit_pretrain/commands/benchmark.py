@@ -6,7 +6,7 @@ from importlib import import_module
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what can be chosen."""
-    parts = parser.add_subparsers(dest="what", required=True, metavar="{text,vision,contrastive}")
+    parts = parser.add_subparsers(dest="what", required=True, metavar="{text,vision,contrastive,contrastive-memory}")
     text = parts.add_parser("text", help="BERT's training step beside transformers'")
     text.add_argument("--sizes", nargs="+", default=["tiny", "mini", "small"], help="BERT sizes to measure")
     text.add_argument("--vocabulary-size", type=positive, default=30_522, help="word pieces")
@@ -46,8 +46,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     contrastive.add_argument("--vocabulary-size", type=positive, default=49_408, help="word pieces")
     contrastive.add_argument("--batch-size", type=positive, default=64, help="pairs of a batch")
+    add_memory_arguments(parts)
     for part in (text, vision, contrastive):
         add_common_arguments(part)
+
+
+def add_memory_arguments(parts: argparse._SubParsersAction) -> None:
+    """What can be chosen of the memory of a contrastive step."""
+    memory = parts.add_parser("contrastive-memory", help="memory of a contrastive step, by the size of its batch")
+    memory.add_argument("--batch-sizes", nargs="+", type=positive, default=[512, 4096], help="pairs of a batch")
+    memory.add_argument("--chunk-size", type=positive, default=128, help="pairs whose activations are held at a time")
+    memory.add_argument("--width", type=positive, default=128, help="features of a token, in both towers")
+    memory.add_argument("--depth", type=positive, default=3, help="blocks of each tower")
+    memory.add_argument("--image-size", type=positive, default=64, help="pixels of a side of a picture")
+    memory.add_argument("--patch-size", type=positive, default=8, help="pixels of a side of a patch")
+    memory.add_argument("--text-length", type=positive, default=32, help="tokens of a caption")
+    memory.add_argument("--duplicates", choices=["ignore", "mask", "soft"], default="mask", help="as the objective's")
+    memory.add_argument("--json", metavar="FILE", help="write the rows as JSON too")
 
 
 def positive(text: str) -> int:
@@ -73,4 +88,4 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the tables."""
-    return import_module(f"lit_pretrain.commands.benchmarks.{arguments.what}").run(arguments)
+    return import_module(f"lit_pretrain.commands.benchmarks.{arguments.what.replace('-', '_')}").run(arguments)

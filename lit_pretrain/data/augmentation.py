@@ -76,24 +76,47 @@ class ImageAugmentation:
         Returns:
             (B, 3, image_size, image_size) float32 in [0, 1].
         """
+        return self.apply(images, image_size, self.draw(images, image_size, generator))
+
+    def draw(self, images: Tensor, image_size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """What `apply` is to do to each picture: a few numbers for each, (B, ...) by name.
+
+        A batch that is varied in parts is so drawn as a whole, and does not depend on how it is parted.
+
+        Args:
+            images: As for `vary`.
+            image_size: As for `vary`.
+            generator: As for `vary`.
+        """
         batch, device = len(images), images.device
-        flipped = torch.rand(batch, generator=generator, device=device) < self.flip
+        draws = {"flipped": torch.rand(batch, generator=generator, device=device) < self.flip}
         if self.crop == "resized":
-            views = self._resized(images, image_size, flipped, generator)
+            draws["part"] = torch.rand(4, batch, generator=generator, device=device).T
         else:
             room = images.shape[-1] + 2 * self.padding - image_size if self.crop == "random" else 0
             middle = (images.shape[-1] - image_size) // 2
-            corner = torch.full((batch, 2), middle, device=device)
+            draws["corner"] = torch.full((batch, 2), middle, device=device)
             if room > 0:
-                draws = torch.rand(batch, 2, generator=generator, device=device)
-                corner = (draws * (room + 1)).long() - self.padding
-            views = to_float(cut(images, corner, image_size, flipped))
-        return self._recolour(views, generator)
+                places = torch.rand(batch, 2, generator=generator, device=device)
+                draws["corner"] = (places * (room + 1)).long() - self.padding
+        for name in ("brightness", "contrast", "saturation"):
+            if strength := getattr(self, name):
+                factor = torch.rand(batch, 1, 1, 1, generator=generator, device=device)
+                draws[name] = (1.0 + strength * (2.0 * factor - 1.0)).clamp_(min=0.0)
+        return draws
 
-    def _resized(self, images: Tensor, image_size: int, flipped: Tensor, generator: torch.Generator) -> Tensor:
+    def apply(self, images: Tensor, image_size: int, draws: dict[str, Tensor]) -> Tensor:
+        """As `vary`, with what `draw` has drawn for these pictures."""
+        if self.crop == "resized":
+            views = self._resized(images, image_size, draws["flipped"], draws["part"])
+        else:
+            views = to_float(cut(images, draws["corner"], image_size, draws["flipped"]))
+        return recolour(views, draws)
+
+    def _resized(self, images: Tensor, image_size: int, flipped: Tensor, part: Tensor) -> Tensor:
         """A part of each picture, of an area from `smallest_area` to 1 and a ratio of sides from 3/4 to 4/3."""
-        batch, device = len(images), images.device
-        area, ratio, x, y = torch.rand(4, batch, generator=generator, device=device)
+        batch = len(images)
+        area, ratio, x, y = part.T
         area = self.smallest_area + (1.0 - self.smallest_area) * area
         stretch = torch.exp((2.0 * ratio - 1.0) * (0.5 * math.log(4 / 3)))
         width, height = ((area.sqrt() * one).clamp(max=1.0) for one in (stretch, 1.0 / stretch))
@@ -106,21 +129,17 @@ class ImageAugmentation:
         views = functional.grid_sample(to_float(images), grid, padding_mode="border", align_corners=False)
         return views.clamp_(0.0, 1.0)
 
-    def _recolour(self, views: Tensor, generator: torch.Generator) -> Tensor:
-        """Brightness, contrast and saturation, in this order, each by a factor of the picture's own."""
 
-        def factor(strength: float) -> Tensor:
-            draws = torch.rand(len(views), 1, 1, 1, generator=generator, device=views.device)
-            return (1.0 + strength * (2.0 * draws - 1.0)).clamp_(min=0.0)
-
-        if self.brightness:
-            views = (views * factor(self.brightness)).clamp_(0.0, 1.0)
-        if self.contrast:
-            mean = grey(views).mean(dim=(-2, -1), keepdim=True)
-            views = torch.lerp(mean, views, factor(self.contrast)).clamp_(0.0, 1.0)
-        if self.saturation:
-            views = torch.lerp(grey(views), views, factor(self.saturation)).clamp_(0.0, 1.0)
-        return views
+def recolour(views: Tensor, draws: dict[str, Tensor]) -> Tensor:
+    """Brightness, contrast and saturation, in this order, each by a factor of the picture's own, where there is one."""
+    if "brightness" in draws:
+        views = (views * draws["brightness"]).clamp_(0.0, 1.0)
+    if "contrast" in draws:
+        mean = grey(views).mean(dim=(-2, -1), keepdim=True)
+        views = torch.lerp(mean, views, draws["contrast"]).clamp_(0.0, 1.0)
+    if "saturation" in draws:
+        views = torch.lerp(grey(views), views, draws["saturation"]).clamp_(0.0, 1.0)
+    return views
 
 
 def middle(images: Tensor, image_size: int) -> Tensor:

@@ -116,7 +116,7 @@ class DocumentDataModule(EpochDataModule):
         if self.cache is not None:
             return
         # Before anything slow: a tokenizer that cannot be used.
-        tokenizer = WordPieceTokenizer.load(self.tokenizer_path) if self.tokenizer_path else None
+        tokenizer = WordPieceTokenizer.load(self.tokenizer_path) if self.tokenizer_path else self.tokenizer
         data, source_fingerprint = open_documents(self.source, self.cache_directory / "huggingface")
         if self.layout == "sentence_pairs" and len(data) < 2:
             raise UserError(

@@ -156,10 +156,10 @@ class PairDataModule(EpochDataModule):
 
     def prepare_data(self) -> None:
         """Read the sources, decode the pictures, and train or load the tokenizer, whatever is not there yet."""
-        if self.tokenizer is not None:
+        if self.fingerprint:
             return
         # Before anything slow: a tokenizer that cannot be used.
-        theirs = getattr(getattr(self.trainer, "lightning_module", None), "tokenizer", None)
+        theirs = getattr(getattr(self.trainer, "lightning_module", None), "tokenizer", None) or self.tokenizer
         known = choose_tokenizer(self.tokenizer_path, None, theirs) if self.tokenizer_path or theirs else None
         sources = {part: other_part(self.source, part, *named) for part, named in self.other_sources.items()}
         main = open_pairs(self.source, self.caption_columns, self.storage)

@@ -2,7 +2,8 @@
 
 from lit_pretrain.modules.contrastive_pretraining import ContrastivePretraining
 from lit_pretrain.modules.fine_tuning import FineTuning
+from lit_pretrain.modules.replay import TextReplay, VisionReplay
 from lit_pretrain.modules.text_pretraining import TextPretraining
 from lit_pretrain.modules.vision_pretraining import VisionPretraining
 
-__all__ = ["ContrastivePretraining", "FineTuning", "TextPretraining", "VisionPretraining"]
+__all__ = ["ContrastivePretraining", "FineTuning", "TextPretraining", "TextReplay", "VisionPretraining", "VisionReplay"]

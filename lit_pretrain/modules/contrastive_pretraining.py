@@ -1,6 +1,6 @@
 """Contrastive pretraining of texts and pictures in two towers (CLIP: arXiv:2103.00020, SigLIP: arXiv:2303.15343)."""
 
-import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,41 +8,40 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
-from lit_pretrain.data.augmentation import ImageAugmentation, middle
-from lit_pretrain.data.text_encoding import TextSettings, batch_of
+from lit_pretrain.data.augmentation import ImageAugmentation
+from lit_pretrain.data.joint_data_module import PAIRS, part_of
 from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.data.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
-from lit_pretrain.modules.base import BaseModule
-from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, difference, read_checkpoint
-from lit_pretrain.modules.chunking import encode_in_chunks
-from lit_pretrain.modules.contrastive_identity import embedding_metadata
-from lit_pretrain.modules.contrastive_panels import search_panels
-from lit_pretrain.modules.contrastive_validation import Gallery, gallery_figures, suggestions
+from lit_pretrain.modules.checkpoints import read_checkpoint
+from lit_pretrain.modules.contrastive_data import check_replayed, fit_to_pairs, parts_of
+from lit_pretrain.modules.contrastive_evaluation import ContrastiveEvaluation
+from lit_pretrain.modules.contrastive_record import arguments_of, check_kind, check_record, description_of, record_of
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
+from lit_pretrain.modules.replay import TextReplay, VisionReplay
 from lit_pretrain.modules.steps import total_steps
+from lit_pretrain.modules.tower_optimizer import TrainedPart, make_tower_optimizer
 from lit_pretrain.modules.towers import (
     Sharing,
     Tower,
     TowerConfig,
-    TrainedPart,
-    make_tower_optimizer,
+    check_replays,
+    check_sharing,
     objective_of,
+    pair_flops,
     share,
     starting_tower,
     width_of_embeddings,
 )
+from lit_pretrain.modules.two_towers import TwoTowers
 from lit_pretrain.objectives.contrastive import Contrastive, Pairs
-from lit_pretrain.objectives.objective import Batch
+from lit_pretrain.objectives.objective import Batch, ObjectiveOutput
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Share of the training before which a model may look as if it had learned nothing.
-TOO_EARLY = 0.2
 
-
-class ContrastivePretraining(BaseModule):
+class ContrastivePretraining(TwoTowers):
     """A tower of texts and one of pictures learn to embed what belongs together alike.
 
     Args:
@@ -52,6 +51,9 @@ class ContrastivePretraining(BaseModule):
         vision: Where the tower of pictures starts from, and when it is trained.
         share_weights: `none`, or one Transformer for both: its whole `blocks`, or `blocks_except_norm`. If one tower is
             pretrained, its blocks are taken.
+        text_replay: Objectives on texts alone that the tower of texts is trained with too, from JointDataModule's
+            `text`; null for none.
+        vision_replay: Objectives on pictures alone, from its `vision`.
         embedding_width: Features of an embedding; null takes that of an open_clip checkpoint that a tower starts from,
             with its projection, else 256.
         objective: The loss; its temperature is that of an open_clip checkpoint that both towers start from, unless it
@@ -73,6 +75,8 @@ class ContrastivePretraining(BaseModule):
         text: TowerConfig = TowerConfig(),  # noqa: B008 (frozen)
         vision: TowerConfig = TowerConfig(),  # noqa: B008 (frozen)
         share_weights: Sharing = "none",
+        text_replay: TextReplay | None = None,
+        vision_replay: VisionReplay | None = None,
         embedding_width: int | None = None,
         objective: Contrastive | None = None,
         chunk_size: int | None = None,
@@ -91,6 +95,8 @@ class ContrastivePretraining(BaseModule):
             "vision": starting_tower("vision", vision_encoder, vision, VisionEncoder),
         }
         check_sharing(share_weights, text, vision)
+        replays = {"text": text_replay, "vision": vision_replay}
+        check_replays(replays, {"text": text, "vision": vision})
         super().__init__(None, optimizer, schedule, gradient_clip_norm, seed)
         keep = "vision" if vision.init_from is not None else "text"
         share(starts["text"].encoder, starts["vision"].encoder, share_weights, keep)
@@ -104,6 +110,7 @@ class ContrastivePretraining(BaseModule):
         self.share_weights = share_weights
         self.embedding_width = embedding_width
         self.objective = objective_of(objective, starts)
+        self.replays = torch.nn.ModuleDict({name: one for name, one in replays.items() if one is not None})
         self.chunk_size = chunk_size
         self.augmentation = augmentation
         self.compile_blocks = compile_blocks
@@ -114,25 +121,7 @@ class ContrastivePretraining(BaseModule):
         # How long captions and how large pictures are that it has learned from.
         self.inputs: dict[str, int] = {}
         self.built = False
-        self._seen: list[Gallery] = []
-        self._gallery: tuple[str, Gallery] | None = None
-        self._training_means: dict[str, float] = {}
-        self._said: set[str] = set()
-
-    @property
-    def towers(self) -> dict[str, Tower]:
-        """Both, by their names."""
-        return {"text": self.text_tower, "vision": self.vision_tower}
-
-    @property
-    def text_encoder(self) -> TextEncoder:
-        """The encoder of texts, without its projection."""
-        return self.text_tower.encoder
-
-    @property
-    def vision_encoder(self) -> VisionEncoder:
-        """The encoder of pictures, without its projection."""
-        return self.vision_tower.encoder
+        self.evaluation = ContrastiveEvaluation()
 
     @property
     def monitor(self) -> tuple[str, str]:
@@ -150,11 +139,17 @@ class ContrastivePretraining(BaseModule):
         if self.built:
             return
         data = self._trainer.datamodule if self._trainer is not None else None
-        if data is not None and hasattr(data, "batch_fields"):
-            self.fit_to(data)
+        parts = parts_of(data) if hasattr(data, "batch_fields") else {}
+        if parts:
+            check_replayed(self.replays, parts)
+            fit_to_pairs(self, parts[PAIRS])
         if self.tokenizer is None:
             raise UserError("ContrastivePretraining has no tokenizer: train with data of pairs (PairDataModule).")
+        if parts and self._trainer.training:
+            self.objective.fit_to(self.batch_size)
         self.text_encoder.set_vocabulary(self.tokenizer.vocabulary_size)
+        for name, replay in self.replays.items():
+            replay.build(self.towers[name].encoder, self.tokenizer, parts.get(name))
         if self._trainer is not None and self._trainer.training and self._trainer.accumulate_grad_batches > 1:
             raise UserError(
                 f"trainer.accumulate_grad_batches is {self._trainer.accumulate_grad_batches}, and pairs of different "
@@ -165,41 +160,18 @@ class ContrastivePretraining(BaseModule):
             self.text_encoder.compile_blocks()
             if self.share_weights != "blocks":
                 self.vision_encoder.compile_blocks()
+            for replay in self.replays.values():
+                replay.compile_blocks()
         self.built = True
-
-    def fit_to(self, data: Any) -> None:
-        """Check the data, and take from it what the model waits for.
-
-        Raises:
-            UserError: If it holds no pairs, or pictures, captions or tokenizer do not fit.
-        """
-        if not {"images", "input_ids"} <= set(data.batch_fields):
-            raise UserError("ContrastivePretraining learns from pictures with captions: give it a PairDataModule.")
-        if self.tokenizer is None and self.configs["text"].init_from is not None and data.tokenizer_path is None:
-            raise UserError(
-                f"{self.configs['text'].init_from} brings no tokenizer: set data.tokenizer to the one that its weights "
-                "were trained with; that of CLIP comes with pip install open_clip_torch too."
-            )
-        if self.tokenizer is not None and self.tokenizer.hash != data.tokenizer.hash:
-            raise UserError(
-                f"The model's tokenizer is {self.tokenizer.hash} and the data's {data.tokenizer.hash}: set "
-                "data.tokenizer to null to take the model's own."
-            )
-        self.tokenizer = data.tokenizer
-        self.text_encoder.check_length(data.maximum_length)
-        self.augmentation.check(data.facts.stored_size, self.vision_encoder.image_size)
-        self.inputs = {"maximum_length": data.maximum_length, "stored_size": data.facts.stored_size}
-        if self._trainer.training:
-            self.objective.fit_to(self.batch_size)
 
     @property
     def batch_size(self) -> int:
         """Pairs of a training batch of all processes."""
-        return self.trainer.datamodule.batch_size * self.trainer.world_size
+        return parts_of(self.trainer.datamodule)[PAIRS].batch_size * self.trainer.world_size
 
     def trained_modules(self) -> list[torch.nn.Module]:
-        """Both towers, and the temperature."""
-        return [self.text_tower, self.vision_tower, self.objective]
+        """Both towers, the temperature, and the heads of what is replayed."""
+        return [self.text_tower, self.vision_tower, self.objective, self.replays]
 
     def make_optimizer(self, fused: bool) -> torch.optim.Optimizer:
         """AdamW, with the rate of each tower and the step at which it is unlocked."""
@@ -209,6 +181,7 @@ class ContrastivePretraining(BaseModule):
         for name, tower in self.towers.items():
             config = self.configs[name]
             parts.append(TrainedPart(tower.encoder, config.learning_rate_factor, config.first_step(steps, name)))
+        parts += [TrainedPart(objective) for replay in self.replays.values() for objective in replay.objectives]
         return make_tower_optimizer(parts, self.optimizer_config, fused)
 
     def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
@@ -216,64 +189,49 @@ class ContrastivePretraining(BaseModule):
         super().optimizer_step(*arguments, **settings)
         self.objective.clamp()
 
-    # -- embedding
-
-    def tokenize(self, texts: list[str]) -> Batch:
-        """Texts as `embed_texts` takes them, cut to what the tower has positions for.
-
-        Raises:
-            UserError: If there is no tokenizer.
-        """
-        if self.tokenizer is None:
-            raise UserError(
-                "The text tower has no tokenizer: put a tokenizer.json beside its weights, or pip install "
-                "open_clip_torch, which brings CLIP's."
-            )
-        settings = TextSettings(("text",), self.text_encoder.max_positions)
-        return {name: one.to(self.device) for name, one in batch_of({"text": texts}, self.tokenizer, settings).items()}
-
-    def embed_texts(self, batch: Batch) -> Tensor:
-        """(T, E) embeddings of length 1 of `input_ids` and `attention_mask` (T, L)."""
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return encode_in_chunks(self.text_tower, inputs, self.chunk_size)
-
-    def embed_pictures(self, images: Tensor) -> Tensor:
-        """(B, E) embeddings of length 1 of pictures (B, C, S, S) in [0, 1]."""
-        return encode_in_chunks(self.vision_tower, {"images": self.vision_encoder.normalize(images)}, self.chunk_size)
-
     # -- steps
+
+    def contrast(self, pairs: Batch, generator: torch.Generator) -> ObjectiveOutput:
+        """The contrastive loss of a training batch of all processes, its pictures varied."""
+        draws = self.augmentation.draw(pairs["images"], self.vision_encoder.image_size, generator)
+        texts, pictures = self.embed_texts(pairs), self.embed_pictures(pairs["images"], draws)
+        return self.objective.compute(Pairs(texts, pictures, pairs["caption_key"], pairs["picture_key"]))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch of all processes; every draw comes from (seed, global step, batch, rank)."""
         parts = self.step_parts(batch_index)
-        generator = self.generator_for("augmentation", *parts)
-        images = self.augmentation.vary(batch["images"], self.vision_encoder.image_size, generator)
-        texts, pictures = self.embed_texts(batch), self.embed_pictures(images)
-        output = self.objective.compute(Pairs(texts, pictures, batch["caption_key"], batch["picture_key"]))
-        self.watch_losses(output.loss, {self.objective.loss: output.loss}, batch)
-        self.statistics_for("train", output.statistics).update(output.statistics)
+        batches = batch if PAIRS in batch else {PAIRS: batch}
+        pairs = batches[PAIRS]
+        output = self.contrast(pairs, self.generator_for("augmentation", *parts))
+        losses, statistics = {self.objective.loss: output.loss}, dict(output.statistics)
+        for name, replay in self.replays.items():
+            draws = partial(self.generator_for, "replay", name, *parts)
+            losses[f"{name} replay"], replayed = replay.train_on(self.towers[name].encoder, batches[name], draws)
+            self.statistics_for(f"train/{name}", replayed).update(replayed)
+        loss = torch.stack([*losses.values()]).sum()
+        if self.replays:
+            statistics["total_loss"] = (loss.detach(), torch.ones_like(loss))
+        self.watch_losses(loss, losses, pairs)
+        self.statistics_for("train", statistics).update(statistics)
         self.note_learning_rate()
-        return output.loss
+        return loss
 
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Embed some pictures with all their captions."""
-        self.evaluation_step(batch)
+    def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
+        """Embed some pictures with all their captions, or count a batch of what is replayed."""
+        self.evaluation_step("validation", batch, batch_index)
 
-    def test_step(self, batch: Batch, batch_index: int) -> None:
+    def test_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         """As `validation_step`, on the test data."""
-        self.evaluation_step(batch)
+        self.evaluation_step("test", batch, batch_index)
 
-    def evaluation_step(self, batch: Batch) -> None:
-        """Keep a batch's embeddings; captions are embedded as many at a time as there are pictures."""
-        pictures = self.embed_pictures(middle(batch["images"], self.vision_encoder.image_size))
-        texts = batch["input_ids"].split(len(pictures)), batch["attention_mask"].split(len(pictures))
-        embedded = [
-            self.embed_texts({"input_ids": ids, "attention_mask": mask}) for ids, mask in zip(*texts, strict=True)
-        ]
-        facts = ("picture", "picture_key"), ("caption_picture", "caption_id", "caption_key")
-        of_pictures, of_texts = ([batch[name] for name in names] for names in facts)
-        parts = (pictures, *of_pictures, torch.cat(embedded), *of_texts)
-        self._seen.append(Gallery(*(one.detach().cpu() for one in parts)))
+    def evaluation_step(self, stage: str, batch: Batch, batch_index: int) -> None:
+        """Embed a batch, to be put together with the others; of a replay, with the same draws always."""
+        if (name := part_of(batch)) == PAIRS:
+            self.evaluation.add(self, batch)
+            return
+        generator = self.generator_for("evaluation", batch_index, self.trainer.global_rank)
+        statistics = self.replays[name].evaluate(self.towers[name].encoder, batch, generator)
+        self.statistics_for(f"{stage}/{name}", statistics).update(statistics)
 
     def on_validation_epoch_end(self) -> None:
         """Report what the whole validation set says, and what should be looked at."""
@@ -284,139 +242,66 @@ class ContrastivePretraining(BaseModule):
         self.evaluation_end("test")
 
     def evaluation_end(self, stage: str) -> None:
-        """Put the embeddings of all processes together and measure."""
-        gallery, self._seen = Gallery.collect(self._seen), []
-        self._gallery = stage, gallery
-        figures = gallery_figures(gallery, self.objective, self.batch_size)
-        self.log_dict({f"{stage}/{name}": value for name, value in figures.items()})
-        if self.trainer.training and not self.trainer.sanity_checking:
-            if self.trainer.global_step >= TOO_EARLY * total_steps(self.trainer):
-                found = suggestions(
-                    figures, self._training_means, self.objective, len(gallery.pictures), self.embedding_width
-                )
-                self.say(found)
+        """Log what the embeddings of all processes say, and the means of what is replayed."""
+        if stage in parts_of(self.trainer.datamodule)[PAIRS].galleries:
+            figures = self.evaluation.finish(self, stage)
+            self.log_dict({f"{stage}/{name}": value for name, value in figures.items()})
+        self.report(stage)
 
-    def say(self, sentences: dict[str, str]) -> None:
-        """Tell a person, each once in a training and from one process."""
-        for name, sentence in sentences.items():
-            if name not in self._said and self.trainer.is_global_zero:
-                print(f"Step {self.trainer.global_step}: {sentence}", file=sys.stderr, flush=True)
-            self._said.add(name)
+    def report(self, stage: str) -> None:
+        """As the base's, and of what is replayed."""
+        for name in ("", *(f"/{name}" for name in self.replays)):
+            super().report(stage + name)
 
     def derived(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Nothing more; the means are kept for `suggestions`."""
-        self._training_means = {name: float(value) for name, value in means.items()}
-        return {}
-
-    def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
-        """Embeddings of the pictures, or of the texts if there are none: `sample_id` (B,) and `embedding` (B, E)."""
-        if "images" in batch:
-            embedding = self.embed_pictures(middle(batch["images"], self.vision_encoder.image_size))
-        else:
-            embedding = self.embed_texts(batch)
-        return {"sample_id": batch["sample_id"], "embedding": embedding}
-
-    def prediction_metadata(self) -> dict[str, str]:
-        """What tells whose embeddings a file holds."""
-        return embedding_metadata(self)
+        """Perplexities of what is replayed; the means of training pairs are kept for what a validation suggests."""
+        if "duplicate_captions" in means:
+            self.evaluation.training_means = {name: float(value) for name, value in means.items()}
+        found = [replay.derived(means) for replay in self.replays.values()]
+        return {name: value for one in found for name, value in one.items()}
 
     def step_cost(self, batch: Batch) -> dict[str, float]:
-        """Pairs, tokens of text (padding included) and operations (three times the forward's) of a training batch."""
-        samples, length = batch["input_ids"].shape
-        text, vision = self.text_encoder, self.vision_encoder
-        tokens = vision.patches + vision.prefix_tokens
-        patch = 2.0 * vision.channels * vision.patch_size**2 * vision.width
-        flops = length * text.config.forward_flops_per_token(length)
-        flops += tokens * (vision.config.forward_flops_per_token(tokens) + patch)
-        return {"samples": samples, "tokens": samples * length, "flops": 3.0 * samples * flops}
+        """Pairs, tokens of text (padding included) and operations (three times the forward's) of a training batch.
+
+        Tokens and operations are those of what is replayed too.
+        """
+        batches = batch if PAIRS in batch else {PAIRS: batch}
+        samples, length = batches[PAIRS]["input_ids"].shape
+        flops = samples * pair_flops(self.text_encoder, self.vision_encoder, length)
+        cost = {"samples": samples, "tokens": samples * length, "flops": 3.0 * flops}
+        for name, replay in self.replays.items():
+            replayed = replay.cost(self.towers[name].encoder, batches[name])
+            cost["tokens"] += replayed.get("tokens", 0)
+            cost["flops"] += replayed["flops"]
+        return cost
 
     # -- telling
 
     @torch.no_grad()
     def panels(self, count: int = 8) -> "dict[str, Image]":
         """Pictures found for captions and captions found for pictures; empty before any validation."""
-        if self._gallery is None:
-            return {}
-        import numpy
-
-        (stage, gallery), data = self._gallery, self.trainer.datamodule
-        pictures = data.galleries[stage]
-        return search_panels(
-            gallery,
-            lambda ids: pictures.gather(numpy.array(ids))[0],
-            lambda ids: data.captions(stage, ids),
-            count,
-        )
+        return self.evaluation.panels(parts_of(self.trainer.datamodule)[PAIRS], count)
 
     def describe(self) -> dict[str, Any]:
         """What this is made of, for the record of the run."""
-        description: dict[str, Any] = {
-            "parameters": sum(parameter.numel() for parameter in self.parameters()),
-            "objectives": self.objective.loss,
-            "duplicates": self.objective.duplicates,
-            "share_weights": self.share_weights,
-            "embedding_width": self.embedding_width,
-            "image_size": self.vision_encoder.image_size,
-            "patch_size": self.vision_encoder.patch_size,
-            **self.lineage,
-        }
-        for name, tower in self.towers.items():
-            config = tower.encoder.config
-            parameters = sum(parameter.numel() for parameter in tower.encoder.parameters())
-            description |= {f"{name}_depth": config.depth, f"{name}_width": config.width}
-            description |= {f"{name}_parameters": parameters, f"{name}_locked": self.configs[name].locked}
-        if self.tokenizer is not None:
-            description["tokenizer_hash"] = self.tokenizer.hash
-        return description
+        return description_of(self)
 
     # -- checkpoints
-
-    def checkpoint_record(self) -> dict[str, Any]:
-        """What a checkpoint tells of itself: enough to build both towers again without any config."""
-        record = {
-            "format": CHECKPOINT_FORMAT,
-            "module": type(self).__name__,
-            "encoder_class": "pair of towers",
-            "text_encoder": self.text_encoder.settings(),
-            "vision_encoder": self.vision_encoder.settings(),
-            "share_weights": self.share_weights,
-            "embedding_width": self.embedding_width,
-            "objective": self.objective.settings(),
-            "lineage": dict(self.lineage),
-            "inputs": dict(self.inputs),
-        }
-        if self.tokenizer is not None:
-            record |= {"tokenizer": self.tokenizer.to_json(), "tokenizer_hash": self.tokenizer.hash}
-        if self._trainer is not None and getattr(self._trainer.datamodule, "fingerprint", None):
-            record["data_fingerprint"] = self._trainer.datamodule.fingerprint
-        return record
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the record; weights that a loss has spoilt are not saved over good ones."""
         self.stop_if_not_finite()
-        checkpoint["lit_pretrain"] = self.checkpoint_record()
+        checkpoint["lit_pretrain"] = record_of(self, self._trainer.datamodule if self._trainer is not None else None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another kind, shape or tokenizer, naming what differs."""
-        theirs = checkpoint.get("lit_pretrain") or {}
-        if theirs.get("module") != type(self).__name__:
-            raise UserError(
-                f"The checkpoint is of {theirs.get('module', 'another program')}, not of {type(self).__name__}: give "
-                "it to model.text.init_from or model.vision.init_from to start a tower from it."
-            )
+        record = checkpoint.get("lit_pretrain") or {}
+        check_kind(record, self)
         if self.tokenizer is None:
-            self.tokenizer = tokenizer_from_json(theirs["tokenizer"])
+            self.tokenizer = tokenizer_from_json(record["tokenizer"])
             self.configure_model()
-        self.inputs = self.inputs or dict(theirs.get("inputs", {}))
-        ours = self.checkpoint_record()
-        names = ("text_encoder", "vision_encoder", "share_weights", "embedding_width", "tokenizer_hash")
-        lines = [line for name in names for line in difference(name, theirs.get(name), ours.get(name))]
-        lines += difference("objective.loss", theirs["objective"]["loss"], self.objective.loss)
-        if lines:
-            raise UserError(
-                f"The checkpoint does not fit this config: {'; '.join(lines[:4])}; go on with the config.yaml of its "
-                "own run."
-            )
+        self.inputs = self.inputs or dict(record.get("inputs", {}))
+        check_record(record, self)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "ContrastivePretraining":
@@ -442,35 +327,8 @@ class ContrastivePretraining(BaseModule):
         record = checkpoint["lit_pretrain"]
         if record["module"] != cls.__name__:
             raise UserError(f"{path} is a checkpoint of {record['module']}, not of {cls.__name__}.")
-        module = cls(
-            TextEncoder.from_settings(record["text_encoder"]),
-            VisionEncoder.from_settings(record["vision_encoder"]),
-            share_weights=record["share_weights"],
-            embedding_width=record["embedding_width"],
-            objective=Contrastive(**record["objective"]),
-        )
+        module = cls(**arguments_of(record))
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
         module.lineage = dict(record["lineage"])
         return module.eval()
-
-
-def check_sharing(sharing: Sharing, text: TowerConfig, vision: TowerConfig) -> None:
-    """Refuse what one Transformer for both towers cannot be.
-
-    Raises:
-        UserError: In one sentence.
-    """
-    if sharing == "none":
-        return
-    if text.init_from is not None and vision.init_from is not None:
-        raise UserError(
-            f"model.share_weights: {sharing} keeps the blocks of one tower, and both start from pretrained weights: "
-            "leave model.text.init_from or model.vision.init_from out."
-        )
-    for name in ("locked", "unlock_after", "learning_rate_factor"):
-        if getattr(text, name) != getattr(vision, name):
-            raise UserError(
-                f"model.share_weights: {sharing} makes the blocks both towers' own, and model.text.{name} is "
-                f"{getattr(text, name)} and model.vision.{name} {getattr(vision, name)}: give both the same."
-            )

@@ -10,6 +10,7 @@ from torch import Tensor
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.base import BaseModule
 from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, difference, read_checkpoint, subclasses
+from lit_pretrain.modules.objective_mix import check_objectives, flatten, mix, perplexities, sum_losses, weights_of
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
 from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, compute_objectives
 
@@ -154,20 +155,15 @@ class Pretraining(BaseModule):
     @property
     def weights(self) -> dict[str, float]:
         """Factor of each objective's loss."""
-        return {objective.name: objective.weight for objective in self.objectives}
+        return weights_of(self.objectives)
 
     def sum_losses(self, outputs: dict[str, ObjectiveOutput]) -> Tensor:
         """Weighted sum of the objectives' losses."""
-        return torch.stack([self.weights[name] * output.loss for name, output in outputs.items()]).sum()
+        return sum_losses(outputs, self.weights)
 
     def derived(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """Perplexities of the losses over tokens."""
-        found = {}
-        for objective in self.objectives:
-            for name in objective.perplexities:
-                if (key := f"{objective.name}/{name}") in means:
-                    found[f"{objective.name}/{name.replace('loss', 'perplexity')}"] = means[key].exp()
-        return found
+        return perplexities(self.objectives, means)
 
     # -- what others ask of a module
 
@@ -177,9 +173,7 @@ class Pretraining(BaseModule):
         return ({"untrained_encoder_parameters": idle} if idle else {}) | {
             "parameters": sum(parameter.numel() for parameter in self.parameters()),
             "encoder_parameters": sum(parameter.numel() for parameter in self.encoder.parameters()),
-            "objectives": " + ".join(
-                f"{weight:g} x {name}" if weight != 1 else name for name, weight in self.weights.items()
-            ),
+            "objectives": mix(self.objectives),
             "encoder": type(self.encoder).__name__,
             "depth": self.encoder.config.depth,
             "width": self.encoder.config.width,
@@ -219,20 +213,3 @@ class Pretraining(BaseModule):
                 f"The checkpoint does not fit this config: {'; '.join(differences)}; resume with the config.yaml of "
                 "its own run."
             )
-
-
-def check_objectives(objectives: Sequence[Objective]) -> None:
-    """At least one objective, each once."""
-    names = [objective.name for objective in objectives]
-    if not names:
-        raise UserError("model.objectives is empty: name at least one objective to train on.")
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"model.objectives names {name} twice: keep one, and set its weight.")
-
-
-def flatten(outputs: dict[str, ObjectiveOutput], weights: dict[str, float]) -> dict[str, tuple[Tensor, Tensor]]:
-    """All statistics by "objective/statistic", and the weighted sum of losses as "loss"."""
-    flat = {f"{name}/{key}": pair for name, output in outputs.items() for key, pair in output.statistics.items()}
-    total = torch.stack([weights[name] * output.loss.detach().float() for name, output in outputs.items()]).sum()
-    return {"loss": (total, torch.ones_like(total))} | flat

@@ -15,7 +15,7 @@ from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.data.tokenizers_by_kind import load_tokenizer, tokenizer_from_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.checkpoints import load_encoder, read_checkpoint
-from lit_pretrain.tracking.find import find_checkpoint
+from lit_pretrain.tracking.find import find_checkpoint, split_tower
 from lit_pretrain.tracking.paths import RUN_FILE_NAME, shown_path
 
 ENCODERS: dict[str, type[nn.Module]] = {"TextEncoder": TextEncoder, "VisionEncoder": VisionEncoder}
@@ -107,12 +107,6 @@ def load_starting_point(reference: str, tower: TowerName | None = None) -> Start
     encoder, lineage = load_encoder(str(checkpoint), kind, tower)
     has_tokenizer = kind is TextEncoder and "tokenizer" in record
     return StartingPoint(encoder, tokenizer_from_json(record["tokenizer"]) if has_tokenizer else None, lineage)
-
-
-def split_tower(reference: str) -> tuple[str, TowerName | None]:
-    """A reference without the tower that it ends with, and that tower, or null if it names none."""
-    name, _, tower = reference.rpartition(":")
-    return (name, tower) if name and tower in TOWERS and not Path(reference).exists() else (reference, None)
 
 
 def open_directory(directory: Path) -> StartingPoint:

@@ -9,6 +9,7 @@ from torch import Tensor
 from lit_pretrain.backbone import TextEncoder
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
+from lit_pretrain.modules.objective_mix import build_on_texts, cost_on_texts
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
 from lit_pretrain.modules.pretraining import Pretraining
 from lit_pretrain.objectives.objective import Batch, Objective, clean_inputs
@@ -54,12 +55,7 @@ class TextPretraining(Pretraining):
         if self.tokenizer is None:
             raise UserError("TextPretraining has no tokenizer: train with a data module, or set module.tokenizer.")
         self.encoder.set_vocabulary(self.tokenizer.vocabulary_size)
-        if data is not None and hasattr(data, "sequence_length"):
-            self.encoder.check_length(data.sequence_length)
-            for objective in self.objectives:
-                objective.check(getattr(data, "batch_fields", ()), data.sequence_length)
-        for objective in self.objectives:
-            objective.build(self.encoder, self.tokenizer)
+        build_on_texts(self.objectives, self.encoder, self.tokenizer, data)
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """Pooled features of the clean texts: `sample_id` (B,) and `embedding` (B, D), float32."""
@@ -69,16 +65,8 @@ class TextPretraining(Pretraining):
         return {"sample_id": batch["sample_id"], "embedding": embedding.float()}
 
     def step_cost(self, batch: Batch) -> dict[str, float]:
-        """Samples, tokens (padding included) and floating-point operations of one training batch.
-
-        Operations are those of the model's matrix products, forward and backward (three times the forward), without
-        recomputation.
-        """
-        samples, length = batch["input_ids"].shape
-        passes = sum(objective.passes for objective in self.objectives) or 1
-        encoder = passes * samples * length * self.encoder.config.forward_flops_per_token(length)
-        heads = sum(objective.forward_flops(self.encoder, samples, length) for objective in self.objectives)
-        return {"samples": samples, "tokens": samples * length, "flops": 3.0 * (encoder + heads)}
+        """Samples, tokens and floating-point operations of one training batch; see `cost_on_texts`."""
+        return cost_on_texts(self.objectives, self.encoder, batch)
 
     @torch.no_grad()
     def examples(self, count: int = 8) -> dict[str, list[dict[str, str]]]:

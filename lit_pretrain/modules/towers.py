@@ -5,16 +5,14 @@ both modalities (CLIPPO: Tschannen et al. 2023, arXiv:2212.08045; MS-CLIP: You e
 found it best to share attention and feed-forward and to leave the layer norms to each).
 """
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
-import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.modules.optimization import AdamWConfig, in_steps
+from lit_pretrain.modules.optimization import in_steps
 from lit_pretrain.modules.starting_points import StartingPoint, load_starting_point
 from lit_pretrain.objectives.contrastive import Contrastive
 
@@ -142,6 +140,41 @@ def objective_of(given: Contrastive | None, starts: dict[str, StartingPoint]) ->
     return objective
 
 
+def check_sharing(sharing: Sharing, text: TowerConfig, vision: TowerConfig) -> None:
+    """Refuse what one Transformer for both towers cannot be.
+
+    Raises:
+        UserError: In one sentence.
+    """
+    if sharing == "none":
+        return
+    if text.init_from is not None and vision.init_from is not None:
+        raise UserError(
+            f"model.share_weights: {sharing} keeps the blocks of one tower, and both start from pretrained weights: "
+            "leave model.text.init_from or model.vision.init_from out."
+        )
+    for name in ("locked", "unlock_after", "learning_rate_factor"):
+        if getattr(text, name) != getattr(vision, name):
+            raise UserError(
+                f"model.share_weights: {sharing} makes the blocks both towers' own, and model.text.{name} is "
+                f"{getattr(text, name)} and model.vision.{name} {getattr(vision, name)}: give both the same."
+            )
+
+
+def check_replays(replays: dict[str, Any], configs: dict[str, TowerConfig]) -> None:
+    """Refuse to replay what a tower cannot forget.
+
+    Raises:
+        UserError: In one sentence.
+    """
+    for name, config in configs.items():
+        if replays[name] is not None and config.always_locked:
+            raise UserError(
+                f"model.{name}.locked keeps the tower as it is, and model.{name}_replay would train nothing but heads: "
+                f"leave one of the two out, or set model.{name}.unlock_after."
+            )
+
+
 class Tower(nn.Module):
     """An encoder, and the projection to where texts and pictures meet.
 
@@ -218,44 +251,9 @@ def resolved(encoder: nn.Module) -> dict[str, Any]:
     return asdict(config) | found
 
 
-@dataclass(frozen=True)
-class TrainedPart:
-    """Modules that are trained at a rate of their own.
-
-    Attributes:
-        module: Whose parameters.
-        rate_factor: Of the learning rate.
-        unlock_at: Optimiser step before which the rate is 0.
-    """
-
-    module: nn.Module
-    rate_factor: float = 1.0
-    unlock_at: int = 0
-
-
-def make_tower_optimizer(parts: Iterable[TrainedPart], config: AdamWConfig, fused: bool) -> torch.optim.AdamW:
-    """AdamW over parts of a model, each parameter once, at the first part that has it.
-
-    Matrices decay, unless their module's `no_weight_decay` names them. A part that is still locked waits by a rate of 0
-    rather than without gradients, so that processes agree on which gradients there are.
-    """
-    groups, seen = [], set()
-    for part in parts:
-        exempt = part.module.no_weight_decay() if hasattr(part.module, "no_weight_decay") else set()
-        found: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-        for name, parameter in part.module.named_parameters():
-            if parameter.requires_grad and id(parameter) not in seen:
-                seen.add(id(parameter))
-                found[parameter.ndim > 1 and name not in exempt].append(parameter)
-        for decayed, parameters in found.items():
-            if parameters:
-                groups.append(
-                    {
-                        "params": parameters,
-                        "weight_decay": config.weight_decay if decayed else 0.0,
-                        "lr": config.learning_rate * part.rate_factor,
-                        "unfreeze_at": part.unlock_at,
-                    }
-                )
-    betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=fused)
+def pair_flops(text: nn.Module, vision: nn.Module, length: int) -> float:
+    """Operations of a forward pass of one text of so many tokens and one picture."""
+    tokens = vision.patches + vision.prefix_tokens
+    patch = 2.0 * vision.channels * vision.patch_size**2 * vision.width
+    of_text = length * text.config.forward_flops_per_token(length)
+    return of_text + tokens * (vision.config.forward_flops_per_token(tokens) + patch)

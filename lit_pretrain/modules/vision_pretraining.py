@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_pretrain.backbone import VisionEncoder
 from lit_pretrain.data.augmentation import ImageAugmentation, middle
+from lit_pretrain.modules.objective_mix import build_on_pictures, cost_on_pictures
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
 from lit_pretrain.modules.pretraining import Pretraining
 from lit_pretrain.objectives.objective import Batch
@@ -15,9 +16,6 @@ from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-# Pictures from which an objective may take what it must know of the data before the first step.
-MEASURED_PICTURES = 2048
 
 
 class VisionPretraining(Pretraining):
@@ -59,15 +57,7 @@ class VisionPretraining(Pretraining):
             UserError: If the pictures are too small or too grey, or an objective cannot work at the encoder's size.
         """
         data = self._trainer.datamodule if self._trainer is not None else None
-        facts = getattr(data, "facts", None)
-        if facts is not None:
-            self.augmentation.check(facts.stored_size, self.encoder.image_size)
-            for objective in self.objectives:
-                objective.check_pictures(self.encoder, facts)
-        for objective in self.objectives:
-            objective.build(self.encoder)
-            if facts is not None and hasattr(objective, "measure"):
-                objective.measure(middle(measured_pictures(data.train_dataset), self.encoder.image_size))
+        build_on_pictures(self.objectives, self.encoder, self.augmentation, data)
 
     # -- steps
 
@@ -84,18 +74,8 @@ class VisionPretraining(Pretraining):
         return {"sample_id": batch["sample_id"], "embedding": self.encoder(self.encoder.normalize(images)).float()}
 
     def step_cost(self, batch: Batch) -> dict[str, float]:
-        """Pictures and floating-point operations of one training batch.
-
-        Operations are those of the model's matrix products, forward and backward (three times the forward), without
-        recomputation.
-        """
-        samples, flops = len(batch["images"]), 0.0
-        patch = self.encoder.channels * self.encoder.patch_size**2
-        for objective in self.objectives:
-            sequences, tokens = objective.sequences(self.encoder, samples)
-            per_token = self.encoder.config.forward_flops_per_token(tokens) + 2.0 * patch * self.encoder.width
-            flops += sequences * tokens * per_token + objective.forward_flops(self.encoder, samples, tokens)
-        return {"samples": samples, "flops": 3.0 * flops}
+        """Pictures and floating-point operations of one training batch; see `cost_on_pictures`."""
+        return cost_on_pictures(self.objectives, self.encoder, batch)
 
     # -- what callbacks ask for
 
@@ -147,9 +127,3 @@ class VisionPretraining(Pretraining):
         if self._trainer is not None and hasattr(self._trainer.datamodule, "fingerprint"):
             record["data_fingerprint"] = self._trainer.datamodule.fingerprint
         return record
-
-
-def measured_pictures(dataset: Any) -> Tensor:
-    """Training pictures at even distances, (N, 3, S, S) uint8, the same in every process."""
-    count = min(MEASURED_PICTURES, len(dataset))
-    return dataset.__getitems__([(0, index * len(dataset) // count) for index in range(count)])["images"]

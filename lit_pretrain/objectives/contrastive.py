@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.gathering import first_row, gather_rows
@@ -23,6 +24,17 @@ from lit_pretrain.objectives.objective import ObjectiveOutput
 
 # The authors keep CLIP's logits from growing beyond 100 times the cosine.
 LARGEST_SCALE = 100.0
+# Logits of more pairs than these (4 MiB) are made some rows at a time: with all of them at once, memory would grow with
+# the square of the batch.
+LOGITS_AT_A_TIME = 2**20
+# What is counted beside the loss, in the order of `Contrastive.sums`.
+COUNTED = (
+    "text_to_picture_accuracy",
+    "picture_to_text_accuracy",
+    "duplicate_captions",
+    "duplicate_pictures",
+    "false_negatives",
+)
 
 
 @dataclass(frozen=True)
@@ -134,52 +146,65 @@ class Contrastive(nn.Module):
         """
         both = torch.cat([pairs.texts, pairs.pictures], dim=1).float()
         keys = torch.stack([pairs.text_keys, pairs.picture_keys], dim=1)
-        everyone = gather_rows if across_processes else (lambda one: one)
-        all_texts, all_pictures = everyone(both).chunk(2, dim=1)
+        first, everyone = (first_row(len(both)), gather_rows) if across_processes else (0, lambda one: one)
+        all_both, all_keys = everyone(both), everyone(keys)
+        total, *sums = _SomeRowsAtATime.apply(self, first, keys, all_keys, both, all_both, *self.parameters())
+        loss, count = total / len(both), torch.tensor(float(len(both)), device=both.device)
+        scale = self.log_scale.detach().float().exp()
+        statistics = {
+            "loss": (loss.detach() * count, count),
+            "loss_over_chance": (loss.detach() / self.chance(len(all_both)) * count, count),
+            "temperature": (count / scale, count),
+            **({} if self.logit_bias is None else {"bias": (self.logit_bias.detach() * count, count)}),
+            **{name: (one, count) for name, one in zip(COUNTED, sums, strict=True)},
+        }
+        return ObjectiveOutput(loss, statistics)
+
+    def sums(self, both: Tensor, keys: Tensor, all_both: Tensor, all_keys: Tensor, first: int) -> tuple[Tensor, ...]:
+        """Sums over some rows: of the loss, with its gradient, and of each of `COUNTED`.
+
+        Args:
+            both: (R, 2 E) embeddings of the rows' texts and pictures.
+            keys: (R, 2) of the rows.
+            all_both: (B, 2 E) of all rows.
+            all_keys: (B, 2).
+            first: Where the rows begin among all.
+        """
         own_texts, own_pictures = both.chunk(2, dim=1)
-        rows = len(both)
-        own = torch.arange(rows, device=both.device) + (first_row(rows) if across_processes else 0)
-        same_text, same_picture = equal_keys(keys, everyone(keys), own)
+        all_texts, all_pictures = all_both.chunk(2, dim=1)
+        own = torch.arange(first, first + len(both), device=both.device)
+        same_text, same_picture = equal_keys(keys, all_keys, own)
+        by_chance = same_text | same_picture
         with torch.autocast(both.device.type, enabled=False):
             scale = self.log_scale.float().exp()
             from_pictures = scale * own_pictures @ all_texts.T
             # Every pair of siglip's stands in one of the processes' rows from pictures already.
             from_texts = scale * (own_texts if self.loss == "clip" else own_texts.detach()) @ all_pictures.T
-            by_chance = same_text | same_picture
             if self.loss == "clip":
-                halves = [self._choice(logits, own, by_chance) for logits in (from_pictures, from_texts)]
-                loss = torch.stack(halves).mean()
+                loss = sum(self._choice(logits, own, by_chance) for logits in (from_pictures, from_texts)) / 2
             else:
                 loss = self._yes_or_no(from_pictures + self.logit_bias.float(), own, by_chance)
-        count = torch.tensor(float(rows), device=both.device)
-        accuracies = {
-            "text_to_picture_accuracy": self._hits(from_texts, own, by_chance),
-            "picture_to_text_accuracy": self._hits(from_pictures, own, by_chance),
-        }
-        shares = {"duplicate_captions": same_text, "duplicate_pictures": same_picture}
-        statistics = {
-            "loss": (loss.detach() * count, count),
-            "loss_over_chance": (loss.detach() / self.chance(len(all_texts)) * count, count),
-            "temperature": (count / scale.detach(), count),
-            **({} if self.logit_bias is None else {"bias": (self.logit_bias.detach() * count, count)}),
-            **{name: (hits, count) for name, hits in accuracies.items()},
-            **{name: (same.any(dim=1).sum().float(), count) for name, same in shares.items()},
-            "false_negatives": (by_chance.sum().float(), count),
-        }
-        return ObjectiveOutput(loss, statistics)
+        return (
+            loss,
+            self._hits(from_texts, own, by_chance),
+            self._hits(from_pictures, own, by_chance),
+            same_text.any(dim=1).sum().float(),
+            same_picture.any(dim=1).sum().float(),
+            by_chance.sum().float(),
+        )
 
     def _choice(self, logits: Tensor, own: Tensor, by_chance: Tensor) -> Tensor:
-        """Cross-entropy of rows (R, B) whose right answers stand at `own`, and by chance elsewhere too."""
+        """Cross-entropy, summed over rows (R, B) whose right answers stand at `own`, and by chance elsewhere too."""
         if self.duplicates == "soft":
             right = by_chance.float()
             right[torch.arange(len(own), device=own.device), own] = 1.0
-            return functional.cross_entropy(logits, right / right.sum(dim=1, keepdim=True))
+            return functional.cross_entropy(logits, right / right.sum(dim=1, keepdim=True), reduction="sum")
         if self.duplicates == "mask":
             logits = logits.masked_fill(by_chance, float("-inf"))
-        return functional.cross_entropy(logits, own)
+        return functional.cross_entropy(logits, own, reduction="sum")
 
     def _yes_or_no(self, logits: Tensor, own: Tensor, by_chance: Tensor) -> Tensor:
-        """Sigmoid loss of all pairs of the rows (R, B), summed over a row and averaged over the rows."""
+        """Sigmoid loss, summed over all pairs of the rows (R, B)."""
         signs = torch.full_like(logits, -1.0)
         signs[torch.arange(len(own), device=own.device), own] = 1.0
         if self.duplicates == "soft":
@@ -187,13 +212,47 @@ class Contrastive(nn.Module):
         losses = -functional.logsigmoid(signs * logits)
         if self.duplicates == "mask":
             losses = losses.masked_fill(by_chance, 0.0)
-        return losses.sum() / len(own)
+        return losses.sum()
 
     @staticmethod
     def _hits(logits: Tensor, own: Tensor, by_chance: Tensor) -> Tensor:
         """Rows whose highest logit stands at a right answer, by chance or not."""
         chosen = logits.detach().argmax(dim=1)
         return ((chosen == own) | by_chance.gather(1, chosen[:, None])[:, 0]).sum().float()
+
+
+class _SomeRowsAtATime(torch.autograd.Function):
+    """The sums of `Contrastive.sums` over all rows of this process.
+
+    The gradients are made in the forward pass, as in `linear_cross_entropy`: a block's logits are gone before the
+    next block's are made.
+    """
+
+    @staticmethod
+    def forward(ctx, objective, first, keys, all_keys, both, all_both, *parameters):  # noqa: ANN001, ANN002, ANN205, D102
+        rows = max(1, LOGITS_AT_A_TIME // len(all_both))
+        learning = any(ctx.needs_input_grad)
+        everyone = all_both.detach().requires_grad_(learning)
+        sums, gradients = 0.0, [torch.zeros_like(one) for one in (both, all_both, *parameters)] if learning else []
+        for start in range(0, len(both), rows):
+            some = slice(start, start + rows)
+            own = both[some].detach().requires_grad_(learning)
+            with torch.set_grad_enabled(learning):
+                block = objective.sums(own, keys[some], everyone, all_keys, first + start)
+            if learning:
+                found = torch.autograd.grad(block[0], (own, everyone, *parameters))
+                for total, one in zip((gradients[0][some], *gradients[1:]), found, strict=True):
+                    total += one
+            sums = sums + torch.stack(block).detach()
+        ctx.save_for_backward(*gradients)
+        total, *counted = sums.unbind()
+        ctx.mark_non_differentiable(*counted)
+        return total, *counted
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient, *_):  # noqa: ANN001, ANN002, ANN205, D102
+        return (None,) * 4 + tuple(gradient * one for one in ctx.saved_tensors)
 
 
 def equal_keys(keys: Tensor, all_keys: Tensor, own: Tensor) -> Sequence[Tensor]:

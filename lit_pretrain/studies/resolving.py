@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.tracking.find import find_checkpoint
+from lit_pretrain.tracking.find import find_checkpoint, split_tower
 
 
 def resolve(configs: list[str], arguments: list[str]) -> dict[str, Any]:
@@ -64,6 +64,7 @@ def settle_start(config: dict[str, Any]) -> str:
     reference = settings.get("init_from")
     if reference is None:
         return ""
+    reference, tower = split_tower(reference)
     path = Path(reference).expanduser()
     if not path.is_dir() or (path / "run.json").is_file():
         try:
@@ -78,8 +79,8 @@ def settle_start(config: dict[str, Any]) -> str:
 
             # A BERT of the hub keeps its name, by which runs are compared; it is fetched now, not hours later.
             return f"{reference} {files_of(find_directory(reference))}"
-    settings["init_from"] = str(path.resolve())
-    return f"{path.resolve()} {files_of(path)}"
+    settings["init_from"] = f"{path.resolve()}:{tower}" if tower else str(path.resolve())
+    return f"{settings['init_from']} {files_of(path)}"
 
 
 def files_of(path: Path) -> list[tuple[str, int, int]]:

@@ -10,6 +10,8 @@ from lit_pretrain.tracking.paths import RUN_FILE_NAME, resolve_runs_directory, s
 
 CHECKPOINTS_NAME = "checkpoints"
 SHORTEST_PREFIX = 4
+# What a checkpoint of contrastive pretraining holds two of.
+TOWERS = ("text", "vision")
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,18 @@ def find_checkpoint(reference: str, experiment: str | None = None, runs_director
     if found is None:
         raise UserError(f"The run {record.run_name} has no checkpoint in {shown_path(record.checkpoints)}.")
     return found
+
+
+def split_tower(reference: str) -> tuple[str, str | None]:
+    """Take the name of a tower off a reference: "RUN:text", "RUN:best:vision" and "FILE:text" name one of two.
+
+    Returns:
+        The reference without it, and `text`, `vision` or null.
+    """
+    rest, _, tower = reference.rpartition(":")
+    if not rest or tower not in TOWERS or Path(reference).expanduser().exists():
+        return reference, None
+    return rest, tower
 
 
 def best_checkpoint(directory: Path) -> Path | None:

@@ -49,6 +49,18 @@ def test_the_same_generator_gives_the_same_views_and_another_one_others():
     assert first.dtype == torch.float32 and 0.0 <= first.min() and first.max() <= 1.0
 
 
+@pytest.mark.parametrize("crop", ["random", "resized"])
+def test_a_batch_in_parts_is_varied_as_the_whole(crop):
+    settings = ImageAugmentation(crop, padding=2, brightness=0.3, contrast=0.3, saturation=0.3)
+    images = pictures(10)
+    draws = settings.draw(images, 8, generator(5))
+    parts = [
+        settings.apply(images[rows], 8, {name: one[rows] for name, one in draws.items()})
+        for rows in (slice(0, 4), slice(4, 8), slice(8, 10))
+    ]
+    assert torch.equal(torch.cat(parts), settings.vary(images, 8, generator(5)))
+
+
 def test_half_of_the_pictures_are_mirrored():
     images = pictures(1).expand(2000, -1, -1, -1)
     views = ImageAugmentation("center", flip=0.5).vary(images, 8, generator())

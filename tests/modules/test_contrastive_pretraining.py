@@ -141,7 +141,8 @@ def test_locked_for_good_and_for_a_while(pairs, tmp_path):
 # -- chunks
 
 
-def test_a_graph_in_chunks_keeps_no_activations_and_draws_dropout_alike():
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_graph_in_chunks_keeps_no_activations_and_draws_dropout_alike(sharded):
     module = make_module(encoders=make_encoders(dropout=0.2))
     module.train()
     images = torch.rand(12, 3, 16, 16)
@@ -157,9 +158,12 @@ def test_a_graph_in_chunks_keeps_no_activations_and_draws_dropout_alike():
 
         torch.manual_seed(3)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            embedded = encode_in_chunks(tower, {"images": images}, chunk_size)
-        before = held
-        return before, embedded, torch.autograd.grad(embedded.square().mul(torch.arange(16.0)).sum(), weights)
+            embedded = encode_in_chunks(tower, {"images": images}, chunk_size, weights, sharded)
+        before, drawn = held, torch.get_rng_state()
+        gradients = torch.autograd.grad(embedded.square().mul(torch.arange(16.0)).sum(), weights)
+        # The second pass leaves the draws of what follows as they are.
+        assert torch.equal(drawn, torch.get_rng_state())
+        return before, embedded, gradients
 
     kept, whole, _ = kept_and_gradients(None)
     kept_in_chunks, embedded, gradients = kept_and_gradients(4)
@@ -171,6 +175,22 @@ def test_a_graph_in_chunks_keeps_no_activations_and_draws_dropout_alike():
     expected = torch.autograd.grad(by_hand.square().mul(torch.arange(16.0)).sum(), weights)
     for one, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_chunks_in_bf16_spoil_nothing_that_follows():
+    module = make_module()
+    tower, images = module.vision_tower, torch.rand(12, 3, 16, 16)
+    weights = [*tower.parameters()]
+
+    def gradients(chunk_size):
+        with torch.autocast("cpu", torch.bfloat16):
+            embedded = encode_in_chunks(tower, {"images": images}, chunk_size, weights)
+            # As what is replayed does: the same weights once more, in the same context.
+            again = tower.encoder.forward_features(images[:2]).float()
+        return torch.autograd.grad(embedded.mul(torch.arange(16.0)).sum() + again.square().mean(), weights)
+
+    for one, other in zip(gradients(5), gradients(None), strict=True):
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.02 * float(other.abs().max()))
 
 
 def test_accumulation_and_batches_of_one_are_refused(pairs, tmp_path):

@@ -1,11 +1,8 @@
 """Contrastive pretraining in two processes (gloo, DDP), in chunks, in both: the whole batch's loss and gradients."""
 
-import os
-import socket
-
 import pytest
 import torch
-from child_processes import children
+from child_processes import both_ranks
 from lightning.pytorch import Callback
 from small_pairs import make_encoders, make_pairs, make_rows, write_pairs
 
@@ -64,13 +61,10 @@ def train(name, directory, processes, chunk_size):
     return {"gradients": watch.gradients, "metrics": metrics}
 
 
-def train_all(rank, port, directory):
+def train_all(directory):
     """What one of two processes does."""
-    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
     two = [chunk_size for processes, chunk_size in ARRANGEMENTS if processes == 2]
-    results = {(name, chunk_size): train(name, directory, 2, chunk_size) for name in CASES for chunk_size in two}
-    torch.save(results, directory / f"rank-{rank}.pt")
+    return {(name, chunk_size): train(name, directory, 2, chunk_size) for name in CASES for chunk_size in two}
 
 
 @pytest.fixture(scope="module")
@@ -90,20 +84,7 @@ def whole(directory):
 @pytest.fixture(scope="module")
 def ranks(directory, whole):
     """What each of two processes came to; pictures were decoded before."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [children().Process(target=train_all, args=(rank, port, directory)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    try:
-        for process in processes:
-            process.join(timeout=240)
-        assert [process.exitcode for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(directory / f"rank-{rank}.pt") for rank in range(2)]
+    return both_ranks(train_all, directory)
 
 
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS, ids=lambda one: f"{one[0]} processes, chunks of {one[1]}")

@@ -1,12 +1,10 @@
 """Fine-tuning in two processes (gloo, DDP): as in one process with all the samples, whatever is frozen."""
 
 import json
-import os
-import socket
 
 import pytest
 import torch
-from child_processes import children
+from child_processes import both_ranks
 from labelled_texts import TOKENIZER, make_encoder, make_texts, write_texts
 
 from lit_pretrain.modules import FineTuning
@@ -54,11 +52,9 @@ def train(name, directory, processes):
     return {"after": module.state_dict(), "metrics": metrics | tested, "classes": rows}
 
 
-def train_all(rank, port, directory):
+def train_all(directory):
     """What one of two processes does."""
-    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
-    torch.save({name: train(name, directory, 2) for name in CASES}, directory / f"rank-{rank}.pt")
+    return {name: train(name, directory, 2) for name in CASES}
 
 
 @pytest.fixture(scope="module")
@@ -73,20 +69,7 @@ def directory(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ranks(directory):
     """What each of two processes came to, by case."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [children().Process(target=train_all, args=(rank, port, directory)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    try:
-        for process in processes:
-            process.join(timeout=240)
-        assert [process.exitcode for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(directory / f"rank-{rank}.pt") for rank in range(2)]
+    return both_ranks(train_all, directory)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -6,12 +6,14 @@ import pytest
 import torch
 from labelled_texts import TOKENIZER, make_texts, write_texts
 from labelled_texts import make_encoder as make_text_encoder
-from small_pictures import make_encoder
+from small_pairs import make_encoders, make_pairs, write_pairs
+from small_pictures import make_encoder, make_pictures, write_pictures
 
 from lit_pretrain.backbone import VisionEncoder
 from lit_pretrain.errors import UserError
-from lit_pretrain.modules import FineTuning
+from lit_pretrain.modules import ContrastivePretraining, FineTuning
 from lit_pretrain.modules.starting_points import load_starting_point, with_settings, without_weights
+from lit_pretrain.modules.towers import TowerConfig
 from lit_pretrain.trainer import Trainer
 
 TRAINER = {"accelerator": "cpu", "precision": "32-true", "max_steps": 1, "enable_progress_bar": False}
@@ -41,6 +43,45 @@ def test_a_checkpoint_of_ours_brings_its_tokenizer(fine_tuned):
     fresh = without_weights(start)
     assert fresh.encoder.settings() == start.encoder.settings() and not same(fresh.encoder, start.encoder)
     assert fresh.lineage == {"init_from": "scratch", "architecture_from": str(path)}
+
+
+@pytest.mark.parametrize("sharing", ["blocks", "blocks_except_norm"])
+def test_either_of_two_towers(tmp_path, sharing):
+    pair = ContrastivePretraining(**make_encoders(), share_weights=sharing, embedding_width=16, seed=0)
+    trainer = Trainer(**TRAINER, logger=False, enable_checkpointing=False)
+    trainer.fit(pair, make_pairs(write_pairs(tmp_path / "pairs.parquet"), tmp_path))
+    trainer.save_checkpoint(tmp_path / "pair.ckpt")
+    path = str(tmp_path / "pair.ckpt")
+    pair.eval()
+
+    texts = FineTuning(init_from=f"{path}:text").eval()
+    batch = {"input_ids": torch.arange(12).view(3, 4), "attention_mask": torch.ones(3, 4).bool()}
+    assert torch.equal(texts.features(batch), pair.text_encoder(**batch))
+    assert texts.tokenizer.hash == pair.tokenizer.hash and texts.lineage["init_from_tower"] == "text"
+
+    pictures = FineTuning(init_from=f"{path}:vision").eval()
+    images = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8)
+    expected = pair.vision_encoder(pair.vision_encoder.normalize(images / 255))
+    torch.testing.assert_close(pictures.features({"images": images}), expected)
+    assert pictures.tokenizer is None
+    trainer = Trainer(**TRAINER, logger=False, enable_checkpointing=False)
+    trainer.fit(pictures, make_pictures(write_pictures(tmp_path / "pictures.parquet"), tmp_path))
+
+    # A tower knows its modality.
+    towers = {"text": TowerConfig(init_from=path), "vision": TowerConfig(init_from=path)}
+    again = ContrastivePretraining(**towers, embedding_width=16)
+    assert same(again.text_encoder, pair.text_encoder) and same(again.vision_encoder, pair.vision_encoder)
+    assert again.lineage["vision_init_from_step"] == "1"
+
+    with pytest.raises(UserError, match=r"pair.ckpt holds a pair of towers: say which one, .*pair.ckpt:text or"):
+        FineTuning(init_from=path)
+    with pytest.raises(UserError, match="text.init_from is .*:vision, which holds a VisionEncoder"):
+        ContrastivePretraining(text=TowerConfig(init_from=f"{path}:vision"), vision=TowerConfig(init_from=path))
+
+
+def test_one_encoder_has_no_towers(fine_tuned):
+    with pytest.raises(UserError, match="fine.ckpt holds one TextEncoder and no two towers: leave ':text' out"):
+        load_starting_point(f"{fine_tuned[0]}:text")
 
 
 def test_public_weights_of_pictures_as_a_directory_and_as_a_file(tmp_path):

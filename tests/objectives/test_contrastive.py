@@ -64,6 +64,33 @@ def test_siglip_by_hand(duplicates):
         assert compute(**keys, loss="siglip", bias=-2.0, duplicates=duplicates)[0] == pytest.approx(total / 3, rel=1e-5)
 
 
+@pytest.mark.parametrize("duplicates", ["ignore", "mask", "soft"])
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_some_rows_at_a_time_are_as_all_at_once(loss, duplicates, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    towers = [functional.normalize(torch.randn(20, 6, generator=generator), dim=1) for _ in range(2)]
+    keys = torch.randint(12, (2, 20), generator=generator)
+
+    def everything(logits_at_a_time):
+        monkeypatch.setattr("lit_pretrain.objectives.contrastive.LOGITS_AT_A_TIME", logits_at_a_time)
+        objective = Contrastive(loss=loss, duplicates=duplicates)
+        leaves = [one.clone().requires_grad_() for one in towers]
+        held = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda one: held.append(one.numel()) or one, lambda one: one):
+            output = objective.compute(Pairs(*leaves, *keys))
+        gradients = torch.autograd.grad(output.loss, [*leaves, *objective.parameters()])
+        return max(held), output.statistics, gradients
+
+    most, statistics, gradients = everything(20 * 20)
+    # Rows in groups of 6, 6, 6 and 2: no logits are held between the passes.
+    most_in_parts, statistics_in_parts, gradients_in_parts = everything(20 * 6)
+    assert most >= 20 * 20 and most_in_parts <= 20 * 2 * 6
+    for name, (total, count) in statistics.items():
+        torch.testing.assert_close(statistics_in_parts[name], (total, count), msg=name)
+    for one, other in zip(gradients, gradients_in_parts, strict=True):
+        torch.testing.assert_close(other, one)
+
+
 def test_the_temperature_stays_within_its_bounds():
     objective = Contrastive()
     for value, bound in ((9.0, math.log(100)), (-1.0, 0.0)):

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.tracking.find import find_checkpoint, find_run, list_runs, run_directory_of_checkpoint
+from lit_pretrain.tracking.find import find_checkpoint, find_run, list_runs, run_directory_of_checkpoint, split_tower
 
 
 def make_run(runs, experiment, name, run_id, age=0, checkpoints=()):
@@ -82,3 +82,12 @@ def test_checkpoints(runs):
         find_checkpoint("cccc1", runs_directory=runs)
     with pytest.raises(UserError, match=r"epoch=2.ckpt does not exist \(did you mean '.*epoch=1.ckpt'\?\)"):
         find_checkpoint(str(path.with_name("epoch=2.ckpt")))
+
+
+def test_a_tower_is_named_after_all_else(tmp_path):
+    assert split_tower("run:text") == ("run", "text")
+    assert split_tower("run:best:vision") == ("run:best", "vision")
+    for one in ("run:best", "text", ":text", "a/b.ckpt"):
+        assert split_tower(one) == (one, None)
+    (tmp_path / "odd:text").write_text("")
+    assert split_tower(str(tmp_path / "odd:text")) == (str(tmp_path / "odd:text"), None)

@@ -21,7 +21,8 @@ from lit_pretrain.data.labelled_sampler import padded_length
 from lit_pretrain.errors import UserError, nearest
 from lit_pretrain.modules import ContrastivePretraining
 from lit_pretrain.modules.optimization import AdamWConfig
-from lit_pretrain.modules.towers import TowerConfig, TrainedPart, make_tower_optimizer
+from lit_pretrain.modules.tower_optimizer import TrainedPart, make_tower_optimizer
+from lit_pretrain.modules.towers import TowerConfig
 from lit_pretrain.objectives.contrastive import LARGEST_SCALE, Pairs
 
 CONTEXT = 77

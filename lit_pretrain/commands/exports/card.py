@@ -235,7 +235,7 @@ def lineage(known: Provenance) -> str:
     return "Initialised from, the nearest first:\n\n" + "\n".join(lines)
 
 
-ANCESTRY = {"module": "a", "objectives": "by", "step": "at step", "run": "of run"}
+ANCESTRY = {"module": "a", "tower": "the tower of", "objectives": "by", "step": "at step", "run": "of run"}
 
 
 def check(differences: list[Difference]) -> str:

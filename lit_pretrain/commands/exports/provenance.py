@@ -140,7 +140,11 @@ def ancestors_of(record: dict[str, Any]) -> list[dict[str, str]]:
     while lineage and len(chain) < MOST_ANCESTORS:
         chain.append(lineage)
         try:
+            tower = lineage.get("init_from_tower")
             lineage = read_checkpoint(lineage["init_from"])["lit_pretrain"].get("lineage") or {}
+            if tower:
+                ours = f"{tower}_"
+                lineage = {key.removeprefix(ours): value for key, value in lineage.items() if key.startswith(ours)}
         except (UserError, KeyError):
             # Gone, or a public model, whose own making is not ours to tell.
             break

@@ -1,0 +1,146 @@
+"""What any mix of objectives on one encoder needs, as a whole training or beside another loss."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_pretrain.backbone import TextEncoder, VisionEncoder
+from lit_pretrain.data.augmentation import ImageAugmentation, middle
+from lit_pretrain.errors import UserError
+from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput
+from lit_pretrain.objectives.vision_objective import VisionObjective
+
+# Pictures from which an objective may take what it must know of the data before the first step.
+MEASURED_PICTURES = 2048
+
+
+def check_objectives(objectives: Sequence[Objective], setting: str = "model") -> None:
+    """At least one objective, each once.
+
+    Raises:
+        UserError: Else, naming the `objectives` of a setting.
+    """
+    names = [objective.name for objective in objectives]
+    if not names:
+        raise UserError(f"{setting}.objectives is empty: name at least one objective to train on.")
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{setting}.objectives names {name} twice: keep one, and set its weight.")
+
+
+# -- before training
+
+
+def build_on_texts(objectives: Iterable[Objective], encoder: TextEncoder, tokenizer: Any, data: Any) -> None:
+    """Check that data of texts serves the objectives, and make the heads.
+
+    Args:
+        objectives: On texts.
+        encoder: Its vocabulary is the tokenizer's.
+        tokenizer: Of the data.
+        data: With `sequence_length` and `batch_fields`; null checks nothing.
+
+    Raises:
+        UserError: If sequence length and position table, or data and objectives do not fit.
+    """
+    if data is not None and hasattr(data, "sequence_length"):
+        encoder.check_length(data.sequence_length)
+        for objective in objectives:
+            objective.check(getattr(data, "batch_fields", ()), data.sequence_length)
+    for objective in objectives:
+        objective.build(encoder, tokenizer)
+
+
+def build_on_pictures(
+    objectives: Iterable[VisionObjective], encoder: VisionEncoder, augmentation: ImageAugmentation, data: Any
+) -> None:
+    """Check that pictures, encoder and objectives fit, make the heads, and let objectives look at the data.
+
+    Args:
+        objectives: On pictures.
+        encoder: Pictures are cropped to its `image_size`.
+        augmentation: What is varied in training.
+        data: With `facts` and `train_dataset`; null checks and measures nothing.
+
+    Raises:
+        UserError: If the pictures are too small or too grey, or an objective cannot work at the encoder's size.
+    """
+    facts = getattr(data, "facts", None)
+    if facts is not None:
+        augmentation.check(facts.stored_size, encoder.image_size)
+        for objective in objectives:
+            objective.check_pictures(encoder, facts)
+    for objective in objectives:
+        objective.build(encoder)
+        if facts is not None and hasattr(objective, "measure"):
+            objective.measure(middle(measured_pictures(data.train_dataset), encoder.image_size))
+
+
+def measured_pictures(dataset: Any) -> Tensor:
+    """Training pictures at even distances, (N, 3, S, S) uint8, the same in every process."""
+    count = min(MEASURED_PICTURES, len(dataset))
+    return dataset.__getitems__([(0, index * len(dataset) // count) for index in range(count)])["images"]
+
+
+# -- losses and metrics
+
+
+def weights_of(objectives: Iterable[Objective]) -> dict[str, float]:
+    """Factor of each objective's loss, by its name."""
+    return {objective.name: objective.weight for objective in objectives}
+
+
+def sum_losses(outputs: dict[str, ObjectiveOutput], weights: dict[str, float]) -> Tensor:
+    """Weighted sum of the objectives' losses."""
+    return torch.stack([weights[name] * output.loss for name, output in outputs.items()]).sum()
+
+
+def flatten(outputs: dict[str, ObjectiveOutput], weights: dict[str, float]) -> dict[str, tuple[Tensor, Tensor]]:
+    """All statistics by "objective/statistic", and the weighted sum of losses as "loss"."""
+    flat = {f"{name}/{key}": pair for name, output in outputs.items() for key, pair in output.statistics.items()}
+    total = torch.stack([weights[name] * output.loss.detach().float() for name, output in outputs.items()]).sum()
+    return {"loss": (total, torch.ones_like(total))} | flat
+
+
+def perplexities(objectives: Iterable[Objective], means: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Perplexities of the losses over tokens, of means by "objective/statistic"."""
+    found = {}
+    for objective in objectives:
+        for name in objective.perplexities:
+            if (key := f"{objective.name}/{name}") in means:
+                found[f"{objective.name}/{name.replace('loss', 'perplexity')}"] = means[key].exp()
+    return found
+
+
+def mix(objectives: Iterable[Objective]) -> str:
+    """The objectives with their weights, as a person would write them."""
+    return " + ".join(f"{one.weight:g} x {one.name}" if one.weight != 1 else one.name for one in objectives)
+
+
+# -- costs
+
+
+def cost_on_texts(objectives: Sequence[Objective], encoder: TextEncoder, batch: Batch) -> dict[str, float]:
+    """Samples, tokens (padding included) and floating-point operations of one training batch.
+
+    Operations are those of the model's matrix products, forward and backward (three times the forward), without
+    recomputation.
+    """
+    samples, length = batch["input_ids"].shape
+    passes = sum(objective.passes for objective in objectives) or 1
+    flops = passes * samples * length * encoder.config.forward_flops_per_token(length)
+    flops += sum(objective.forward_flops(encoder, samples, length) for objective in objectives)
+    return {"samples": samples, "tokens": samples * length, "flops": 3.0 * flops}
+
+
+def cost_on_pictures(objectives: Sequence[VisionObjective], encoder: VisionEncoder, batch: Batch) -> dict[str, float]:
+    """As `cost_on_texts`: pictures and floating-point operations."""
+    samples, flops = len(batch["images"]), 0.0
+    patch = encoder.channels * encoder.patch_size**2
+    for objective in objectives:
+        sequences, tokens = objective.sequences(encoder, samples)
+        per_token = encoder.config.forward_flops_per_token(tokens) + 2.0 * patch * encoder.width
+        flops += sequences * tokens * per_token + objective.forward_flops(encoder, samples, tokens)
+    return {"samples": samples, "flops": 3.0 * flops}
