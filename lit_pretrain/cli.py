@@ -123,13 +123,23 @@ def run(arguments: list[str]) -> int:
     Raises:
         UserError: If an argument or a config is wrong.
     """
+    command_line(arguments, CommandLine)
+    return 0
+
+
+def command_line(arguments: list[str], kind: type[CommandLine]) -> CommandLine:
+    """As `run`, by a command line of one's own; it has run when it is returned.
+
+    Raises:
+        UserError: If an argument or a config is wrong.
+    """
     arguments = with_data_to_predict(with_checkpoint_config(arguments))
     CommandLine.config_name = config_name(arguments)
     Parser.messages.clear()
     quieten()
     keep_memory()
     try:
-        CommandLine(
+        return kind(
             LightningModule,
             LightningDataModule,
             trainer_class=Trainer,
@@ -146,7 +156,6 @@ def run(arguments: list[str]) -> int:
     except ValueError as error:
         raise_user_error_within(error)
         raise
-    return 0
 
 
 def raise_user_error_within(error: BaseException) -> None:

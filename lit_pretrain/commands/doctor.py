@@ -1,15 +1,35 @@
-"""Check this machine: versions, devices, directories, database, a second of training."""
+"""Check this machine: versions, devices, directories, database, a second of training; or a training's gradients."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+# A title, what is said if all is well, and what if it is not.
+MACHINE = (
+    "This machine",
+    "All is well: python -m lit_pretrain fit --config configs/quickstart.yaml",
+    "a training will not work before they are mended.",
+)
+GRADIENTS = (
+    "This training",
+    "All is well: loss and gradients are those of one process with the whole batch.",
+    "what would be trained is not what one process with the whole batch trains.",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--runs", metavar="DIR", help="runs directory (default: $LIT_PRETRAIN_RUNS, else ./runs)")
     parser.add_argument("--json", metavar="FILE", help="write the rows as JSON too")
+    parser.add_argument(
+        "--gradients",
+        nargs=argparse.REMAINDER,
+        metavar="--config",
+        help="check a config of contrastive pretraining instead: is a step in its processes, chunks and precision that "
+        "of one process with the whole batch? What follows is as for fit",
+    )
+    parser.add_argument("--pairs", type=int, metavar="N", help="size of that batch (the config's, at most 256)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -17,25 +37,46 @@ def run(arguments: argparse.Namespace) -> int:
     from lit_pretrain.commands.checks import FAIL, WARN, all_checks
     from lit_pretrain.commands.output import check_writable, write_json
 
+    training = None if arguments.gradients is None else with_own_options(arguments)
     if arguments.json:
         check_writable(Path(arguments.json))
-    rows = []
-    for check in all_checks(arguments.runs):
-        rows += check()
-    show(rows)
+    if training is not None:
+        from lit_pretrain.commands.gradient_check import run as check_gradients
+
+        rows, telling = check_gradients(training, arguments.pairs)
+        title, good, bad = GRADIENTS
+    else:
+        rows, telling = [row for check in all_checks(arguments.runs) for row in check()], True
+        title, good, bad = MACHINE
     failed = sum(row.status == FAIL for row in rows)
+    if not telling:
+        # Another process of this training tells it.
+        return 1 if failed else 0
+    show(rows, title)
     if failed:
-        print(f"{failed} of {len(rows)} checks failed: a training will not work before they are mended.")
+        print(f"{failed} of {len(rows)} checks failed: {bad}")
     elif any(row.status == WARN for row in rows):
         print("Trainings will work; the warnings say what could be better.")
     else:
-        print("All is well: python -m lit_pretrain fit --config configs/quickstart.yaml")
+        print(good)
     if arguments.json:
         write_json(arguments.json, [row.as_dictionary() for row in rows])
     return 1 if failed else 0
 
 
-def show(rows: list) -> None:
+def with_own_options(arguments: argparse.Namespace) -> list[str]:
+    """Take this command's options out of those that follow `--gradients`; what is left is `fit`'s."""
+    from lit_pretrain.__main__ import Parser
+
+    parser = Parser(prog="python -m lit_pretrain doctor", add_help=False, allow_abbrev=False)
+    parser.add_argument("--json", default=arguments.json)
+    parser.add_argument("--pairs", type=int, default=arguments.pairs)
+    own, left = parser.parse_known_args(arguments.gradients)
+    arguments.json, arguments.pairs = own.json, own.pairs
+    return left
+
+
+def show(rows: list, title: str) -> None:
     """A table: what was checked, how it went, what was found, what to do."""
     from rich import box
     from rich.console import Console
@@ -43,7 +84,7 @@ def show(rows: list) -> None:
     from rich.text import Text
 
     colors = {"ok": "green", "warn": "yellow", "fail": "bold red"}
-    table = Table(box=box.SIMPLE_HEAD, title="This machine", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     table.add_column("check", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("found", overflow="fold")

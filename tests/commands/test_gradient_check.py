@@ -1,0 +1,86 @@
+"""`doctor --gradients`: by chunks and by processes of its own, with a loss that is right and one that is not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from small_pairs import pair_config, write_pairs
+
+from lit_pretrain.__main__ import main
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """A config of pairs, whose dropout would make any two arrangements differ."""
+    monkeypatch.setenv("LIT_PRETRAIN_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("COLUMNS", "200")
+    path = tmp_path / "pairs.yaml"
+    content = pair_config(write_pairs(tmp_path / "pairs.parquet"))
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def rows_of(file):
+    return {row["check"]: row for row in json.loads(file.read_text())}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_chunks_give_the_whole_batchs_gradients_in_any_precision(config, tmp_path, capsys, precision):
+    file = tmp_path / "rows.json"
+
+    settings = ["--trainer.precision", precision, "--model.chunk_size", "5", "--pairs", "12", "--json", str(file)]
+    assert main(["doctor", "--gradients", "--config", str(config), *settings]) == 0
+
+    rows = rows_of(file)
+    assert f"1 x 12 pairs in chunks of 5, SingleDeviceStrategy, {precision}" in rows["arrangement"]["found"]
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    # What mixed precision costs is told beside it, and is what the limits are made of.
+    assert ("precision" in rows) == (precision == "bf16-mixed")
+    assert ("1.0e-05 is rounding" in rows["gradients"]["found"]) == (precision == "32-true")
+    assert "whole batch" in capsys.readouterr().out
+    # No run is made of it.
+    assert not list((tmp_path / "runs").glob("*.db"))
+
+
+@pytest.mark.parametrize("loss", ["lit_pretrain.objectives.Contrastive", "local_contrastive.LocalContrastive"])
+def test_two_processes_are_compared_with_one(config, tmp_path, loss):
+    file = tmp_path / "rows.json"
+    settings = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    settings += ["--trainer.precision", "32-true", "--model.objective", loss, "--json", str(file)]
+    command = [sys.executable, "-m", "lit_pretrain", "doctor", "--gradients", "--config", str(config), *settings]
+    environment = os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+    rows = rows_of(file)
+    assert rows["arrangement"]["found"].startswith("2 x 8 pairs, DDPStrategy")
+    right = loss.startswith("lit_pretrain")
+    assert done.returncode == (0 if right else 1), done.stderr
+    assert rows["gradients"]["status"] == rows["loss"]["status"] == ("ok" if right else "fail")
+    # One of the two tells it.
+    assert done.stdout.count("arrangement") == 1
+    assert ("not what one process with the whole batch trains" in done.stdout) != right
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "add --config FILE"),
+        (["--pairs", "0"], "--pairs is 0"),
+        (["--pairs", "many"], "invalid int value: 'many'"),
+        (["--config", "configs/quickstart.yaml"], "this config trains TextPretraining"),
+        (["--config", "CONFIG", "--trainer.accumulate_grad_batches", "2"], "model.chunk_size"),
+        (["--config", "CONFIG", "--model.chunk", "2"], "chunk_size"),
+    ],
+)
+def test_what_cannot_be_checked_is_one_sentence(config, capsys, arguments, words):
+    arguments = [str(config) if one == "CONFIG" else one for one in arguments]
+    assert main(["doctor", "--gradients", *arguments]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("lit_pretrain: ") and words in message
