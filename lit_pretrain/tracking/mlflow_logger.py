@@ -316,9 +316,12 @@ class MLflowLogger(MLFlowLogger):
 
     @rank_zero_only
     def log_picture(self, picture: "Image", key: str, step: int) -> None:
-        """Log a picture of a step; MLflow's page shows those of a key as one chart with a slider over the steps."""
-        for path in write_picture(picture, self.run_directory / "images", key, step):
-            self.log_artifact(path, "images")
+        """Log a picture of a step; MLflow's page shows those of a key as one chart with a slider over the steps.
+
+        The latest is the artifact `key`.png too.
+        """
+        for path in write_picture(picture, self.run_directory, key, step):
+            self._log_file(path, path.relative_to(self.run_directory).as_posix())
         # What tells the page that there are pictures.
         self.set_tags({"mlflow.loggedImages": "True"})
 

@@ -19,23 +19,28 @@ SMALL_SIDE = 256
 def write_picture(picture: "Image", directory: Path, key: str, step: int) -> list[Path]:
     """Write a picture as MLflow names it: the whole as PNG, and a small copy as WebP.
 
+    Beside them it is written under its plain name, in the place of an earlier step's: above a chart's pictures the page
+    prints all parameters of the run, which leaves little room for them, but it shows any file whole.
+
     Args:
         picture: What to write.
-        directory: Folder of the run's pictures.
-        key: Name of the chart; "/" is allowed.
+        directory: The run's.
+        key: Name of the chart; "/" is allowed, and makes a folder of the plain name.
         step: Optimiser step that it belongs to.
 
     Returns:
-        Both files.
+        The three files; their folders below `directory` are those of the artifacts.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     # The page finds key, step and time in the name, between plus signs.
     stem = f"{key.replace('/', '~')}+step+{step}+timestamp+{time.time_ns() // 1_000_000}+{uuid.uuid4()}"
     small = picture.copy()
     small.thumbnail((SMALL_SIDE, SMALL_SIDE))
-    files = []
-    for name, one in ((f"{stem}.png", picture), (f"{stem}+compressed.webp", small)):
-        partial = directory / f".{name}.partial"
-        one.save(partial, format=name.rpartition(".")[2].upper())
-        files.append(partial.replace(directory / name))
-    return files
+    charts, plain = directory / "images", directory / f"{key}.png"
+    for folder in (charts, plain.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    contents = {charts / f"{stem}.png": picture, charts / f"{stem}+compressed.webp": small, plain: picture}
+    for path, one in contents.items():
+        partial = path.with_name(f".{path.name}.partial")
+        one.save(partial, format=path.suffix[1:].upper())
+        partial.replace(path)
+    return [*contents]
