@@ -17,6 +17,7 @@ from lit_pretrain.__main__ import main
 from lit_pretrain.evaluation.pair_embedder import PairEmbedder
 from lit_pretrain.modules import ContrastivePretraining
 from lit_pretrain.modules.starting_points import load_starting_point
+from lit_pretrain.precision import hardware_bf16
 from lit_pretrain.tracking.find import find_checkpoint
 
 TEMPLATES = ["a {}", "this is {}"]
@@ -159,7 +160,9 @@ def test_search_finds_pictures_for_texts_and_texts_for_pictures(place, tmp_path,
     (file, *_) = sorted(place.glob("runs/small/*/predictions.parquet"), key=lambda path: -path.stat().st_mtime_ns)
     assert main([*command, "--embeddings", str(file), "--query", "a leaf", "--top", "2", "--sheet", str(sheet)]) == 0
     again = json.loads(rows.read_text())
-    assert [row["score"] for row in again] == pytest.approx([row["score"] for row in found[:2]], abs=1e-5)
+    # In bf16, batches of other sizes are rounded otherwise.
+    rounding = 5e-3 if hardware_bf16() else 1e-5
+    assert [row["score"] for row in again] == pytest.approx([row["score"] for row in found[:2]], abs=rounding)
     assert COLORS["leaf"] in {color for _, color in Image.open(sheet).convert("RGB").getcolors(1_000_000)}
     capsys.readouterr()
     other = [*command[:2], str(earlier_checkpoint(tmp_path)), "--embeddings", str(file), "--query", "leaf"]

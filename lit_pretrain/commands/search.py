@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from lit_pretrain.evaluation.search_queries import Query
     from lit_pretrain.evaluation.searching import Collection, Match
 
+CHECKPOINT_HELP = (
+    "last, a run's name or id, RUN:best, or a checkpoint's path; or a CLIP of open_clip's: a directory, a file, or "
+    "owner/name of the hub"
+)
 EPILOG = """Scores are cosines of the angle between embeddings; they compare within one checkpoint only. For many
 searches, and for tables and data sets of the hub, embed once and search that:
 
@@ -25,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--ckpt", required=True, metavar="CKPT", help="last, a run's name or id, RUN:best, or a checkpoint's path")
+    add("--ckpt", required=True, metavar="CKPT", help=CHECKPOINT_HELP)
     add("--images", metavar="DIR", help="search the pictures of a folder (default: those that the run trained on)")
     add("--captions", metavar="FILE", help="search the lines of a text file, or a column of a csv or parquet file")
     add("--column", metavar="NAME", help="the column of --captions, if there are several of texts")

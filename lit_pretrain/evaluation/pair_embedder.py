@@ -45,6 +45,7 @@ class PairEmbedder:
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
         """Texts as word pieces; says how many were cut."""
+        self.module.check_tokenizer()
         data = datasets.Dataset.from_dict(
             {TEXT: list(texts)}, features=datasets.Features({TEXT: datasets.Value("string")})
         )
@@ -93,7 +94,8 @@ def open_pair(reference: str | Path) -> tuple["ContrastivePretraining", Path]:
     """A contrastive pretraining with its weights, and its checkpoint.
 
     Args:
-        reference: "last", a run's name or id, "RUN:best", or a file.
+        reference: "last", a run's name or id, "RUN:best", or a file; or a CLIP in open_clip's format, as a directory, a
+            file of weights, or "owner/name" on the hub.
 
     Raises:
         UserError: If there is no such checkpoint, or it is of another kind.
@@ -103,6 +105,8 @@ def open_pair(reference: str | Path) -> tuple["ContrastivePretraining", Path]:
     from lit_pretrain.tracking.find import find_checkpoint
     from lit_pretrain.tracking.paths import shown_path
 
+    if is_public_pair(str(reference)):
+        return ContrastivePretraining.from_pretrained(str(reference)), Path(reference)
     path = find_checkpoint(str(reference))
     kind = read_checkpoint(path)["lit_pretrain"]["module"]
     if kind != ContrastivePretraining.__name__:
@@ -111,3 +115,25 @@ def open_pair(reference: str | Path) -> tuple["ContrastivePretraining", Path]:
             f"{ContrastivePretraining.__name__}."
         )
     return ContrastivePretraining.from_checkpoint(path), path
+
+
+def is_public_pair(reference: str) -> bool:
+    """Whether a reference names both towers of a CLIP in open_clip's format, and no checkpoint or run of ours.
+
+    Raises:
+        UserError: If it is "owner/name", and the hub does not answer.
+    """
+    from lit_pretrain.backbone.weights import open_clip
+    from lit_pretrain.modules.starting_points import WEIGHT_SUFFIXES
+    from lit_pretrain.tracking.find import find_checkpoint
+
+    path = Path(reference).expanduser()
+    if path.is_dir() or path.is_file() and path.suffix in WEIGHT_SUFFIXES:
+        return open_clip.is_checkpoint(path)
+    if reference.count("/") != 1 or path.exists() or path.suffix == ".ckpt" or reference.startswith((".", "/")):
+        return False
+    try:
+        find_checkpoint(reference)
+    except UserError:
+        return open_clip.find_on_hub(reference) is not None
+    return False

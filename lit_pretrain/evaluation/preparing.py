@@ -12,7 +12,6 @@ from lit_pretrain.evaluation.features import FeaturePooling, check_depths, probe
 from lit_pretrain.evaluation.labelled_data import Part, has_test_part, open_part, task_of, whole_part
 from lit_pretrain.evaluation.making_data import make_data
 from lit_pretrain.evaluation.subjects import Subject
-from lit_pretrain.modules.checkpoints import read_checkpoint
 
 DEFAULT_CLASSES = {True: "LabelledDataModule", False: "ImageDataModule"}
 
@@ -134,10 +133,9 @@ def like_its_own(subject: Subject, settings: list[str]) -> list[str]:
     """
     if not settings:
         raise UserError(without_classes(subject, f"{subject.name} was trained on pairs"))
-    inputs = read_checkpoint(subject.pair)["lit_pretrain"].get("inputs", {})
     name = "maximum_length" if subject.is_text else "stored_size"
     given = any(one.partition("=")[0] == f"--data.{name}" for one in settings)
-    return settings if given or name not in inputs else [*settings, f"--data.{name}", str(inputs[name])]
+    return settings if given or name not in subject.inputs else [*settings, f"--data.{name}", str(subject.inputs[name])]
 
 
 def without_classes(subject: Subject, what: str) -> str:

@@ -9,7 +9,8 @@ import torch
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.errors import UserError
-from lit_pretrain.modules.starting_points import load_starting_point
+from lit_pretrain.modules.checkpoints import read_checkpoint
+from lit_pretrain.modules.starting_points import StartingPoint, load_starting_point
 from lit_pretrain.tracking.find import read_run_file, run_directory_of_checkpoint
 from lit_pretrain.tracking.paths import RUN_FILE_NAME
 
@@ -28,6 +29,7 @@ class Subject:
         config: config.yaml of its run, if there is one.
         fresh: Whether the weights are fresh ones.
         pair: Checkpoint of the two towers of which the encoder is one; null where there is one encoder.
+        inputs: How large pictures (`stored_size`) or how long texts (`maximum_length`) are that the pair learned from.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Subject:
     config: Path | None = None
     fresh: bool = False
     pair: Path | None = None
+    inputs: dict[str, int] = field(default_factory=dict)
 
     @property
     def is_text(self) -> bool:
@@ -79,8 +82,18 @@ def load_subject(reference: str) -> Subject:
         causal=objectives == ["CausalLanguageModeling"],
         tags={f"source.{key}": value for key, value in tags.items() if value},
         config=config,
-        pair=source if "init_from_tower" in lineage else None,
+        pair=source if start.projection is not None else None,
+        inputs=inputs_of(start) if start.projection is not None else {},
     )
+
+
+def inputs_of(start: StartingPoint) -> dict[str, int]:
+    """`Subject.inputs` of one of two towers: as our checkpoint says, else what a public encoder has positions for."""
+    if "init_from_tower" in start.lineage:
+        return read_checkpoint(start.lineage["init_from"])["lit_pretrain"].get("inputs", {})
+    if isinstance(start.encoder, TextEncoder):
+        return {"maximum_length": start.encoder.max_positions}
+    return {"stored_size": start.encoder.image_size}
 
 
 def fresh_subject(subject: Subject, seed: int) -> Subject:

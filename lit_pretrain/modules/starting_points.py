@@ -106,7 +106,20 @@ def load_starting_point(reference: str, tower: TowerName | None = None) -> Start
     kind = TOWERS[tower] if tower is not None else ENCODERS[record["encoder_class"]]
     encoder, lineage = load_encoder(str(checkpoint), kind, tower)
     has_tokenizer = kind is TextEncoder and "tokenizer" in record
-    return StartingPoint(encoder, tokenizer_from_json(record["tokenizer"]) if has_tokenizer else None, lineage)
+    start = StartingPoint(encoder, tokenizer_from_json(record["tokenizer"]) if has_tokenizer else None, lineage)
+    return start if tower is None else with_meeting_place(start, checkpoint, tower)
+
+
+def with_meeting_place(start: StartingPoint, checkpoint: Path, tower: TowerName) -> StartingPoint:
+    """The same with the projection, temperature and bias of a contrastive pretraining of ours."""
+    state = read_checkpoint(checkpoint)["state_dict"]
+    bias = state.get("objective.logit_bias")
+    return replace(
+        start,
+        projection=state[f"{tower}_tower.projection.weight"],
+        log_scale=float(state["objective.log_scale"]),
+        logit_bias=None if bias is None else float(bias),
+    )
 
 
 def open_directory(directory: Path) -> StartingPoint:

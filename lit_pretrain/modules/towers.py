@@ -30,8 +30,8 @@ class TowerConfig:
 
     Args:
         init_from: A run, a checkpoint, a directory of public weights or a name of these, as `FineTuning.init_from`; of
-            an open_clip checkpoint this tower with its projection; null trains `text_encoder` or `vision_encoder` from
-            scratch.
+            an open_clip checkpoint, or a contrastive pretraining of ours, this tower with its projection; null trains
+            `text_encoder` or `vision_encoder` from scratch.
         locked: Whether the encoder stays as it is; its projection is always trained.
         unlock_after: Steps (1 and above) or share of all steps (below 1) after which a locked encoder is trained; null
             for never.

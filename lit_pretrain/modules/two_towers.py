@@ -55,13 +55,21 @@ class TwoTowers(BaseModule):
         Raises:
             UserError: If there is no tokenizer.
         """
+        self.check_tokenizer()
+        settings = TextSettings(("text",), self.text_encoder.max_positions)
+        return {name: one.to(self.device) for name, one in batch_of({"text": texts}, self.tokenizer, settings).items()}
+
+    def check_tokenizer(self) -> None:
+        """See that texts can be told in word pieces.
+
+        Raises:
+            UserError: If they cannot.
+        """
         if self.tokenizer is None:
             raise UserError(
                 "The text tower has no tokenizer: put a tokenizer.json beside its weights, or pip install "
                 "open_clip_torch, which brings CLIP's."
             )
-        settings = TextSettings(("text",), self.text_encoder.max_positions)
-        return {name: one.to(self.device) for name, one in batch_of({"text": texts}, self.tokenizer, settings).items()}
 
     def embed_texts(self, batch: Batch) -> Tensor:
         """(T, E) embeddings of length 1 of `input_ids` and `attention_mask` (T, L)."""

@@ -14,6 +14,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.modules import ContrastivePretraining, FineTuning
 from lit_pretrain.modules.starting_points import load_starting_point, with_settings, without_weights
 from lit_pretrain.modules.towers import TowerConfig
+from lit_pretrain.objectives import Contrastive
 from lit_pretrain.trainer import Trainer
 
 TRAINER = {"accelerator": "cpu", "precision": "32-true", "max_steps": 1, "enable_progress_bar": False}
@@ -69,8 +70,11 @@ def test_either_of_two_towers(tmp_path, sharing):
 
     # A tower knows its modality.
     towers = {"text": TowerConfig(init_from=path), "vision": TowerConfig(init_from=path)}
-    again = ContrastivePretraining(**towers, embedding_width=16)
-    assert same(again.text_encoder, pair.text_encoder) and same(again.vision_encoder, pair.vision_encoder)
+    again = ContrastivePretraining(**towers)
+    # With it comes where texts and pictures meet, and how sharply they are told apart.
+    assert same(again.text_tower, pair.text_tower) and same(again.vision_tower, pair.vision_tower)
+    assert torch.equal(again.objective.log_scale, pair.objective.log_scale) and again.embedding_width == 16
+    assert pair.objective.log_scale != Contrastive().log_scale
     assert again.lineage["vision_init_from_step"] == "1"
 
     with pytest.raises(UserError, match=r"pair.ckpt holds a pair of towers: say which one, .*pair.ckpt:text or"):
