@@ -27,7 +27,7 @@ STUDIES = sorted((CONFIGS / "studies").glob("*.yaml"))
 EXPERIMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - set(TRAINER) - set(SIZES) - set(STUDIES))
 # What stands for data that is not there offline, by the class of the data module.
 FEW_ROWS = {
-    "DocumentDataModule": ["--data.max_documents", "40"],
+    "DocumentDataModule": ["--data.max_documents", "40", "--data.path", "null", "--data.split", "train"],
     "ImageDataModule": ["--data.max_pictures", "80", "--data.path", "null", "--data.name", "null"],
     "PairDataModule": ["--data.max_pictures", "80", "--data.vocabulary_size", "100"],
     "LabelledDataModule": ["--data.label_budget", "60", "--data.path", "null", "--data.name", "null"],
