@@ -68,14 +68,19 @@ class OneStep(Callback):
         self.rows: list[Row] | None = None
 
     def setup(self, trainer: Any, pl_module: ContrastivePretraining, stage: str) -> None:
-        """Fit the batch and its chunks to the number of pairs."""
+        """Leave out the data of what is replayed, and fit the batch and its chunks to the number of pairs."""
         if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
             raise UserError(
                 "doctor --gradients compares whole gradients, and this strategy shards them: check with "
                 "--trainer.strategy ddp, which gathers embeddings and takes chunks alike."
             )
-        data, processes = parts_of(trainer.datamodule)[PAIRS], trainer.world_size
-        pairs = self.pairs or min(data.batch_size * processes, MOST_PAIRS)
+        # By now captions have the tokenizer that they share with texts.
+        parts, processes = parts_of(trainer.datamodule), trainer.world_size
+        for name in [*parts]:
+            if name != PAIRS:
+                del parts[name]
+        data = parts[PAIRS]
+        pairs = self.pairs or min(data.batch_size, max(2, MOST_PAIRS // processes)) * processes
         if pairs % processes or pairs < 2 * processes:
             raise UserError(
                 f"--pairs {pairs} cannot be shared out among {processes} processes: give a multiple of {processes}, at "
@@ -96,7 +101,7 @@ class OneStep(Callback):
     ) -> None:
         """Take the reference, in this precision and in float32, before anything moves."""
         pl_module.eval()
-        batches = everyone(batch)
+        batches = everyone(batch.get(PAIRS, batch))
         with trainer.precision_plugin.forward_context():
             self.expected = reference(pl_module, batches, batch_idx)
         with torch.autocast(pl_module.device.type, enabled=False):
@@ -131,7 +136,6 @@ class GradientCommandLine(cli.CommandLine):
                 "pretraining."
             )
         self.model.replays = torch.nn.ModuleDict()
-        self.datamodule = parts_of(self.datamodule)[PAIRS]
         self.check = OneStep(self.pairs)
         self.trainer.callbacks[:] = [self.check]
 

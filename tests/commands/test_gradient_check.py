@@ -48,6 +48,19 @@ def test_chunks_give_the_whole_batchs_gradients_in_any_precision(config, tmp_pat
     assert not list((tmp_path / "runs").glob("*.db"))
 
 
+def test_what_is_replayed_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIT_PRETRAIN_RUNS", str(tmp_path / "runs"))
+    file = tmp_path / "rows.json"
+    config = HERE.parent.parent / "configs" / "contrastive" / "replay.yaml"
+    small = ["--data.pairs.max_pictures", "80", "--data.text.max_documents", "40", "--data.vision.max_pictures", "80"]
+    small += ["--data.text.vocabulary_size", "400", "--trainer.precision", "32-true"]
+
+    assert main(["doctor", "--gradients", "--config", str(config), *small, "--pairs", "8", "--json", str(file)]) == 0
+
+    rows = rows_of(file)
+    assert rows["arrangement"]["found"].startswith("1 x 8 pairs") and rows["gradients"]["status"] == "ok"
+
+
 @pytest.mark.parametrize("loss", ["lit_pretrain.objectives.Contrastive", "local_contrastive.LocalContrastive"])
 def test_two_processes_are_compared_with_one(config, tmp_path, loss):
     file = tmp_path / "rows.json"
