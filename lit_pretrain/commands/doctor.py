@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lit_pretrain.errors import UserError
+
 # A title, what is said if all is well, and what if it is not.
 MACHINE = (
     "This machine",
@@ -37,6 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     from lit_pretrain.commands.checks import FAIL, WARN, all_checks
     from lit_pretrain.commands.output import check_writable, write_json
 
+    if arguments.pairs is not None and arguments.gradients is None:
+        raise UserError("--pairs is for --gradients: add --gradients --config FILE, or leave it out.")
     training = None if arguments.gradients is None else with_own_options(arguments)
     if arguments.json:
         check_writable(Path(arguments.json))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, distributed
@@ -183,15 +184,8 @@ def everyone(own: Any) -> list[Any]:
     if not together():
         return [own]
     found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, to(own, torch.device("cpu")))
+    distributed.all_gather_object(found, move_data_to_device(own, torch.device("cpu")))
     return found
-
-
-def to(value: Any, device: torch.device) -> Any:
-    """Tensors of a batch on a device."""
-    if isinstance(value, dict):
-        return {name: to(one, device) for name, one in value.items()}
-    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def reference(module: ContrastivePretraining, batches: list[Batch], batch_index: int) -> Found:
@@ -200,7 +194,7 @@ def reference(module: ContrastivePretraining, batches: list[Batch], batch_index:
     try:
         texts, pictures, keys = [], [], []
         for rank, batch in enumerate(batches):
-            pairs = to(batch, module.device)
+            pairs = move_data_to_device(batch, module.device)
             generator = module.generator_for("augmentation", module.seed, module.global_step, batch_index, rank)
             draws = module.augmentation.draw(pairs["images"], module.vision_encoder.image_size, generator)
             texts.append(module.embed_texts(pairs))
@@ -240,8 +234,9 @@ def compare(arrangement: str, found: Found, expected: Found, exact: Found | None
         exact: The reference in float32, for mixed precision.
         largest: Difference that is never explained by rounding.
     """
-    apart = worst_of(everyone(difference(found, expected)))
-    own = worst_of([difference(expected, exact)]) if exact is not None else None
+    ranks = everyone(difference(found, expected))
+    apart = {name: max(one[name] for one in ranks) for name in ranks[0]}
+    own = difference(expected, exact) if exact is not None else None
     rows = [Row("arrangement", OK, f"{arrangement}; compared with all pairs in one process without chunks")]
     for label, names in groups_of(apart).items():
         name = max(names, key=apart.__getitem__)
@@ -257,11 +252,6 @@ def compare(arrangement: str, found: Found, expected: Found, exact: Found | None
     if own is not None:
         rows.append(Row("precision", OK, f"float32 is {own['loss']:.1e} (loss) and {max(own.values()):.1e} away"))
     return rows
-
-
-def worst_of(several: list[dict[str, float]]) -> dict[str, float]:
-    """The largest of each."""
-    return {name: max(one[name] for one in several) for name in several[0]}
 
 
 def groups_of(apart: dict[str, float]) -> dict[str, list[str]]:

@@ -48,6 +48,11 @@ def test_chunks_give_the_whole_batchs_gradients_in_any_precision(config, tmp_pat
     assert not list((tmp_path / "runs").glob("*.db"))
 
 
+def test_pairs_are_of_that_check_alone(capsys):
+    assert main(["doctor", "--pairs", "8"]) == 2
+    assert "--pairs is for --gradients" in capsys.readouterr().err
+
+
 def test_what_is_replayed_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setenv("LIT_PRETRAIN_RUNS", str(tmp_path / "runs"))
     file = tmp_path / "rows.json"
