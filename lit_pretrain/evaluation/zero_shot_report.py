@@ -57,7 +57,7 @@ def zero_shot_rows(
         others[number] = 0
         most = int(others.argmax())
         row |= {"names": names, "taken_for": ground.classes[most] if int(others[most]) else None}
-        row |= {"samples": int(row["samples"])}
+        row |= {"samples": int(row["samples"]), "told": int((predicted == number).sum())}
     return [common | one | whole for one in figures] + [common | {"metric": "class"} | one for one in table]
 
 
@@ -101,8 +101,9 @@ def class_table(rows: Sequence[Row]) -> Table:
         table.add_column(heading, justify="right")
     table.add_column("most often taken for", overflow="fold")
     for row in shown:
-        there = row["samples"] > 0
-        figures = (percent(row["recall"]) if there else "–", percent(row["precision"]))
+        # A class that has no picture has no recall, and one that is never told no precision.
+        recall = percent(row["recall"]) if row["samples"] else "–"
+        figures = (recall, percent(row["precision"]) if row["told"] else "–")
         table.add_row(row["class"], f"{row['samples']:,}", *figures, row["taken_for"] or "–")
     return table
 
