@@ -3,6 +3,7 @@
 from lit_pretrain.objectives.causal_language_modeling import CausalLanguageModeling
 from lit_pretrain.objectives.colorization import Colorization
 from lit_pretrain.objectives.contrastive import Contrastive
+from lit_pretrain.objectives.contrastive_spans import ContrastiveSpans
 from lit_pretrain.objectives.masked_image_modeling import MaskedImageModeling
 from lit_pretrain.objectives.masked_language_modeling import MaskedLanguageModeling
 from lit_pretrain.objectives.next_sentence_prediction import NextSentencePrediction
@@ -16,6 +17,7 @@ __all__ = [
     "CausalLanguageModeling",
     "Colorization",
     "Contrastive",
+    "ContrastiveSpans",
     "MaskedImageModeling",
     "MaskedLanguageModeling",
     "NextSentencePrediction",

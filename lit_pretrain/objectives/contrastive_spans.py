@@ -1,0 +1,142 @@
+"""Contrastive spans: which two spans of text come from one document? DeCLUTR (Giorgi et al. 2021, arXiv:2006.03659).
+
+Every sequence of a batch is cut into halves, which are encoded apart; a half is asked which of all halves of the batch
+is its other one, both ways (InfoNCE, arXiv:1807.03748). What tells documents apart, their topic, their tone, has to be
+in the mean of a span's features, where masked language modelling mostly asks for what the next words say. It is a good
+companion of that (as there), and a good start for classifying whole documents. The inverse cloze task (Lee et al. 2019,
+arXiv:1906.00300) is its relative of one sentence and the rest.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from lit_pretrain.backbone.pooling import mean_pool
+from lit_pretrain.backbone.text_encoder import TextEncoder
+from lit_pretrain.errors import UserError
+from lit_pretrain.objectives.gathering import first_row, gather_rows
+from lit_pretrain.objectives.objective import Batch, EncoderPass, Objective, ObjectiveOutput, Vocabulary
+
+# Two spans of three tokens, with [CLS] and [SEP].
+SHORTEST_SEQUENCE = 8
+
+
+class ContrastiveSpans(Objective):
+    """Find the other half of a piece of text in a batch.
+
+    Args:
+        temperature: By which cosines are divided (DeCLUTR: 0.05).
+        weight: Factor of this loss in the sum.
+    """
+
+    name = "contrastive_spans"
+    uses_pooling = False
+
+    def __init__(self, temperature: float = 0.05, weight: float = 1.0) -> None:
+        super().__init__()
+        if not 0.0 < temperature <= 1.0:
+            raise UserError(f"ContrastiveSpans.temperature is {temperature}: give a number in (0, 1].")
+        self.temperature = temperature
+        self.weight = weight
+
+    def make_pass(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> EncoderPass:
+        """All first halves, then all second halves.
+
+        Raises:
+            UserError: If there is nothing to choose among.
+        """
+        if self.training and len(gather_rows(batch["input_ids"][:, :1])) < 2:
+            raise UserError(
+                "ContrastiveSpans chooses among the sequences of a batch, and this batch has one: raise "
+                "data.batch_size (32 and more serve it well)."
+            )
+        ids, mask = cut_in_halves(batch["input_ids"], batch["attention_mask"])
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if "token_type_ids" in batch:
+            inputs["token_type_ids"] = torch.zeros_like(ids)
+        return EncoderPass(inputs, {"mask": mask})
+
+    def compute(
+        self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: TextEncoder
+    ) -> ObjectiveOutput:
+        """Cross-entropy of the choice among the batch, the mean of both ways."""
+        from_first, from_second, own = self.logits(features, targets["mask"])
+        losses = [functional.cross_entropy(one, own, reduction="sum") for one in (from_first, from_second)]
+        total, count = sum(losses) / 2, torch.tensor(float(len(own)), device=own.device)
+        right = sum((one.argmax(dim=1) == own).sum() for one in (from_first, from_second)) / 2
+        statistics = {"loss": (total.detach(), count), "accuracy": (right, count)}
+        return ObjectiveOutput(total / count, statistics)
+
+    def logits(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores (B, all B) of second halves for each first one, of first for each second, and (B,) where the right
+        ones stand. In evaluation processes may have different numbers of batches, so each stays by itself.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            first, second = functional.normalize(mean_pool(features.float(), mask), dim=-1).chunk(2)
+            start, everyone = (first_row(len(first)), gather_rows) if self.training else (0, lambda rows: rows)
+            scores = [one @ everyone(other).T / self.temperature for one, other in ((first, second), (second, first))]
+        return *scores, torch.arange(start, start + len(first), device=first.device)
+
+    @torch.no_grad()
+    def examples(
+        self, encoder: TextEncoder, batch: Batch, vocabulary: Vocabulary, generator: torch.Generator, count: int = 8
+    ) -> list[dict[str, str]]:
+        """A first half, the half that is taken for its second, and the truth."""
+        one = self.make_pass(batch, encoder, generator)
+        mask = one.targets["mask"]
+        scores, _, _ = self.logits(encoder.forward_features(**one.inputs), mask)
+        first, second = one.inputs["input_ids"].chunk(2)
+        first_mask, second_mask = mask.to(torch.bool).chunk(2)
+        chosen, rows = scores.argmax(dim=1).tolist(), []
+        for row in range(min(count, len(first))):
+            found = chosen[row]
+            rows.append(
+                {
+                    "first": vocabulary.decode(first[row][first_mask[row]].tolist()),
+                    "taken for its second": vocabulary.decode(second[found][second_mask[found]].tolist()),
+                    "truth": "right" if found == row else vocabulary.decode(second[row][second_mask[row]].tolist()),
+                }
+            )
+        return rows
+
+    def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
+        """Operations of the scores, both ways."""
+        return 4.0 * samples * samples * encoder.width
+
+    def check(self, batch_keys: Sequence[str], sequence_length: int) -> None:
+        """The sequences must be of one text each, and long enough to be cut."""
+        if "next_sentence_label" in batch_keys:
+            raise UserError(
+                "ContrastiveSpans cuts contiguous text, and this data makes pairs: set data.layout to segments."
+            )
+        if sequence_length < SHORTEST_SEQUENCE:
+            raise UserError(
+                f"ContrastiveSpans cuts sequences into halves, and data.sequence_length is {sequence_length}: give at "
+                f"least {SHORTEST_SEQUENCE} (128 serve it well)."
+            )
+
+
+def cut_in_halves(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The halves of some sequences as sequences of their own, each between [CLS] and [SEP].
+
+    A text of one token is both of its halves.
+
+    Args:
+        ids: (B, N), [CLS], a text, [SEP] and padding.
+        mask: (B, N), 1 at what is no padding.
+
+    Returns:
+        (2 B, ceil((N - 2) / 2) + 2) tokens, the first halves before all second ones, and their mask.
+    """
+    length = mask.sum(dim=1, keepdim=True) - 2  # of the text
+    half = (length // 2).clamp(min=1)
+    starts = torch.cat([torch.ones_like(half), torch.minimum(half + 1, length)])
+    ends = torch.cat([half, length])  # inclusive
+    places = torch.arange((ids.shape[1] - 1) // 2 + 2, device=ids.device)
+    within = starts + places - 1
+    closing = ends - starts + 2  # the place of [SEP]
+    within = torch.where(places == closing, torch.cat([length, length]) + 1, within)
+    within = torch.where((places == 0) | (places > closing), torch.zeros_like(within), within)
+    return ids.repeat(2, 1).gather(1, within), (places <= closing).to(mask.dtype)
