@@ -102,15 +102,23 @@ class TransformerConfig:
             size: A name in `BERT_SIZES`, or in `VIT_SIZES` for a `VisionTransformerConfig`.
 
         Raises:
-            UserError: If there is no such size.
+            UserError: If there is no such size, or these settings ask for another depth, width or number of heads.
         """
         sizes = self.published_sizes
         if size not in sizes:
             raise UserError(
                 f"There is no {self.family} size '{size}'{nearest(size, sizes)}: choose one of {', '.join(sizes)}."
             )
-        depth, width, heads = sizes[size]
-        return replace(self, depth=depth, width=width, heads=heads)
+        published = dict(zip(("depth", "width", "heads"), sizes[size], strict=True))
+        for name, value in published.items():
+            given = getattr(self, name)
+            # The default is what nobody asked for.
+            if given not in (value, getattr(type(self), name)):
+                raise UserError(
+                    f"The size '{size}' has {name} {value}, and transformer.{name} is {given}: leave one of the two "
+                    "out (size: null keeps all of transformer's)."
+                )
+        return replace(self, **published)
 
     def forward_flops_per_token(self, sequence_length: int) -> float:
         """Floating-point operations of one forward pass for one token, a multiply-add counted as two.

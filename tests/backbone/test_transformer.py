@@ -177,6 +177,8 @@ def test_shapes_that_cannot_be_built_are_one_sentence() -> None:
     with pytest.raises(UserError, match="did you mean 'medium'"):
         TransformerConfig().sized("medum")
     assert TransformerConfig().sized("large").resolved_feed_forward_width == 4096
+    with pytest.raises(UserError, match=r"'mini' has depth 4, and transformer\.depth is 1: leave one of the two"):
+        TransformerConfig(depth=1).sized("mini")
     with pytest.raises(UserError, match="no ViT size 'mini'"):
         VisionTransformerConfig().sized("mini")
     tiny = VisionTransformerConfig(layer_scale=0.1).sized("tiny")
