@@ -70,8 +70,17 @@ class ContrastiveSpans(Objective):
         return ObjectiveOutput(total / count, statistics)
 
     def logits(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores (B, all B) of second halves for each first one, of first for each second, and (B,) where the right
-        ones stand. In evaluation processes may have different numbers of batches, so each stays by itself.
+        """Scores of every half against all other ones: cosines over the temperature.
+
+        In evaluation processes may have different numbers of batches, so each chooses among its own.
+
+        Args:
+            features: (2 B, N, D) of the first halves, then of the second ones.
+            mask: (2 B, N), 1 at what is no padding.
+
+        Returns:
+            (B, all B) of second halves for each first one, (B, all B) of first for each second, and (B,) where the
+            right ones stand.
         """
         with torch.autocast(features.device.type, enabled=False):
             first, second = functional.normalize(mean_pool(features.float(), mask), dim=-1).chunk(2)
