@@ -25,6 +25,7 @@ from lit_pretrain.modules.towers import (
     Sharing,
     Tower,
     TowerConfig,
+    TowerName,
     check_replays,
     check_sharing,
     objective_of,
@@ -51,6 +52,8 @@ class ContrastivePretraining(TwoTowers):
         vision: Where the tower of pictures starts from, and when it is trained.
         share_weights: `none`, or one Transformer for both: its whole `blocks`, or `blocks_except_norm`. If one tower is
             pretrained, its blocks are taken.
+        blocks_from: Whose blocks serve both, `text` or `vision`; needed where both towers are pretrained. What is not
+            shared (embeddings, norms) stays each tower's own.
         text_replay: Objectives on texts alone that the tower of texts is trained with too, from JointDataModule's
             `text`; null for none.
         vision_replay: Objectives on pictures alone, from its `vision`.
@@ -75,6 +78,7 @@ class ContrastivePretraining(TwoTowers):
         text: TowerConfig = TowerConfig(),  # noqa: B008 (frozen)
         vision: TowerConfig = TowerConfig(),  # noqa: B008 (frozen)
         share_weights: Sharing = "none",
+        blocks_from: TowerName | None = None,
         text_replay: TextReplay | None = None,
         vision_replay: VisionReplay | None = None,
         embedding_width: int | None = None,
@@ -94,11 +98,10 @@ class ContrastivePretraining(TwoTowers):
             "text": starting_tower("text", text_encoder, text, TextEncoder),
             "vision": starting_tower("vision", vision_encoder, vision, VisionEncoder),
         }
-        check_sharing(share_weights, text, vision)
+        keep = check_sharing(share_weights, text, vision, blocks_from)
         replays = {"text": text_replay, "vision": vision_replay}
         check_replays(replays, {"text": text, "vision": vision})
         super().__init__(None, optimizer, schedule, gradient_clip_norm, seed)
-        keep = "vision" if vision.init_from is not None else "text"
         share(starts["text"].encoder, starts["vision"].encoder, share_weights, keep)
         embedding_width = width_of_embeddings(embedding_width, starts)
         self.text_tower = Tower(starts["text"].encoder, embedding_width, starts["text"].projection)

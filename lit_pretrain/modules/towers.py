@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.optimization import in_steps
-from lit_pretrain.modules.starting_points import StartingPoint, load_starting_point
+from lit_pretrain.modules.starting_points import StartingPoint, load_starting_point, without_weights
 from lit_pretrain.objectives.contrastive import Contrastive
 
 Sharing = Literal["none", "blocks", "blocks_except_norm"]
+TowerName = Literal["text", "vision"]
 # Features of an embedding where nothing tells.
 DEFAULT_WIDTH = 256
 # What the blocks must have alike to be the same modules.
@@ -32,6 +33,8 @@ class TowerConfig:
         init_from: A run, a checkpoint, a directory of public weights or a name of these, as `FineTuning.init_from`; of
             an open_clip checkpoint, or a contrastive pretraining of ours, this tower with its projection; null trains
             `text_encoder` or `vision_encoder` from scratch.
+        pretrained: Whether `init_from`'s weights are taken; false takes its architecture and tokenizer only, with new
+            weights: what pretraining is compared with.
         locked: Whether the encoder stays as it is; its projection is always trained.
         unlock_after: Steps (1 and above) or share of all steps (below 1) after which a locked encoder is trained; null
             for never.
@@ -39,6 +42,7 @@ class TowerConfig:
     """
 
     init_from: str | None = None
+    pretrained: bool = True
     locked: bool = False
     unlock_after: float | None = None
     learning_rate_factor: float = 1.0
@@ -52,6 +56,16 @@ class TowerConfig:
             )
         if self.learning_rate_factor <= 0:
             raise UserError(f"learning_rate_factor is {self.learning_rate_factor}: give a number above 0.")
+        if not self.pretrained and self.init_from is None:
+            raise UserError(
+                "pretrained is false without an init_from whose architecture would be taken: leave it out, an encoder "
+                "of the config has new weights anyway."
+            )
+
+    @property
+    def brings_weights(self) -> bool:
+        """Whether the tower starts from trained weights."""
+        return self.init_from is not None and self.pretrained
 
     @property
     def always_locked(self) -> bool:
@@ -101,7 +115,7 @@ def starting_tower(name: str, encoder: Encoder | None, config: TowerConfig, kind
             f"model.{name}.init_from is {config.init_from}, which holds a {type(start.encoder).__name__}, and the "
             f"{name} tower is a {kind.__name__}: name another."
         )
-    return start
+    return start if config.pretrained else without_weights(start)
 
 
 def width_of_embeddings(given: int | None, starts: dict[str, StartingPoint]) -> int:
@@ -140,18 +154,34 @@ def objective_of(given: Contrastive | None, starts: dict[str, StartingPoint]) ->
     return objective
 
 
-def check_sharing(sharing: Sharing, text: TowerConfig, vision: TowerConfig) -> None:
+def check_sharing(
+    sharing: Sharing, text: TowerConfig, vision: TowerConfig, blocks_from: TowerName | None = None
+) -> TowerName:
     """Refuse what one Transformer for both towers cannot be.
+
+    Args:
+        sharing: What is shared.
+        text: Where the tower of texts starts from.
+        vision: Where the tower of pictures starts from.
+        blocks_from: Whose blocks serve both; null takes those of the one that is pretrained.
+
+    Returns:
+        Whose blocks serve both.
 
     Raises:
         UserError: In one sentence.
     """
     if sharing == "none":
-        return
-    if text.init_from is not None and vision.init_from is not None:
+        if blocks_from is not None:
+            raise UserError(
+                f"model.blocks_from is {blocks_from}, and each tower has blocks of its own: leave it out, or set "
+                "model.share_weights to blocks or blocks_except_norm."
+            )
+        return "text"
+    if blocks_from is None and text.brings_weights and vision.brings_weights:
         raise UserError(
             f"model.share_weights: {sharing} keeps the blocks of one tower, and both start from pretrained weights: "
-            "leave model.text.init_from or model.vision.init_from out."
+            "set model.blocks_from to text or vision, whose blocks are kept."
         )
     for name in ("locked", "unlock_after", "learning_rate_factor"):
         if getattr(text, name) != getattr(vision, name):
@@ -159,6 +189,7 @@ def check_sharing(sharing: Sharing, text: TowerConfig, vision: TowerConfig) -> N
                 f"model.share_weights: {sharing} makes the blocks both towers' own, and model.text.{name} is "
                 f"{getattr(text, name)} and model.vision.{name} {getattr(vision, name)}: give both the same."
             )
+    return blocks_from or ("vision" if vision.brings_weights else "text")
 
 
 def check_replays(replays: dict[str, Any], configs: dict[str, TowerConfig]) -> None:
@@ -211,7 +242,7 @@ class Tower(nn.Module):
         return functional.normalize(self.projection(self.encoder(**inputs)).float(), dim=-1)
 
 
-def share(text: nn.Module, vision: nn.Module, sharing: Sharing, keep: Literal["text", "vision"] = "text") -> None:
+def share(text: nn.Module, vision: nn.Module, sharing: Sharing, keep: TowerName = "text") -> None:
     """Let one Transformer serve both encoders: its blocks become the same modules.
 
     Embeddings, the norm after the last block and whatever pools are each encoder's own.

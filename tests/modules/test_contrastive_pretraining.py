@@ -11,6 +11,7 @@ from small_pairs import make_encoders, make_pairs, make_rows, pair_config, write
 from small_training import write_config
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.backbone import VisionEncoder
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import ContrastivePretraining
 from lit_pretrain.modules.chunking import encode_in_chunks
@@ -104,6 +105,19 @@ def test_the_pretrained_towers_blocks_are_taken(tmp_path):
         make_module("none", {"vision_encoder": start}, text=TowerConfig(init_from=str(tmp_path / "vit")))
     with pytest.raises(UserError, match="either model.vision_encoder.*or model.vision.init_from"):
         make_module("none", encoders)
+
+
+def test_a_tower_of_a_pretrained_ones_shape_has_new_weights(tmp_path):
+    make_encoders()["vision_encoder"].save_pretrained(tmp_path / "vit")
+    start = VisionEncoder.from_pretrained(tmp_path / "vit")
+    encoders = {"text_encoder": make_encoders()["text_encoder"]}
+    fresh = make_module("none", encoders, vision=TowerConfig(init_from=str(tmp_path / "vit"), pretrained=False))
+    assert fresh.vision_encoder.settings() == start.settings()
+    block, other = (encoder.transformer.blocks[0] for encoder in (fresh.vision_encoder, start))
+    assert not torch.equal(block.attention.projection.weight, other.attention.projection.weight)
+    assert fresh.describe()["vision_init_from"] == "scratch"
+    with pytest.raises(UserError, match="pretrained is false without an init_from"):
+        TowerConfig(pretrained=False)
 
 
 # -- locks

@@ -6,7 +6,7 @@ import pytest
 import torch
 from labelled_texts import TOKENIZER, make_texts, write_texts
 from labelled_texts import make_encoder as make_text_encoder
-from small_pairs import make_encoders, make_pairs, write_pairs
+from small_pairs import make_encoders, make_pairs, make_rows, write_pairs
 from small_pictures import make_encoder, make_pictures, write_pictures
 
 from lit_pretrain.backbone import VisionEncoder
@@ -81,6 +81,28 @@ def test_either_of_two_towers(tmp_path, sharing):
         FineTuning(init_from=path)
     with pytest.raises(UserError, match="text.init_from is .*:vision, which holds a VisionEncoder"):
         ContrastivePretraining(text=TowerConfig(init_from=f"{path}:vision"), vision=TowerConfig(init_from=path))
+
+
+def test_two_pretrained_towers_share_the_blocks_that_are_named(tmp_path):
+    pair = ContrastivePretraining(**make_encoders(), embedding_width=16, seed=0)
+    trainer = Trainer(**TRAINER, logger=False, enable_checkpointing=False, limit_val_batches=0)
+    trainer.fit(pair, make_pairs(write_pairs(tmp_path / "pairs.parquet", make_rows(40)), tmp_path / "caches"))
+    trainer.save_checkpoint(tmp_path / "pair.ckpt")
+    path = str(tmp_path / "pair.ckpt")
+    towers = {name: TowerConfig(init_from=f"{path}:{name}") for name in ("text", "vision")}
+    sharing = {"share_weights": "blocks_except_norm"}
+    with pytest.raises(UserError, match="both start from pretrained weights: set model.blocks_from to text or vision"):
+        ContrastivePretraining(**towers, **sharing)
+    with pytest.raises(UserError, match="blocks_from is text, and each tower has blocks of its own"):
+        ContrastivePretraining(**towers, blocks_from="text")
+    for kept in ("text", "vision"):
+        module = ContrastivePretraining(**towers, **sharing, blocks_from=kept)
+        ours = {name: tower.encoder.transformer.blocks[1] for name, tower in module.towers.items()}
+        theirs = {name: tower.encoder.transformer.blocks[1] for name, tower in pair.towers.items()}
+        assert ours["text"].attention is ours["vision"].attention
+        assert same(ours["text"].attention, theirs[kept].attention)
+        assert not same(theirs["text"].attention, theirs["vision"].attention)
+        assert all(same(ours[name].attention_norm, theirs[name].attention_norm) for name in ours)
 
 
 def test_one_encoder_has_no_towers(fine_tuned):
