@@ -87,6 +87,18 @@ def pretrained(runs):
 
 
 @pytest.fixture(scope="module")
+def two_towers(runs):
+    """Checkpoints of two steps of the towers that are pretrained alone, by name."""
+    towers = {}
+    for tower, few in (("text", "DocumentDataModule"), ("vision", "ImageDataModule")):
+        arguments = ["--config", str(CONFIGS / "contrastive" / "pretrained" / f"{tower}.yaml"), *FEW_ROWS[few]]
+        arguments += ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--data.batch_size", "4"]
+        assert main(["fit", *arguments]) == 0
+        (towers[tower],) = (runs / "towers").glob(f"{tower}-tower-*/checkpoints/last.ckpt")
+    return towers
+
+
+@pytest.fixture(scope="module")
 def bert(tmp_path_factory):
     """A directory as that of MiniLM: BERT weights in transformers' format with their tokenizer."""
     directory = tmp_path_factory.mktemp("bert")
@@ -153,6 +165,9 @@ def test_a_config_for_cpus_trains(path, runs, request):
         arguments += FINE_TUNED.get(path.stem, ["--data.test_split", "null"])
         texts = yaml.safe_load(path.read_text())["data"]["init_args"].get("text_column")
         arguments += ["--model.init_from", str(request.getfixturevalue("bert" if texts else "pretrained"))]
+    if path.stem == "both":
+        for tower, checkpoint in request.getfixturevalue("two_towers").items():
+            arguments += [f"--model.{tower}.init_from", str(checkpoint)]
     before = set((runs / "debug").glob("*/run.json"))
 
     assert main(["fit", *arguments]) == 0
