@@ -60,7 +60,8 @@ class PairDataModule(EpochDataModule):
         test_data_files: Files or patterns of the test data.
         test_split: Split of the test data; by itself, another split of `path`.
         image_column: Column of pictures, of their bytes or of their file names; null takes the only one of pictures.
-        caption_columns: Columns of captions, texts or lists of texts; null is the names and keywords of the emoji.
+        caption_columns: Columns of captions: texts, class labels (their names), or lists of these; null is the names
+            and keywords of the emoji.
         empty_captions: What becomes of captions without any text and of pictures without any caption: `error`, or
             `skip` to count them and leave them out.
         tokenizer: Directory or file of a WordPiece tokenizer or of CLIP's; null is that of the text tower, or one that

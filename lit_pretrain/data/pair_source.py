@@ -45,7 +45,8 @@ def open_captions(source: ImageSource, columns: list[str] | None, cache_director
 
     Args:
         source: The rows; those beyond its `max_pictures` are left out.
-        columns: Of texts or of lists of texts; null for the bundled sample's.
+        columns: Of texts, of class labels (whose names are the captions), or of lists of these; null for the bundled
+            sample's.
         cache_directory: Where tables are converted to.
 
     Raises:
@@ -69,14 +70,18 @@ def open_captions(source: ImageSource, columns: list[str] | None, cache_director
         check_column(data, column, shown(source), "data.caption_columns")
         table = data.select_columns([column]).with_format("arrow")[:]
         values = table.column(column).combine_chunks()
+        classes = data.features[column]
         rows = numpy.arange(len(values))
         if is_list(values.type):
             rows = pyarrow.compute.list_parent_indices(values).to_numpy(zero_copy_only=False).astype(numpy.int64)
             values = pyarrow.compute.list_flatten(values)
+            classes = getattr(classes, "feature", classes)
+        if isinstance(classes, datasets.ClassLabel):
+            values = names_of(values, classes)
         if not (pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type)):
             raise UserError(
-                f"The column '{column}' of {shown(source)} holds {values.type}, neither texts nor lists of texts: set "
-                "data.caption_columns."
+                f"The column '{column}' of {shown(source)} holds {values.type}, neither texts nor class labels, nor "
+                "lists of these: set data.caption_columns."
             )
         owners.append(rows)
         texts.append(values.cast(pyarrow.large_string()))
@@ -87,6 +92,13 @@ def open_captions(source: ImageSource, columns: list[str] | None, cache_director
     table = datasets.table.InMemoryTable(pyarrow.table({CAPTION: captions}))
     fingerprint = digest(opened.fingerprint, source.split, str(source.max_pictures), *columns)
     return Captions(datasets.Dataset(table), rows[order], fingerprint)
+
+
+def names_of(values: pyarrow.Array, classes: datasets.ClassLabel) -> pyarrow.Array:
+    """The classes of some rows as words, as zero-shot classification names them; null where a row has none."""
+    names = pyarrow.array([name.replace("_", " ") for name in classes.names])
+    known = pyarrow.compute.greater_equal(values, 0)
+    return names.take(pyarrow.compute.if_else(known, values, None))
 
 
 def is_list(kind: pyarrow.DataType) -> bool:

@@ -111,6 +111,35 @@ def test_rows_of_one_picture_are_one_picture(tmp_path):
     assert data.raw_samples("validation", [3])[0]["captions"] == [rows["text"][3 + 12 * turn] for turn in range(5)]
 
 
+def test_the_names_of_classes_are_captions(tmp_path):
+    kinds = ["oak_tree", "car"]
+    rows = {
+        "image": [{"bytes": png(pixels_of(index)), "path": None} for index in range(12)],
+        "kind": [index % 2 if index else -1 for index in range(12)],
+        "more": [[1, 0][: index % 3] for index in range(12)],
+    }
+    one = datasets.ClassLabel(names=kinds)
+    features = datasets.Features({"image": datasets.Image(), "kind": one, "more": datasets.List(one)})
+    path = tmp_path / "rows.parquet"
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(path))
+    data = make_pairs(
+        path, tmp_path, caption_columns=["kind", "more"], batch_size=2, empty_captions="skip", vocabulary_size=20
+    )
+    data.setup("fit")
+    assert data.describe()["empty_captions"] == 1 and data.describe()["pictures_without_caption"] == 1
+    parts = {
+        row: part
+        for part in ("train", "validation")
+        for one in data.evaluation_loader(part)
+        for row in one["sample_id"].tolist()
+    }
+    assert sorted(parts) == list(range(1, 12))
+    for row, part in parts.items():
+        names = ["oak tree", "car"]
+        expected = [names[row % 2], *["car", "oak tree"][: row % 3]]
+        assert data.raw_samples(part, [row])[0]["captions"] == expected
+
+
 @pytest.mark.parametrize("as_builder", [False, True])
 def test_tar_shards_of_webdatasets_form(as_builder, tmp_path):
     shards = tmp_path / "shards"
@@ -166,7 +195,10 @@ def test_empty_and_long_captions(tmp_path, capsys):
     [
         ({"caption_columns": None}, "has title, others|not said which columns"),
         ({"caption_columns": ["titel"]}, "no column 'titel' .did you mean 'title'"),
-        ({"caption_columns": ["image"]}, "neither texts nor lists of texts: set data.caption_columns"),
+        (
+            {"caption_columns": ["image"]},
+            "neither texts nor class labels, nor lists of these: set data.caption_columns",
+        ),
         ({"caption_columns": []}, "data.caption_columns is empty"),
         ({"vocabulary_size": 5000}, "vocabulary of .* not the 5000"),
         ({"tokenizer": "nowhere"}, "no tokenizer at nowhere"),
