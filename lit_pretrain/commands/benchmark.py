@@ -61,7 +61,9 @@ def add_memory_arguments(parts: argparse._SubParsersAction) -> None:
     memory.add_argument("--image-size", type=positive, default=64, help="pixels of a side of a picture")
     memory.add_argument("--patch-size", type=positive, default=8, help="pixels of a side of a patch")
     memory.add_argument("--text-length", type=positive, default=32, help="tokens of a caption")
-    memory.add_argument("--duplicates", choices=["ignore", "mask", "soft"], default="mask", help="as the objective's")
+    memory.add_argument(
+        "--duplicates", choices=["ignore", "mask", "multi_positive"], default="mask", help="as the objective's"
+    )
     memory.add_argument("--json", metavar="FILE", help="write the rows as JSON too")
 
 

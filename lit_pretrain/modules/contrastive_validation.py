@@ -146,6 +146,6 @@ def suggestions(
     if objective.duplicates == "ignore" and share > MANY_DUPLICATES:
         found["duplicate_captions"] = (
             f"{share:.0%} of the captions of a batch are there twice and taken as wrong for each other's picture: set "
-            "objective.duplicates to mask or soft."
+            "objective.duplicates to mask or multi_positive."
         )
     return found

@@ -64,7 +64,8 @@ class Contrastive(nn.Module):
         bias: siglip's, added to the logits at first; null takes -ln(B - 1) of the batch, for which all pairs together
             are as often right as they are (the paper's -10 is that of its batches of 22,000).
         duplicates: What becomes of pairs that are right by chance, since their captions or their pictures are equal:
-            `ignore` takes them as wrong, as the papers do, `mask` leaves them out, `soft` takes them as right too.
+            `ignore` takes them as wrong, as the papers do, `mask` leaves them out, `multi_positive` takes them as right
+            too.
     """
 
     name = "contrastive"
@@ -74,7 +75,7 @@ class Contrastive(nn.Module):
         loss: Literal["clip", "siglip"] = "clip",
         temperature: float | None = None,
         bias: float | None = None,
-        duplicates: Literal["ignore", "mask", "soft"] = "ignore",
+        duplicates: Literal["ignore", "mask", "multi_positive"] = "ignore",
     ) -> None:
         super().__init__()
         if temperature is not None and not 1.0 / LARGEST_SCALE <= temperature <= 1.0:
@@ -195,7 +196,7 @@ class Contrastive(nn.Module):
 
     def _choice(self, logits: Tensor, own: Tensor, by_chance: Tensor) -> Tensor:
         """Cross-entropy, summed over rows (R, B) whose right answers stand at `own`, and by chance elsewhere too."""
-        if self.duplicates == "soft":
+        if self.duplicates == "multi_positive":
             right = by_chance.float()
             right[torch.arange(len(own), device=own.device), own] = 1.0
             return functional.cross_entropy(logits, right / right.sum(dim=1, keepdim=True), reduction="sum")
@@ -207,7 +208,7 @@ class Contrastive(nn.Module):
         """Sigmoid loss, summed over all pairs of the rows (R, B)."""
         signs = torch.full_like(logits, -1.0)
         signs[torch.arange(len(own), device=own.device), own] = 1.0
-        if self.duplicates == "soft":
+        if self.duplicates == "multi_positive":
             signs = torch.where(by_chance, 1.0, signs)
         losses = -functional.logsigmoid(signs * logits)
         if self.duplicates == "mask":

@@ -219,7 +219,7 @@ def test_accumulation_and_batches_of_one_are_refused(pairs, tmp_path):
 
 
 def test_resumed_in_mid_epoch_is_the_same_to_the_bit(pairs, tmp_path):
-    settings = {"encoders": None, "chunk_size": 3, "objective": Contrastive(loss="siglip", duplicates="soft")}
+    settings = {"encoders": None, "chunk_size": 3, "objective": Contrastive(loss="siglip", duplicates="multi_positive")}
 
     def make():
         return make_module("blocks_except_norm", **settings | {"objective": copy.deepcopy(settings["objective"])})
@@ -233,7 +233,7 @@ def test_resumed_in_mid_epoch_is_the_same_to_the_bit(pairs, tmp_path):
 
     # And without any data or config.
     loaded = ContrastivePretraining.from_checkpoint(checkpoint)
-    assert loaded.share_weights == "blocks_except_norm" and loaded.objective.duplicates == "soft"
+    assert loaded.share_weights == "blocks_except_norm" and loaded.objective.duplicates == "multi_positive"
     assert loaded.text_encoder.transformer.blocks[0].attention is loaded.vision_encoder.transformer.blocks[0].attention
     assert loaded.tokenizer.hash == straight.tokenizer.hash
     with pytest.raises(UserError, match=r"does not fit .*share_weights \(blocks_except_norm there, none here\)"):
@@ -293,7 +293,9 @@ def test_suggestions_say_what_to_change():
         "text_effective_rank",
         "duplicate_captions",
     }
-    assert "data.caption_columns" in found["loss_over_chance"] and "mask or soft" in found["duplicate_captions"]
+    assert (
+        "data.caption_columns" in found["loss_over_chance"] and "mask or multi_positive" in found["duplicate_captions"]
+    )
     good = {"loss": 1.0, "loss_over_chance": 0.3, "temperature": 0.05, "modality_gap": 0.8}
     good |= {"text_effective_rank": 30.0, "picture_effective_rank": 30.0}
     assert suggestions(good, {"duplicate_captions": 0.4}, Contrastive(duplicates="mask"), 100, 64) == {}

@@ -13,7 +13,7 @@ from lit_pretrain.trainer import Trainer
 # Losses, what becomes of duplicates (captions of one word, so that there are many), and what the towers share.
 CASES = {
     "clip": ({"loss": "clip", "duplicates": "ignore"}, "none"),
-    "clip, soft, shared": ({"loss": "clip", "duplicates": "soft"}, "blocks"),
+    "clip, multi_positive, shared": ({"loss": "clip", "duplicates": "multi_positive"}, "blocks"),
     "siglip, masked, shared": ({"loss": "siglip", "duplicates": "mask"}, "blocks_except_norm"),
 }
 ARRANGEMENTS = [(1, 5), (2, None), (2, 3)]

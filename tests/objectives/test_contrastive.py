@@ -35,12 +35,12 @@ def choice(rows, right, left_out=()):
     return sum(losses) / len(losses)
 
 
-@pytest.mark.parametrize("duplicates", ["ignore", "mask", "soft"])
+@pytest.mark.parametrize("duplicates", ["ignore", "mask", "multi_positive"])
 def test_clip_by_hand(duplicates):
     rows = logits(1 / 0.07)
     columns = [list(column) for column in zip(*rows, strict=True)]
     alike = {(0, 2), (2, 0)}
-    right = {0: [0, 2], 1: [1], 2: [2, 0]} if duplicates == "soft" else {index: [index] for index in range(3)}
+    right = {0: [0, 2], 1: [1], 2: [2, 0]} if duplicates == "multi_positive" else {index: [index] for index in range(3)}
     left_out = alike if duplicates == "mask" else ()
     expected = (choice(rows, right, left_out) + choice(columns, right, left_out)) / 2
     loss, figures = compute(text_keys=TWICE, duplicates=duplicates)
@@ -50,21 +50,21 @@ def test_clip_by_hand(duplicates):
     assert figures["false_negatives"] == pytest.approx(2 / 3) and figures["temperature"] == pytest.approx(0.07)
 
 
-@pytest.mark.parametrize("duplicates", ["ignore", "mask", "soft"])
+@pytest.mark.parametrize("duplicates", ["ignore", "mask", "multi_positive"])
 def test_siglip_by_hand(duplicates):
     rows, alike, total = logits(10.0), {(0, 2), (2, 0)}, 0.0
     for index, row in enumerate(rows):
         for other, logit in enumerate(row):
             if duplicates == "mask" and (index, other) in alike:
                 continue
-            right = index == other or (duplicates == "soft" and (index, other) in alike)
+            right = index == other or (duplicates == "multi_positive" and (index, other) in alike)
             total += math.log(1 + math.exp((-1 if right else 1) * (logit - 2.0)))
     # Equal pictures make the same false negatives as equal captions do.
     for keys in ({"text_keys": TWICE}, {"picture_keys": TWICE}):
         assert compute(**keys, loss="siglip", bias=-2.0, duplicates=duplicates)[0] == pytest.approx(total / 3, rel=1e-5)
 
 
-@pytest.mark.parametrize("duplicates", ["ignore", "mask", "soft"])
+@pytest.mark.parametrize("duplicates", ["ignore", "mask", "multi_positive"])
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
 def test_some_rows_at_a_time_are_as_all_at_once(loss, duplicates, monkeypatch):
     generator = torch.Generator().manual_seed(0)
