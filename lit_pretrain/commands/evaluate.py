@@ -50,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="labels to learn from: numbers, shares below 1, or all; drawn so that classes keep their shares (all)",
     )
+    add(
+        "--regularization",
+        default="1.0",
+        metavar="C",
+        help="of linear probes of classes: scikit-learn's C, or chosen, by cross-validation (1.0)",
+    )
     add("--stage", choices=["test", "validation"], help="what is measured on (default: test if there is any)")
     add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="of draws of labels and of fresh weights (0)")
     add("--random", action="store_true", help="also measure fresh weights of the same shape")
@@ -201,14 +207,16 @@ def setting_of(arguments: argparse.Namespace, protocols: list[str], ground: Grou
     """How it is measured."""
     import torch
 
+    from lit_pretrain.evaluation.linear_probe import parse_regularization
     from lit_pretrain.evaluation.measuring import Setting, budget_of
     from lit_pretrain.precision import hardware_bf16
 
+    regularization = parse_regularization(arguments.regularization)
     classes = len(ground.classes) or None
     budgets = dict.fromkeys(budget_of(text, len(ground.train), classes) for text in arguments.train_samples)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     seeds = list(dict.fromkeys(arguments.seeds))
-    return Setting(protocols, arguments.pooling, list(budgets), seeds, classes, device, hardware_bf16())
+    return Setting(protocols, arguments.pooling, list(budgets), seeds, classes, device, hardware_bf16(), regularization)
 
 
 def contenders(subjects: list[Subject], layers: list[list[int]], fresh: bool) -> list[tuple[Subject, Any, list[int]]]:

@@ -13,7 +13,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.evaluation.features import FeaturePooling, features_of_batches
 from lit_pretrain.evaluation.knn import knn_mean, knn_predict
 from lit_pretrain.evaluation.labelled_data import Part, draw
-from lit_pretrain.evaluation.linear_probe import fit_linear_probe
+from lit_pretrain.evaluation.linear_probe import Regularization, fit_linear_probe
 from lit_pretrain.evaluation.ridge import correlations, ridge_predict
 from lit_pretrain.evaluation.subjects import Subject
 
@@ -35,6 +35,7 @@ class Setting:
         classes: Number of classes; null if the labels are numbers.
         device: Where the encoder runs.
         bf16: Whether it multiplies in bf16.
+        regularization: Of linear probes.
     """
 
     protocols: Sequence[Protocol]
@@ -44,6 +45,7 @@ class Setting:
     classes: int | None
     device: torch.device
     bf16: bool
+    regularization: Regularization = 1.0
 
 
 @dataclass
@@ -137,7 +139,8 @@ def measure(
                 labels = train.labels[torch.from_numpy(chosen)].to(setting.device)
                 truth = test.labels.to(setting.device)
                 for protocol in setting.protocols:
-                    scores = score(protocol, train_features[places], labels, test_features, truth, setting.classes)
+                    known = train_features[places]
+                    scores = score(protocol, known, labels, test_features, truth, setting)
                     for metric, value in scores.items():
                         key = (layer, protocol, metric, len(chosen))
                         one = found.setdefault(key, Measurement(protocol, metric, layer, len(chosen)))
@@ -147,7 +150,7 @@ def measure(
 
 
 def score(
-    protocol: Protocol, train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, classes: int | None
+    protocol: Protocol, train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, setting: Setting
 ) -> dict[str, float]:
     """What one protocol gives on features of one layer.
 
@@ -157,17 +160,17 @@ def score(
         labels: (N,) classes or values.
         test: (M, D) features.
         truth: (M,) classes or values.
-        classes: Number of classes; null if the labels are numbers.
+        setting: How it is measured.
     """
-    if classes is None:
+    if setting.classes is None:
         predicted = (
             knn_mean(train, labels, test, NEIGHBORS) if protocol == "knn" else ridge_predict(train, labels, test)
         )
         return correlations(predicted, truth)
     if protocol == "knn":
-        predicted = knn_predict(train, labels, test, classes, NEIGHBORS, TEMPERATURE)
+        predicted = knn_predict(train, labels, test, setting.classes, NEIGHBORS, TEMPERATURE)
     else:
-        predicted = fit_linear_probe(train, labels).predict(test)
+        predicted = fit_linear_probe(train, labels, setting.regularization).predict(test)
     return {"accuracy": int((predicted == truth).sum()) / len(truth)}
 
 

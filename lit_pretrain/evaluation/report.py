@@ -24,9 +24,11 @@ def protocol_lines(setting: Setting) -> list[str]:
             "linear": "linear: ridge regression on standardised features, alpha = 1",
         }
     else:
+        chosen = setting.regularization == "chosen"
+        strength = "C by cross-validation" if chosen else f"C = {setting.regularization:g}"
         lines = {
             "knn": f"knn: the {NEIGHBORS} nearest by cosine vote with exp(cosine / {TEMPERATURE})",
-            "linear": "linear: logistic regression on standardised features, C = 1",
+            "linear": f"linear: logistic regression on standardised features, {strength}",
         }
     return [lines[protocol] for protocol in setting.protocols]
 

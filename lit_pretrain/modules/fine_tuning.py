@@ -16,6 +16,7 @@ from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.data.label_facts import LabelFacts
 from lit_pretrain.errors import UserError
+from lit_pretrain.evaluation.linear_probe import Regularization, check_regularization
 from lit_pretrain.modules.answering import answer
 from lit_pretrain.modules.base import BaseModule
 from lit_pretrain.modules.checkpoints import read_checkpoint
@@ -61,6 +62,7 @@ class FineTuning(BaseModule):
         head_factor: Factor of the learning rate of the new head.
         linear_probe_first: Whether the head starts as a linear probe fitted to frozen features of the training data
             (10,000 samples at most), for one label each.
+        probe_regularization: Of that probe, scikit-learn's C; `chosen` by cross-validation serves few labels best.
         label_smoothing: Share of a label that is spread over all classes.
         class_weights: Factors of the classes' losses, or `balanced` for the inverse of their frequencies.
         gradient_clip_norm: Largest norm of all gradients together; null for no clipping.
@@ -85,6 +87,7 @@ class FineTuning(BaseModule):
         layer_decay: float = 1.0,
         head_factor: float = 1.0,
         linear_probe_first: bool = False,
+        probe_regularization: Regularization = 1.0,
         label_smoothing: float = 0.0,
         class_weights: list[float] | Literal["balanced"] | None = None,
         gradient_clip_norm: float | None = 1.0,
@@ -102,6 +105,7 @@ class FineTuning(BaseModule):
         for name, value in (("label_smoothing", label_smoothing), ("head_dropout", head_dropout)):
             if not 0.0 <= value < 1.0:
                 raise UserError(f"model.{name} is {value}: give a share from 0 to below 1.")
+        check_regularization(probe_regularization, f"model.probe_regularization is {probe_regularization}")
         start = StartingPoint(encoder, None, {"init_from": "scratch"})
         if init_from is not None:
             start = load_starting_point(init_from)
@@ -124,6 +128,7 @@ class FineTuning(BaseModule):
         self.layer_decay = layer_decay
         self.head_factor = head_factor
         self.linear_probe_first = linear_probe_first
+        self.probe_regularization = probe_regularization
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
         self.compile_blocks = compile_blocks

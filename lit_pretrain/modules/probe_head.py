@@ -42,7 +42,7 @@ def fit_probe_head(module: Any) -> None:
         torch.distributed.all_gather_object(theirs, [(one.cpu(), labels.cpu()) for one, labels in parts])
         parts = [(one.to(module.device), labels.to(module.device)) for part in theirs for one, labels in part]
     features, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-    probe = fit_linear_probe(features, labels)
+    probe = fit_linear_probe(features, labels, module.probe_regularization)
     # The probe's standardisation becomes part of the head: w (x - m) / s + b = (w / s) x + (b - w m / s).
     weight = probe.weight / probe.scale
     head = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.evaluation.linear_probe import fit_linear_probe
+from lit_pretrain.evaluation.linear_probe import choose_regularization, fit_linear_probe
 
 
 def separable(count=400, seed=0):
@@ -62,3 +62,26 @@ def test_it_is_fitted_within_a_validation_too():
     with torch.inference_mode():
         inside = fit_linear_probe(features * 1.0, labels + 0)
     assert torch.equal(inside.weight, fit_linear_probe(features, labels).weight)
+
+
+def noisy(count, seed=0):
+    """Two hundred features, each of which tells very little of the class."""
+    generator = torch.Generator().manual_seed(seed)
+    features, labels = torch.randn(count, 200, generator=generator), torch.arange(count) % 2
+    features += 0.15 * labels[:, None]
+    return features, labels
+
+
+def test_the_chosen_strength_is_stronger_where_features_are_many_and_noisy():
+    features, labels = noisy(100)
+    test, truth = noisy(4000, seed=1)
+    chosen = fit_linear_probe(features, labels, "chosen")
+    assert choose_regularization(features, labels) <= 0.01
+    assert chosen.accuracy(test, truth) > fit_linear_probe(features, labels).accuracy(test, truth) + 0.01
+    # And none where every sample counts: the classes are as a line parts them.
+    assert choose_regularization(*separable()) >= 0.1
+
+
+def test_where_nothing_can_be_chosen_the_strength_is_one():
+    assert choose_regularization(torch.randn(4, 3), torch.arange(4)) == 1.0
+    fit_linear_probe(torch.randn(3, 2), torch.tensor([0, 0, 1]), "chosen")
