@@ -135,6 +135,58 @@ class ProgressBar(RichProgressBar):
                 self._line_at, self._line_step = now, trainer.global_step
                 self._say(self._line(trainer, pl_module, now))
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the bar, or the lines."""
+        super().on_test_start(trainer, pl_module)
+        self._start_reading()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the bar, or the lines."""
+        super().on_predict_start(trainer, pl_module)
+        self._start_reading()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Move the bar on, or write a line if it is time."""
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self._say_batch("test", batch_idx + 1, trainer.num_test_batches[dataloader_idx])
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Move the bar on, or write a line if it is time."""
+        super().on_predict_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self._say_batch("predict", batch_idx + 1, trainer.num_predict_batches[dataloader_idx])
+
+    def _start_reading(self) -> None:
+        """Count from here what is read without training."""
+        self._started_at = self._line_at = time.monotonic()
+        self._line_step = 0
+
+    def _say_batch(self, stage: str, batch: int, total: int | float) -> None:
+        """Write how many batches are read, if there is no terminal and it is time."""
+        if self.is_disabled or self.progress is not None:
+            return
+        now, every = time.monotonic(), max(1, total // self.lines) if math.isfinite(total) else 1
+        if now - self._line_at >= self.line_seconds and batch - self._line_step >= every:
+            self._line_at, self._line_step = now, batch
+            of = f"/{total:,}" if math.isfinite(total) else ""
+            minutes, seconds = divmod(int(now - self._started_at), 60)
+            self._say(f"{stage} batch {batch:,}{of}  {minutes}:{seconds:02d}")
+
     def _line(self, trainer: Trainer, pl_module: LightningModule, now: float) -> str:
         total = total_steps(trainer)
         of = f"/{total:,}" if math.isfinite(total) else ""

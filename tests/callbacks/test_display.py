@@ -61,6 +61,18 @@ def test_few_lines_without_a_terminal(runs, capsys):
     assert bar.progress is None
 
 
+def test_few_lines_of_what_is_read_without_training(runs, capsys):
+    bar = ProgressBar(lines=4, line_seconds=0)
+    trainer = make_trainer(runs, [bar], enable_progress_bar=True)
+    module, data = ToyModule(), ToyData(validation_batches=12)
+    trainer.predict(module, data.val_dataloader())
+    lines = [line for line in capsys.readouterr().out.splitlines() if " batch " in line]
+    assert [line.rsplit("  ", 1)[0] for line in lines] == [f"predict batch {batch}/12" for batch in (3, 6, 9, 12)]
+    module.test_step = module.validation_step
+    trainer.test(module, data.val_dataloader(), verbose=False)
+    assert "test batch 12/12  0:0" in capsys.readouterr().out
+
+
 def test_a_quick_training_without_a_terminal_is_not_littered(runs, capsys):
     trainer = make_trainer(runs, [ProgressBar()], enable_progress_bar=True)
     trainer.fit(ToyModule(), ToyData())
