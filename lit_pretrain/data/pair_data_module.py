@@ -19,6 +19,7 @@ from lit_pretrain.data.pair_parts import (
     Empty,
     PairContents,
     check_captions,
+    count_unknown_words,
     gallery,
     open_pairs,
     training_pairs,
@@ -183,6 +184,7 @@ class PairDataModule(EpochDataModule):
             if part == "train" or contents is not main:
                 contents.encode(tokenizer, self.maximum_length, self.storage)
                 counts = check_captions(contents, self.empty_captions)
+                counts["captions_with_unknown_words"] = count_unknown_words(contents, tokenizer.unk_id)
                 self._counts |= counts if contents is main else {f"{part}_{name}": one for name, one in counts.items()}
         self.tokenizer, self.vocabulary_size = tokenizer, tokenizer.vocabulary_size
         self.fingerprint = main.fingerprint

@@ -16,6 +16,8 @@ from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.errors import UserError
 
 Empty = Literal["error", "skip"]
+# Share of captions with unknown words above which it is said.
+MANY_UNKNOWN = 0.01
 
 
 @dataclass
@@ -129,6 +131,27 @@ def check_captions(contents: PairContents, empty: Empty) -> dict[str, int]:
             raise UserError(f"{told}: give them captions, or set data.empty_captions to skip.")
         say(f"{told}: left out.")
     return {"empty_captions": len(bare), "pictures_without_caption": len(without)}
+
+
+def count_unknown_words(contents: PairContents, unknown_id: int | None) -> int:
+    """How many captions have words that no pieces make up, saying so if they are many: such words are all alike.
+
+    Args:
+        contents: With its captions tokenised.
+        unknown_id: Of the piece that stands for them; null where every text has pieces.
+    """
+    if unknown_id is None:
+        return 0
+    places = numpy.flatnonzero(numpy.asarray(contents.texts.tokens) == unknown_id)
+    found = numpy.unique(numpy.searchsorted(contents.texts.ends, places, side="right"))
+    if len(found) > MANY_UNKNOWN * len(contents.texts):
+        text = contents.captions.data[int(found[0])][CAPTION]
+        say(
+            f"{len(found)} of the {len(contents.texts)} captions of {contents.pictures.source} have words that the "
+            f"tokenizer has no pieces for ('{text[:60]}' is the first), which makes them alike: raise "
+            "data.vocabulary_size, or give another data.tokenizer."
+        )
+    return len(found)
 
 
 def training_pairs(contents: PairContents, groups: numpy.ndarray, seed: int) -> PairDataset:

@@ -190,6 +190,21 @@ def test_empty_and_long_captions(tmp_path, capsys):
     assert sorted(map(int, seen)) == [row for row in range(20) if row != 3]
 
 
+def test_words_without_pieces_are_counted_and_told(tmp_path, capsys):
+    rows = make_rows(20)
+    rows["title"][4], rows["title"][9] = "a zebra", "a quagga"
+    path, tokenizer = write_pairs(tmp_path / "animals.parquet", rows), write_tokenizer(tmp_path / "tokenizer")
+    data = make_pairs(path, tmp_path, tokenizer=tokenizer)
+    data.setup("fit")
+    assert data.describe()["captions_with_unknown_words"] == 2
+    told = capsys.readouterr().err
+    assert "have words that the tokenizer has no pieces for ('a zebra' is the first)" in told
+    assert "raise data.vocabulary_size" in " ".join(told.split())
+    data = make_pairs(write_pairs(tmp_path / "colors.parquet"), tmp_path, tokenizer=tokenizer)
+    data.setup("fit")
+    assert data.describe()["captions_with_unknown_words"] == 0 and "no pieces" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
