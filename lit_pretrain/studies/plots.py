@@ -80,6 +80,8 @@ def draw(panels: Sequence[Panel], title: str, path: Path) -> None:
 
 def draw_panel(figure: "Figure", axes: "Axes", panel: Panel) -> None:
     """Draw one chart."""
+    from matplotlib.ticker import LogFormatter, NullLocator
+
     ends = []
     for line in panel.lines:
         color, marker = COLORS[line.color % len(COLORS)], MARKERS[line.color % len(MARKERS)]
@@ -96,6 +98,9 @@ def draw_panel(figure: "Figure", axes: "Axes", panel: Panel) -> None:
     axes.set_xscale("log")
     if panel.log_y:
         axes.set_yscale("log")
+        # Within one decade its own format would write no number but a power of ten.
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
     if panel.share:
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -0.02), min(high, 1.02))
@@ -108,7 +113,7 @@ def draw_panel(figure: "Figure", axes: "Axes", panel: Panel) -> None:
     if panel.ticks:
         numbers = sorted({x for line in panel.lines for x in line.x})
         axes.set_xticks(numbers, [f"{number:,.0f}" for number in numbers])
-        axes.minorticks_off()
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.set_title(panel.title, fontsize=10, loc="left")
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y)
