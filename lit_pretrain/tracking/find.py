@@ -114,7 +114,8 @@ def find_checkpoint(reference: str, experiment: str | None = None, runs_director
     """Find a checkpoint.
 
     Args:
-        reference: "last" (the newest of all runs), a path, a run (its newest last.ckpt), or "RUN:best" (its best one).
+        reference: "last" (the newest of all runs), a path, a run (its newest last.ckpt), or "RUN:best" (its best one;
+            "last:best" is that of the newest run).
         experiment: For "last": only this experiment's runs.
         runs_directory: Null takes $LIT_PRETRAIN_RUNS, else ./runs.
 
@@ -140,6 +141,8 @@ def find_checkpoint(reference: str, experiment: str | None = None, runs_director
         raise UserError(f"The checkpoint {reference} does not exist{nearest(reference, siblings)}.")
     name, _, which = reference.rpartition(":")
     best = bool(name) and which == "best"
+    if best and name == "last":
+        name = str(find_checkpoint("last", experiment, runs_directory).parent.parent)
     record = find_run(name if best else reference, runs_directory, experiment, with_checkpoints=True)
     if best:
         found = best_checkpoint(record.checkpoints)

@@ -72,6 +72,12 @@ def test_runs_latest_first_without_the_broken_one(runs):
 def test_checkpoints(runs):
     assert find_checkpoint("last", runs_directory=runs).parts[-3:] == ("rotation-bbbb1111", "checkpoints", "last.ckpt")
     assert find_checkpoint("last", "text", runs).name == "last-v1.ckpt"
+    with pytest.raises(UserError, match="run rotation has no checkpoint"):  # none that is best
+        find_checkpoint("last:best", runs_directory=runs)
+    make_run(runs, "text", "newest", "eeee1111" * 4, checkpoints=[("last.ckpt", 0), ("best-step=000007.ckpt", 1)])
+    assert find_checkpoint("last:best", runs_directory=runs).name == "best-step=000007.ckpt"
+    with pytest.raises(UserError, match="no last.ckpt of experiment 'other' in"):
+        find_checkpoint("last:best", "other", runs)
     assert find_checkpoint("bert", runs_directory=runs).parent.parent.name == "bert-aaaa1111"
     path = runs / "text" / "bert-aaaa1111" / "checkpoints" / "epoch=1.ckpt"
     assert find_checkpoint(str(path)) == path
