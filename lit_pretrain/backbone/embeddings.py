@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lit_pretrain.backbone.ngram_embeddings import NgramEmbeddings
 from lit_pretrain.errors import UserError
 
 
@@ -20,6 +21,8 @@ class TextEmbeddings(nn.Module):
         norm: Whether the sum is normalised (BERT).
         norm_epsilon: Epsilon of that norm.
         dropout: Dropout after it.
+        ngrams: Pieces of the longest n-grams that have embeddings too; 1 for none.
+        ngram_rows: Rows of their table for each length.
     """
 
     def __init__(
@@ -32,6 +35,8 @@ class TextEmbeddings(nn.Module):
         norm: bool = True,
         norm_epsilon: float = 1e-12,
         dropout: float = 0.0,
+        ngrams: int = 1,
+        ngram_rows: int = 131_072,
     ) -> None:
         super().__init__()
         self.width = width
@@ -39,6 +44,7 @@ class TextEmbeddings(nn.Module):
         self.token: nn.Embedding | None = None
         self.position = nn.Embedding(max_positions, width) if positions == "learned" else None
         self.segment = nn.Embedding(segments, width) if segments else None
+        self.ngrams = NgramEmbeddings(ngrams, ngram_rows, width) if ngrams != 1 else None
         self.norm = nn.LayerNorm(width, eps=norm_epsilon) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         if vocabulary_size is not None:
@@ -76,6 +82,8 @@ class TextEmbeddings(nn.Module):
             raise UserError("The encoder has no vocabulary yet: give vocabulary_size, or call set_vocabulary first.")
         length = input_ids.shape[1]
         tokens = self.token(input_ids)
+        if self.ngrams is not None:
+            tokens = tokens + self.ngrams(input_ids)
         if self.position is not None:
             check_length(length, self.max_positions)
             tokens = tokens + self.position.weight[:length]

@@ -41,6 +41,8 @@ class TextEncoder(nn.Module):
             `end_of_text` (CLIP's, with `causal`).
         rotary_base: Base of the rotary frequencies.
         causal: Whether a token never sees later ones, so that padding, which follows a text, needs no mask (CLIP).
+        ngrams: Pieces of the longest n-grams that have embeddings of their own, added to the tokens'; 1 for none.
+        ngram_rows: Rows of the table that n-grams of each length share by a hash.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class TextEncoder(nn.Module):
         pooling: Pooling = "mean",
         rotary_base: float = 10_000.0,
         causal: bool = False,
+        ngrams: int = 1,
+        ngram_rows: int = 131_072,
     ) -> None:
         super().__init__()
         config = transformer if size is None else transformer.sized(size)
@@ -72,8 +76,19 @@ class TextEncoder(nn.Module):
         self.pooling = pooling
         self.rotary_base = rotary_base
         self.causal = causal
+        self.ngrams = ngrams
+        self.ngram_rows = ngram_rows
         self.embeddings = TextEmbeddings(
-            None, config.width, max_positions, positions, segments, embedding_norm, config.norm_epsilon, config.dropout
+            vocabulary_size=None,
+            width=config.width,
+            max_positions=max_positions,
+            positions=positions,
+            segments=segments,
+            norm=embedding_norm,
+            norm_epsilon=config.norm_epsilon,
+            dropout=config.dropout,
+            ngrams=ngrams,
+            ngram_rows=ngram_rows,
         )
         self.transformer = Transformer(config)
         self.pooler: nn.Module | None = None
@@ -105,6 +120,7 @@ class TextEncoder(nn.Module):
     def settings(self) -> dict[str, Any]:
         """Arguments that build this encoder again, primitives only; `TextEncoder.from_settings` reads them."""
         names = ("positions", "max_positions", "segments", "embedding_norm", "pooling", "rotary_base", "causal")
+        names += ("ngrams", "ngram_rows")
         settings = {"vocabulary_size": self.vocabulary_size, "transformer": asdict(self.config)}
         return settings | {name: getattr(self, name) for name in names}
 

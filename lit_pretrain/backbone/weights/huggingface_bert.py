@@ -264,6 +264,7 @@ def refuse_what_bert_lacks(encoder: TextEncoder) -> None:
         ("no vocabulary", encoder.vocabulary_size is None),
         (f"pooling: {encoder.pooling}", encoder.pooling in ("map", "end_of_text")),
         ("causal: true", encoder.causal),
+        (f"ngrams: {encoder.ngrams}", encoder.ngrams != 1),
     ]
     names = [name for name, present in lacking if present]
     if names:
