@@ -75,7 +75,7 @@ class Made:
         return found
 
     def rotary(self, path: Path) -> Path:
-        encoder = make_encoder(positions="rotary", segments=0)
+        encoder = make_encoder(positions="rotary", segments=0, ngrams=3, ngram_rows=97)
         module = TextPretraining(encoder, [ReplacedTokenDetection()], seed=0)
         return fit(module, make_data(self.corpus, self.directory), path)
 
@@ -268,6 +268,7 @@ def session_of(directory: Path) -> onnxruntime.InferenceSession:
 
 def test_a_rotary_encoder_with_a_number_runs_in_onnxruntime_at_any_length(made, graphs):
     session, module = session_of(graphs("rotary_number")), FineTuning.from_checkpoint(made("rotary_number"))
+    assert module.encoder.embeddings.ngrams.table.abs().sum() > 0.0
     assert [one.name for one in session.get_inputs()] == ["input_ids", "attention_mask"]
     for texts in (TEXTS[1:2], [" ".join(TEXTS * 3), *TEXTS]):
         batch = module.modality.batch_of(texts, module.encoder, module.tokenizer)
@@ -377,14 +378,14 @@ def test_what_cannot_be_exported_is_one_sentence(made, tmp_path, monkeypatch, ca
     def refused(name: str, *arguments: str) -> str:
         target = tmp_path / "refused"
         reference = str(made(name)) if hasattr(made, name) else name
+        capsys.readouterr()
         assert main(["export", "--ckpt", reference, "--to", str(target), *arguments]) == 2
         errors = capsys.readouterr().err
         assert errors.count("\n") == 1 and not target.exists()
         return errors
 
-    capsys.readouterr()
     rotary = refused("rotary")
-    assert "positions: rotary and segments: 0; --format onnx" in rotary
+    assert "positions: rotary and segments: 0 and ngrams: 3; --format onnx" in rotary
     assert "--format timm does not hold: take hf or onnx" in refused("run", "--format", "timm")
     assert "--format hf does not hold: take timm or onnx" in refused("masked", "--format", "hf")
     assert "There is no last.ckpt" in refused("last")
