@@ -53,6 +53,8 @@ class FineTuning(BaseModule):
         dropout: On the branches of the blocks, in the place of the encoder's own.
         stochastic_depth: Probability of skipping the last block's branches, in the place of the encoder's own.
         head_dropout: On the pooled features.
+        token_dropout: Share of a text's tokens that are hidden in training, which serves short trainings on whole
+            documents; 0 for none.
         freeze: Which parts are not trained, or not from the start.
         augmentation: What is varied of pictures in training.
         mixing: Mixup and CutMix of pictures; off by default.
@@ -79,6 +81,7 @@ class FineTuning(BaseModule):
         dropout: float | None = None,
         stochastic_depth: float | None = None,
         head_dropout: float = 0.0,
+        token_dropout: float = 0.0,
         freeze: FreezingConfig = FreezingConfig(),  # noqa: B008 (frozen)
         augmentation: ImageAugmentation = ImageAugmentation(),  # noqa: B008 (frozen)
         mixing: MixingConfig = MixingConfig(),  # noqa: B008 (frozen)
@@ -121,7 +124,7 @@ class FineTuning(BaseModule):
         self.start = start
         self.lineage = dict(start.lineage)
         self.tokenizer = start.tokenizer
-        self.modality = make_modality(start.encoder, augmentation)
+        self.modality = make_modality(start.encoder, augmentation, token_dropout)
         self.head_dropout = nn.Dropout(head_dropout)
         self.freezing = freeze
         self.mixing = mixing

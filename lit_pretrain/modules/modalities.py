@@ -16,11 +16,16 @@ from lit_pretrain.objectives.objective import Batch, clean_inputs
 
 
 class Texts:
-    """Single texts and pairs of texts."""
+    """Single texts and pairs of texts.
+
+    Args:
+        token_dropout: Share of the tokens that are hidden in training.
+    """
 
     name = "text"
 
-    def __init__(self) -> None:
+    def __init__(self, token_dropout: float = 0.0) -> None:
+        self.token_dropout = token_dropout
         self.maximum_length = 512
         self.truncation = "head"
 
@@ -42,8 +47,11 @@ class Texts:
         self.maximum_length, self.truncation = data.text.maximum_length, data.text.truncation
 
     def varied(self, encoder: TextEncoder, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """A training batch's inputs: texts stay as they are."""
-        return clean_inputs(batch)
+        """A training batch's inputs: texts as they are, but for the tokens that are hidden."""
+        inputs = clean_inputs(batch)
+        if self.token_dropout:
+            inputs["attention_mask"] = hide_tokens(inputs["attention_mask"], self.token_dropout, generator)
+        return inputs
 
     def encode(self, encoder: TextEncoder, inputs: dict[str, Tensor]) -> Tensor:
         """Pooled features (B, D)."""
@@ -178,6 +186,35 @@ class Pictures:
 Modality = Texts | Pictures
 
 
-def make_modality(encoder: nn.Module, augmentation: ImageAugmentation) -> Modality:
-    """Of an encoder."""
-    return Texts() if isinstance(encoder, TextEncoder) else Pictures(augmentation)
+def make_modality(encoder: nn.Module, augmentation: ImageAugmentation, token_dropout: float = 0.0) -> Modality:
+    """Of an encoder.
+
+    Raises:
+        UserError: If tokens are to be hidden of pictures, or of texts whose encoder reads no mask, or all of them.
+    """
+    if not 0.0 <= token_dropout < 1.0:
+        raise UserError(f"model.token_dropout is {token_dropout}: give a share from 0 to below 1.")
+    if isinstance(encoder, TextEncoder):
+        if token_dropout and encoder.causal:
+            raise UserError("model.token_dropout hides tokens by a mask, which causal encoders do not read: leave it out.")
+        return Texts(token_dropout)
+    if token_dropout:
+        raise UserError("model.token_dropout hides tokens of texts: leave it out for pictures.")
+    return Pictures(augmentation)
+
+
+def hide_tokens(mask: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Word dropout of deep averaging networks (Iyyer et al. 2015, doi:10.3115/v1/P15-1162): neither attention nor
+    pooling sees what is hidden, a new draw every time.
+
+    Args:
+        mask: (B, N), 1 where a token is real. The first of each text, [CLS], is never hidden.
+        share: Probability of being hidden.
+        generator: Source of the draw, on the mask's device.
+
+    Returns:
+        (B, N), 1 where a token is real and seen.
+    """
+    seen = torch.rand(mask.shape, generator=generator, device=mask.device) >= share
+    seen[:, 0] = True
+    return mask * seen.to(mask.dtype)

@@ -1,0 +1,46 @@
+"""What is hidden of texts in training: how much, where, and that nothing sees it."""
+
+import pytest
+import torch
+
+from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder
+from lit_pretrain.data.augmentation import ImageAugmentation
+from lit_pretrain.errors import UserError
+from lit_pretrain.modules.modalities import hide_tokens, make_modality
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.int64])
+def test_a_share_of_the_real_tokens_is_hidden_anew_each_time_but_never_the_first(kind):
+    mask = (torch.arange(400) < torch.tensor([[400], [250]])).to(kind)
+    generator = torch.Generator().manual_seed(0)
+    first, second = hide_tokens(mask, 0.3, generator), hide_tokens(mask, 0.3, generator)
+    assert first.dtype == kind and not torch.equal(first, second)
+    assert first[:, 0].all() and not (first.bool() & ~mask.bool()).any()
+    # 650 draws of probability 0.3: three standard deviations are 0.054.
+    assert 1 - first.sum() / mask.sum() == pytest.approx(0.3, abs=0.054)
+    assert torch.equal(first, hide_tokens(mask, 0.3, torch.Generator().manual_seed(0)))
+
+
+def test_what_is_hidden_changes_nothing():
+    torch.manual_seed(0)
+    encoder = TextEncoder(50, transformer=TransformerConfig(depth=2, width=16, heads=2)).eval()
+    ids = torch.randint(5, 50, (4, 12))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    texts = make_modality(encoder, ImageAugmentation(), token_dropout=0.5)
+    inputs = texts.varied(encoder, batch, torch.Generator().manual_seed(0))
+    assert batch["attention_mask"].all()
+    other = inputs | {"input_ids": torch.where(inputs["attention_mask"] > 0, ids, 7)}
+    assert not torch.equal(other["input_ids"], ids)
+    torch.testing.assert_close(texts.encode(encoder, other), texts.encode(encoder, inputs))
+    # In evaluation everything is seen.
+    torch.testing.assert_close(texts.features(encoder, batch), encoder(ids))
+
+
+def test_where_nothing_can_be_hidden_is_told():
+    text = TransformerConfig(depth=1, width=16, heads=2)
+    with pytest.raises(UserError, match="model.token_dropout is 1.0: give a share from 0 to below 1"):
+        make_modality(TextEncoder(20, transformer=text), ImageAugmentation(), 1.0)
+    with pytest.raises(UserError, match="which causal encoders do not read"):
+        make_modality(TextEncoder(20, transformer=text, causal=True), ImageAugmentation(), 0.1)
+    with pytest.raises(UserError, match="hides tokens of texts: leave it out for pictures"):
+        make_modality(VisionEncoder(image_size=8, patch_size=4), ImageAugmentation(), 0.1)
