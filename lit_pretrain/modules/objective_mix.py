@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.data.augmentation import ImageAugmentation, middle
 from lit_pretrain.errors import UserError
-from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput
+from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, count_passes
 from lit_pretrain.objectives.vision_objective import VisionObjective
 
 # Pictures from which an objective may take what it must know of the data before the first step.
@@ -129,8 +129,7 @@ def cost_on_texts(objectives: Sequence[Objective], encoder: TextEncoder, batch: 
     recomputation.
     """
     samples, length = batch["input_ids"].shape
-    passes = sum(objective.passes for objective in objectives) or 1
-    flops = passes * samples * length * encoder.config.forward_flops_per_token(length)
+    flops = count_passes(objectives) * samples * length * encoder.config.forward_flops_per_token(length)
     flops += sum(objective.forward_flops(encoder, samples, length) for objective in objectives)
     return {"samples": samples, "tokens": samples * length, "flops": 3.0 * flops}
 

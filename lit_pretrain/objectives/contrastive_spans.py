@@ -18,9 +18,7 @@ from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.gathering import first_row, gather_rows
 from lit_pretrain.objectives.objective import Batch, EncoderPass, Objective, ObjectiveOutput, Vocabulary
-
-# Two spans of three tokens, with [CLS] and [SEP].
-SHORTEST_SEQUENCE = 8
+from lit_pretrain.objectives.span_halves import check_halves, halves_pass
 
 
 class ContrastiveSpans(Objective):
@@ -32,6 +30,7 @@ class ContrastiveSpans(Objective):
     """
 
     name = "contrastive_spans"
+    pass_name = "halves"
     uses_pooling = False
 
     def __init__(self, temperature: float = 0.05, weight: float = 1.0) -> None:
@@ -52,11 +51,7 @@ class ContrastiveSpans(Objective):
                 "ContrastiveSpans chooses among the sequences of a batch, and this batch has one: raise "
                 "data.batch_size (32 and more serve it well)."
             )
-        ids, mask = cut_in_halves(batch["input_ids"], batch["attention_mask"])
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        if "token_type_ids" in batch:
-            inputs["token_type_ids"] = torch.zeros_like(ids)
-        return EncoderPass(inputs, {"mask": mask})
+        return halves_pass(batch)
 
     def compute(
         self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: TextEncoder
@@ -116,36 +111,4 @@ class ContrastiveSpans(Objective):
 
     def check(self, batch_keys: Sequence[str], sequence_length: int) -> None:
         """The sequences must be of one text each, and long enough to be cut."""
-        if "next_sentence_label" in batch_keys:
-            raise UserError(
-                "ContrastiveSpans cuts contiguous text, and this data makes pairs: set data.layout to segments."
-            )
-        if sequence_length < SHORTEST_SEQUENCE:
-            raise UserError(
-                f"ContrastiveSpans cuts sequences into halves, and data.sequence_length is {sequence_length}: give at "
-                f"least {SHORTEST_SEQUENCE} (128 serve it well)."
-            )
-
-
-def cut_in_halves(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The halves of some sequences as sequences of their own, each between [CLS] and [SEP].
-
-    A text of one token is both of its halves.
-
-    Args:
-        ids: (B, N), [CLS], a text, [SEP] and padding.
-        mask: (B, N), 1 at what is no padding.
-
-    Returns:
-        (2 B, ceil((N - 2) / 2) + 2) tokens, the first halves before all second ones, and their mask.
-    """
-    length = mask.sum(dim=1, keepdim=True) - 2  # of the text
-    half = (length // 2).clamp(min=1)
-    starts = torch.cat([torch.ones_like(half), torch.minimum(half + 1, length)])
-    ends = torch.cat([half, length])  # inclusive
-    places = torch.arange((ids.shape[1] - 1) // 2 + 2, device=ids.device)
-    within = starts + places - 1
-    closing = ends - starts + 2  # the place of [SEP]
-    within = torch.where(places == closing, torch.cat([length, length]) + 1, within)
-    within = torch.where((places == 0) | (places > closing), torch.zeros_like(within), within)
-    return ids.repeat(2, 1).gather(1, within), (places <= closing).to(mask.dtype)
+        check_halves("ContrastiveSpans", batch_keys, sequence_length)

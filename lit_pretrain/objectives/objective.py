@@ -71,6 +71,8 @@ class Objective(nn.Module):
     perplexities: ClassVar[tuple[str, ...]] = ()
     # Passes through the encoder that this objective asks for.
     passes: ClassVar[int] = 1
+    # Objectives with the same name here make the same pass, which is run once for all of them.
+    pass_name: ClassVar[str] = ""
     # Whether the encoder's pooling and its positions learn from this; what no objective uses is left as it is.
     uses_pooling: bool = True
     uses_positions: bool = True
@@ -134,9 +136,13 @@ def compute_objectives(
         Output by the objective's name.
     """
     passes = {objective.name: objective.make_pass(batch, encoder, generator) for objective in objectives}
-    features = {
-        name: encoder.forward_features(**one.inputs) if one is not None else None for name, one in passes.items()
-    }
+    features: dict[str, Tensor | None] = {}
+    run: dict[str, Tensor] = {}
+    for objective in objectives:
+        one, name = passes[objective.name], objective.pass_name or objective.name
+        if one is not None and name not in run:
+            run[name] = encoder.forward_features(**one.inputs)
+        features[objective.name] = run.get(name)
     readers = [objective for objective in objectives if passes[objective.name] is None]
     if readers:
         shared = next(
@@ -150,6 +156,12 @@ def compute_objectives(
         objective.name: objective.compute(features[objective.name], passes[objective.name].targets, batch, encoder)
         for objective in objectives
     }
+
+
+def count_passes(objectives: Sequence[Objective]) -> int:
+    """Passes through the encoder of a mix on a batch, at least one."""
+    named = {objective.pass_name for objective in objectives if objective.pass_name}
+    return max(1, len(named) + sum(objective.passes for objective in objectives if not objective.pass_name))
 
 
 def clean_inputs(batch: Batch) -> dict[str, Tensor]:

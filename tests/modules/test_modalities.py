@@ -40,7 +40,7 @@ def test_where_nothing_can_be_hidden_is_told():
     text = TransformerConfig(depth=1, width=16, heads=2)
     with pytest.raises(UserError, match="model.token_dropout is 1.0: give a share from 0 to below 1"):
         make_modality(TextEncoder(20, transformer=text), ImageAugmentation(), 1.0)
-    with pytest.raises(UserError, match="which causal encoders do not read"):
+    with pytest.raises(UserError, match="which causal encoders ignore"):
         make_modality(TextEncoder(20, transformer=text, causal=True), ImageAugmentation(), 0.1)
     with pytest.raises(UserError, match="hides tokens of texts: leave it out for pictures"):
         make_modality(VisionEncoder(image_size=8, patch_size=4), ImageAugmentation(), 0.1)

@@ -1,0 +1,105 @@
+"""Bag of words: which words does the other half of a text hold? The distributed bag of words of paragraph vectors (Le &
+Mikolov 2014, arXiv:1405.4053) from an encoder's features in the place of a vector learned for each text; bag-of-words
+decoding of retrieval models (DupMAE: Liu et al. 2023, arXiv:2211.08769) across two halves.
+
+Every sequence is cut into halves, as for contrastive spans, which this is a good companion of: the two read one pass.
+Where telling texts apart lives on their rarest words, here each word counts as often as it is used, so that what runs
+through a whole text, its topic and its tone, weighs most. It costs one prediction a half, not one a token.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lit_pretrain.backbone.pooling import mean_pool
+from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
+from lit_pretrain.objectives.linear_cross_entropy import linear_cross_entropy
+from lit_pretrain.objectives.objective import (
+    Batch,
+    EncoderPass,
+    Objective,
+    ObjectiveOutput,
+    Vocabulary,
+    global_mean,
+)
+from lit_pretrain.objectives.span_halves import check_halves, halves_pass
+
+
+class BagOfWords(Objective):
+    """Predict the word pieces of the other half, whatever their order, from the mean of a half's features.
+
+    Args:
+        weight: Factor of this loss in the sum.
+    """
+
+    name = "bag_of_words"
+    perplexities = ("loss",)
+    pass_name = "halves"
+    uses_pooling = False
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+        self.decoder: nn.Linear | None = None
+
+    def build(self, encoder: TextEncoder, vocabulary: Vocabulary | None = None) -> None:
+        """Make the decoder, which starts by giving every word the same probability."""
+        if self.decoder is None:
+            self.decoder = nn.Linear(encoder.width, encoder.vocabulary_size)
+            initialise(self)
+
+    def make_pass(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> EncoderPass:
+        """All first halves, then all second halves."""
+        return halves_pass(batch)
+
+    def compute(
+        self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: TextEncoder
+    ) -> ObjectiveOutput:
+        """Cross-entropy of the other halves' word pieces, the mean over all of them."""
+        ids, mask = targets["ids"].roll(len(targets["ids"]) // 2, dims=0), targets["words"]
+        mask = mask.roll(len(mask) // 2, dims=0).float()
+        counts = mask.sum(dim=1)
+        found = linear_cross_entropy(
+            mean_pool(features, targets["mask"]),
+            self.decoder.weight,
+            # As the weight of one more feature, constant and as large as a token's others together (a norm gives them
+            # a length of sqrt(width)): AdamW finds how frequent words are in a few hundred steps, not thousands.
+            self.decoder.bias * encoder.width**0.5,
+            ids,
+            counts,
+            target_shares=mask / counts.clamp(min=1.0)[:, None],
+        )
+        statistics = {"loss": (found.total.detach(), counts.sum())}
+        return ObjectiveOutput(global_mean(found.total, counts.sum(), self.training), statistics)
+
+    @torch.no_grad()
+    def examples(
+        self, encoder: TextEncoder, batch: Batch, vocabulary: Vocabulary, generator: torch.Generator, count: int = 8
+    ) -> list[dict[str, str]]:
+        """A half, the words that its other half should have more than the mean text, and which of them it has."""
+        one = self.make_pass(batch, encoder, generator)
+        pooled = mean_pool(encoder.forward_features(**one.inputs), one.targets["mask"])
+        scores = nn.functional.linear(pooled, self.decoder.weight)
+        scores = (scores - scores.mean(dim=0))[: len(pooled) // 2]
+        first, second = one.targets["ids"].chunk(2)
+        first_words, second_words = one.targets["words"].to(torch.bool).chunk(2)
+        rows = []
+        for row, best in enumerate(scores[:count].topk(12, dim=1).indices.tolist()):
+            held = set(second[row][second_words[row]].tolist())
+            rows.append(
+                {
+                    "half": vocabulary.decode(first[row][first_words[row]].tolist()),
+                    "expected": " ".join(vocabulary.id_to_token(token) for token in best),
+                    "found": " ".join(vocabulary.id_to_token(token) for token in best if token in held),
+                }
+            )
+        return rows
+
+    def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
+        """Operations of the decoder."""
+        return 4.0 * samples * encoder.width * encoder.vocabulary_size
+
+    def check(self, batch_keys: Sequence[str], sequence_length: int) -> None:
+        """The sequences must be of one text each, and long enough to be cut."""
+        check_halves("BagOfWords", batch_keys, sequence_length)
