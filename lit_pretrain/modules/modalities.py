@@ -196,9 +196,7 @@ def make_modality(encoder: nn.Module, augmentation: ImageAugmentation, token_dro
         raise UserError(f"model.token_dropout is {token_dropout}: give a share from 0 to below 1.")
     if isinstance(encoder, TextEncoder):
         if token_dropout and encoder.causal:
-            raise UserError(
-                "model.token_dropout hides tokens by a mask, which causal encoders ignore: leave it out."
-            )
+            raise UserError("model.token_dropout hides tokens by a mask, which causal encoders ignore: leave it out.")
         return Texts(token_dropout)
     if token_dropout:
         raise UserError("model.token_dropout hides tokens of texts: leave it out for pictures.")

@@ -2,6 +2,7 @@
 
 import copy
 
+import datasets
 import pytest
 import torch
 from labelled_texts import TOKENIZER, make_texts, write_texts
@@ -13,7 +14,7 @@ from small_pictures import COLORS, make_encoder, make_pictures, write_pictures
 from lit_pretrain.backbone import TextEncoder
 from lit_pretrain.data.label_facts import LabelFacts
 from lit_pretrain.errors import UserError
-from lit_pretrain.modules import FineTuning, VisionPretraining
+from lit_pretrain.modules import FineTuning, VisionPretraining, probe_head
 from lit_pretrain.modules.freezing import FreezingConfig
 from lit_pretrain.modules.optimization import AdamWConfig
 from lit_pretrain.modules.picture_mixing import MixingConfig
@@ -197,6 +198,26 @@ def test_the_head_can_start_as_a_linear_probe(data):
     theirs = LogisticRegression(C=1.0, max_iter=1000, tol=1e-6).fit(scaler.transform(features), labels)
     ours = module.head(torch.from_numpy(features)).softmax(dim=1).detach().numpy()
     assert abs(ours - theirs.predict_proba(scaler.transform(features))).max() < 5e-3
+
+
+def test_a_probe_of_some_samples_sees_all_labels_of_a_sorted_file(texts, tmp_path, monkeypatch):
+    path = write_texts(tmp_path / "texts.parquet")
+    table = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path)).sort("label")
+    table.to_parquet(str(tmp_path / "sorted.parquet"))
+    data = make_texts(tmp_path / "sorted.parquet", tmp_path / "tokenizer", cache_directory=str(tmp_path), batch_size=5)
+    monkeypatch.setattr("lit_pretrain.modules.probe_head.MOST_SAMPLES", 30)
+    seen = []
+    fitted = probe_head.fit_linear_probe
+    monkeypatch.setattr(
+        probe_head, "fit_linear_probe", lambda features, labels, c: seen.append(labels) or fitted(features, labels, c)
+    )
+    module = from_scratch(make_text_encoder(pooling="mean"), linear_probe_first=True)
+    trainer(max_steps=1).fit(module, data)
+    (labels,) = seen
+    # 90 training samples in 18 batches, every third of which is taken.
+    shares = torch.bincount(torch.cat([batch["label"] for batch in data.evaluation_loader("train")])) / 90
+    assert len(labels) == 30
+    torch.testing.assert_close(torch.bincount(labels) / 30, shares, rtol=0, atol=0.1)
 
 
 def test_mixed_pictures_are_drawn_from_the_step_alone(data):
