@@ -35,7 +35,7 @@ def fit_probe_head(module: Any) -> None:
     # At even distances, as files are often sorted by their labels.
     share = min(1.0, MOST_SAMPLES / (len(loader) * data.batch_size * processes))
     for place, batch in enumerate(loader):
-        if int((place + 1) * share) == int(place * share):
+        if place and int(place * share) == int((place - 1) * share):
             continue
         moved = {name: value.to(module.device) for name, value in batch.items()}
         parts.append((module.features(moved).float(), moved["label"]))
