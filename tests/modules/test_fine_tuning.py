@@ -217,7 +217,8 @@ def test_a_probe_of_some_samples_sees_all_labels_of_a_sorted_file(texts, tmp_pat
     # 90 training samples in 18 batches, every third of which is taken.
     shares = torch.bincount(torch.cat([batch["label"] for batch in data.evaluation_loader("train")])) / 90
     assert len(labels) == 30
-    torch.testing.assert_close(torch.bincount(labels) / 30, shares, rtol=0, atol=0.1)
+    # Within the batch in which one label follows the other.
+    torch.testing.assert_close(torch.bincount(labels) / 30, shares, rtol=0, atol=5 / 30)
 
 
 def test_mixed_pictures_are_drawn_from_the_step_alone(data):
