@@ -37,7 +37,7 @@ class NgramEmbeddings(nn.Module):
         if not 2 <= longest <= LONGEST:
             raise UserError(f"encoder.ngrams is {longest}: give 1 for none, or the longest n-gram, up to {LONGEST}.")
         if not 1 <= rows < PRIME:
-            raise UserError(f"encoder.ngram_rows is {rows}: give a number from 1 (131072 serve 20 million words well).")
+            raise UserError(f"encoder.ngram_rows is {rows}: give a number from 1 (such as 131072).")
         self.longest = longest
         self.rows = rows
         self.table = nn.Parameter(torch.zeros((longest - 1) * rows, width))

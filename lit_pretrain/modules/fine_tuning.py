@@ -53,8 +53,7 @@ class FineTuning(BaseModule):
         dropout: On the branches of the blocks, in the place of the encoder's own.
         stochastic_depth: Probability of skipping the last block's branches, in the place of the encoder's own.
         head_dropout: On the pooled features.
-        token_dropout: Share of a text's tokens that are hidden in training, which serves short trainings on whole
-            documents; 0 for none.
+        token_dropout: Share of a text's tokens that are hidden in training, others at every step; 0 for none.
         freeze: Which parts are not trained, or not from the start.
         augmentation: What is varied of pictures in training.
         mixing: Mixup and CutMix of pictures; off by default.

@@ -57,6 +57,14 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
+def texts(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The batch as one text a sequence."""
+    ids = torch.where(batch["input_ids"] == 3, 7, batch["input_ids"])
+    lengths = batch["attention_mask"].sum(dim=1, keepdim=True)
+    return {"input_ids": ids.scatter(1, lengths - 1, 3), "attention_mask": batch["attention_mask"].long()}
+
+
+@pytest.fixture
 def generator() -> torch.Generator:
     """A fixed source of draws."""
     return torch.Generator().manual_seed(11)

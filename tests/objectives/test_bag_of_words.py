@@ -10,14 +10,6 @@ from lit_pretrain.objectives import BagOfWords, ContrastiveSpans, compute_object
 from lit_pretrain.objectives.objective import count_passes
 
 
-@pytest.fixture
-def texts(batch):
-    """The batch as one text a sequence."""
-    ids = torch.where(batch["input_ids"] == 3, 7, batch["input_ids"])
-    lengths = batch["attention_mask"].sum(dim=1, keepdim=True)
-    return {"input_ids": ids.scatter(1, lengths - 1, 3), "attention_mask": batch["attention_mask"].long()}
-
-
 def test_loss_by_hand(encoder, vocabulary, texts, generator):
     objective = BagOfWords()
     objective.build(encoder, vocabulary)

@@ -12,14 +12,6 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.objectives import ContrastiveSpans
 
 
-@pytest.fixture
-def texts(batch):
-    """The batch as one text a sequence."""
-    ids = torch.where(batch["input_ids"] == 3, 7, batch["input_ids"])
-    lengths = batch["attention_mask"].sum(dim=1, keepdim=True)
-    return {"input_ids": ids.scatter(1, lengths - 1, 3), "attention_mask": batch["attention_mask"].long()}
-
-
 def test_loss_by_hand(encoder, vocabulary, texts, generator):
     objective = ContrastiveSpans(temperature=0.2)
     objective.build(encoder, vocabulary)

@@ -1,17 +1,8 @@
 """Texts in halves: the cut by hand, and what of a half is a word."""
 
-import pytest
 import torch
 
 from lit_pretrain.objectives.span_halves import cut_in_halves, halves_pass
-
-
-@pytest.fixture
-def texts(batch):
-    """The batch as one text a sequence."""
-    ids = torch.where(batch["input_ids"] == 3, 7, batch["input_ids"])
-    lengths = batch["attention_mask"].sum(dim=1, keepdim=True)
-    return {"input_ids": ids.scatter(1, lengths - 1, 3), "attention_mask": batch["attention_mask"].long()}
 
 
 def test_a_cut_by_hand():
