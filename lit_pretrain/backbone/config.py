@@ -39,7 +39,7 @@ class TransformerConfig:
     """Settings of a `Transformer`, whatever its modality.
 
     Args:
-        depth: Number of blocks.
+        depth: Number of blocks; with 0 a text is the bag of its embeddings (fastText, arXiv:1607.01759).
         width: Features of a token.
         heads: Attention heads; null means one for every 64 features, at least one.
         feed_forward_width: Features inside the feed-forward; null means 4 times the width.
@@ -56,6 +56,7 @@ class TransformerConfig:
 
     family: ClassVar[str] = "BERT"
     published_sizes: ClassVar[dict[str, tuple[int, int, int]]] = BERT_SIZES
+    least_depth: ClassVar[int] = 0
 
     depth: int = 4
     width: int = 256
@@ -73,9 +74,9 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         """Refuse shapes that cannot be built."""
-        for name in ("depth", "width"):
-            if getattr(self, name) < 1:
-                raise UserError(f"transformer.{name} is {getattr(self, name)}: give at least 1.")
+        for name, least in (("depth", self.least_depth), ("width", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"transformer.{name} is {getattr(self, name)}: give at least {least}.")
         if self.resolved_heads < 1 or self.width % self.resolved_heads:
             raise UserError(
                 f"transformer.width {self.width} is not a multiple of transformer.heads {self.resolved_heads}: "
@@ -84,6 +85,11 @@ class TransformerConfig:
         for name in ("dropout", "attention_dropout", "stochastic_depth"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f"transformer.{name} is {getattr(self, name)}: give a probability from 0 to below 1.")
+
+    @property
+    def readable_layers(self) -> int:
+        """Layers whose features can be read, counted from 1: the blocks, or the embeddings where there is none."""
+        return max(1, self.depth)
 
     @property
     def resolved_heads(self) -> int:
@@ -139,6 +145,7 @@ class VisionTransformerConfig(TransformerConfig):
 
     family: ClassVar[str] = "ViT"
     published_sizes: ClassVar[dict[str, tuple[int, int, int]]] = VIT_SIZES
+    least_depth: ClassVar[int] = 1
 
     depth: int = 6
     width: int = 192

@@ -22,7 +22,7 @@ class TextEmbeddings(nn.Module):
         norm_epsilon: Epsilon of that norm.
         dropout: Dropout after it.
         ngrams: Pieces of the longest n-grams that have embeddings too; 1 for none.
-        ngram_rows: Rows of their table for each length.
+        ngram_rows: How many n-grams have one.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class TextEmbeddings(nn.Module):
         norm_epsilon: float = 1e-12,
         dropout: float = 0.0,
         ngrams: int = 1,
-        ngram_rows: int = 131_072,
+        ngram_rows: int = 100_000,
     ) -> None:
         super().__init__()
         self.width = width

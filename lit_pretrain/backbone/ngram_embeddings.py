@@ -1,10 +1,12 @@
-"""Embeddings of short runs of word pieces, added to those of the pieces: fastText's hashed n-grams (Joulin et al. 2017,
+"""Embeddings of short runs of word pieces, added to those of the pieces: fastText's n-grams (Joulin et al. 2017,
 arXiv:1607.01759) at the input of a Transformer, as the Byte Latent Transformer has them (Pagnoni et al. 2024,
 arXiv:2412.09871, section 3.2.1).
 
 "not good" is worth more than "not" and "good", and a Transformer has to find that out by attention, which takes long
 training. A look-up in a large table says it at hardly any cost of computing: what it takes is memory, and text enough
-to have seen most n-grams that matter.
+to have seen most n-grams that matter. Both papers let n-grams share rows by a hash. Here the most frequent ones have a
+row each, and the others, most of which were seen once or twice, none: a table of less than half the size then does
+better, and which n-grams it knows belongs to the vocabulary.
 """
 
 import torch
@@ -13,22 +15,22 @@ from torch.nn import functional
 
 from lit_pretrain.errors import UserError
 
-# A polynomial hash modulo a prime. Every intermediate result stays below 2 ** 62, so that it is the same everywhere.
-PRIME = 2**31 - 1
-MULTIPLIER = 1_103_515_245
-
-LONGEST = 8
+LONGEST = 3
+# An n-gram is a number of n digits, each a piece and 1, such that those of all lengths differ and 3 digits fit int64.
+BASE = 2**20
+# Larger than any n-gram, for rows that the corpus has no n-gram for.
+NONE = 2**62
 
 
 class NgramEmbeddings(nn.Module):
     """The sum of the embeddings of the n-grams that end at a token, 2 <= n <= `longest`.
 
-    N-grams share the rows of a table by a hash. The table starts at zero, so that an n-gram which training never meets
-    says nothing.
+    The table starts at zero, so that what training never meets says nothing; row 0 stays zero, for n-grams without a
+    row of their own.
 
     Args:
         longest: Pieces of the longest n-grams, from 2.
-        rows: Rows for the n-grams of each length.
+        rows: N-grams that can have a row, of all lengths together.
         width: Features of a token.
     """
 
@@ -36,31 +38,72 @@ class NgramEmbeddings(nn.Module):
         super().__init__()
         if not 2 <= longest <= LONGEST:
             raise UserError(f"encoder.ngrams is {longest}: give 1 for none, or the longest n-gram, up to {LONGEST}.")
-        if not 1 <= rows < PRIME:
-            raise UserError(f"encoder.ngram_rows is {rows}: give a number from 1 (such as 131072).")
+        if rows < 1:
+            raise UserError(f"encoder.ngram_rows is {rows}: give a number from 1 (such as 100000).")
         self.longest = longest
         self.rows = rows
-        self.table = nn.Parameter(torch.zeros((longest - 1) * rows, width))
+        self.table = nn.Parameter(torch.zeros(rows + 1, width))
+        self.register_buffer("keys", torch.full((rows,), -1, dtype=torch.int64))
+
+    @property
+    def known(self) -> bool:
+        """Whether it has been said which n-grams there are."""
+        return bool(self.keys[0] >= 0)
+
+    def set_keys(self, keys: Tensor) -> None:
+        """Say which n-grams have rows.
+
+        Args:
+            keys: (at most `rows`,) their numbers, ascending; see `ngram_keys`.
+        """
+        self.keys.fill_(NONE)
+        self.keys[: len(keys)] = keys
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Embed what ends at each token of (B, N) word pieces; (B, N, D)."""
-        return sum(functional.embedding(rows, self.table) for rows in ngram_rows(input_ids, self.longest, self.rows))
+        return sum(functional.embedding(rows, self.table, padding_idx=0) for rows in self.rows_of(input_ids))
+
+    def rows_of(self, input_ids: Tensor) -> list[Tensor]:
+        """(B, N) rows from 1 of the n-grams that end at each token, for n = 2, then 3; 0 for those without a row."""
+        return [find_rows(self.keys, keys) for keys in ngram_keys(input_ids, self.longest)]
 
 
-def ngram_rows(input_ids: Tensor, longest: int, rows: int) -> list[Tensor]:
-    """Where the n-grams that end at each token stand in the table.
+def ngram_keys(input_ids: Tensor, longest: int) -> list[Tensor]:
+    """The n-grams that end at each token, as numbers.
 
     Args:
-        input_ids: (B, N) word pieces; before the first one stand pieces 0 ([PAD]).
+        input_ids: (..., N) word pieces, fewer than 2 ** 20 kinds.
         longest: Pieces of the longest n-grams.
-        rows: Rows for each length.
 
     Returns:
-        (B, N) for n = 2, then 3, and so on to `longest`.
+        (..., N) for n = 2, then 3; at the first n - 1 tokens the number of what there is, which is shorter.
     """
-    ids = input_ids.long()
-    found, hashed = [], ids
-    for order in range(2, longest + 1):
-        hashed = (functional.pad(hashed, (1, 0))[:, :-1] * MULTIPLIER + ids) % PRIME
-        found.append(hashed % rows + (order - 2) * rows)
+    digits = input_ids.long() + 1
+    found, keys = [], digits
+    for _ in range(2, longest + 1):
+        keys = functional.pad(keys, (1, 0))[..., :-1] * BASE + digits
+        found.append(keys)
     return found
+
+
+def ngram_pieces(key: int) -> list[int]:
+    """The word pieces of an n-gram's number."""
+    pieces = []
+    while key:
+        key, digit = divmod(key, BASE)
+        pieces.insert(0, digit - 1)
+    return pieces
+
+
+def find_rows(keys: Tensor, wanted: Tensor) -> Tensor:
+    """Rows from 1 of the numbers `wanted` in ascending `keys`, 0 for those that are not among them.
+
+    A binary search in elementary steps, since ONNX has none (torch.searchsorted is a little faster).
+    """
+    last = len(keys) - 1
+    place = torch.zeros_like(wanted)
+    step = 1 << last.bit_length()
+    while step := step >> 1:
+        ahead = (place + step).clamp(max=last)
+        place = torch.where(keys[ahead] <= wanted, ahead, place)
+    return torch.where(keys[place] == wanted, place + 1, 0)

@@ -42,7 +42,7 @@ class TextEncoder(nn.Module):
         rotary_base: Base of the rotary frequencies.
         causal: Whether a token never sees later ones, so that padding, which follows a text, needs no mask (CLIP).
         ngrams: Pieces of the longest n-grams that have embeddings of their own, added to the tokens'; 1 for none.
-        ngram_rows: Rows of the table that n-grams of each length share by a hash.
+        ngram_rows: How many n-grams have one: the most frequent ones of the corpus, when training starts.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class TextEncoder(nn.Module):
         rotary_base: float = 10_000.0,
         causal: bool = False,
         ngrams: int = 1,
-        ngram_rows: int = 131_072,
+        ngram_rows: int = 100_000,
     ) -> None:
         super().__init__()
         config = transformer if size is None else transformer.sized(size)
@@ -116,6 +116,11 @@ class TextEncoder(nn.Module):
     def set_vocabulary(self, vocabulary_size: int) -> None:
         """Make the token table once the tokenizer is known; a table of another size is a `UserError`."""
         self.embeddings.set_vocabulary(vocabulary_size)
+
+    @property
+    def lacks_ngrams(self) -> bool:
+        """Whether it has embeddings for n-grams, and nobody has said yet for which."""
+        return self.embeddings.ngrams is not None and not self.embeddings.ngrams.known
 
     def settings(self) -> dict[str, Any]:
         """Arguments that build this encoder again, primitives only; `TextEncoder.from_settings` reads them."""

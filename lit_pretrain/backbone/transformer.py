@@ -170,7 +170,8 @@ class Transformer(nn.Module):
 
         Args:
             tokens: (B, N, D) embedded tokens.
-            indices: Which blocks, from 0, or negative from the end; the outputs come in this order.
+            indices: Which blocks, from 0, or negative from the end; the outputs come in this order. Without any block,
+                the embedded tokens are the only output, 0.
             attention_mask: As for `forward`.
             causal: As for `forward`.
             rotation: As for `forward`.
@@ -181,12 +182,15 @@ class Transformer(nn.Module):
         Raises:
             UserError: If there is no such block.
         """
-        depth = len(self.blocks)
+        depth = self.config.readable_layers
         outside = [index for index in indices if not -depth <= index < depth]
         if outside:
             raise UserError(
-                f"There is no block {outside[0]} in a Transformer of depth {depth}: give {-depth} to {depth - 1}."
+                f"There is no block {outside[0]} in a Transformer of depth {self.config.depth}: give {-depth} to "
+                f"{depth - 1}."
             )
+        if not self.blocks:
+            return [self.final_norm(tokens) for _ in indices]
         wanted = [index % depth for index in indices]
         mask, outputs = self._mask(attention_mask, causal), {}
         for index, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):

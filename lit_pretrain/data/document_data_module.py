@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy
 from filelock import FileLock
+from torch import Tensor
 
 from lit_pretrain.data.built_once import default_cache_directory
 from lit_pretrain.data.document_dataset import DocumentDataset, DocumentStarts, Layout
 from lit_pretrain.data.document_source import DocumentSeparator, DocumentSource, open_documents
 from lit_pretrain.data.epoch_data_module import EpochDataModule
+from lit_pretrain.data.frequent_ngrams import frequent_ngrams
 from lit_pretrain.data.loading import ResumableDataLoader
 from lit_pretrain.data.randomness import default_seed
 from lit_pretrain.data.sentence_pairs import PairSettings, RandomNext
@@ -157,6 +159,10 @@ class DocumentDataModule(EpochDataModule):
         self.train_dataset = self._dataset(train, self.seed, fixed=False)
         # The validation sequences are the same in every run, whatever its seed.
         self.validation_dataset = self._dataset(validation, 0, fixed=True) if len(validation) else None
+
+    def frequent_ngrams(self, longest: int, count: int) -> Tensor:
+        """The corpus's most frequent n-grams as numbers; see `frequent_ngrams`."""
+        return frequent_ngrams(self.cache, longest, count)
 
     def _dataset(self, documents: numpy.ndarray, seed: int, fixed: bool) -> DocumentDataset:
         return DocumentDataset(

@@ -36,7 +36,7 @@ def check_depths(encoder: TextEncoder | VisionEncoder, depths: Sequence[int], po
     Raises:
         UserError: If there is no such block, no class token, or no pooling of that block.
     """
-    blocks = encoder.config.depth
+    blocks = encoder.config.readable_layers
     for depth in depths:
         if not 1 <= depth <= blocks:
             raise UserError(f"There is no block {depth} in an encoder of {blocks}: give depths from 1 to {blocks}.")

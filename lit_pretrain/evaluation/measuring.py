@@ -215,7 +215,7 @@ def row_of(subject: Subject, one: Measurement, setting: Setting, test: Part, res
         "protocol": one.protocol,
         "metric": one.metric,
         "layer": one.layer,
-        "layers": subject.encoder.config.depth,
+        "layers": subject.encoder.config.readable_layers,
         "pooling": setting.pooling,
         "resolution": resolution,
         "train_samples": one.labels,

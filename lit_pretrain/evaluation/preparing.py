@@ -58,7 +58,7 @@ def chosen_layers(subject: Subject, text: str, pooling: FeaturePooling) -> list[
     Raises:
         UserError: If there is no such block, or it has no such features.
     """
-    depth = subject.encoder.config.depth
+    depth = subject.encoder.config.readable_layers
     if text == "three":
         layers = [depth] if pooling == "encoder" else probe_depths(depth)
     elif text in ("all", "last"):

@@ -151,6 +151,11 @@ class ContrastivePretraining(TwoTowers):
         if parts and self._trainer.training:
             self.objective.fit_to(self.batch_size)
         self.text_encoder.set_vocabulary(self.tokenizer.vocabulary_size)
+        if self.text_encoder.lacks_ngrams and parts:
+            raise UserError(
+                "The text tower has ngrams, and which ones are frequent is counted in pretraining on text: start it "
+                "from such a run, or leave encoder.ngrams out."
+            )
         for name, replay in self.replays.items():
             replay.build(self.towers[name].encoder, self.tokenizer, parts.get(name))
         if self._trainer is not None and self._trainer.training and self._trainer.accumulate_grad_batches > 1:

@@ -251,4 +251,8 @@ def with_settings(start: StartingPoint, changes: dict[str, Any]) -> StartingPoin
 def without_weights(start: StartingPoint) -> StartingPoint:
     """An encoder of the same settings with new random weights: what pretraining is compared with."""
     lineage = {"init_from": "scratch", "architecture_from": start.lineage["init_from"]}
-    return StartingPoint(type(start.encoder).from_settings(start.encoder.settings()), start.tokenizer, lineage)
+    encoder = type(start.encoder).from_settings(start.encoder.settings())
+    if isinstance(encoder, TextEncoder) and encoder.lacks_ngrams:
+        # Which n-grams there are is vocabulary, as the tokenizer is, and no weight.
+        encoder.embeddings.ngrams.set_keys(start.encoder.embeddings.ngrams.keys)
+    return StartingPoint(encoder, start.tokenizer, lineage)

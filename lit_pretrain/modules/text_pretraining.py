@@ -55,6 +55,9 @@ class TextPretraining(Pretraining):
         if self.tokenizer is None:
             raise UserError("TextPretraining has no tokenizer: train with a data module, or set module.tokenizer.")
         self.encoder.set_vocabulary(self.tokenizer.vocabulary_size)
+        # A checkpoint that is loaded without data brings its own.
+        if self.encoder.lacks_ngrams and data is not None:
+            self.encoder.embeddings.ngrams.set_keys(data.frequent_ngrams(self.encoder.ngrams, self.encoder.ngram_rows))
         build_on_texts(self.objectives, self.encoder, self.tokenizer, data)
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Pretext tasks, one file each: every one corrupts a clean batch, owns its head, and returns a loss and metrics."""
 
+from lit_pretrain.objectives.bag_of_ngrams import BagOfNgrams
 from lit_pretrain.objectives.bag_of_words import BagOfWords
 from lit_pretrain.objectives.causal_language_modeling import CausalLanguageModeling
 from lit_pretrain.objectives.colorization import Colorization
@@ -15,6 +16,7 @@ from lit_pretrain.objectives.rotation import Rotation
 from lit_pretrain.objectives.vision_objective import VisionObjective
 
 __all__ = [
+    "BagOfNgrams",
     "BagOfWords",
     "CausalLanguageModeling",
     "Colorization",

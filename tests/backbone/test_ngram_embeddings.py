@@ -4,39 +4,61 @@ import pytest
 import torch
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
-from lit_pretrain.backbone.ngram_embeddings import NgramEmbeddings, ngram_rows
+from lit_pretrain.backbone.ngram_embeddings import NgramEmbeddings, find_rows, ngram_keys
 from lit_pretrain.errors import UserError
 
 IDS = torch.tensor([[2, 7, 8, 7, 8, 3], [2, 30_000, 8, 7, 3, 0]])
+LARGEST = 2**20 - 2
 
 
-def row_by_hand(pieces: list[int], rows: int) -> int:
-    """A polynomial hash in Python's integers, which know no overflow."""
-    hashed = pieces[0]
-    for piece in pieces[1:]:
-        hashed = (hashed * 1_103_515_245 + piece) % (2**31 - 1)
-    return hashed % rows + (len(pieces) - 2) * rows
+def key_of(*pieces: int) -> int:
+    """An n-gram's number, in Python's integers."""
+    number = 0
+    for piece in pieces:
+        number = number * 2**20 + piece + 1
+    return number
+
+
+def known(embeddings: NgramEmbeddings, *ngrams: tuple[int, ...]) -> NgramEmbeddings:
+    """Random embeddings for some n-grams."""
+    embeddings.set_keys(torch.tensor(sorted(key_of(*one) for one in ngrams)))
+    with torch.no_grad():
+        embeddings.table[1:].normal_()
+    return embeddings
 
 
 @pytest.mark.parametrize("ids", [IDS, IDS.to(torch.int32)])
-def test_rows_by_hand(ids: torch.Tensor) -> None:
-    found = ngram_rows(ids, 4, 1000)
-    assert len(found) == 3
-    for order, rows in enumerate(found, start=2):
-        for text, texts_rows in zip(ids.tolist(), rows.tolist(), strict=True):
-            padded = [0] * (order - 1) + text
-            assert texts_rows == [row_by_hand(padded[at : at + order], 1000) for at in range(len(text))]
+def test_numbers_by_hand(ids: torch.Tensor) -> None:
+    pairs, triples = ngram_keys(ids, 3)
+    for text, texts_pairs, texts_triples in zip(ids.tolist(), pairs.tolist(), triples.tolist(), strict=True):
+        assert texts_pairs == [key_of(*text[max(0, at - 1) : at + 1]) for at in range(len(text))]
+        assert texts_triples == [key_of(*text[max(0, at - 2) : at + 1]) for at in range(len(text))]
+    # The largest one still fits.
+    assert ngram_keys(torch.full((3,), LARGEST), 3)[1][2].item() == key_of(LARGEST, LARGEST, LARGEST) < 2**62
+
+
+def test_rows_are_those_of_a_search() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for count in (1, 2, 3, 7, 8, 9, 1000):
+        keys = torch.randperm(3 * count, generator=generator)[:count].sort().values * 10**15
+        wanted = torch.cat([keys, keys + 1, keys - 1, torch.tensor([0, 2**62])])
+        places = torch.searchsorted(keys, wanted).clamp(max=count - 1)
+        expected = torch.where(keys[places] == wanted, places + 1, 0)
+        assert find_rows(keys, wanted[None])[0].tolist() == expected.tolist()
 
 
 def test_what_is_added_by_hand() -> None:
     embeddings = NgramEmbeddings(3, 50, 4)
-    assert embeddings(IDS).abs().max() == 0.0
-    with torch.no_grad():
-        embeddings.table.normal_()
-    pairs, triples = ngram_rows(IDS, 3, 50)
-    torch.testing.assert_close(embeddings(IDS), embeddings.table[pairs] + embeddings.table[triples])
-    # The same run of pieces says the same wherever it stands.
-    torch.testing.assert_close(ngram_rows(IDS, 2, 50)[0][0, 2], ngram_rows(IDS, 2, 50)[0][0, 4])
+    assert not embeddings.known
+    embeddings.set_keys(torch.tensor([key_of(7, 8)]))
+    assert embeddings.known and embeddings(IDS).abs().max() == 0.0
+    known(embeddings, (7, 8), (8, 7), (2, 7, 8))
+    seven_eight, eight_seven, triple = embeddings.table[1:4]
+    expected = torch.zeros(2, 6, 4)
+    expected[0, 2] = seven_eight + triple
+    expected[0, 4] = seven_eight
+    expected[0, 3] = expected[1, 3] = eight_seven
+    torch.testing.assert_close(embeddings(IDS), expected)
 
 
 def test_an_encoder_starts_as_the_one_without_and_learns_what_order_says() -> None:
@@ -44,21 +66,26 @@ def test_an_encoder_starts_as_the_one_without_and_learns_what_order_says() -> No
     torch.manual_seed(0)
     without = TextEncoder(40_000, transformer=config, positions="rotary")
     encoder = TextEncoder(40_000, transformer=config, positions="rotary", ngrams=2, ngram_rows=64)
-    encoder.load_state_dict(without.state_dict() | {"embeddings.ngrams.table": torch.zeros(64, 16)})
+    assert encoder.lacks_ngrams and not without.lacks_ngrams
+    keys = torch.tensor([key_of(7, 8), key_of(8, 7), key_of(9, 9)])
+    encoder.embeddings.ngrams.set_keys(keys)
+    assert not encoder.lacks_ngrams
+    encoder.load_state_dict(without.state_dict(), strict=False)
     torch.testing.assert_close(encoder(IDS), without(IDS), rtol=0, atol=0)
     encoder(IDS).square().sum().backward()
     used = encoder.embeddings.ngrams.table.grad.abs().sum(dim=1).nonzero()[:, 0].tolist()
-    assert used == sorted(set(ngram_rows(IDS, 2, 64)[0].flatten().tolist()))
+    assert used == [1, 2]  # never row 0, and nobody said (9, 9)
     rebuilt = TextEncoder.from_settings(encoder.settings())
     rebuilt.load_state_dict(encoder.state_dict())
+    assert not rebuilt.lacks_ngrams
     torch.testing.assert_close(rebuilt(IDS), without(IDS), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"ngrams": 0}, "encoder.ngrams is 0: give 1 for none, or the longest n-gram, up to 8"),
-        ({"ngrams": 9}, "encoder.ngrams is 9"),
+        ({"ngrams": 0}, "encoder.ngrams is 0: give 1 for none, or the longest n-gram, up to 3"),
+        ({"ngrams": 4}, "encoder.ngrams is 4"),
         ({"ngrams": 2, "ngram_rows": 0}, "encoder.ngram_rows is 0: give a number from 1"),
     ],
 )

@@ -165,6 +165,21 @@ def test_intermediates_stop_after_the_last_block_asked_for() -> None:
         transformer.forward_intermediates(tokens, [0, -4])
 
 
+def test_without_blocks_the_embedded_tokens_are_the_only_layer() -> None:
+    tokens = torch.randn(2, 5, 24)
+    bare = Transformer(TransformerConfig(depth=0, width=24, norm_order="post"))
+    assert bare(tokens) is tokens and list(bare.parameters()) == []
+    assert bare.forward_intermediates(tokens, [0, -1]) == [tokens, tokens]
+    normed = random_transformer(depth=0, norm_order="pre")
+    torch.testing.assert_close(normed.forward_intermediates(tokens, [0])[0], normed(tokens))
+    with pytest.raises(UserError, match="no block 1 in a Transformer of depth 0"):
+        bare.forward_intermediates(tokens, [1])
+    with pytest.raises(UserError, match=r"transformer\.depth is -1: give at least 0"):
+        TransformerConfig(depth=-1)
+    with pytest.raises(UserError, match=r"transformer\.depth is 0: give at least 1"):
+        VisionTransformerConfig(depth=0)
+
+
 def test_flops_of_one_token_by_hand() -> None:
     # Per block: 4 x 64^2 projections and 2 x 64 x 256 feed-forward multiply-adds, and 2 x 10 x 64 for attention.
     config = TransformerConfig(depth=3, width=64)

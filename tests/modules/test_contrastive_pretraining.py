@@ -7,11 +7,11 @@ import mlflow
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from small_pairs import make_encoders, make_pairs, make_rows, pair_config, write_pairs, write_tokenizer
+from small_pairs import TRANSFORMER, make_encoders, make_pairs, make_rows, pair_config, write_pairs, write_tokenizer
 from small_training import write_config
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.backbone import VisionEncoder
+from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import ContrastivePretraining
 from lit_pretrain.modules.chunking import encode_in_chunks
@@ -77,6 +77,12 @@ def test_shared_weights_are_the_same_and_learn_from_both_sides(sharing):
     by_picture = torch.autograd.grad(picture[:, 0].sum(), weights)
     for name, one, other in zip(sorted(shared), by_text, by_picture, strict=True):
         assert one.abs().max() > 0 and other.abs().max() > 0 and not torch.equal(one, other), name
+
+
+def test_ngrams_that_nobody_has_counted_are_refused(pairs, tmp_path):
+    encoders = make_encoders() | {"text_encoder": TextEncoder(transformer=TransformerConfig(**TRANSFORMER), ngrams=2)}
+    with pytest.raises(UserError, match="text tower has ngrams.*start it from such a run"):
+        fit(make_module(encoders=encoders), pairs, tmp_path)
 
 
 def test_what_cannot_be_shared():

@@ -14,6 +14,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.modules import TextPretraining
 from lit_pretrain.modules.base import NonFiniteLossError
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
+from lit_pretrain.modules.starting_points import load_starting_point, without_weights
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.objectives import (
     CausalLanguageModeling,
@@ -218,3 +219,21 @@ def test_examples_cost_and_embeddings(data, tmp_path) -> None:
     predictions = trainer.predict(module, data)
     embeddings = torch.cat([one["embedding"] for one in predictions])
     assert embeddings.shape == (60, 32) and embeddings.dtype == torch.float32 and embeddings.isfinite().all()
+
+
+def test_the_frequent_ngrams_of_the_corpus_go_with_the_weights(data, tmp_path) -> None:
+    encoder = make_encoder(ngrams=2, ngram_rows=50)
+    module, trainer = TextPretraining(encoder, [MaskedLanguageModeling()], seed=0), make_trainer(tmp_path, max_steps=3)
+    trainer.fit(module, data)
+    ngrams = encoder.embeddings.ngrams
+    assert ngrams.keys.tolist() == data.frequent_ngrams(2, 50).tolist()
+    assert ngrams.table[0].abs().max() == 0.0 < ngrams.table[1:].abs().max()
+    trainer.save_checkpoint(tmp_path / "pairs.ckpt")
+
+    again = TextPretraining.from_checkpoint(tmp_path / "pairs.ckpt")
+    torch.testing.assert_close(again.encoder.embeddings.state_dict(), encoder.embeddings.state_dict(), rtol=0, atol=0)
+    # From scratch the same n-grams are known, and nothing about them.
+    start = load_starting_point(str(tmp_path / "pairs.ckpt"))
+    fresh = without_weights(start).encoder.embeddings.ngrams
+    assert torch.equal(fresh.keys, start.encoder.embeddings.ngrams.keys) and torch.equal(fresh.keys, ngrams.keys)
+    assert fresh.table.abs().max() == 0.0

@@ -1,0 +1,120 @@
+"""Bag of n-grams: which runs of words does the other half of a text hold? Paragraph vectors that predict n-grams (Li et
+al. 2016, arXiv:1512.08183) from an encoder's features in the place of a vector learned for each text.
+
+Words say what a text is about; "waste of", "not even" and "must see" say more of what it thinks. There are too many
+n-grams for a softmax over all of them, so that some of each half stand for it, and whose they are is asked among those
+of all halves of the batch (sampled softmax: Jean et al. 2015, arXiv:1412.2007). They are drawn as often as they are
+used, so what is learned is how much more likely a half makes them. Reads the same pass as `BagOfWords`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lit_pretrain.backbone.ngram_embeddings import NONE, ngram_pieces
+from lit_pretrain.backbone.pooling import mean_pool
+from lit_pretrain.backbone.text_encoder import TextEncoder
+from lit_pretrain.errors import UserError
+from lit_pretrain.objectives.objective import (
+    Batch,
+    EncoderPass,
+    Objective,
+    ObjectiveOutput,
+    Vocabulary,
+    global_mean,
+)
+from lit_pretrain.objectives.span_halves import check_halves, halves_pass
+
+
+class BagOfNgrams(Objective):
+    """Tell the n-grams of the other half from those of the batch's other texts, by the mean of a half's features.
+
+    The n-grams are those that the encoder has embeddings for; here they have others of their own.
+
+    Args:
+        weight: Factor of this loss in the sum.
+        draws: N-grams that are drawn from each half.
+    """
+
+    name = "bag_of_ngrams"
+    pass_name = "halves"
+    uses_pooling = False
+
+    def __init__(self, weight: float = 1.0, draws: int = 16) -> None:
+        super().__init__()
+        if draws < 1:
+            raise UserError(f"BagOfNgrams.draws is {draws}: give at least 1.")
+        self.weight = weight
+        self.draws = draws
+        self.decoder: nn.Embedding | None = None
+
+    def build(self, encoder: TextEncoder, vocabulary: Vocabulary | None = None) -> None:
+        """Make the decoder, which starts by telling nothing.
+
+        Raises:
+            UserError: If the encoder has no n-grams.
+        """
+        if encoder.embeddings.ngrams is None:
+            raise UserError(
+                "BagOfNgrams asks for n-grams that the encoder has embeddings for: set encoder.ngrams to 2."
+            )
+        if self.decoder is None:
+            self.decoder = nn.Embedding(encoder.ngram_rows + 1, encoder.width)
+            nn.init.zeros_(self.decoder.weight)
+
+    def make_pass(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> EncoderPass:
+        """All first halves, then all second halves; target `ngrams` (2 B, draws), 0 where a half has no more."""
+        one = halves_pass(batch)
+        rows = torch.cat(encoder.embeddings.ngrams.rows_of(one.targets["ids"]), dim=1)
+        chance = torch.rand(rows.shape, generator=generator, device=rows.device)
+        drawn = (chance + (rows > 0)).topk(min(self.draws, rows.shape[1]), dim=1).indices
+        return EncoderPass(one.inputs, one.targets | {"ngrams": rows.gather(1, drawn)})
+
+    def compute(
+        self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: TextEncoder
+    ) -> ObjectiveOutput:
+        """Cross-entropy of the other halves' n-grams among all that were drawn, the mean over them."""
+        asked = targets["ngrams"].roll(len(targets["ngrams"]) // 2, dims=0)
+        pooled = mean_pool(features, targets["mask"])
+        owner = torch.arange(len(asked), device=asked.device).repeat_interleave(asked.shape[1])[(asked > 0).flatten()]
+        scores = pooled @ self.decoder(asked[asked > 0]).T.to(pooled.dtype)
+        with torch.autocast(scores.device.type, enabled=False):
+            scores = scores.float()
+            own = scores[owner, torch.arange(len(owner), device=owner.device)]
+            total = (scores.logsumexp(dim=1)[owner] - own).sum() if len(owner) else scores.sum()
+        count = total.new_tensor(float(len(owner)))
+        return ObjectiveOutput(global_mean(total, count, self.training), {"loss": (total.detach(), count)})
+
+    @torch.no_grad()
+    def examples(
+        self, encoder: TextEncoder, batch: Batch, vocabulary: Vocabulary, generator: torch.Generator, count: int = 8
+    ) -> list[dict[str, str]]:
+        """A half, the n-grams that it makes likelier than any others, and which of them the other half has."""
+        one = self.make_pass(batch, encoder, generator)
+        pooled = mean_pool(encoder.forward_features(**one.inputs), one.targets["mask"])
+        keys = encoder.embeddings.ngrams.keys
+        scores = pooled @ self.decoder.weight[1:][keys != NONE].T
+        first, second = one.targets["ids"].chunk(2)
+        words = one.targets["words"].chunk(2)[0].to(torch.bool)
+        held = torch.cat(encoder.embeddings.ngrams.rows_of(second), dim=1).tolist()
+        rows = []
+        for row, scored in enumerate(scores[: min(count, len(first))]):
+            best = (scored.topk(min(12, len(scored))).indices + 1).tolist()
+            named = {one: vocabulary.decode(ngram_pieces(int(keys[one - 1]))) for one in best}
+            rows.append(
+                {
+                    "half": vocabulary.decode(first[row][words[row]].tolist()),
+                    "expected": ", ".join(named.values()),
+                    "found": ", ".join(name for one, name in named.items() if one in held[row]),
+                }
+            )
+        return rows
+
+    def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
+        """Operations of the scores."""
+        return 2.0 * (2 * samples) * (2 * samples * self.draws) * encoder.width
+
+    def check(self, batch_keys: Sequence[str], sequence_length: int) -> None:
+        """The sequences must be of one text each, and long enough to be cut."""
+        check_halves("BagOfNgrams", batch_keys, sequence_length)
