@@ -6,7 +6,7 @@ from small_pictures import make_encoder
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.errors import UserError
-from lit_pretrain.evaluation.features import features_of_batches
+from lit_pretrain.evaluation.features import features_of_batches, probe_depths
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def images():
 
 def text_encoder(**settings):
     torch.manual_seed(0)
-    transformer = TransformerConfig(depth=3, width=32, heads=2, **settings.pop("transformer", {}))
+    transformer = TransformerConfig(**{"depth": 3, "width": 32, "heads": 2} | settings.pop("transformer", {}))
     return TextEncoder(vocabulary_size=50, transformer=transformer, max_positions=16, **settings)
 
 
@@ -85,3 +85,18 @@ def test_what_an_encoder_lacks_is_said(images):
         features_of_batches(encoder, [{"images": images}], [1], "cls")
     with pytest.raises(UserError, match="last block, 2, only"):
         features_of_batches(encoder, [{"images": images}], [1], "encoder")
+
+
+def test_an_encoder_without_blocks_has_one_layer_its_embeddings():
+    encoder = text_encoder(transformer={"depth": 0}, positions="rotary", segments=0)
+    rows = texts([3, 12, 7])
+    (layer,) = probe_depths(encoder.config.depth)
+    found = features_of_batches(encoder, [padded(rows, 16)], [layer])[layer]
+    for place, row in enumerate(rows):
+        norm, token = encoder.embeddings.norm, encoder.embeddings.token
+        torch.testing.assert_close(found[place], norm(token.weight[row]).mean(dim=0).detach())
+    # A bag knows no order.
+    turned = features_of_batches(encoder, [padded([row.flip(0) for row in rows], 16)], [layer])[layer]
+    torch.testing.assert_close(turned, found)
+    with pytest.raises(UserError, match="give depths from 1 to 1"):
+        features_of_batches(encoder, [padded(rows, 16)], [2])
