@@ -137,6 +137,9 @@ def explain_value(text: str, section: str, configs: list[str]) -> str | None:
     needs = " or ".join([*kinds, *([f"one of {', '.join(flat)}"] if flat else [])])
     name = key.group(1) if key.group(1).startswith(section) else f"{section}: {key.group(1)}"
     place = find_key(key.group(1), configs, value.group(1))
+    if value.group(1) == "None" and "null" in kinds and place is None:
+        # Of a class within a class jsonargparse 4.47 takes null from a file only.
+        return f"'{name}' cannot be null on the command line: set it in a config file, one more --config."
     return f"'{name}' is {value.group(1)}, but takes {needs}{guess}: {correct(place)}."
 
 

@@ -195,6 +195,7 @@ def test_a_mistake_is_one_sentence(config, tmp_path, capsys, path, value, senten
         (["--trainer.max_step", "3"], "no setting 'trainer.max_step' (did you mean 'max_steps'?)"),
         (["--data.batchsize", "3"], "no setting 'batchsize' of data (did you mean 'batch_size'?)"),
         (["--data.batch_size", "x"], "'data: batch_size' is x, but takes a whole number"),
+        (["--model.encoder.init_args.size", "null"], "size' cannot be null on the command line: set it in a config"),
         (["stray"], "'stray' is not an argument"),
         (["--ckpt_path", "nothing"], "No run in"),
         (["--config", "nowhere.yaml"], "The config nowhere.yaml cannot be read"),
