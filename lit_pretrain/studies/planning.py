@@ -57,7 +57,8 @@ def make_cell(
         set_value(config, key, value)
     trainer = config["trainer"]
     if steps is not None:
-        trainer["max_steps"] = steps
+        # With few labels an epoch is a few steps, and the epochs of the config would be over long before.
+        trainer |= {"max_steps": steps, "max_epochs": None}
     if settings.validations is not None and (total := trainer.get("max_steps") or -1) > 0:
         accumulated = trainer.get("accumulate_grad_batches") or 1
         trainer |= {

@@ -122,13 +122,18 @@ def test_label_efficiency_is_resumed_and_told(home, capsys):
 
 def test_a_learning_rate_is_chosen_on_the_validation_data(home, capsys):
     settings = {"label_budgets": ["all"], "encoders": {"scratch": None}, "learning_rates": [1e38, 1e-3]}
-    file = study(home, "rates", metric="validation/accuracy", steps=3, **settings)
+    # 15 steps are more than the one epoch of 12 that the config would train for.
+    settings |= {"overrides": {"trainer.max_epochs": 1}, "validations": 3}
+    file = study(home, "rates", metric="validation/accuracy", steps=15, **settings)
     assert main(["study", "label-efficiency", "--config", file, "--json", "rows.json"]) == 0
     shown = capsys.readouterr().out
     assert "learning rate 1e+38, seed 0: diverged: The loss of" in shown
     assert "took the lowest learning rate that was tried, 0.001" in shown
     (row,) = json.loads((home / "rows.json").read_text())
     assert row["learning_rate"] == 0.001 and row["finished"] == 1 and row["labels"] == 48
+    client, _, runs = runs_of("rates")
+    (finished,) = [run.info.run_id for run in runs if run.info.status == "FINISHED"]
+    assert [one.step for one in client.get_metric_history(finished, "validation/accuracy")] == [5, 10, 15]
     # The data tells how many labels all are; a loss that is not finite would be so again.
     assert main(["study", "label-efficiency", "--config", file]) == 0
     assert "diverged" not in capsys.readouterr().out
