@@ -5,8 +5,8 @@ arXiv:2412.09871, section 3.2.1).
 "not good" is worth more than "not" and "good", and a Transformer has to find that out by attention, which takes long
 training. A look-up in a large table says it at hardly any cost of computing: what it takes is memory, and text enough
 to have seen most n-grams that matter. Both papers let n-grams share rows by a hash. Here the most frequent ones have a
-row each, and the others, most of which were seen once or twice, none: a table of less than half the size then does
-better, and which n-grams it knows belongs to the vocabulary.
+row each, and the others, most of which were seen once or twice, none: a table of less than half the size then does as
+well. Which n-grams it knows belongs to the vocabulary.
 """
 
 import torch

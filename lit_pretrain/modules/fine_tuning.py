@@ -188,7 +188,7 @@ class FineTuning(BaseModule):
         """Take the data's tokenizer where the weights have none; else the two must be the same.
 
         Raises:
-            UserError: If they are not.
+            UserError: If they are not, or nobody has counted the n-grams that the encoder has embeddings for.
         """
         if self.modality.name != "text":
             return
@@ -202,6 +202,12 @@ class FineTuning(BaseModule):
                 f"trained with tokenizer {self.tokenizer.hash}: leave data.tokenizer out, so that theirs is taken."
             )
         self.encoder.set_vocabulary(self.tokenizer.vocabulary_size)
+        # Outside of training a checkpoint that is read after this brings them.
+        if self._trainer is not None and self._trainer.training and self.encoder.lacks_ngrams:
+            raise UserError(
+                "The encoder has ngrams, and which ones are frequent is counted in pretraining on text: set "
+                "model.init_from to such a run (pretrained: false keeps its n-grams only), or leave encoder.ngrams out."
+            )
 
     def weights_of_classes(self) -> Tensor | None:
         """Factors (C,) of the classes' losses, or null."""

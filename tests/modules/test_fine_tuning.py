@@ -292,3 +292,8 @@ def test_a_checkpoint_of_other_classes_or_another_tokenizer_is_refused(texts, tm
     torch.save(checkpoint, tmp_path / "foreign.ckpt")
     with pytest.raises(UserError, match="was trained with tokenizer 0000"):
         trainer().test(from_scratch(other), texts(), str(tmp_path / "foreign.ckpt"))
+
+
+def test_ngrams_that_nobody_has_counted_are_refused(texts):
+    with pytest.raises(UserError, match=r"encoder has ngrams.*set model\.init_from to such a run"):
+        trainer().fit(FineTuning(make_text_encoder(ngrams=2, ngram_rows=20), seed=0), texts())
