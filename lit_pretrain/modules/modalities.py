@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.data.augmentation import ImageAugmentation, middle
 from lit_pretrain.errors import UserError
+from lit_pretrain.objectives.masking import hide_tokens
 from lit_pretrain.objectives.objective import Batch, clean_inputs
 
 
@@ -201,20 +202,3 @@ def make_modality(encoder: nn.Module, augmentation: ImageAugmentation, token_dro
     if token_dropout:
         raise UserError("model.token_dropout hides tokens of texts: leave it out for pictures.")
     return Pictures(augmentation)
-
-
-def hide_tokens(mask: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Word dropout of deep averaging networks (Iyyer et al. 2015, doi:10.3115/v1/P15-1162): neither attention nor
-    pooling sees what is hidden, a new draw every time.
-
-    Args:
-        mask: (B, N), 1 where a token is real. The first of each text, [CLS], is never hidden.
-        share: Probability of being hidden.
-        generator: Source of the draw, on the mask's device.
-
-    Returns:
-        (B, N), 1 where a token is real and seen.
-    """
-    seen = torch.rand(mask.shape, generator=generator, device=mask.device) >= share
-    seen[:, 0] = True
-    return mask * seen.to(mask.dtype)

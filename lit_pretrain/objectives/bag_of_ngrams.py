@@ -24,7 +24,7 @@ from lit_pretrain.objectives.objective import (
     Vocabulary,
     global_mean,
 )
-from lit_pretrain.objectives.span_halves import check_halves, halves_pass
+from lit_pretrain.objectives.span_halves import check_halves, halves_pass, name_of_pass
 
 
 class BagOfNgrams(Objective):
@@ -35,18 +35,21 @@ class BagOfNgrams(Objective):
     Args:
         weight: Factor of this loss in the sum.
         draws: N-grams that are drawn from each half.
+        token_dropout: Share of a half's tokens that training hides, others at every step: what is learned from does not
+            hang on a few rare words. Objectives on halves with the same share read one pass.
     """
 
     name = "bag_of_ngrams"
-    pass_name = "halves"
     uses_pooling = False
 
-    def __init__(self, weight: float = 1.0, draws: int = 16) -> None:
+    def __init__(self, weight: float = 1.0, draws: int = 16, token_dropout: float = 0.0) -> None:
         super().__init__()
         if draws < 1:
             raise UserError(f"BagOfNgrams.draws is {draws}: give at least 1.")
         self.weight = weight
         self.draws = draws
+        self.token_dropout = token_dropout
+        self.pass_name = name_of_pass("BagOfNgrams", token_dropout)
         self.decoder: nn.Embedding | None = None
 
     def build(self, encoder: TextEncoder, vocabulary: Vocabulary | None = None) -> None:
@@ -65,7 +68,7 @@ class BagOfNgrams(Objective):
 
     def make_pass(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> EncoderPass:
         """All first halves, then all second halves; target `ngrams` (2 B, draws), 0 where a half has no more."""
-        one = halves_pass(batch)
+        one = halves_pass(batch, generator, self.token_dropout if self.training else 0.0)
         rows = torch.cat(encoder.embeddings.ngrams.rows_of(one.targets["ids"]), dim=1)
         chance = torch.rand(rows.shape, generator=generator, device=rows.device)
         drawn = (chance + (rows > 0)).topk(min(self.draws, rows.shape[1]), dim=1).indices

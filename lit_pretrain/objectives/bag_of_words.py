@@ -23,7 +23,7 @@ from lit_pretrain.objectives.objective import (
     Vocabulary,
     global_mean,
 )
-from lit_pretrain.objectives.span_halves import check_halves, halves_pass
+from lit_pretrain.objectives.span_halves import check_halves, halves_pass, name_of_pass
 
 
 class BagOfWords(Objective):
@@ -31,16 +31,19 @@ class BagOfWords(Objective):
 
     Args:
         weight: Factor of this loss in the sum.
+        token_dropout: Share of a half's tokens that training hides, others at every step: what is learned from does not
+            hang on a few rare words. Objectives on halves with the same share read one pass.
     """
 
     name = "bag_of_words"
     perplexities = ("loss",)
-    pass_name = "halves"
     uses_pooling = False
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, weight: float = 1.0, token_dropout: float = 0.0) -> None:
         super().__init__()
         self.weight = weight
+        self.token_dropout = token_dropout
+        self.pass_name = name_of_pass("BagOfWords", token_dropout)
         self.decoder: nn.Linear | None = None
 
     def build(self, encoder: TextEncoder, vocabulary: Vocabulary | None = None) -> None:
@@ -51,7 +54,7 @@ class BagOfWords(Objective):
 
     def make_pass(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> EncoderPass:
         """All first halves, then all second halves."""
-        return halves_pass(batch)
+        return halves_pass(batch, generator, self.token_dropout if self.training else 0.0)
 
     def compute(
         self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: TextEncoder

@@ -18,7 +18,7 @@ from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.gathering import first_row, gather_rows
 from lit_pretrain.objectives.objective import Batch, EncoderPass, Objective, ObjectiveOutput, Vocabulary
-from lit_pretrain.objectives.span_halves import check_halves, halves_pass
+from lit_pretrain.objectives.span_halves import check_halves, halves_pass, name_of_pass
 
 
 class ContrastiveSpans(Objective):
@@ -27,18 +27,21 @@ class ContrastiveSpans(Objective):
     Args:
         temperature: By which cosines are divided (DeCLUTR: 0.05).
         weight: Factor of this loss in the sum.
+        token_dropout: Share of a half's tokens that training hides, others at every step: what is learned from does not
+            hang on a few rare words. Objectives on halves with the same share read one pass.
     """
 
     name = "contrastive_spans"
-    pass_name = "halves"
     uses_pooling = False
 
-    def __init__(self, temperature: float = 0.05, weight: float = 1.0) -> None:
+    def __init__(self, temperature: float = 0.05, weight: float = 1.0, token_dropout: float = 0.0) -> None:
         super().__init__()
         if not 0.0 < temperature <= 1.0:
             raise UserError(f"ContrastiveSpans.temperature is {temperature}: give a number in (0, 1].")
         self.temperature = temperature
         self.weight = weight
+        self.token_dropout = token_dropout
+        self.pass_name = name_of_pass("ContrastiveSpans", token_dropout)
 
     def make_pass(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> EncoderPass:
         """All first halves, then all second halves.
@@ -51,7 +54,7 @@ class ContrastiveSpans(Objective):
                 "ContrastiveSpans chooses among the sequences of a batch, and this batch has one: raise "
                 "data.batch_size (32 and more serve it well)."
             )
-        return halves_pass(batch)
+        return halves_pass(batch, generator, self.token_dropout if self.training else 0.0)
 
     def compute(
         self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: TextEncoder

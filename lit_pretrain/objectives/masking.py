@@ -131,3 +131,20 @@ def corrupt(
     replacement = torch.where(draw < masked + randomised, random_token, clean)
     replacement = replacement.masked_fill(draw < masked, mask_id)
     return input_ids.scatter(1, positions.indices, torch.where(positions.valid, replacement, clean))
+
+
+def hide_tokens(mask: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Word dropout of deep averaging networks (Iyyer et al. 2015, doi:10.3115/v1/P15-1162): neither attention nor
+    pooling sees what is hidden, a new draw every time.
+
+    Args:
+        mask: (B, N), 1 where a token is real. The first of each text, [CLS], is never hidden.
+        share: Probability of being hidden.
+        generator: Source of the draw, on the mask's device.
+
+    Returns:
+        (B, N), 1 where a token is real and seen.
+    """
+    seen = torch.rand(mask.shape, generator=generator, device=mask.device) >= share
+    seen[:, 0] = True
+    return mask * seen.to(mask.dtype)

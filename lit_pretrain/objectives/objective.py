@@ -72,7 +72,7 @@ class Objective(nn.Module):
     # Passes through the encoder that this objective asks for.
     passes: ClassVar[int] = 1
     # Objectives with the same name here make the same pass, which is run once for all of them.
-    pass_name: ClassVar[str] = ""
+    pass_name: str = ""
     # Whether the encoder's pooling and its positions learn from this; what no objective uses is left as it is.
     uses_pooling: bool = True
     uses_positions: bool = True

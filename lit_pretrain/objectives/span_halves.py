@@ -6,24 +6,45 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.objectives.masking import hide_tokens
 from lit_pretrain.objectives.objective import Batch, EncoderPass
 
 # Two spans of three tokens, with [CLS] and [SEP].
 SHORTEST_SEQUENCE = 8
 
 
-def halves_pass(batch: Batch) -> EncoderPass:
+def halves_pass(batch: Batch, generator: torch.Generator, token_dropout: float = 0.0) -> EncoderPass:
     """All first halves, then all second halves, of a clean batch.
 
-    Its targets: `ids` (2 B, N), `mask` of what is no padding, and `words` of what is neither padding nor special.
+    Its targets: `ids` (2 B, N), `mask` of what is seen, and `words`, seen or not, of what is no special token.
+
+    Args:
+        batch: Clean batch.
+        generator: Whose seed draws what is hidden, whatever it was asked before: objectives that share the pass hide
+            the same.
+        token_dropout: Share of the tokens that are hidden.
     """
     ids, mask = cut_in_halves(batch["input_ids"], batch["attention_mask"])
+    places = torch.arange(ids.shape[1], device=ids.device)
+    words = ((places > 0) & (places < mask.sum(dim=1, keepdim=True) - 1)).to(mask.dtype)
+    if token_dropout:
+        same = torch.Generator(mask.device).manual_seed(generator.initial_seed())
+        mask = hide_tokens(mask, token_dropout, same)
     inputs = {"input_ids": ids, "attention_mask": mask}
     if "token_type_ids" in batch:
         inputs["token_type_ids"] = torch.zeros_like(ids)
-    places = torch.arange(ids.shape[1], device=ids.device)
-    words = ((places > 0) & (places < mask.sum(dim=1, keepdim=True) - 1)).to(mask.dtype)
     return EncoderPass(inputs, {"ids": ids, "mask": mask, "words": words})
+
+
+def name_of_pass(objective: str, token_dropout: float) -> str:
+    """What is the same for objectives whose pass is the same.
+
+    Raises:
+        UserError: If the share is none.
+    """
+    if not 0.0 <= token_dropout < 1.0:
+        raise UserError(f"{objective}.token_dropout is {token_dropout}: give a share from 0 to below 1.")
+    return f"halves, {token_dropout} hidden"
 
 
 def check_halves(name: str, batch_keys: Sequence[str], sequence_length: int) -> None:

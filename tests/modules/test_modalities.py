@@ -6,7 +6,8 @@ import torch
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder
 from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.errors import UserError
-from lit_pretrain.modules.modalities import hide_tokens, make_modality
+from lit_pretrain.modules.modalities import make_modality
+from lit_pretrain.objectives.masking import hide_tokens
 
 
 @pytest.mark.parametrize("kind", [torch.bool, torch.int64])

@@ -27,7 +27,7 @@ def test_every_token_is_in_one_half(texts):
 
 
 def test_words_are_all_but_the_special_tokens(texts):
-    one = halves_pass(texts | {"token_type_ids": torch.ones_like(texts["input_ids"])})
+    one = halves_pass(texts | {"token_type_ids": torch.ones_like(texts["input_ids"])}, torch.Generator())
     ids, mask, words = (one.targets[name] for name in ("ids", "mask", "words"))
     assert torch.equal(one.inputs["input_ids"], ids) and not one.inputs["token_type_ids"].any()
     for row in range(len(ids)):
