@@ -1,7 +1,11 @@
-"""Texts in halves: the cut by hand, and what of a half is a word."""
+"""Texts in halves: the cut by hand, what of a half is a word, and what is hidden."""
 
+import pytest
 import torch
 
+from lit_pretrain.errors import UserError
+from lit_pretrain.objectives import BagOfNgrams, BagOfWords, ContrastiveSpans
+from lit_pretrain.objectives.objective import count_passes
 from lit_pretrain.objectives.span_halves import cut_in_halves, halves_pass
 
 
@@ -33,3 +37,38 @@ def test_words_are_all_but_the_special_tokens(texts):
     for row in range(len(ids)):
         text = ids[row][mask[row].bool()].tolist()
         assert ids[row][words[row].bool()].tolist() == text[1:-1]
+
+
+def test_objectives_that_share_a_pass_hide_the_same_tokens(texts):
+    generator = torch.Generator().manual_seed(3)
+    first = halves_pass(texts, generator, 0.5)
+    torch.rand(7, generator=generator)
+    second, all_seen = halves_pass(texts, generator, 0.5), halves_pass(texts, generator)
+    other = halves_pass(texts, torch.Generator().manual_seed(4), 0.5)
+    mask = first.targets["mask"]
+    assert torch.equal(mask, second.targets["mask"]) and not torch.equal(mask, other.targets["mask"])
+    assert torch.equal(mask, first.inputs["attention_mask"])
+    # The other half is asked for all its words, and [CLS] is always seen.
+    assert torch.equal(first.targets["words"], all_seen.targets["words"])
+    assert (mask <= all_seen.targets["mask"]).all() and mask[:, 0].all()
+    hidden = 1 - mask.sum() / all_seen.targets["mask"].sum()
+    assert 0.35 < hidden < 0.6
+
+
+def test_tokens_are_hidden_in_training_only_and_shares_tell_passes_apart(texts):
+    objectives = [ContrastiveSpans(token_dropout=0.5), BagOfWords(token_dropout=0.5), BagOfWords()]
+    assert count_passes(objectives[:2]) == 1 and count_passes(objectives) == 2
+    masks = []
+    for training in (True, False):
+        made = [one.train(training).make_pass(texts, None, torch.Generator().manual_seed(0)) for one in objectives]
+        masks.append([one.targets["mask"] for one in made])
+    (spans, words, clean), evaluated = masks
+    assert torch.equal(spans, words) and not torch.equal(spans, clean)
+    assert all(torch.equal(one, clean) for one in evaluated)
+    assert objectives[0].settings()["init_args"]["token_dropout"] == 0.5
+
+
+@pytest.mark.parametrize("make", [ContrastiveSpans, BagOfWords, BagOfNgrams])
+def test_a_share_that_hides_everything_is_refused(make):
+    with pytest.raises(UserError, match=rf"{make.__name__}.token_dropout is 1.0: give a share from 0 to below 1."):
+        make(token_dropout=1.0)
