@@ -43,7 +43,8 @@ GROUPS = ["--data.image_column", "image", "--data.label_column", "group", "--dat
 NUMBERS = ["--data.text_pair_column", "president", "--data.label_column", "year", "--data.task", "regression"]
 FINE_TUNED = {
     "cifar10": [*GROUPS, "--data.stored_size", "32"],
-    "imdb": SPEECHES,
+    # The encoder that stands for the pretrained one has learned positions.
+    "imdb": [*SPEECHES, "--data.maximum_length", "512"],
     "imdb_minilm": SPEECHES,
     "sst2": [*SPEECHES, "--data.validation_split", "null"],
     "stsb": [*SPEECHES, *NUMBERS, "--data.validation_split", "null"],

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lit_pretrain.backbone.ngram_embeddings import NgramEmbeddings
+from lit_pretrain.backbone.ngram_embeddings import NgramEmbeddings, check_vocabulary
 from lit_pretrain.errors import UserError
 
 
@@ -54,8 +54,10 @@ class TextEmbeddings(nn.Module):
         """Make the token table, once the tokenizer is known.
 
         Raises:
-            UserError: If there is a table of another size already.
+            UserError: If there is a table of another size already, or more pieces than n-grams can number.
         """
+        if self.ngrams is not None:
+            check_vocabulary(vocabulary_size)
         if self.token is None:
             self.token = nn.Embedding(vocabulary_size, self.width)
             nn.init.normal_(self.token.weight, std=0.02)
@@ -105,5 +107,6 @@ def check_length(length: int, max_positions: int) -> None:
     if length > max_positions:
         raise UserError(
             f"A sequence of {length} tokens is longer than the position table of {max_positions}: shorten "
-            "data.sequence_length, raise encoder.max_positions, or use positions: rotary."
+            "data.sequence_length (data.maximum_length of labelled texts), raise encoder.max_positions, or use "
+            "positions: rotary."
         )

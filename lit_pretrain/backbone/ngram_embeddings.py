@@ -68,6 +68,15 @@ class NgramEmbeddings(nn.Module):
         return [find_rows(self.keys, keys) for keys in ngram_keys(input_ids, self.longest)]
 
 
+def check_vocabulary(vocabulary_size: int) -> None:
+    """Refuse more word pieces than have a digit of their own, whose n-grams would be taken for each other."""
+    if vocabulary_size >= BASE:
+        raise UserError(
+            f"A vocabulary of {vocabulary_size} pieces is too large for encoder.ngrams, which can tell fewer than "
+            f"{BASE} apart: set encoder.ngrams to 1."
+        )
+
+
 def ngram_keys(input_ids: Tensor, longest: int) -> list[Tensor]:
     """The n-grams that end at each token, as numbers.
 

@@ -39,6 +39,8 @@ def check_depths(encoder: TextEncoder | VisionEncoder, depths: Sequence[int], po
     blocks = encoder.config.readable_layers
     for depth in depths:
         if not 1 <= depth <= blocks:
+            if encoder.config.depth == 0:
+                raise UserError(f"There is no block {depth} in an encoder of none: its embeddings are read as block 1.")
             raise UserError(f"There is no block {depth} in an encoder of {blocks}: give depths from 1 to {blocks}.")
     if pooling == "cls" and isinstance(encoder, VisionEncoder) and not encoder.class_token:
         raise UserError("The encoder has no class token, so there is no pooling 'cls' of it: take 'mean'.")

@@ -98,5 +98,5 @@ def test_an_encoder_without_blocks_has_one_layer_its_embeddings():
     # A bag knows no order.
     turned = features_of_batches(encoder, [padded([row.flip(0) for row in rows], 16)], [layer])[layer]
     torch.testing.assert_close(turned, found)
-    with pytest.raises(UserError, match="give depths from 1 to 1"):
+    with pytest.raises(UserError, match="no block 2 in an encoder of none: its embeddings are read as block 1"):
         features_of_batches(encoder, [padded(rows, 16)], [2])

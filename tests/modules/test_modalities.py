@@ -7,19 +7,6 @@ from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder
 from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.modalities import make_modality
-from lit_pretrain.objectives.masking import hide_tokens
-
-
-@pytest.mark.parametrize("kind", [torch.bool, torch.int64])
-def test_a_share_of_the_real_tokens_is_hidden_anew_each_time_but_never_the_first(kind):
-    mask = (torch.arange(400) < torch.tensor([[400], [250]])).to(kind)
-    generator = torch.Generator().manual_seed(0)
-    first, second = hide_tokens(mask, 0.3, generator), hide_tokens(mask, 0.3, generator)
-    assert first.dtype == kind and not torch.equal(first, second)
-    assert first[:, 0].all() and not (first.bool() & ~mask.bool()).any()
-    # 650 draws of probability 0.3: three standard deviations are 0.054.
-    assert 1 - first.sum() / mask.sum() == pytest.approx(0.3, abs=0.054)
-    assert torch.equal(first, hide_tokens(mask, 0.3, torch.Generator().manual_seed(0)))
 
 
 def test_what_is_hidden_changes_nothing():

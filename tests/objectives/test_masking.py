@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_pretrain.objectives.masking import choose_positions, choose_whole_words, corrupt, masked_counts
+from lit_pretrain.objectives.masking import choose_positions, choose_whole_words, corrupt, hide_tokens, masked_counts
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -82,3 +82,15 @@ def test_eighty_ten_ten() -> None:
     assert set(others.tolist()) == set(range(5, 50)) - {9}
     untouched = torch.ones(rows, length, dtype=torch.bool).scatter_(1, positions.indices, ~positions.valid)
     assert (out[untouched] == 9).all() and (ids == 9).all()
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.int64])
+def test_a_share_of_the_real_tokens_is_hidden_anew_each_time_but_never_the_first(kind):
+    mask = (torch.arange(400) < torch.tensor([[400], [250]])).to(kind)
+    generator = torch.Generator().manual_seed(0)
+    first, second = hide_tokens(mask, 0.3, generator), hide_tokens(mask, 0.3, generator)
+    assert first.dtype == kind and not torch.equal(first, second)
+    assert first[:, 0].all() and not (first.bool() & ~mask.bool()).any()
+    # 650 draws of probability 0.3: three standard deviations are 0.054.
+    assert 1 - first.sum() / mask.sum() == pytest.approx(0.3, abs=0.054)
+    assert torch.equal(first, hide_tokens(mask, 0.3, torch.Generator().manual_seed(0)))
