@@ -69,7 +69,14 @@ class NgramEmbeddings(nn.Module):
 
 
 def check_vocabulary(vocabulary_size: int) -> None:
-    """Refuse more word pieces than have a digit of their own, whose n-grams would be taken for each other."""
+    """Refuse a vocabulary whose n-grams would be taken for each other.
+
+    Args:
+        vocabulary_size: Number of word pieces, each of which needs a digit of its own.
+
+    Raises:
+        UserError: If there are too many.
+    """
     if vocabulary_size >= BASE:
         raise UserError(
             f"A vocabulary of {vocabulary_size} pieces is too large for encoder.ngrams, which can tell fewer than "
