@@ -149,7 +149,9 @@ class Contrastive(nn.Module):
         keys = torch.stack([pairs.text_keys, pairs.picture_keys], dim=1)
         first, everyone = (first_row(len(both)), gather_rows) if across_processes else (0, lambda one: one)
         all_both, all_keys = everyone(both), everyone(keys)
-        total, *sums = _SomeRowsAtATime.apply(self, first, keys, all_keys, both, all_both, *self.parameters())
+        # Asked here: within the function gradients are always off, and its inputs require them in any mode.
+        learning = torch.is_grad_enabled()
+        total, *sums = _SomeRowsAtATime.apply(self, learning, first, keys, all_keys, both, all_both, *self.parameters())
         loss, count = total / len(both), torch.tensor(float(len(both)), device=both.device)
         scale = self.log_scale.detach().float().exp()
         statistics = {
@@ -226,26 +228,31 @@ class _SomeRowsAtATime(torch.autograd.Function):
     """The sums of `Contrastive.sums` over all rows of this process.
 
     The gradients are made in the forward pass, as in `linear_cross_entropy`: a block's logits are gone before the
-    next block's are made.
+    next block's are made. Outside of training (validation, `torch.no_grad`, inference mode), and of inputs that
+    require none (frozen ones), there are none to make.
     """
 
     @staticmethod
-    def forward(ctx, objective, first, keys, all_keys, both, all_both, *parameters):  # noqa: ANN001, ANN002, ANN205, D102
+    def forward(ctx, objective, learning, first, keys, all_keys, both, all_both, *parameters):  # noqa: ANN001, ANN002, ANN205, D102
         rows = max(1, LOGITS_AT_A_TIME // len(all_both))
-        learning = any(ctx.needs_input_grad)
-        everyone = all_both.detach().requires_grad_(learning)
-        sums, gradients = 0.0, [torch.zeros_like(one) for one in (both, all_both, *parameters)] if learning else []
+        wanted = [place for place, one in enumerate(ctx.needs_input_grad[5:]) if one and learning]
+        totals = [
+            torch.zeros_like(one) if place in wanted else None
+            for place, one in enumerate((both, all_both, *parameters))
+        ]
+        everyone, sums = all_both.detach().requires_grad_(1 in wanted), 0.0
         for start in range(0, len(both), rows):
             some = slice(start, start + rows)
-            own = both[some].detach().requires_grad_(learning)
-            with torch.set_grad_enabled(learning):
+            own = both[some].detach().requires_grad_(0 in wanted)
+            with torch.set_grad_enabled(bool(wanted)):
                 block = objective.sums(own, keys[some], everyone, all_keys, first + start)
-            if learning:
-                found = torch.autograd.grad(block[0], (own, everyone, *parameters))
-                for total, one in zip((gradients[0][some], *gradients[1:]), found, strict=True):
-                    total += one
+            if wanted:
+                leaves = (own, everyone, *parameters)
+                found = torch.autograd.grad(block[0], [leaves[place] for place in wanted])
+                for place, one in zip(wanted, found, strict=True):
+                    (totals[0][some] if place == 0 else totals[place]).add_(one)
             sums = sums + torch.stack(block).detach()
-        ctx.save_for_backward(*gradients)
+        ctx.save_for_backward(*totals)
         total, *counted = sums.unbind()
         ctx.mark_non_differentiable(*counted)
         return total, *counted
@@ -253,7 +260,7 @@ class _SomeRowsAtATime(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient, *_):  # noqa: ANN001, ANN002, ANN205, D102
-        return (None,) * 4 + tuple(gradient * one for one in ctx.saved_tensors)
+        return (None,) * 5 + tuple(None if one is None else gradient * one for one in ctx.saved_tensors)
 
 
 def equal_keys(keys: Tensor, all_keys: Tensor, own: Tensor) -> Sequence[Tensor]:

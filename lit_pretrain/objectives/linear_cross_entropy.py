@@ -66,7 +66,9 @@ def linear_cross_entropy(
         dtype = torch.get_autocast_dtype(features.device.type)
         features, weight = features.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    needs_gradient = torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad)
+    needs_gradient = torch.is_grad_enabled() and any(
+        one is not None and one.requires_grad for one in (features, weight, bias)
+    )
     if target_shares is None:
         targets = targets[:, None]
         target_shares = torch.ones_like(targets, dtype=torch.float32)

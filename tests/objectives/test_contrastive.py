@@ -91,6 +91,37 @@ def test_some_rows_at_a_time_are_as_all_at_once(loss, duplicates, monkeypatch):
         torch.testing.assert_close(other, one)
 
 
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_gradients_are_made_only_where_somebody_wants_them(loss, monkeypatch):
+    objective = Contrastive(loss=loss)
+    towers = [TEXTS.clone().requires_grad_(), PICTURES.clone().requires_grad_()]
+    leaves = [*towers, *objective.parameters()]
+    expected = objective.compute(Pairs(*towers, TWICE, ONCE))
+    gradients = torch.autograd.grad(expected.loss, leaves)
+
+    # Frozen parameters, and frozen towers, each without the other.
+    for frozen in (leaves[:2], leaves[2:], leaves[:1]):
+        for one in leaves:
+            one.requires_grad_(all(one is not other for other in frozen))
+        trained = [place for place, one in enumerate(leaves) if one.requires_grad]
+        found = torch.autograd.grad(
+            objective.compute(Pairs(*towers, TWICE, ONCE)).loss, [leaves[place] for place in trained]
+        )
+        for place, one in zip(trained, found, strict=True):
+            torch.testing.assert_close(one, gradients[place])
+
+    calls = []
+    monkeypatch.setattr(torch.autograd, "grad", lambda *arguments, **settings: calls.append(arguments))
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            found = objective.compute(Pairs(towers[0] * 1, towers[1] * 1, TWICE, ONCE))
+        torch.testing.assert_close(found.loss, expected.loss.detach())
+        assert not found.loss.requires_grad
+    for one in leaves:
+        one.requires_grad_(False)
+    assert not objective.compute(Pairs(*towers, TWICE, ONCE)).loss.requires_grad and not calls
+
+
 def test_the_temperature_stays_within_its_bounds():
     objective = Contrastive()
     for value, bound in ((9.0, math.log(100)), (-1.0, 0.0)):

@@ -44,6 +44,20 @@ def test_soft_targets_equal_pytorchs(chunk_rows: int, monkeypatch: pytest.Monkey
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("trained", [0, 1, 2])
+def test_each_input_may_be_the_only_one_that_is_trained(trained: int) -> None:
+    torch.manual_seed(0)
+    leaves = [torch.randn(shape, requires_grad=True) for shape in ((10, 8), (13, 8), (13,))]
+    targets, ones = torch.randint(0, 13, (10,)), torch.ones(10)
+    expected = torch.autograd.grad(linear_cross_entropy(*leaves, targets, ones).total, leaves)[trained]
+    for place, one in enumerate(leaves):
+        one.requires_grad_(place == trained)
+    (found,) = torch.autograd.grad(linear_cross_entropy(*leaves, targets, ones).total, leaves[trained])
+    torch.testing.assert_close(found, expected)
+    with torch.inference_mode():
+        assert not linear_cross_entropy(*leaves, targets, ones).total.requires_grad
+
+
 def test_autocast_keeps_the_loss_in_float32() -> None:
     torch.manual_seed(0)
     features, weight = torch.randn(6, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
