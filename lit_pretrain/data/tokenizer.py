@@ -111,17 +111,25 @@ class WordPieceTokenizer(TextTokenizer):
         return cls(Tokenizer.from_str(text))
 
     def save(self, directory: str | Path) -> None:
-        """Write tokenizer.json, vocab.txt and tokenizer_config.json, which transformers' AutoTokenizer reads."""
+        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads, and a vocab.txt.
+
+        Where the words are not found as in BERT there is no vocab.txt, which means BERT's way to everyone.
+        """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        normalizer = json.loads(self.tokenizer.to_str())["normalizer"] or {}
-        config = {
-            "tokenizer_class": "BertTokenizer",
-            "do_lower_case": bool(normalizer.get("lowercase", False)),
-            "model_max_length": 512,
-        } | {f"{name.strip('[]').lower()}_token": name for name in SPECIAL_TOKENS}
-        (directory / "tokenizer.json").write_text(self.to_json(), encoding="utf-8")
-        (directory / "vocab.txt").write_text("\n".join(self.vocabulary) + "\n", encoding="utf-8")
+        settings, whole = bert_settings(self.tokenizer), self.to_json()
+        if settings is not None:
+            # BertTokenizer makes all but the pieces anew from these settings, whatever tokenizer.json says.
+            config = {"tokenizer_class": "BertTokenizer", **settings}
+            (directory / "vocab.txt").write_text("\n".join(self.vocabulary) + "\n", encoding="utf-8")
+        else:
+            inputs = ["input_ids", "token_type_ids", "attention_mask"]
+            config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs}
+            around = Tokenizer.from_str(whole)
+            around.post_processor = processors.BertProcessing(("[SEP]", self.sep_id), ("[CLS]", self.cls_id))
+            whole = around.to_str()
+        config |= {"model_max_length": 512} | {f"{name.strip('[]').lower()}_token": name for name in SPECIAL_TOKENS}
+        (directory / "tokenizer.json").write_text(whole, encoding="utf-8")
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -148,19 +156,35 @@ def read_tokenizer(path: str | Path) -> tuple[Tokenizer, str]:
 
 
 def from_vocabulary_file(path: Path) -> Tokenizer:
-    """A tokenizer from BERT's vocab.txt; case is dropped unless a tokenizer_config.json beside it says otherwise."""
+    """A tokenizer from BERT's vocab.txt, as a tokenizer_config.json beside it says; without one, case is dropped."""
     pieces = path.read_text(encoding="utf-8").splitlines()
     if "[UNK]" not in pieces:
         raise UserError(f"{path} is not a BERT vocabulary: it has no line [UNK].")
     config_path = path.parent / "tokenizer_config.json"
     config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-    return from_pieces(pieces, config.get("do_lower_case", True))
+    return from_pieces(
+        pieces,
+        config.get("do_lower_case", True),
+        strip_accents=config.get("strip_accents"),
+        split_chinese=config.get("tokenize_chinese_chars", True),
+    )
 
 
-def from_pieces(pieces: list[str], lowercase: bool) -> Tokenizer:
-    """A tokenizer of BERT's kind from its pieces in the order of their ids."""
+def from_pieces(
+    pieces: list[str], lowercase: bool, strip_accents: bool | None = None, split_chinese: bool = True
+) -> Tokenizer:
+    """A tokenizer of BERT's kind.
+
+    Args:
+        pieces: In the order of their ids.
+        lowercase: Whether case is dropped.
+        strip_accents: Whether accents are; null drops them with the case.
+        split_chinese: Whether every Chinese character is a word.
+    """
     tokenizer = Tokenizer(WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=split_chinese
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.add_special_tokens([token for token in SPECIAL_TOKENS if token in pieces])
@@ -168,6 +192,20 @@ def from_pieces(pieces: list[str], lowercase: bool) -> Tokenizer:
         ids = [("[SEP]", pieces.index("[SEP]")), ("[CLS]", pieces.index("[CLS]"))]
         tokenizer.post_processor = processors.BertProcessing(*ids)
     return tokenizer
+
+
+def bert_settings(tokenizer: Tokenizer) -> dict[str, bool | None] | None:
+    """Settings by which transformers' BertTokenizer does the same as a tokenizer, or null if it cannot."""
+    ours = json.loads(tokenizer.to_str())
+    normalizer = ours["normalizer"] or {}
+    if normalizer.get("type") != "BertNormalizer":
+        return None
+    pieces = [tokenizer.id_to_token(index) for index in range(tokenizer.get_vocab_size())]
+    told = [normalizer[name] for name in ("lowercase", "strip_accents", "handle_chinese_chars")]
+    theirs = json.loads(from_pieces(pieces, *told).to_str())
+    if any(ours[part] != theirs[part] for part in ("normalizer", "pre_tokenizer", "model", "added_tokens")):
+        return None
+    return dict(zip(("do_lower_case", "strip_accents", "tokenize_chinese_chars"), told, strict=True))
 
 
 def frequent_letters(texts: Iterable[str], normalizer: normalizers.Normalizer, limit: int) -> list[str]:

@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import BPE, WordPiece
 
-from lit_pretrain.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer, frequent_letters, normalizers
+from lit_pretrain.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer, frequent_letters, from_pieces
 from lit_pretrain.errors import UserError
 
 TEXTS = [
@@ -80,6 +80,71 @@ def test_files_are_read_back_and_by_transformers(tmp_path):
             assert all(one.encode(text) == ids for one in loaded)
         assert tokenizer.decode(tokenizer.encode("the treasury considers")) == "the treasury considers"
     assert WordPieceTokenizer.load(tmp_path / "True").hash != WordPieceTokenizer.load(tmp_path / "False").hash
+
+
+PIECES = [*SPECIAL_TOKENS, "cafe", "café", "東", "京", "東京", "the", "##s", "a", ",", "##é", "Caf", "##e", "b"]
+HARD = ["Café 東京 the,cafés b", "é [MASK] A \x01a", "zig zag the"]
+
+
+def agree(tokenizer, directory):
+    """See that transformers' AutoTokenizer makes the same of texts and of pairs."""
+    from transformers import AutoTokenizer
+
+    (directory / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    theirs = AutoTokenizer.from_pretrained(directory)
+    for text in HARD:
+        first, second = tokenizer.encode(text), tokenizer.encode("the b")
+        found = theirs(text, "the b")
+        ends = ([tokenizer.cls_id], [tokenizer.sep_id])
+        assert found["input_ids"] == [*ends[0], *first, *ends[1], *second, *ends[1]]
+        assert found["token_type_ids"] == [0] * (len(first) + 2) + [1] * (len(second) + 1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"strip_accents": False},
+        {"strip_accents": True, "do_lower_case": False},
+        {"tokenize_chinese_chars": False},
+    ],
+    ids=str,
+)
+def test_a_vocabulary_is_read_as_its_config_says(settings, tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(PIECES) + "\n", encoding="utf-8")
+    config = {"tokenizer_class": "BertTokenizer", **settings}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = WordPieceTokenizer.load(tmp_path)
+    agree(tokenizer, tmp_path)
+    tokenizer.save(tmp_path / "saved")
+    agree(tokenizer, tmp_path / "saved")
+
+
+def words_of_white_space(tokenizer):
+    steps = [normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents()]
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Sequence(steps), pre_tokenizers.WhitespaceSplit()
+
+
+def short_words(tokenizer):
+    tokenizer.model = WordPiece(tokenizer.get_vocab(), unk_token="[UNK]", max_input_chars_per_word=3)
+
+
+def unclean(tokenizer):
+    tokenizer.normalizer = normalizers.BertNormalizer(clean_text=False)
+
+
+def another_word(tokenizer):
+    tokenizer.add_tokens(["zig zag"])
+
+
+@pytest.mark.parametrize("change", [words_of_white_space, short_words, unclean, another_word])
+def test_words_that_are_not_berts_survive_transformers(change, tmp_path):
+    tokenizer = from_pieces(PIECES, lowercase=True)
+    change(tokenizer)
+    tokenizer = WordPieceTokenizer(tokenizer)
+    tokenizer.save(tmp_path)
+    agree(tokenizer, tmp_path)
+    assert WordPieceTokenizer.load(tmp_path).hash == tokenizer.hash
 
 
 def test_what_cannot_be_used_is_named(tmp_path):

@@ -1,10 +1,74 @@
-"""A checkpoint's directory: config.json and model.safetensors, each written whole or not at all."""
+"""A checkpoint's directory: config.json and weights, each written whole or not at all, and read by its own file names.
+
+A directory may hold more files of tensors than its weights (other precisions, optimisers, adapters), which are not to
+be mixed up with them; the names are those of transformers and timm.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from lit_pretrain.errors import UserError
+
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+# In this order; the index beside a name lists the files of weights that were cut into several.
+WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
+
+
+def weight_files(directory: Path, names: tuple[str, ...] = WEIGHT_NAMES) -> list[Path]:
+    """The files that hold a directory's weights: of a known name or listed in its index, or the only one.
+
+    Args:
+        directory: Of a checkpoint.
+        names: What the weights may be called, the first one found counts.
+
+    Returns:
+        One file, or several that together are the weights; empty if there is none.
+
+    Raises:
+        UserError: If nothing tells which of several files it is, or a file that an index lists is missing.
+    """
+    for name in names:
+        index = directory / f"{name}.index.json"
+        if (directory / name).is_file():
+            return [directory / name]
+        if index.is_file():
+            try:
+                listed = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, AttributeError) as error:
+                raise UserError(f"{index} is no index of weights ({error}): download the checkpoint again.") from error
+            absent = [one for one in listed if not (directory / one).is_file()]
+            if absent:
+                raise UserError(f"{directory} lacks {', '.join(absent)}, which {index.name} lists: download it again.")
+            return [directory / one for one in listed]
+    files = [path for path in sorted(directory.iterdir()) if path.suffix in SUFFIXES and path.is_file()]
+    if len(files) > 1:
+        shown = ", ".join(path.name for path in files[:4]) + (", ..." if len(files) > 4 else "")
+        raise UserError(
+            f"{directory} has several files of tensors ({shown}), none called {' or '.join(names)}: rename the "
+            "one that holds the weights."
+        )
+    return files
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file of one flat dictionary, read without running any pickled code.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each format has its own errors for a damaged file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} cannot be read as weights ({reason}): download the checkpoint again.") from error
 
 
 def write_checkpoint(directory: str | Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_pretrain.backbone.config import TransformerConfig
 from lit_pretrain.backbone.text_encoder import TextEncoder
-from lit_pretrain.backbone.weights.files import write_checkpoint
+from lit_pretrain.backbone.weights.files import read_tensors, weight_files, write_checkpoint
 from lit_pretrain.errors import UserError
 
 ACTIVATIONS = {
@@ -41,6 +41,8 @@ BLOCK_NAMES = {
     "feed_forward.contract": ("output.dense",),
     "feed_forward_norm": ("output.LayerNorm",),
 }
+# Of files of weights, whole or cut into several.
+STEMS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 # Written by transformers beside the weights, or derived from others: nothing of ours reads them.
 IGNORED = {"embeddings.position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
 
@@ -152,7 +154,9 @@ def find_directory(path_or_hub_name: str | Path) -> Path:
 
     reachable = hub_answers()
     try:
-        patterns = ["config.json", "*.safetensors", "pytorch_model.bin", "vocab.txt", "tokenizer*.json"]
+        weights = [f"{stem}{part}{suffix}" for stem, suffix in STEMS for part in ("", "-*-of-*")]
+        indices = [f"{stem}{suffix}.index.json" for stem, suffix in STEMS]
+        patterns = ["config.json", *weights, *indices, "vocab.txt", "tokenizer*.json"]
         # The hub's client would try for a minute before it looks into its cache.
         return Path(snapshot_download(str(path_or_hub_name), allow_patterns=patterns, local_files_only=not reachable))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -180,22 +184,13 @@ def read_config(directory: Path) -> dict:
 
 
 def read_state(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a directory by their names without the `bert.` prefix, read without running any pickled code."""
-    from safetensors.torch import load_file
-
-    shards = sorted(directory.glob("*.safetensors"))
-    binaries = sorted(directory.glob("pytorch_model*.bin"))
-    state: dict[str, Tensor] = {}
-    try:
-        for path in shards:
-            state |= load_file(path)
-        for path in [] if shards else binaries:
-            state |= torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each format has its own errors for a damaged file
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read as weights ({reason}): download the checkpoint again.") from error
-    if not state:
+    """A directory's tensors by their names without the `bert.` prefix, read without running any pickled code."""
+    files = weight_files(directory)
+    if not files:
         raise UserError(f"{directory} has neither model.safetensors nor pytorch_model.bin: give a complete checkpoint.")
+    state: dict[str, Tensor] = {}
+    for path in files:
+        state |= read_tensors(path)
     renamed = {}
     for name, tensor in state.items():
         name = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
@@ -225,6 +220,7 @@ def encoder_for_config(config: dict, has_pooler: bool) -> TextEncoder:
         max_positions=config.get("max_position_embeddings", 512),
         segments=config.get("type_vocab_size", 2),
         pooling="pooler" if has_pooler else "mean",
+        causal=config.get("is_decoder", False),
     )
 
 
@@ -245,6 +241,7 @@ def config_of(encoder: TextEncoder, with_heads: bool) -> dict:
         "attention_probs_dropout_prob": config.attention_dropout,
         "max_position_embeddings": encoder.max_positions,
         "type_vocab_size": encoder.segments,
+        "is_decoder": encoder.causal,
         "layer_norm_eps": config.norm_epsilon,
         "initializer_range": 0.02,
         "pad_token_id": 0,
@@ -263,7 +260,6 @@ def refuse_what_bert_lacks(encoder: TextEncoder) -> None:
         ("segments: 0", encoder.segments < 1),
         ("no vocabulary", encoder.vocabulary_size is None),
         (f"pooling: {encoder.pooling}", encoder.pooling in ("map", "end_of_text")),
-        ("causal: true", encoder.causal),
         (f"ngrams: {encoder.ngrams}", encoder.ngrams != 1),
     ]
     names = [name for name, present in lacking if present]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.backbone.vision_encoder import VisionEncoder
-from lit_pretrain.backbone.weights.files import write_checkpoint
+from lit_pretrain.backbone.weights.files import SUFFIXES, weight_files, write_checkpoint
 from lit_pretrain.backbone.weights.timm_settings import (
     config_of,
     refuse_what_timm_lacks,
@@ -46,7 +46,8 @@ NAMES = (
 CLASSIFIER = ("head.weight", "head.bias")
 # Where timm keeps what is, or may be, a plain ViT.
 MODULES = ("vision_transformer", "deit")
-SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+# What timm calls files of weights in a directory, in its order.
+WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 
 
 def timm_name(ours: str) -> str:
@@ -124,7 +125,7 @@ def open_directory(directory: Path) -> "tuple[VisionTransformer, dict[str, Tenso
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
     config = directory / "config.json"
-    files = [path for suffix in SUFFIXES for path in sorted(directory.glob(f"*{suffix}"))]
+    files = weight_files(directory, WEIGHT_NAMES)
     if not config.is_file() or not files:
         raise UserError(
             f"{directory} lacks {'weights' if config.is_file() else 'config.json'}: give a directory as "
@@ -135,7 +136,7 @@ def open_directory(directory: Path) -> "tuple[VisionTransformer, dict[str, Tenso
             model = create_model(f"local-dir:{directory}", pretrained=False)
     except Exception as error:  # whatever a wrong config makes timm's constructors raise
         raise UserError(f"timm cannot build what {config} describes ({first_line(error)}): write it again.") from error
-    state = read_state(files[0])
+    state = {name: value for path in files for name, value in read_state(path).items()}
     return model, checkpoint_filter_fn(state, model) if type(model) is VisionTransformer else state
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import save_file
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
@@ -133,6 +134,45 @@ def test_old_binary_with_gamma_beta_and_no_pooler(tmp_path: Path) -> None:
     inputs = batch()
     real = inputs["attention_mask"].bool()
     close(encoder.forward_features(**inputs)[real], theirs.bert(**inputs).last_hidden_state[real])
+
+
+@torch.no_grad()
+def test_a_decoder_sees_what_came_before_only(tmp_path: Path) -> None:
+    theirs = randomise(BertModel(BertConfig(**config("narrow").to_diff_dict() | {"is_decoder": True})))
+    theirs.save_pretrained(tmp_path / "theirs")
+    encoder = TextEncoder.from_pretrained(tmp_path / "theirs")
+    inputs = batch()
+    real, expected = inputs["attention_mask"].bool(), theirs(**inputs)
+    close(encoder.forward_features(**inputs)[real], expected.last_hidden_state[real])
+    encoder.save_pretrained(tmp_path / "ours")
+    back = BertModel.from_pretrained(tmp_path / "ours").eval()
+    close(back(**inputs).last_hidden_state[real], expected.last_hidden_state[real])
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["cut", "whole"])
+@torch.no_grad()
+def test_weights_are_the_file_that_is_called_so_and_nothing_beside_it(cut: bool, tmp_path: Path) -> None:
+    theirs = randomise(BertModel(config("narrow")))
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB" if cut else "1GB")
+    assert len(list(tmp_path.glob("*.safetensors"))) == (4 if cut else 1)
+    # Of another precision, of an optimiser: the same names, or numbers that are no weights.
+    save_file({name: value + 1 for name, value in theirs.state_dict().items()}, tmp_path / "model.other.safetensors")
+    save_file({name: value + 1 for name, value in theirs.state_dict().items()}, tmp_path / "zero.safetensors")
+    torch.save({"step": 3}, tmp_path / "optimizer.pt")
+    inputs = batch()
+    encoder = TextEncoder.from_pretrained(tmp_path)
+    close(encoder(**inputs), theirs(**inputs).pooler_output)
+    if cut:
+        next(tmp_path.glob("model-00002-of-*")).unlink()
+        with pytest.raises(UserError, match="lacks model-00002-of-.*, which model.safetensors.index.json lists"):
+            TextEncoder.from_pretrained(tmp_path)
+    else:
+        (tmp_path / "model.safetensors").rename(tmp_path / "weights.safetensors")
+        with pytest.raises(UserError, match="several files of tensors .*weights.safetensors.* rename the one"):
+            TextEncoder.from_pretrained(tmp_path)
+        for name in ("model.other.safetensors", "zero.safetensors", "optimizer.pt"):
+            (tmp_path / name).unlink()
+        close(TextEncoder.from_pretrained(tmp_path)(**inputs), theirs(**inputs).pooler_output)
 
 
 @pytest.mark.skipif(
