@@ -92,12 +92,14 @@ def ngram_keys(input_ids: Tensor, longest: int) -> list[Tensor]:
         longest: Pieces of the longest n-grams.
 
     Returns:
-        (..., N) for n = 2, then 3; at the first n - 1 tokens the number of what there is, which is shorter.
+        (..., N) for n = 2, then 3; 0, which is no n-gram's number, at the first n - 1 tokens, where none ends. What
+        there is would be a shorter n-gram, whose row would be added a second time.
     """
     digits = input_ids.long() + 1
     found, keys = [], digits
     for _ in range(2, longest + 1):
-        keys = functional.pad(keys, (1, 0))[..., :-1] * BASE + digits
+        before = functional.pad(keys, (1, 0))[..., :-1]
+        keys = torch.where(before > 0, before * BASE + digits, 0)
         found.append(keys)
     return found
 

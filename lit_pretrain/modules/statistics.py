@@ -33,5 +33,6 @@ class MeanStatistics(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Means by name; a statistic that never had a term is left out."""
         counted = (self.counts > 0).tolist()
-        means = self.sums / self.counts.clamp(min=1)
+        # Counts may be weights, and as small as those are.
+        means = self.sums / torch.where(self.counts > 0, self.counts, 1.0)
         return {name: mean for name, mean, seen in zip(self.names, means, counted, strict=True) if seen}

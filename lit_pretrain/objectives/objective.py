@@ -177,7 +177,7 @@ def global_mean(total: Tensor, count: Tensor, training: bool) -> Tensor:
 
     Args:
         total: Scalar sum of this process.
-        count: Scalar number of terms of this process; the mean of none is 0, not NaN.
+        count: Scalar number of terms of this process, or the sum of their weights; the mean of none is 0, not NaN.
         training: In evaluation processes may have different numbers of batches, so they must not wait for each other.
     """
     count = count.to(total.dtype)
@@ -185,7 +185,7 @@ def global_mean(total: Tensor, count: Tensor, training: bool) -> Tensor:
         count = count.clone()
         torch.distributed.all_reduce(count)
         total = total * torch.distributed.get_world_size()
-    return total / count.clamp(min=1)
+    return total / torch.where(count > 0, count, 1.0)
 
 
 def require_fields(objective: Objective, batch_keys: Sequence[str], needed: str, advice: str) -> None:

@@ -11,6 +11,8 @@ from lit_pretrain.objectives.objective import Batch, EncoderPass
 
 # Two spans of three tokens, with [CLS] and [SEP].
 SHORTEST_SEQUENCE = 8
+# Any constant of 63 bits makes another seed of a seed.
+HIDDEN_STREAM = 0x5851F42D4C957F2D
 
 
 def halves_pass(batch: Batch, generator: torch.Generator, token_dropout: float = 0.0) -> EncoderPass:
@@ -20,15 +22,15 @@ def halves_pass(batch: Batch, generator: torch.Generator, token_dropout: float =
 
     Args:
         batch: Clean batch.
-        generator: Whose seed draws what is hidden, whatever it was asked before: objectives that share the pass hide
-            the same.
+        generator: Whose seed draws what is hidden, whatever it was asked before, so that objectives that share the pass
+            hide the same; by a stream of its own, so that it is not tied to what other objectives draw first.
         token_dropout: Share of the tokens that are hidden.
     """
     ids, mask = cut_in_halves(batch["input_ids"], batch["attention_mask"])
     places = torch.arange(ids.shape[1], device=ids.device)
     words = ((places > 0) & (places < mask.sum(dim=1, keepdim=True) - 1)).to(mask.dtype)
     if token_dropout:
-        same = torch.Generator(mask.device).manual_seed(generator.initial_seed())
+        same = torch.Generator(mask.device).manual_seed(generator.initial_seed() ^ HIDDEN_STREAM)
         mask = hide_tokens(mask, token_dropout, same)
     inputs = {"input_ids": ids, "attention_mask": mask}
     if "token_type_ids" in batch:

@@ -31,8 +31,9 @@ def known(embeddings: NgramEmbeddings, *ngrams: tuple[int, ...]) -> NgramEmbeddi
 def test_numbers_by_hand(ids: torch.Tensor) -> None:
     pairs, triples = ngram_keys(ids, 3)
     for text, texts_pairs, texts_triples in zip(ids.tolist(), pairs.tolist(), triples.tolist(), strict=True):
-        assert texts_pairs == [key_of(*text[max(0, at - 1) : at + 1]) for at in range(len(text))]
-        assert texts_triples == [key_of(*text[max(0, at - 2) : at + 1]) for at in range(len(text))]
+        assert texts_pairs == [0] + [key_of(*text[at - 1 : at + 1]) for at in range(1, len(text))]
+        assert texts_triples == [0, 0] + [key_of(*text[at - 2 : at + 1]) for at in range(2, len(text))]
+    assert [one.tolist() for one in ngram_keys(torch.tensor([[5], [0]]), 3)] == [[[0], [0]]] * 2
     # The largest one still fits.
     assert ngram_keys(torch.full((3,), LARGEST), 3)[1][2].item() == key_of(LARGEST, LARGEST, LARGEST) < 2**62
 
@@ -52,9 +53,11 @@ def test_what_is_added_by_hand() -> None:
     assert not embeddings.known
     embeddings.set_keys(torch.tensor([key_of(7, 8)]))
     assert embeddings.known and embeddings(IDS).abs().max() == 0.0
-    known(embeddings, (7, 8), (8, 7), (2, 7, 8))
-    seven_eight, eight_seven, triple = embeddings.table[1:4]
+    known(embeddings, (2, 7), (7, 8), (8, 7), (2, 7, 8))
+    start_seven, seven_eight, eight_seven, triple = embeddings.table[1:5]
     expected = torch.zeros(2, 6, 4)
+    # Once, though no longer n-gram ends at the second token.
+    expected[0, 1] = start_seven
     expected[0, 2] = seven_eight + triple
     expected[0, 4] = seven_eight
     expected[0, 3] = expected[1, 3] = eight_seven

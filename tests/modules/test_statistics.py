@@ -1,8 +1,10 @@
 """Means of sums and counts: not means of means."""
 
+import pytest
 import torch
 
 from lit_pretrain.modules.statistics import MeanStatistics
+from lit_pretrain.objectives.objective import global_mean
 
 
 def test_means_by_hand_and_what_never_occurred_is_left_out() -> None:
@@ -25,3 +27,11 @@ def test_means_by_hand_and_what_never_occurred_is_left_out() -> None:
     assert {name: float(value) for name, value in metric.compute().items()} == {"loss": 4.0, "accuracy": 0.5}
     metric.reset()
     assert metric.compute() == {}
+
+
+def test_counts_that_are_small_weights() -> None:
+    metric = MeanStatistics(["loss"])
+    metric.update({"loss": (torch.tensor(0.1), torch.tensor(0.2))})
+    assert float(metric.compute()["loss"]) == pytest.approx(0.5)
+    assert float(global_mean(torch.tensor(0.1), torch.tensor(0.2), training=True)) == pytest.approx(0.5)
+    assert float(global_mean(torch.tensor(0.0), torch.tensor(0), training=True)) == 0.0

@@ -48,6 +48,11 @@ def test_objectives_that_share_a_pass_hide_the_same_tokens(texts):
     mask = first.targets["mask"]
     assert torch.equal(mask, second.targets["mask"]) and not torch.equal(mask, other.targets["mask"])
     assert torch.equal(mask, first.inputs["attention_mask"])
+    # What is hidden is tied to no other draw of the same generator: not to those with which masking begins.
+    scores = torch.rand(mask.shape, generator=torch.Generator().manual_seed(3))
+    tied = all_seen.targets["mask"] * (scores >= 0.5).to(mask.dtype)
+    tied[:, 0] = 1
+    assert not torch.equal(mask, tied)
     # The other half is asked for all its words, and [CLS] is always seen.
     assert torch.equal(first.targets["words"], all_seen.targets["words"])
     assert (mask <= all_seen.targets["mask"]).all() and mask[:, 0].all()
