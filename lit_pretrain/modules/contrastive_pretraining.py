@@ -298,11 +298,12 @@ class ContrastivePretraining(TwoTowers):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the record; weights that a loss has spoilt are not saved over good ones."""
-        self.stop_if_not_finite()
+        super().on_save_checkpoint(checkpoint)
         checkpoint["lit_pretrain"] = record_of(self, self._trainer.datamodule if self._trainer is not None else None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another kind, shape or tokenizer, naming what differs."""
+        super().on_load_checkpoint(checkpoint)
         record = checkpoint.get("lit_pretrain") or {}
         check_kind(record, self)
         if self.tokenizer is None:

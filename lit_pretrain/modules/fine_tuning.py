@@ -342,11 +342,12 @@ class FineTuning(BaseModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to build this again without any config."""
-        self.stop_if_not_finite()
+        super().on_save_checkpoint(checkpoint)
         checkpoint["lit_pretrain"] = record_of(self, self._trainer.datamodule if self._trainer is not None else None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another kind, shape, tokenizer or other classes; take what it knows."""
+        super().on_load_checkpoint(checkpoint)
         record = checkpoint.get("lit_pretrain") or {}
         check_record(record, self)
         take_record(record, self)
