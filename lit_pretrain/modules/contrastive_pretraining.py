@@ -311,6 +311,8 @@ class ContrastivePretraining(TwoTowers):
             self.configure_model()
         self.inputs = self.inputs or dict(record.get("inputs", {}))
         check_record(record, self)
+        # Where the weights come from in truth, whatever this was built from to take them.
+        self.lineage = dict(record["lineage"])
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "ContrastivePretraining":
@@ -339,5 +341,4 @@ class ContrastivePretraining(TwoTowers):
         module = cls(**arguments_of(record))
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
-        module.lineage = dict(record["lineage"])
         return module.eval()
