@@ -114,9 +114,19 @@ def ngram_pieces(key: int) -> list[int]:
 
 
 def find_rows(keys: Tensor, wanted: Tensor) -> Tensor:
-    """Rows from 1 of the numbers `wanted` in ascending `keys`, 0 for those that are not among them.
+    """Rows from 1 of the numbers `wanted` in ascending `keys`, 0 for those that are not among them."""
+    last = len(keys) - 1
+    if torch.compiler.is_exporting():
+        place = search_by_steps(keys, wanted)
+    else:
+        place = torch.searchsorted(keys, wanted).clamp(max=last)
+    return torch.where(keys[place] == wanted, place + 1, 0)
 
-    A binary search in elementary steps, since ONNX has none (torch.searchsorted is a little faster).
+
+def search_by_steps(keys: Tensor, wanted: Tensor) -> Tensor:
+    """Where the numbers `wanted` stand in ascending `keys` of different numbers, if they do; elsewhere any place.
+
+    A binary search in elementary steps, many kernels in the place of one: ONNX has no `searchsorted`.
     """
     last = len(keys) - 1
     place = torch.zeros_like(wanted)
@@ -124,4 +134,4 @@ def find_rows(keys: Tensor, wanted: Tensor) -> Tensor:
     while step := step >> 1:
         ahead = (place + step).clamp(max=last)
         place = torch.where(keys[ahead] <= wanted, ahead, place)
-    return torch.where(keys[place] == wanted, place + 1, 0)
+    return place

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
-from lit_pretrain.backbone.ngram_embeddings import NgramEmbeddings, find_rows, ngram_keys
+from lit_pretrain.backbone.ngram_embeddings import NgramEmbeddings, find_rows, ngram_keys, search_by_steps
 from lit_pretrain.errors import UserError
 
 IDS = torch.tensor([[2, 7, 8, 7, 8, 3], [2, 30_000, 8, 7, 3, 0]])
@@ -46,6 +46,9 @@ def test_rows_are_those_of_a_search() -> None:
         places = torch.searchsorted(keys, wanted).clamp(max=count - 1)
         expected = torch.where(keys[places] == wanted, places + 1, 0)
         assert find_rows(keys, wanted[None])[0].tolist() == expected.tolist()
+        # By steps, where there is no search (ONNX).
+        places = search_by_steps(keys, wanted)
+        assert torch.where(keys[places] == wanted, places + 1, 0).tolist() == expected.tolist()
 
 
 def test_what_is_added_by_hand() -> None:
