@@ -42,13 +42,14 @@ def masked_counts(
     Returns:
         (B,) counts, and the largest that this sequence length can give.
     """
-    length = attention_mask.shape[1]
-    # Python's round on doubles, as in the authors' script, looked up: float32 would round 0.15 x 70 another way.
-    table = [max(1, round(probability * one)) for one in range(length + 1)]
+    # Python's round on doubles, as in the authors' script: float32 would round 0.15 x 70 another way. Computed on the
+    # device, since a table made here would have to be copied there, which waits.
+    lengths = attention_mask.sum(dim=1)
+    counts = (probability * lengths.double()).round().long().clamp(min=1)
+    largest = max(1, round(probability * attention_mask.shape[1]))
     if max_predictions is not None:
-        table = [min(one, max_predictions) for one in table]
-    counts = torch.tensor(table, device=attention_mask.device)[attention_mask.sum(dim=1)]
-    return torch.minimum(counts, candidates.sum(dim=1)), table[-1]
+        counts, largest = counts.clamp(max=max_predictions), min(largest, max_predictions)
+    return torch.minimum(counts, candidates.sum(dim=1)), largest
 
 
 def choose_positions(candidates: Tensor, counts: Tensor, largest: int, generator: torch.Generator) -> MaskedPositions:
@@ -60,7 +61,7 @@ def choose_positions(candidates: Tensor, counts: Tensor, largest: int, generator
         largest: K, at least every count.
         generator: On the same device.
     """
-    scores = torch.rand(candidates.shape, generator=generator, device=candidates.device)
+    scores = torch.rand(candidates.shape, generator=generator, device=candidates.device, dtype=torch.float32)
     scores = scores.masked_fill(~candidates, -1.0)
     indices = scores.topk(largest, dim=1).indices
     return MaskedPositions(indices, torch.arange(largest, device=counts.device) < counts[:, None])
@@ -86,20 +87,44 @@ def choose_whole_words(
     sizes = torch.zeros(batch, length + 1, dtype=torch.long, device=word.device)
     sizes.scatter_add_(1, word, torch.ones_like(word))
     sizes[:, 0] = 0
-    scores = torch.rand((batch, length + 1), generator=generator, device=word.device).masked_fill(sizes == 0, -1.0)
+    scores = torch.rand((batch, length + 1), generator=generator, device=word.device, dtype=torch.float32)
+    scores = scores.masked_fill(sizes == 0, -1.0)
     order = scores.argsort(dim=1, descending=True)
-    ordered_sizes = sizes.gather(1, order)
-    remaining = counts.clone()
-    taken = torch.zeros_like(ordered_sizes, dtype=torch.bool)
-    for rank in range(length):
-        size = ordered_sizes[:, rank]
-        fits = (size > 0) & (size <= remaining)
-        taken[:, rank] = fits
-        remaining -= size * fits
+    taken = take_while_it_fits(sizes.gather(1, order), counts, largest)
     chosen_words = torch.zeros_like(taken).scatter_(1, order, taken)
     chosen = chosen_words.gather(1, word) & candidates
     indices = chosen.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :largest]
     return MaskedPositions(indices, chosen.gather(1, indices))
+
+
+def take_while_it_fits(sizes: Tensor, room: Tensor, largest: int) -> Tensor:
+    """Go through sizes in their order and take each that fits into the room that those before it have left.
+
+    One after the other would be a few kernels for each place. Here it is a few for each power of two up to the largest
+    room. As long as the room r is at least t = 2 ** k (and below 2 t), every size below t fits, and one of t and above
+    leaves less than t: so up to the place where the room falls below t, what is taken are the sizes below t, which a
+    cumulative sum counts, and in the end perhaps a larger one. From there on t is halved.
+
+    Args:
+        sizes: (B, N) integers; 0 for what is not there.
+        room: (B,) integers, at most `largest`.
+        largest: Bound of the room.
+
+    Returns:
+        (B, N) booleans: what is taken.
+    """
+    taken, pending, room = torch.zeros_like(sizes, dtype=torch.bool), sizes > 0, room[:, None]
+    for power in reversed(range(largest.bit_length())):
+        threshold = 2**power
+        small = pending & (sizes < threshold)
+        left = room - (sizes * small).cumsum(dim=1)
+        fits = pending & ~small & (sizes <= left)
+        # Where the room has fallen below the threshold; rows that begin below it wait for a smaller one.
+        ends = (fits | (left < threshold)).long()
+        reached = pending & (ends.cumsum(dim=1) - ends == 0) & (room >= threshold)
+        now = reached & (small | fits)
+        taken, pending, room = taken | now, pending & ~reached, room - (sizes * now).sum(dim=1, keepdim=True)
+    return taken
 
 
 def corrupt(
@@ -124,7 +149,7 @@ def corrupt(
         (B, N) corrupted word pieces; the clean ones are not touched.
     """
     shape, device = positions.indices.shape, input_ids.device
-    draw = torch.rand(shape, generator=generator, device=device)
+    draw = torch.rand(shape, generator=generator, device=device, dtype=torch.float32)
     random_token = ordinary_ids[torch.randint(len(ordinary_ids), shape, generator=generator, device=device)]
     clean = positions.gather(input_ids)
     masked, randomised = shares
@@ -145,6 +170,6 @@ def hide_tokens(mask: Tensor, share: float, generator: torch.Generator) -> Tenso
     Returns:
         (B, N), 1 where a token is real and seen.
     """
-    seen = torch.rand(mask.shape, generator=generator, device=mask.device) >= share
+    seen = torch.rand(mask.shape, generator=generator, device=mask.device, dtype=torch.float32) >= share
     seen[:, 0] = True
     return mask * seen.to(mask.dtype)
