@@ -85,7 +85,8 @@ class ShortcutCheck(Callback):
         for name, shortcut in pl_module.shortcuts(batch, "validation", batch_idx, trainer.global_rank).items():
             classifier = self._classifier(name, shortcut).eval()
             right = classifier(shortcut.features.float()).argmax(dim=-1) == shortcut.labels
-            counts = torch.bincount(shortcut.labels, minlength=shortcut.classes)
+            # Not by `bincount`, which waits for the device to learn how many classes there are.
+            counts = nn.functional.one_hot(shortcut.labels, shortcut.classes).sum(dim=0)
             self._answers.setdefault(name, []).append((right.sum(), counts))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -45,11 +45,12 @@ class TestReport(Callback):
         names = ("logits", "label", "sample_id")
         if mlflow_logger(trainer) is None or not isinstance(outputs, dict) or not set(names) <= outputs.keys():
             return
-        self._parts.append({name: torch.as_tensor(outputs[name]).detach().cpu() for name in names})
+        # Where they are, until all are there: to bring each batch to the CPU would wait for it.
+        self._parts.append({name: torch.as_tensor(outputs[name]).detach() for name in names})
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report, from all processes' samples."""
-        parts = self._parts
+        parts = [{name: values.cpu() for name, values in part.items()} for part in self._parts]
         if trainer.world_size > 1:
             gathered: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, parts)

@@ -186,5 +186,6 @@ def to_float(images: Tensor) -> Tensor:
 
 def grey(images: Tensor) -> Tensor:
     """Luma of (B, 3, H, W) as (B, 1, H, W)."""
-    weights = images.new_tensor(GREY_WEIGHTS).view(1, 3, 1, 1)
-    return (images * weights).sum(dim=1, keepdim=True)
+    # Three numbers and not a tensor of them, which would have to be copied to the device.
+    red, green, blue = (weight * channel for weight, channel in zip(GREY_WEIGHTS, images.unbind(dim=1), strict=True))
+    return (red + green + blue)[:, None]

@@ -1,15 +1,16 @@
 """What every LightningModule of the suite has in common: optimiser, draws, running means, the watch over the loss."""
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.data.randomness import default_seed, derive_seed
 from lit_pretrain.modules.clipping import clip_gradients
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, make_optimizer, make_scheduler
@@ -18,12 +19,43 @@ from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.objectives.objective import Batch
 
 
-# Where a checkpoint has the sums since the last report.
-SUMS = "lit_pretrain_sums"
-
-
 class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; the sentence says at which step and where its batch is written down."""
+
+
+class WatchedLosses:
+    """The losses of a step on their way to the CPU, which nobody waits for until they are looked at.
+
+    They are put together, and copied to pinned memory by CUDA, right behind the kernels that make them, so that a look
+    at the next step finds them there: a test made then would be queued behind the kernels of that step.
+
+    Args:
+        loss: Scalar that is minimised.
+        parts: Scalars that it is made of, by name.
+        sample_ids: Of the batch; they stay where they are.
+        step: Optimiser steps before this one.
+
+    Attributes:
+        names: Of the parts.
+        sample_ids: As given.
+        step: As given.
+    """
+
+    def __init__(self, loss: Tensor, parts: dict[str, Tensor], sample_ids: list[int] | Tensor, step: int) -> None:
+        self.names, self.sample_ids, self.step = list(parts), sample_ids, step
+        self._values = torch.stack([at_least_float32(one.detach()) for one in (loss, *parts.values())])
+        self._copied = None
+        if loss.device.type == "cuda":
+            # Not waiting for the copy makes its memory pinned.
+            self._values = self._values.to("cpu", non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def values(self) -> list[float]:
+        """The loss, then its parts; waits only where the copy has not come to its end."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._values.tolist()
 
 
 class BaseModule(LightningModule):
@@ -53,11 +85,9 @@ class BaseModule(LightningModule):
         self.seed = default_seed() if seed is None else seed
         self._generators: dict[torch.device, torch.Generator] = {}
         self._statistics: dict[str, MeanStatistics] = {}
-        # Of a training that is resumed, by stage, until its first batch.
-        self._earlier_sums: dict[str, dict[str, list]] = {}
         self._reported_step = 0
         self._used_learning_rate = 0.0
-        self._unchecked: tuple[Tensor, dict[str, Tensor], list[int] | Tensor, int] | None = None
+        self._watched: WatchedLosses | None = None
 
     # -- optimiser
 
@@ -102,68 +132,31 @@ class BaseModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
         """Report the means since the last report, at the optimiser steps at which the trainer writes its logs."""
-        if self._report_is_due():
-            self._reported_step = self.trainer.global_step
+        step = self.trainer.global_step
+        if step % self.trainer.log_every_n_steps == 0 and step != self._reported_step:
+            self._reported_step = step
             self.report("train")
             self.log("learning_rate", self._used_learning_rate)
 
-    def on_train_start(self) -> None:
-        """Count from here, or from the sums of the training that is resumed."""
-        self._reported_step = self.trainer.global_step
-        for stage in self._training_stages():
-            del self._statistics[stage]
-
     def on_train_end(self) -> None:
-        """Look at the last step's loss too, and report the steps since the last report.
-
-        They stay counted: if the training is gone on with, the next report is the one that it would have had unbroken.
-        """
+        """Look at the last step's loss too."""
         self.stop_if_not_finite()
-        if self.trainer.global_step != self._reported_step:
-            self._write_report()
-
-    def _report_is_due(self) -> bool:
-        step = self.trainer.global_step
-        return step % self.trainer.log_every_n_steps == 0 and step != self._reported_step
-
-    def _write_report(self) -> None:
-        """Give the loggers the means since the last report, where Lightning writes nothing; collective."""
-        means: dict[str, Tensor] = {}
-        for stage in self._training_stages():
-            means |= self.means(stage)
-        if not means:
-            return
-        self.trainer.callback_metrics.update(means)
-        metrics = {name: float(value) for name, value in means.items()}
-        metrics |= {"learning_rate": self._used_learning_rate, "epoch": self.trainer.current_epoch}
-        # Lightning's logs count steps from 0.
-        for logger in self.trainer.loggers if self.trainer.is_global_zero else ():
-            logger.log_metrics(metrics, step=self.trainer.global_step - 1)
-
-    def _training_stages(self) -> list[str]:
-        return [stage for stage in self._statistics if stage.split("/")[0] == "train"]
 
     def statistics_for(self, stage: str, names: Iterable[str]) -> MeanStatistics:
         """The running means of a stage, made at its first batch."""
         if stage not in self._statistics:
             self._statistics[stage] = MeanStatistics(list(names)).to(self.device)
-            earlier = self._earlier_sums.pop(stage, None)
-            if earlier is not None and self.trainer.is_global_zero:
-                self._statistics[stage].add_sums(earlier)
         return self._statistics[stage]
-
-    def means(self, stage: str) -> dict[str, Tensor]:
-        """A stage's means by the names that they are logged by; collective."""
-        means = self._statistics[stage].compute()
-        means |= self.derived(means)
-        return {f"{stage}/{name}": value.float() for name, value in means.items()}
 
     def report(self, stage: str) -> None:
         """Log a stage's means and start them anew."""
         if stage not in self._statistics:
             return
-        self.log_dict(self.means(stage))
-        self._statistics[stage].reset()
+        metric = self._statistics[stage]
+        means = metric.compute()
+        metric.reset()
+        means |= self.derived(means)
+        self.log_dict({f"{stage}/{name}": value.float() for name, value in means.items()})
 
     def derived(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """Metrics that follow from a stage's means."""
@@ -181,30 +174,6 @@ class BaseModule(LightningModule):
         """Keep the learning rate that this step uses, for the logs; the schedule moves on before they are written."""
         self._used_learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
 
-    # -- checkpoints
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the sums since the last report; weights that a loss has spoilt are not saved over good ones; collective.
-
-        Callbacks save as a step ends, before its report, and may end the training by that. A report that is due is
-        written before, so that no resumed training has to guess whether it was.
-        """
-        self.stop_if_not_finite()
-        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
-            return
-        stages = self._training_stages()
-        if self._report_is_due():
-            self._reported_step = self.trainer.global_step
-            self._write_report()
-            for stage in stages:
-                self._statistics[stage].reset()
-        checkpoint[SUMS] = {stage: self._statistics[stage].total_sums() for stage in stages}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the sums since the last report, if a training is resumed."""
-        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            self._earlier_sums = dict(checkpoint.get(SUMS, {}))
-
     # -- the watch over the loss
 
     def watch_losses(self, loss: Tensor, parts: dict[str, Tensor], batch: Batch) -> None:
@@ -216,31 +185,27 @@ class BaseModule(LightningModule):
             batch: Whose `sample_id` is written down.
         """
         self.stop_if_not_finite()
-        self._unchecked = (
-            loss.detach(),
-            {name: part.detach() for name, part in parts.items()},
-            batch.get("sample_id", []),
-            self.trainer.global_step,
-        )
+        self._watched = WatchedLosses(loss, parts, batch.get("sample_id", []), self.trainer.global_step)
         if loss.device.type == "cpu":
             self.stop_if_not_finite()
 
     def stop_if_not_finite(self) -> None:
         """Raise `NonFiniteLossError`, with the sample ids of its batch saved, if the watched loss is not finite."""
-        if self._unchecked is None:
+        watched, self._watched = self._watched, None
+        if watched is None:
             return
-        (loss, losses, sample_ids, step), self._unchecked = self._unchecked, None
-        if bool(torch.isfinite(loss)):
+        total, *values = watched.values()
+        if math.isfinite(total):
             return
-        broken = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
+        step, ids = watched.step, torch.as_tensor(watched.sample_ids).tolist()
+        broken = [name for name, value in zip(watched.names, values, strict=True) if not math.isfinite(value)]
         directory = Path(getattr(self.logger, "run_directory", None) or self.trainer.default_root_dir)
         path = directory / f"non-finite-loss-step-{step}-rank-{self.trainer.global_rank}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        ids = torch.as_tensor(sample_ids).tolist()
         record = {"step": step, "epoch": self.trainer.current_epoch, "objectives": broken, "sample_ids": ids}
         path.write_text(json.dumps(record) + "\n")
         raise NonFiniteLossError(
-            f"The loss of {' and '.join(broken) or 'the sum'} is {float(loss)} at step {step}; the sample ids of its "
+            f"The loss of {' and '.join(broken) or 'the sum'} is {total} at step {step}; the sample ids of its "
             f"batch are in {path}: lower optimizer.learning_rate, lengthen schedule.warm_up, or go on from the last "
             "checkpoint in fp32."
         )

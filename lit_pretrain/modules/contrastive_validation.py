@@ -24,7 +24,7 @@ MANY_DUPLICATES = 0.1
 
 @dataclass(frozen=True)
 class Gallery:
-    """Embedded pictures with all their captions, on the CPU.
+    """Embedded pictures with all their captions.
 
     Attributes:
         pictures: (P, E) of length 1.
@@ -51,7 +51,8 @@ class Gallery:
 
     @classmethod
     def collect(cls, batches: list["Gallery"]) -> "Gallery":
-        """Put the batches of all processes together, in the data's order."""
+        """Put the batches of all processes together, in the data's order and on the CPU; collective."""
+        batches = [cls(*(getattr(batch, field.name).cpu() for field in fields(cls))) for batch in batches]
         if together():
             everyone: list[Any] = [None] * distributed.get_world_size()
             distributed.all_gather_object(everyone, batches)

@@ -69,8 +69,6 @@ class FineTuning(BaseModule):
         gradient_clip_norm: Largest norm of all gradients together; null for no clipping.
         compile_blocks: Whether torch.compile is applied to the Transformer's blocks.
         seed: Source of every draw in training; null takes seed_everything's.
-        architecture: timm's name for the ViT whose weights a file holds, where `init_from` is one without a config.json
-            beside it; with the tag of its training ("vit_base_patch16_224.mae"), which decides the colours' mean.
     """
 
     def __init__(
@@ -97,15 +95,12 @@ class FineTuning(BaseModule):
         gradient_clip_norm: float | None = 1.0,
         compile_blocks: bool = False,
         seed: int | None = None,
-        architecture: str | None = None,
     ) -> None:
         if (encoder is None) == (init_from is None):
             raise UserError(
                 "FineTuning takes either model.encoder, to train from scratch, or model.init_from, a checkpoint whose "
                 "encoder is trained on: give one of the two."
             )
-        if architecture is not None and init_from is None:
-            raise UserError("model.architecture tells what the file model.init_from holds: give that too, or leave it.")
         for name, value in (("layer_decay", layer_decay), ("head_factor", head_factor)):
             if value <= 0:
                 raise UserError(f"model.{name} is {value}: give a number above 0.")
@@ -115,7 +110,7 @@ class FineTuning(BaseModule):
         check_regularization(probe_regularization, f"model.probe_regularization is {probe_regularization}")
         start = StartingPoint(encoder, None, {"init_from": "scratch"})
         if init_from is not None:
-            start = load_starting_point(init_from, architecture=architecture)
+            start = load_starting_point(init_from)
             if not pretrained:
                 start = without_weights(start)
         changes = {
@@ -279,7 +274,7 @@ class FineTuning(BaseModule):
         logits = self.head(self.head_dropout(self.modality.encode(self.encoder, inputs))).float()
         loss = self.task.loss(logits, targets, training=True)
         self.watch_losses(loss, {self.facts.task: loss}, batch)
-        samples = torch.tensor(float(len(labels)), device=loss.device)
+        samples = torch.full((), len(labels), device=loss.device)
         statistics = {"loss": (loss.detach() * samples, samples), **self.modality.statistics(batch)}
         if not self.mixing.on:
             statistics |= self.task.correct(logits.detach(), labels)
@@ -298,7 +293,7 @@ class FineTuning(BaseModule):
     def evaluation_step(self, stage: str, batch: Batch) -> dict[str, Any]:
         """Count one batch; returns its `logits`, `label` and `sample_id`, for reports."""
         logits, labels = self.logits(batch), batch["label"]
-        samples = torch.tensor(float(len(labels)), device=logits.device)
+        samples = torch.full((), len(labels), device=logits.device)
         statistics = {"loss": (self.task.loss(logits, labels) * samples, samples)}
         self.statistics_for(stage, statistics).update(statistics)
         self.metrics[METRICS_OF[stage]].update(*self.task.for_metrics(logits, labels))
@@ -342,12 +337,11 @@ class FineTuning(BaseModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to build this again without any config."""
-        super().on_save_checkpoint(checkpoint)
+        self.stop_if_not_finite()
         checkpoint["lit_pretrain"] = record_of(self, self._trainer.datamodule if self._trainer is not None else None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another kind, shape, tokenizer or other classes; take what it knows."""
-        super().on_load_checkpoint(checkpoint)
         record = checkpoint.get("lit_pretrain") or {}
         check_record(record, self)
         take_record(record, self)

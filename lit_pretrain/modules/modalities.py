@@ -65,7 +65,7 @@ class Texts:
     def statistics(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """(sum, count) of the share of the tokens that are padding."""
         mask = batch["attention_mask"]
-        total = torch.tensor(float(mask.numel()), device=mask.device)
+        total = torch.full((), mask.numel(), device=mask.device)
         return {"padding_share": (total - mask.sum(), total)}
 
     def batch_of(self, samples: list[Any], encoder: TextEncoder, tokenizer: Any) -> dict[str, Tensor]:

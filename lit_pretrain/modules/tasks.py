@@ -25,7 +25,54 @@ from lit_pretrain.data.label_facts import LabelFacts
 from lit_pretrain.errors import UserError
 
 
-class SingleLabel:
+class MacroF1(MulticlassF1Score):
+    """torchmetrics' F1, the mean over the classes, without waiting for the device at each update.
+
+    There a confusion matrix is counted by `bincount`, which asks the device how large its result is to be, and labels
+    are checked by value; here they are the data module's.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes, average="macro", validate_args=False)
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Count a batch: probabilities (B, C) and labels (B,)."""
+        predicted = preds.argmax(dim=1)
+        right = (predicted == target).long()
+        none = torch.zeros(self.num_classes, dtype=torch.long, device=target.device)
+        true_positives = none.scatter_add(0, target, right)
+        false_positives = none.scatter_add(0, predicted, 1 - right)
+        false_negatives = none.scatter_add(0, target, 1 - right)
+        true_negatives = len(target) - true_positives - false_positives - false_negatives
+        self._update_state(true_positives, false_positives, true_negatives, false_negatives)
+
+
+class ExactAccuracy(MultilabelExactMatch):
+    """torchmetrics' share of the samples all of whose classes are right, counted without waiting for the device."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes, validate_args=False)
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Count a batch: probabilities and labels (B, C)."""
+        self.correct += ((preds > self.threshold) == target.bool()).all(dim=1).sum()
+        self.total += len(target)
+
+
+class Classes:
+    """What one class and several of each sample have in common."""
+
+    class_weights: Tensor | None
+
+    def weights_for(self, logits: Tensor) -> Tensor | None:
+        """Factors (C,) of the classes on the logits' device, where they are brought once: a copy is waited for."""
+        if self.class_weights is None:
+            return None
+        self.class_weights = self.class_weights.to(logits.device)
+        return self.class_weights.to(logits.dtype)
+
+
+class SingleLabel(Classes):
     """One class of each sample.
 
     Args:
@@ -46,10 +93,11 @@ class SingleLabel:
         """Fresh metrics of one stage."""
         return MetricCollection(
             {
-                "accuracy": MulticlassAccuracy(self.outputs, average="micro"),
-                "f1": MulticlassF1Score(self.outputs, average="macro"),
-                "expected_calibration_error": MulticlassCalibrationError(self.outputs, n_bins=15),
-            }
+                "accuracy": MulticlassAccuracy(self.outputs, average="micro", validate_args=False),
+                "f1": MacroF1(self.outputs),
+                "expected_calibration_error": MulticlassCalibrationError(self.outputs, n_bins=15, validate_args=False),
+            },
+            compute_groups=False,  # none share their counts, and to look whether they do waits for the device
         )
 
     def loss(self, logits: Tensor, labels: Tensor, training: bool = False) -> Tensor:
@@ -62,7 +110,7 @@ class SingleLabel:
         """
         if not training:
             return functional.cross_entropy(logits, labels)
-        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        weights = self.weights_for(logits)
         return functional.cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
 
     def for_metrics(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,7 +120,7 @@ class SingleLabel:
     def correct(self, logits: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """(sum, count) of the accuracy of a training batch."""
         right = (logits.argmax(dim=-1) == labels).sum()
-        return {"accuracy": (right, torch.tensor(float(len(labels)), device=right.device))}
+        return {"accuracy": (right, torch.full((), len(labels), device=right.device))}
 
     def answers(self, logits: Tensor) -> dict[str, Any]:
         """`label`: a name each; `probability`: (B, C)."""
@@ -81,7 +129,7 @@ class SingleLabel:
         return {"label": names, "probability": probabilities}
 
 
-class MultiLabel:
+class MultiLabel(Classes):
     """Any number of classes of each sample; a class is told from a probability of one half on.
 
     Args:
@@ -102,11 +150,12 @@ class MultiLabel:
         """Fresh metrics of one stage."""
         return MetricCollection(
             {
-                "average_precision": MultilabelAveragePrecision(self.outputs, average="macro"),
-                "f1": MultilabelF1Score(self.outputs, average="macro"),
-                "f1_micro": MultilabelF1Score(self.outputs, average="micro"),
-                "exact_accuracy": MultilabelExactMatch(self.outputs),
-            }
+                "average_precision": MultilabelAveragePrecision(self.outputs, average="macro", validate_args=False),
+                "f1": MultilabelF1Score(self.outputs, average="macro", validate_args=False),
+                "f1_micro": MultilabelF1Score(self.outputs, average="micro", validate_args=False),
+                "exact_accuracy": ExactAccuracy(self.outputs),
+            },
+            compute_groups=False,  # none share their counts, and to look whether they do waits for the device
         )
 
     def loss(self, logits: Tensor, labels: Tensor, training: bool = False) -> Tensor:
@@ -114,7 +163,7 @@ class MultiLabel:
         if not training:
             return functional.binary_cross_entropy_with_logits(logits, labels.float())
         targets = labels.float() * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
-        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        weights = self.weights_for(logits)
         return functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)
 
     def for_metrics(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,7 +200,8 @@ class Regression:
     def metrics(self) -> MetricCollection:
         """Fresh metrics of one stage."""
         return MetricCollection(
-            {"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef(), "mse": MeanSquaredError()}
+            {"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef(), "mse": MeanSquaredError()},
+            compute_groups=False,  # none share their counts, and to look whether they do waits for the device
         )
 
     def values(self, logits: Tensor) -> Tensor:

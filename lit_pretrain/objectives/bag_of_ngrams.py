@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.ngram_embeddings import NONE, ngram_pieces
 from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.backbone.text_encoder import TextEncoder
@@ -70,7 +71,7 @@ class BagOfNgrams(Objective):
         """All first halves, then all second halves; target `ngrams` (2 B, draws), 0 where a half has no more."""
         one = halves_pass(batch, generator, self.token_dropout if self.training else 0.0)
         rows = torch.cat(encoder.embeddings.ngrams.rows_of(one.targets["ids"]), dim=1)
-        chance = torch.rand(rows.shape, generator=generator, device=rows.device)
+        chance = torch.rand(rows.shape, generator=generator, device=rows.device, dtype=torch.float32)
         drawn = (chance + (rows > 0)).topk(min(self.draws, rows.shape[1]), dim=1).indices
         return EncoderPass(one.inputs, one.targets | {"ngrams": rows.gather(1, drawn)})
 
@@ -80,13 +81,17 @@ class BagOfNgrams(Objective):
         """Cross-entropy of the other halves' n-grams among all that were drawn, the mean over them."""
         asked = targets["ngrams"].roll(len(targets["ngrams"]) // 2, dims=0)
         pooled = mean_pool(features, targets["mask"])
-        owner = torch.arange(len(asked), device=asked.device).repeat_interleave(asked.shape[1])[(asked > 0).flatten()]
-        scores = pooled @ self.decoder(asked[asked > 0]).T.to(pooled.dtype)
+        # Places that a half leaves empty stay as columns that no softmax sees: to drop them would wait for the device.
+        known = (asked > 0).flatten()
+        owner = torch.arange(len(asked), device=asked.device).repeat_interleave(asked.shape[1])
+        scores = pooled @ self.decoder(asked.flatten()).T.to(pooled.dtype)
         with torch.autocast(scores.device.type, enabled=False):
-            scores = scores.float()
+            scores = at_least_float32(scores)
+            # Finite, so that texts without any known n-gram have no NaN.
+            scores = scores.masked_fill(~known, torch.finfo(scores.dtype).min)
             own = scores[owner, torch.arange(len(owner), device=owner.device)]
-            total = (scores.logsumexp(dim=1)[owner] - own).sum() if len(owner) else scores.sum()
-        count = total.new_tensor(float(len(owner)))
+            total = torch.where(known, scores.logsumexp(dim=1)[owner] - own, 0.0).sum()
+        count = known.sum()
         return ObjectiveOutput(global_mean(total, count, self.training), {"loss": (total.detach(), count)})
 
     @torch.no_grad()

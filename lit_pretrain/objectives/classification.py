@@ -19,7 +19,7 @@ def classification_output(logits: Tensor, labels: Tensor, names: Sequence[str], 
     """
     logits = logits.float()
     total = nn.functional.cross_entropy(logits, labels, reduction="sum")
-    count = torch.tensor(len(labels), device=labels.device)
+    count = torch.full((), len(labels), device=labels.device)
     correct = logits.argmax(dim=-1) == labels
     statistics = {"loss": (total.detach(), count), "accuracy": (correct.sum(), count)}
     for number, name in enumerate(names):

@@ -152,7 +152,7 @@ class Contrastive(nn.Module):
         # Asked here: within the function gradients are always off, and its inputs require them in any mode.
         learning = torch.is_grad_enabled()
         total, *sums = _SomeRowsAtATime.apply(self, learning, first, keys, all_keys, both, all_both, *self.parameters())
-        loss, count = total / len(both), torch.tensor(float(len(both)), device=both.device)
+        loss, count = total / len(both), torch.full((), len(both), device=both.device)
         scale = self.log_scale.detach().float().exp()
         statistics = {
             "loss": (loss.detach() * count, count),
@@ -199,8 +199,7 @@ class Contrastive(nn.Module):
     def _choice(self, logits: Tensor, own: Tensor, by_chance: Tensor) -> Tensor:
         """Cross-entropy, summed over rows (R, B) whose right answers stand at `own`, and by chance elsewhere too."""
         if self.duplicates == "multi_positive":
-            right = by_chance.float()
-            right[torch.arange(len(own), device=own.device), own] = 1.0
+            right = (by_chance | at_own(own, by_chance.shape[1])).float()
             return functional.cross_entropy(logits, right / right.sum(dim=1, keepdim=True), reduction="sum")
         if self.duplicates == "mask":
             logits = logits.masked_fill(by_chance, float("-inf"))
@@ -208,10 +207,10 @@ class Contrastive(nn.Module):
 
     def _yes_or_no(self, logits: Tensor, own: Tensor, by_chance: Tensor) -> Tensor:
         """Sigmoid loss, summed over all pairs of the rows (R, B)."""
-        signs = torch.full_like(logits, -1.0)
-        signs[torch.arange(len(own), device=own.device), own] = 1.0
+        right = at_own(own, logits.shape[1])
         if self.duplicates == "multi_positive":
-            signs = torch.where(by_chance, 1.0, signs)
+            right = right | by_chance
+        signs = torch.where(right, 1.0, -1.0)
         losses = -functional.logsigmoid(signs * logits)
         if self.duplicates == "mask":
             losses = losses.masked_fill(by_chance, 0.0)
@@ -263,6 +262,14 @@ class _SomeRowsAtATime(torch.autograd.Function):
         return (None,) * 5 + tuple(None if one is None else gradient * one for one in ctx.saved_tensors)
 
 
+def at_own(own: Tensor, rows: int) -> Tensor:
+    """(R, B) booleans, True where a row meets itself among `rows`.
+
+    By comparison: to write a number at indices has it copied to the GPU, which waits.
+    """
+    return own[:, None] == torch.arange(rows, device=own.device)
+
+
 def equal_keys(keys: Tensor, all_keys: Tensor, own: Tensor) -> Sequence[Tensor]:
     """Which pairs of different rows have equal texts, and which equal pictures.
 
@@ -274,6 +281,5 @@ def equal_keys(keys: Tensor, all_keys: Tensor, own: Tensor) -> Sequence[Tensor]:
     Returns:
         Two of (R, B), False where a row meets itself.
     """
-    other = torch.ones(len(keys), len(all_keys), dtype=torch.bool, device=keys.device)
-    other[torch.arange(len(own), device=own.device), own] = False
+    other = ~at_own(own, len(all_keys))
     return [(keys[:, None, column] == all_keys[None, :, column]) & other for column in (0, 1)]

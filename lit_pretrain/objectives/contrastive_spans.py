@@ -62,7 +62,7 @@ class ContrastiveSpans(Objective):
         """Cross-entropy of the choice among the batch, the mean of both ways."""
         from_first, from_second, own = self.logits(features, targets["mask"])
         losses = [functional.cross_entropy(one, own, reduction="sum") for one in (from_first, from_second)]
-        total, count = sum(losses) / 2, torch.tensor(float(len(own)), device=own.device)
+        total, count = sum(losses) / 2, torch.full((), len(own), device=own.device)
         right = sum((one.argmax(dim=1) == own).sum() for one in (from_first, from_second)) / 2
         statistics = {"loss": (total.detach(), count), "accuracy": (right, count)}
         return ObjectiveOutput(total / count, statistics)

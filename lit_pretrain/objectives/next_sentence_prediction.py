@@ -61,7 +61,7 @@ class NextSentencePrediction(Objective):
         """Mean cross-entropy over the pairs."""
         logits, labels = self.logits(features, encoder).float(), batch["next_sentence_label"]
         total = nn.functional.cross_entropy(logits, labels, reduction="sum")
-        count = torch.tensor(len(labels), device=labels.device)
+        count = torch.full((), len(labels), device=labels.device)
         correct = (logits.argmax(dim=-1) == labels).sum()
         statistics = {"loss": (total.detach(), count), "accuracy": (correct, count)}
         return ObjectiveOutput(global_mean(total, count, self.training), statistics)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fake_device import to_fake_cuda
+from fake_device import NoWaiting, to_fake_cuda
 from timm.models import group_parameters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -110,7 +110,7 @@ def test_order_matters_with_either_positions() -> None:
 def test_nothing_stays_on_the_cpu_when_the_encoder_is_on_a_gpu(positions: str) -> None:
     mode = FakeTensorMode()
     encoder = to_fake_cuda(TextEncoder(20, transformer=SMALL, positions=positions, pooling="map"), mode)
-    with mode:
+    with mode, NoWaiting():
         ids = torch.ones(2, 4, dtype=torch.long, device="cuda")
         tokens = encoder.forward_features(ids, ids.bool(), ids, causal=True)
         assert encoder.forward_head(tokens, ids.bool()).device.type == "cuda"

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from fake_device import to_fake_cuda
+from fake_device import NoWaiting, to_fake_cuda
 from jsonargparse import ArgumentParser
 from timm.models import group_parameters
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -214,7 +214,7 @@ def test_stochastic_depth_skips_branches_in_training_only() -> None:
 def test_nothing_stays_on_the_cpu_when_the_encoder_is_on_a_gpu(kind: str) -> None:
     mode = FakeTensorMode()
     encoder = to_fake_cuda(VisionEncoder(8, 2, transformer=SMALL, **KINDS[kind]), mode)
-    with mode:
+    with mode, NoWaiting():
         images = encoder.normalize(torch.rand(2, 3, 8, 8, device="cuda"))
         keep = torch.ones(2, 5, dtype=torch.long, device="cuda")
         outputs = [

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fake_device import to_fake_cuda
+from fake_device import NoWaiting, to_fake_cuda
 from photographs import crops
 from small_classifier import accuracy
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -249,7 +249,7 @@ def test_nothing_stays_on_the_cpu_when_the_model_is_on_a_gpu() -> None:
     mode = FakeTensorMode()
     to_fake_cuda(encoder, mode)
     to_fake_cuda(objective, mode)
-    with mode, torch.no_grad():
+    with mode, NoWaiting(), torch.no_grad():
         batch = {"images": torch.rand(2, 3, 16, 16, device="cuda")}
         output = objective(encoder, batch, None)
         (shortcut,) = objective.shortcuts(encoder, batch, None).values()

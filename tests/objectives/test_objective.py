@@ -3,12 +3,15 @@
 import pytest
 import torch
 from child_processes import children
-from fake_device import to_fake_cuda
+from fake_device import NoWaiting, to_fake_cuda
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.objectives import (
+    BagOfNgrams,
+    BagOfWords,
     CausalLanguageModeling,
+    ContrastiveSpans,
     MaskedLanguageModeling,
     NextSentencePrediction,
     ReplacedTokenDetection,
@@ -22,19 +25,23 @@ OBJECTIVES = [
     NextSentencePrediction,
     ReplacedTokenDetection,
     CausalLanguageModeling,
+    ContrastiveSpans,
+    BagOfWords,
+    BagOfNgrams,
 ]
 
 
 @pytest.mark.parametrize("make", OBJECTIVES)
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
 def test_nothing_stays_on_the_cpu_when_the_model_is_on_a_gpu(make, positions, vocabulary) -> None:
-    encoder = TextEncoder(50, transformer=TransformerConfig(depth=1, width=16, heads=2), positions=positions)
+    config = TransformerConfig(depth=1, width=16, heads=2)
+    encoder = TextEncoder(50, transformer=config, positions=positions, ngrams=2, ngram_rows=8)
     objective = make()
     objective.build(encoder, vocabulary)
     mode = FakeTensorMode()
     to_fake_cuda(encoder, mode)
     to_fake_cuda(objective, mode)
-    with mode, torch.no_grad():
+    with mode, NoWaiting(), torch.no_grad():
         ids = torch.ones(2, 12, dtype=torch.long, device="cuda")
         batch = {
             "input_ids": ids,
