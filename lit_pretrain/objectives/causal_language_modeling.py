@@ -82,3 +82,7 @@ class CausalLanguageModeling(Objective):
     def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
         """Operations of the head at every position but the last."""
         return self.head.forward_flops(samples * (sequence_length - 1))
+
+    def huggingface_names(self) -> dict[str, str]:
+        """The head as `BertLMHeadModel` names it."""
+        return LanguageModelingHead.huggingface_names("head")

@@ -45,6 +45,18 @@ class LanguageModelingHead(nn.Module):
         """Cross-entropy of (M, D) features with (M,) targets where `valid`; see `linear_cross_entropy`."""
         return linear_cross_entropy(self.transform(features), embedding, self.bias, targets, valid, uniform)
 
+    @staticmethod
+    def huggingface_names(attribute: str) -> dict[str, str]:
+        """Names of the head's tensors, as an objective's `attribute`, and as Hugging Face's BERT classes call them."""
+        transform = "cls.predictions.transform"
+        return {
+            f"{attribute}.dense.weight": f"{transform}.dense.weight",
+            f"{attribute}.dense.bias": f"{transform}.dense.bias",
+            f"{attribute}.norm.weight": f"{transform}.LayerNorm.weight",
+            f"{attribute}.norm.bias": f"{transform}.LayerNorm.bias",
+            f"{attribute}.bias": "cls.predictions.bias",
+        }
+
     def forward_flops(self, rows: float) -> float:
         """Operations of the head's matrix products for so many rows."""
         width, vocabulary = self.dense.out_features, len(self.bias)

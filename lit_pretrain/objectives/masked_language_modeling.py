@@ -143,14 +143,7 @@ class MaskedLanguageModeling(Objective):
 
     def huggingface_names(self) -> dict[str, str]:
         """The MLM head as `BertForPreTraining` names it."""
-        transform = "cls.predictions.transform"
-        return {
-            "head.dense.weight": f"{transform}.dense.weight",
-            "head.dense.bias": f"{transform}.dense.bias",
-            "head.norm.weight": f"{transform}.LayerNorm.weight",
-            "head.norm.bias": f"{transform}.LayerNorm.bias",
-            "head.bias": "cls.predictions.bias",
-        }
+        return LanguageModelingHead.huggingface_names("head")
 
 
 def remember_vocabulary(objective: Objective, vocabulary: Vocabulary | None) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import onnxruntime
@@ -16,17 +17,24 @@ from small_pictures import make_encoder as make_picture_encoder
 from small_pictures import make_pictures, write_pictures
 from small_training import small_config, write_config
 from text_corpus import make_data, make_encoder, write_corpus
-from transformers import AutoModel, AutoTokenizer, pipeline
+from tokenizers import normalizers, pre_tokenizers
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.backbone import VisionEncoder, VisionTransformerConfig
+from lit_pretrain.backbone import TextEncoder, VisionEncoder, VisionTransformerConfig
 from lit_pretrain.commands.exports import making, onnx_format, timm_format, transformers_format
-from lit_pretrain.commands.exports.checking import ExportMismatchError, judge
+from lit_pretrain.commands.exports.checking import ExportMismatchError, judge, seeded_texts
 from lit_pretrain.commands.exports.subject import Subject
 from lit_pretrain.data import LabelledDataModule
+from lit_pretrain.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer, from_pieces
 from lit_pretrain.modules import FineTuning, TextPretraining, VisionPretraining
 from lit_pretrain.modules.optimization import AdamWConfig
-from lit_pretrain.objectives import MaskedImageModeling, MaskedLanguageModeling, ReplacedTokenDetection
+from lit_pretrain.objectives import (
+    CausalLanguageModeling,
+    MaskedImageModeling,
+    MaskedLanguageModeling,
+    ReplacedTokenDetection,
+)
 from lit_pretrain.trainer import Trainer
 
 SMALL = VisionTransformerConfig(depth=1, width=32, heads=2)
@@ -83,6 +91,10 @@ class Made:
         module = TextPretraining(make_encoder(pooling="pooler"), [MaskedLanguageModeling()], seed=0)
         return fit(module, make_data(self.corpus, self.directory), path)
 
+    def causal(self, path: Path) -> Path:
+        module = TextPretraining(make_encoder(), [CausalLanguageModeling()], seed=0)
+        return fit(module, make_data(self.corpus, self.directory), path)
+
     def tuned(self, path: Path, **settings: object) -> Path:
         columns = {name: settings.pop(name) for name in list(settings) if name.endswith("column")}
         data = {"path": str(self.labels), "batch_size": 8, "maximum_length": 32, "validation_share": 0.2, "seed": 0}
@@ -127,6 +139,22 @@ def place(tmp_path, monkeypatch):
 def export(checkpoint: Path, target: Path, *arguments: str) -> Path:
     assert main(["export", "--ckpt", str(checkpoint), "--to", str(target), *arguments]) == 0
     return target
+
+
+@pytest.fixture(scope="module")
+def graphs(made, tmp_path_factory):
+    """Exports as ONNX, each made once."""
+    directory = tmp_path_factory.mktemp("graphs")
+
+    def graph(name: str) -> Path:
+        target = directory / name
+        return target if target.exists() else export(made(name), target, "--format", "onnx")
+
+    return graph
+
+
+def session_of(directory: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(directory / "model.onnx", providers=["CPUExecutionProvider"])
 
 
 def front_matter(directory: Path) -> dict:
@@ -221,6 +249,25 @@ def test_masks_alone_need_no_second_head(made, tmp_path):
     assert len(pipeline("fill-mask", model=str(target))("the [MASK] pays.")) == 5
 
 
+def test_what_was_taught_causally_is_exported_so(made, tmp_path, capsys):
+    target = export(made("causal"), tmp_path / "causal")
+    assert "BertLMHeadModel" in capsys.readouterr().out
+    module = TextPretraining.from_checkpoint(made("causal"))
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    real = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        ours = module.encoder.forward_features(**inputs, causal=True)
+        assert not torch.allclose(ours, module.encoder.forward_features(**inputs), atol=1e-3)
+        theirs = AutoModel.from_pretrained(target, add_pooling_layer=False)(**inputs).last_hidden_state
+        head = module.objectives[0].head.logits(ours, module.encoder.embeddings.token.weight)
+        words = AutoModelForCausalLM.from_pretrained(target)(**inputs).logits
+        again = TextEncoder.from_pretrained(target).forward_features(**inputs)
+    for found in (theirs, again):
+        assert torch.allclose(found[real], ours[real], atol=1e-5)
+    assert torch.allclose(words[real], head[real], atol=1e-5)
+
+
 # -- pictures in timm
 
 
@@ -250,22 +297,6 @@ def test_a_classifier_of_pictures_keeps_its_names_in_timm(made, tmp_path):
 # -- ONNX
 
 
-@pytest.fixture(scope="module")
-def graphs(made, tmp_path_factory):
-    """Exports as ONNX, each made once."""
-    directory = tmp_path_factory.mktemp("graphs")
-
-    def graph(name: str) -> Path:
-        target = directory / name
-        return target if target.exists() else export(made(name), target, "--format", "onnx")
-
-    return graph
-
-
-def session_of(directory: Path) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(directory / "model.onnx", providers=["CPUExecutionProvider"])
-
-
 def test_a_rotary_encoder_with_a_number_runs_in_onnxruntime_at_any_length(made, graphs):
     session, module = session_of(graphs("rotary_number")), FineTuning.from_checkpoint(made("rotary_number"))
     assert module.encoder.embeddings.ngrams.table.abs().sum() > 0.0
@@ -289,15 +320,16 @@ def test_a_graph_of_pictures_takes_them_as_they_are(made, graphs):
     assert logits.shape == (5, 3) and json.loads((directory / "config.json").read_text())["labels"][0] == "apple"
 
 
-def test_a_graph_of_text_gives_tokens_and_is_checked_again_after_damage(made, graphs, tmp_path):
-    directory = shutil.copytree(graphs("run"), tmp_path / "copy")
-    module = TextPretraining.from_checkpoint(made("run"))
+def test_a_graph_of_causal_text_gives_tokens_and_is_checked_again_after_damage(made, graphs, tmp_path):
+    directory = shutil.copytree(graphs("causal"), tmp_path / "copy")
+    module = TextPretraining.from_checkpoint(made("causal"))
     inputs = {"input_ids": torch.tensor([[2, 20, 30, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}
     inputs["token_type_ids"] = torch.tensor([[0, 0, 1, 1]])
     tokens, _ = session_of(directory).run(None, {name: value.numpy() for name, value in inputs.items()})
-    assert torch.allclose(torch.from_numpy(tokens), module.encoder.forward_features(**inputs).detach(), atol=1e-5)
+    expected = module.encoder.forward_features(**inputs, causal=True).detach()
+    assert torch.allclose(torch.from_numpy(tokens), expected, atol=1e-5)
 
-    subject = Subject.open(str(made("run")))
+    subject = Subject.open(str(made("causal")))
     assert judge(onnx_format.check(subject, directory), "onnxruntime")
     model = onnx.load(directory / "model.onnx")
     tensor = max(model.graph.initializer, key=lambda one: len(one.raw_data))
@@ -341,6 +373,47 @@ def test_another_tokenizer_is_seen(made, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(transformers_format, "check", damaged)
     assert main(["export", "--ckpt", str(made("run")), "--to", str(tmp_path / "export")]) == 1
     assert "tokenizer" in capsys.readouterr().err and not (tmp_path / "export").exists()
+
+
+WORDS = [f"{first}{second}{third}" for first in "bdfgkl" for second in "aeiou" for third in "bdfgklmnprst"]
+OTHERS = {
+    "case": {"lowercase": False},
+    "accents": {"lowercase": True, "strip_accents": False},
+    "Chinese": {"lowercase": True, "split_chinese": False},
+}
+
+
+@pytest.mark.parametrize("kind", [*OTHERS, "punctuation", "what is left out"])
+def test_the_checks_texts_tell_any_two_tokenizers_apart(kind):
+    pieces = [
+        *SPECIAL_TOKENS,
+        *WORDS,
+        "ca",
+        "ça",
+        "the",
+        "The",
+        "end",
+        "END",
+        "3",
+        ",",
+        "14",
+        "東",
+        "京",
+        "東京",
+        "##b",
+        "a",
+    ]
+    module = SimpleNamespace(encoder=make_encoder(max_positions=512))
+    ours = WordPieceTokenizer(from_pieces(pieces, lowercase=True))
+    other = from_pieces(pieces, **OTHERS.get(kind, {"lowercase": True}))
+    if kind == "punctuation":
+        other.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    elif kind == "what is left out":
+        other.normalizer = normalizers.BertNormalizer(clean_text=False)
+    for batch in seeded_texts(Subject(Path(), 0, {}, module, ours)):
+        assert [ours.encode(text) for text in batch.first] != [
+            other.encode(text, add_special_tokens=False).ids for text in batch.first
+        ]
 
 
 def test_without_its_database_the_card_says_what_is_unknown(made, tmp_path):

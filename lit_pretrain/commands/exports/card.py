@@ -16,7 +16,7 @@ LIBRARIES = {"hf": "transformers", "timm": "timm", "onnx": "onnx"}
 # By which `--overwrite` knows an export, the only thing that it may remove.
 MARK = "lit_pretrain"
 UNKNOWN = "unknown"
-PIPELINES = {"BertForMaskedLM": "fill-mask", "BertForPreTraining": "fill-mask"}
+PIPELINES = {"BertForMaskedLM": "fill-mask", "BertForPreTraining": "fill-mask", "BertLMHeadModel": "text-generation"}
 # What the config says of the training, and what a reader calls it.
 SETTINGS = {
     "trainer.max_steps": "optimiser steps planned",

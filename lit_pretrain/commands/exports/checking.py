@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.commands.exports.subject import Subject
+from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.errors import UserError
 
 # Largest difference of fp32 outputs whose largest value is 1 or less; in proportion to that value where it is larger.
@@ -19,8 +20,10 @@ TEXTS = 6
 PICTURES = 4
 # Tokens of the longest text, where the positions do not set a lower limit.
 LONGEST = 512
-# What normalisation, accents, punctuation and unknown letters must survive.
-TRICKY = ["Ça", "naïve!", "3,14", "東京", "(e.g.)", "Straße"]
+# What case, accents, punctuation, white space, foreign letters, characters that are left out, special tokens and
+# nothing at all must survive: a vocabulary's own words tell little of that.
+TRICKY = ["The END", "Ça", "naïve!", "3,14", "東京", "(e.g.)", "Straße", "don’t", "İE\u0301", "ＡＢ", "a\u00a0 b\tc"]
+TRICKY += ["co\u00adop", "x\u200dy", "a\x07b", "👍🏽", "a[MASK]b", "[sep] [SEP]", ""]
 
 
 class ExportMismatchError(RuntimeError):
@@ -127,24 +130,28 @@ class TextBatch:
 
 
 def seeded_texts(subject: Subject) -> list[TextBatch]:
-    """Texts and pairs of texts of different lengths, up to as many tokens as there are positions."""
+    """Texts and pairs of texts of different lengths, up to as many tokens as there are positions, and tricky ones."""
     encoder, generator = subject.encoder, torch.Generator().manual_seed(SEED)
     longest = min(LONGEST, encoder.max_positions) if encoder.positions == "learned" else LONGEST
-    batches = [text_batch(subject, longest, generator, pairs=False)]
-    if encoder.segments != 1:
-        batches.append(text_batch(subject, longest, generator, pairs=True))
+    batches = []
+    for pairs in (False, True) if encoder.segments != 1 else (False,):
+        texts = []
+        for index in range(TEXTS):
+            room = max(1 + int(pairs), round((longest - 2 - int(pairs)) * (index + 1) / TEXTS))
+            first = write_text(subject, room - room // 2 if pairs else room, generator)
+            texts.append((first, write_text(subject, room // 2, generator) if pairs else ""))
+        for place, first in enumerate(TRICKY):
+            second = TRICKY[place - 1] if pairs else ""
+            if len(subject.tokenizer.encode(first) + subject.tokenizer.encode(second)) + 2 + int(pairs) <= longest:
+                texts.append((first, second))
+        batches.append(text_batch(subject.tokenizer, texts, pairs))
     return batches
 
 
-def text_batch(subject: Subject, longest: int, generator: torch.Generator, pairs: bool) -> TextBatch:
+def text_batch(tokenizer: TextTokenizer, texts: list[tuple[str, str]], pairs: bool) -> TextBatch:
     """One batch of texts, or of pairs."""
-    tokenizer = subject.tokenizer
-    texts, rows, kinds = [], [], []
-    for index in range(TEXTS):
-        room = max(1 + int(pairs), round((longest - 2 - int(pairs)) * (index + 1) / TEXTS))
-        first = write_text(subject, room - room // 2 if pairs else room, generator)
-        second = write_text(subject, room // 2, generator) if pairs else ""
-        texts.append((first, second))
+    rows, kinds = [], []
+    for first, second in texts:
         pieces = [tokenizer.cls_id, *tokenizer.encode(first), tokenizer.sep_id]
         follow = [*tokenizer.encode(second), tokenizer.sep_id] if pairs else []
         rows.append(pieces + follow)
@@ -159,9 +166,9 @@ def text_batch(subject: Subject, longest: int, generator: torch.Generator, pairs
 
 
 def write_text(subject: Subject, pieces: int, generator: torch.Generator) -> str:
-    """A text of so many word pieces at most: words of the vocabulary and tricky ones at random."""
+    """A text of so many word pieces at most: words of the vocabulary at random."""
     tokenizer = subject.tokenizer
-    words = [piece for piece in tokenizer.vocabulary if piece.isalpha()] + TRICKY
+    words = [piece for piece in tokenizer.vocabulary if piece.isalpha()] or TRICKY[:1]
     chosen, room = [], pieces
     while room > 0:
         word = words[int(torch.randint(len(words), (1,), generator=generator))]

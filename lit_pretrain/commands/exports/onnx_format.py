@@ -48,6 +48,7 @@ class Graph(nn.Module):
         self.encoder = subject.encoder
         self.head = subject.module.head if subject.has_classifier else None
         self.facts = subject.facts
+        self.causal = subject.causal
 
     def finish(self, tokens: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, ...]:
         """What follows the tokens."""
@@ -70,7 +71,8 @@ class TextGraph(Graph):
             # The encoder keeps its rotations by length, and here the length is a symbol.
             positions = torch.arange(input_ids.shape[1])
             rotation = rotation_for(positions, encoder.width // encoder.config.resolved_heads, encoder.rotary_base)
-        return self.finish(encoder.transformer(tokens, attention_mask, False, rotation), attention_mask)
+        mask = encoder.needed_mask(attention_mask)
+        return self.finish(encoder.transformer(tokens, mask, self.causal, rotation), attention_mask)
 
 
 class PictureGraph(Graph):

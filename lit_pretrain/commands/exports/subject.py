@@ -14,6 +14,7 @@ from lit_pretrain.data.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import FineTuning, TextPretraining, VisionPretraining
 from lit_pretrain.modules.checkpoints import read_checkpoint
+from lit_pretrain.objectives import CausalLanguageModeling
 from lit_pretrain.tracking.find import find_checkpoint
 from lit_pretrain.tracking.paths import shown_path
 
@@ -70,6 +71,11 @@ class Subject:
         return self.module.encoder
 
     @property
+    def causal(self) -> bool:
+        """Whether a text's tokens see only those before them: by the encoder's make, or by all that it was taught."""
+        return self.is_text and (self.encoder.causal or self.objective_names == [CausalLanguageModeling.__name__])
+
+    @property
     def is_text(self) -> bool:
         """Whether it reads text, not pictures."""
         return isinstance(self.encoder, TextEncoder)
@@ -121,17 +127,23 @@ class Subject:
 
     @torch.no_grad()
     def features(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What this suite computes of `seeded_texts` or `seeded_pictures`.
+        """What the module computes, as in its training but for dropout, of `seeded_texts` or `seeded_pictures`.
 
         Returns:
             `token_features` (B, N, D), `pooled_embedding` (B, D), and with a classifier what `answers` gives.
         """
+        if self.has_classifier:
+            pooled = self.module.modality.encode(self.encoder, inputs)
         if self.is_text:
-            tokens = self.encoder.forward_features(**inputs)
-            pooled = self.encoder.forward_head(tokens, inputs["attention_mask"])
+            arguments = inputs
+            if self.objectives and all(isinstance(one, CausalLanguageModeling) for one in self.objectives):
+                # As the objective asks for it, and not as what is exported says.
+                arguments = self.objectives[0].make_pass(inputs, self.encoder, torch.Generator()).inputs
+            tokens = self.encoder.forward_features(**arguments)
         else:
             tokens = self.encoder.forward_features(self.encoder.normalize(inputs["images"]))
-            pooled = self.encoder.forward_head(tokens)
+        if not self.has_classifier:
+            pooled = self.encoder.forward_head(tokens, inputs.get("attention_mask"))
         outputs = {"token_features": tokens, "pooled_embedding": pooled}
         return outputs | (answers(self.module.head(pooled), self.facts) if self.has_classifier else {})
 

@@ -29,7 +29,7 @@ from lit_pretrain.commands.exports.checking import (
 )
 from lit_pretrain.commands.exports.subject import Subject
 from lit_pretrain.errors import UserError
-from lit_pretrain.objectives import MaskedLanguageModeling, NextSentencePrediction
+from lit_pretrain.objectives import CausalLanguageModeling, MaskedLanguageModeling, NextSentencePrediction
 
 PACKAGES = ("transformers",)
 CLASSIFIER_FOLDER = "classifier"
@@ -49,14 +49,11 @@ def library() -> str:
 
 def heads_of(subject: Subject) -> list[torch.nn.Module]:
     """The pretraining heads that BERT's classes in transformers have a place for."""
-    exact_gelu = subject.encoder.config.activation == "gelu"
-    return [
-        objective
-        for objective in subject.objectives
-        if isinstance(objective, NextSentencePrediction)
+    kinds: list[type] = [NextSentencePrediction]
+    if subject.encoder.config.activation == "gelu":
         # transformers gives the head the encoder's activation, and ours is always GELU.
-        or (isinstance(objective, MaskedLanguageModeling) and exact_gelu)
-    ]
+        kinds.append(CausalLanguageModeling if subject.causal else MaskedLanguageModeling)
+    return [objective for objective in subject.objectives if isinstance(objective, tuple(kinds))]
 
 
 def architecture_of(subject: Subject) -> str:
@@ -65,6 +62,8 @@ def architecture_of(subject: Subject) -> str:
         fits = subject.encoder.pooling in ("pooler", "cls")
         return "BertForSequenceClassification" if fits else "BertModel"
     kinds = {type(head) for head in heads_of(subject)}
+    if CausalLanguageModeling in kinds:
+        return "BertLMHeadModel"
     if kinds == {MaskedLanguageModeling, NextSentencePrediction}:
         return "BertForPreTraining"
     if kinds == {MaskedLanguageModeling}:
@@ -86,6 +85,7 @@ def write(subject: Subject, directory: Path) -> None:
     config, tensors = read(directory)
     config["architectures"] = [architecture]
     config["pad_token_id"] = subject.tokenizer.pad_id
+    config["is_decoder"] = subject.causal
     if subject.has_classifier:
         weight, bias = subject.classifier()
         if architecture == "BertForSequenceClassification":
@@ -169,6 +169,8 @@ def notes(subject: Subject, architecture: str) -> list[str]:
             "The classifier reads the first token as it is: the pooler is a small multiple of the identity, which "
             "BERT's tanh does not change in fp32; train on from the checkpoint rather than from this."
         )
+    if subject.causal:
+        told.append("A token sees only those before it (is_decoder: true), as in its pretraining.")
     left_out = [type(one).__name__ for one in subject.objectives if one not in heads_of(subject)]
     if left_out:
         told.append(f"Left out, for BERT has no place for it: the head of {' and of '.join(left_out)}.")
@@ -254,7 +256,7 @@ def head_outputs(
     found, tokens = {}, ours["token_features"]
     heads = heads_of(subject)
     for head in heads:
-        if isinstance(head, MaskedLanguageModeling):
+        if not isinstance(head, NextSentencePrediction):
             words = theirs.prediction_logits if len(heads) == 2 else theirs.logits
             expected = head.head.logits(real_tokens(tokens, inputs), subject.encoder.embeddings.token.weight)
             found["word_logits"] = (expected, real_tokens(words, inputs))
