@@ -19,6 +19,7 @@ import lit_pretrain.modules
 import lit_pretrain.objectives
 from lit_pretrain.arguments import CONFIG_OPTIONS, replaced, value_of, values_of
 from lit_pretrain.config_errors import check_top_level, explain
+from lit_pretrain.data.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.memory import keep_memory
 from lit_pretrain.modules.checkpoints import read_checkpoint
@@ -63,7 +64,7 @@ class CommandLine(LightningCLI):
         """Lightning would let the checkpoint's settings override the person's; here they stay as they are given."""
 
     def instantiate_classes(self) -> None:
-        """As Lightning's; with a checkpoint the encoder is its own, and what it once started from is not read.
+        """As Lightning's; with a checkpoint all weights are its own, and what they once started from is not read.
 
         That may be gone by now, or, if it was called "last", be another.
         """
@@ -77,25 +78,23 @@ class CommandLine(LightningCLI):
                 f"{self.subcommand} without a {kind} would use {part} that {'has' if fine_tuning else 'have'} learned "
                 "nothing: name a run by --ckpt_path."
             )
-        if embedding and Path(checkpoint).is_file():
+        record, lost = {}, False
+        if checkpoint and Path(checkpoint).is_file():
             self.config = self.config.clone()
-            # The checkpoint's own, since texts or pictures alone are no data that a config's could be made for.
-            model = self._get(self.config, "model")
-            model.class_path, model.init_args = f"{model.class_path}.from_checkpoint", Namespace(path=checkpoint)
-            self.forget_tokenizer()
-        if fine_tuning and checkpoint and Path(checkpoint).is_file():
-            self.config = self.config.clone()
-            settings = self._get(self.config, "model").init_args
-            if settings.init_from is not None or self.subcommand != "fit":
-                settings.encoder, settings.init_from = None, checkpoint
-            self.forget_tokenizer()
+            model, data = self._get(self.config, "model"), self._get(self.config, "data")
+            record = read_checkpoint(checkpoint)["lit_pretrain"]
+            if embedding:
+                # The checkpoint's own, since texts or pictures alone are no data that a config's could be made for.
+                model.class_path, model.init_args = f"{model.class_path}.from_checkpoint", Namespace(path=checkpoint)
+            else:
+                start_from_checkpoint(model, checkpoint, record, self.subcommand)
+            lost = forget_lost_tokenizers(data)
         super().instantiate_classes()
-
-    def forget_tokenizer(self) -> None:
-        """Take the checkpoint's where the data's is gone: no other would do."""
-        data = self._get(self.config, "data").init_args
-        if data.get("tokenizer") and not Path(data.tokenizer).expanduser().exists():
-            data.tokenizer = None
+        if lost and "tokenizer" in record:
+            # Without one, a data module may train one of its own.
+            for part in (self.datamodule, *getattr(self.datamodule, "parts", {}).values()):
+                if isinstance(part, LightningDataModule) and "tokenizer" in vars(part):
+                    part.tokenizer = tokenizer_from_json(record["tokenizer"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; its MLflow logger gets the config's name, and the run to continue."""
@@ -115,6 +114,47 @@ class CommandLine(LightningCLI):
                 if checkpoint:
                     logger.resume_from(checkpoint)
         return trainer
+
+
+def start_from_checkpoint(model: Namespace, checkpoint: str, record: dict[str, Any], subcommand: str) -> None:
+    """Let a model take from a checkpoint of its own kind what its config would read elsewhere: encoders, tokenizer.
+
+    Args:
+        model: Its config, which is changed.
+        checkpoint: Path of the file.
+        record: What the checkpoint tells of itself.
+        subcommand: Which weights are wanted for.
+    """
+    settings = model.init_args
+    if model.class_path.endswith(".FineTuning") and (settings.init_from is not None or subcommand != "fit"):
+        settings.encoder, settings.init_from = None, checkpoint
+    if model.class_path.rpartition(".")[2] != record["module"]:
+        # Whoever loads it says so.
+        return
+    for name in ("encoder", "text_encoder", "vision_encoder"):
+        encoder = settings.get(name)
+        if name in record and encoder is not None and encoder.class_path.endswith(".from_pretrained"):
+            # As it was built; its weights are loaded with all others.
+            encoder.class_path = encoder.class_path.replace(".from_pretrained", ".from_settings")
+            encoder.init_args = Namespace(settings=record[name])
+    for tower in ("text", "vision"):
+        if f"{tower}_encoder" in record and settings[tower].init_from is not None:
+            settings[tower].init_from = f"{checkpoint}:{tower}"
+
+
+def forget_lost_tokenizers(data: Namespace) -> bool:
+    """Set every `tokenizer` of a data module's config, and of those within it, to null if its file is gone.
+
+    Returns:
+        Whether there was one.
+    """
+    lost = False
+    for name, value in vars(data.get("init_args", Namespace())).items():
+        if isinstance(value, Namespace) and "init_args" in value:
+            lost = forget_lost_tokenizers(value) or lost
+        elif name == "tokenizer" and value and not Path(value).expanduser().exists():
+            data.init_args.tokenizer, lost = None, True
+    return lost
 
 
 def run(arguments: list[str]) -> int:

@@ -123,11 +123,11 @@ class VisionEncoder(nn.Module):
         return cls(**settings | {"transformer": VisionTransformerConfig(**settings["transformer"])})
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **untold: Any) -> "VisionEncoder":
+    def from_pretrained(cls, source: str | Path, architecture: str | None = None, **untold: Any) -> "VisionEncoder":
         """Load timm's ViT weights; see `lit_pretrain.backbone.weights.timm_vit.load_encoder`."""
         from lit_pretrain.backbone.weights.timm_vit import load_encoder
 
-        return load_encoder(source, **untold)
+        return load_encoder(source, architecture, **untold)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write weights that timm loads; see `lit_pretrain.backbone.weights.timm_vit.save_encoder`."""

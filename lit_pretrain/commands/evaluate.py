@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="for zero-shot: YAML, a list of the classes' names or a mapping from the data's, as airplane: [plane]",
     )
+    add("--architecture", metavar="NAME", help="timm's name for the ViT of a file of weights without a config.json")
     add("--output", metavar="DIR", help="where neighbors are written (default: the run's directory, else here)")
     add("--no-log", action="store_true", help="keep it out of MLflow")
     add("--json", metavar="FILE", help="write the rows as JSON too")
@@ -136,7 +137,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         check_writable(Path(arguments.json))
     quieten()
-    subjects = [load_subject(reference) for reference in dict.fromkeys(arguments.checkpoints)]
+    subjects = [load_subject(reference, arguments.architecture) for reference in dict.fromkeys(arguments.checkpoints)]
     check_one_modality(subjects)
     if "zero-shot" in named:
         check_pairs(subjects)

@@ -34,9 +34,10 @@ class DocumentDataModule(EpochDataModule):
     Args:
         path: Hub name, file, directory, or builder (parquet, csv, json, text) for `data_files`; null without
             `data_files` is the bundled sample, the State of the Union speeches.
-        name: Configuration of a data set on the hub.
+        name: Configuration of a data set on the hub, or of a directory's README.md.
         data_files: Files or patterns.
-        split: Split to read; validation documents are taken from it.
+        split: Split to read; validation documents are taken from it. A directory has the splits that its README.md or
+            the names in it say (train-*.parquet, test.csv, train/ and val/); files named by themselves have none.
         text_column: Column that holds the text.
         document_separator: For text files: `file` (a document a file) or `blank_line`; null takes `file` for several
             files and `blank_line` for one.

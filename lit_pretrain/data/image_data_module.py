@@ -35,9 +35,10 @@ class ImageDataModule(EpochDataModule):
         path: Hub name, folder of pictures, file (parquet, arrow, csv, json), saved data set, or builder (imagefolder,
             parquet, csv, json) for `data_files`; null without `data_files` is the bundled sample, emoji. Tables of file
             names may give them relative to the table's own folder.
-        name: Configuration of a data set on the hub.
+        name: Configuration of a data set on the hub, or of a directory's README.md.
         data_files: Files or patterns.
-        split: Split to read; validation pictures are taken from it.
+        split: Split to read; validation pictures are taken from it. A directory has the splits that its README.md or
+            the names in it say (train/ and val/, train-*.parquet); files named by themselves have none.
         test_path: A labelled test set of its own; null with `test_data_files` and `test_split` null too lets the
             validation pictures serve.
         test_data_files: Files or patterns of the test set.
@@ -106,9 +107,8 @@ class ImageDataModule(EpochDataModule):
         self.test_source: ImageSource | None = None
         if test_path is not None or test_data_files is not None:
             builder = path if test_path is None and path in set(ImageSource.builders.values()) else test_path
-            self.test_source = ImageSource(
-                builder, None, test_data_files, test_split or "test", prefix="test_", **columns
-            )
+            named = {"prefix": "test_", "split_given": test_split is not None}
+            self.test_source = ImageSource(builder, None, test_data_files, test_split or "test", **named, **columns)
         elif test_split is not None:
             self.test_source = ImageSource(path, name, data_files, test_split, prefix="test_", **columns)
         self.splits_needed = test_path is None and test_data_files is None and test_split is not None

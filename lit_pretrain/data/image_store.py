@@ -1,12 +1,10 @@
 """A source's pictures made ready: kept decoded if they fit, else decoded whenever they are asked for."""
 
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
-from lightning.pytorch.utilities import rank_zero_only
 
 from lit_pretrain.data.built_once import FACTS
 from lit_pretrain.data.decoding import find_square
@@ -15,6 +13,7 @@ from lit_pretrain.data.image_dataset import ImageDataset, ImageStore
 from lit_pretrain.data.image_reader import ImageReader
 from lit_pretrain.data.image_source import EncodedPictures, ImageSource, open_pictures
 from lit_pretrain.data.labels import Labels, check_classes, with_classes
+from lit_pretrain.data.notices import say
 from lit_pretrain.data.pictures import Square
 
 
@@ -119,9 +118,3 @@ def keep_decoded(pictures: EncodedPictures, square: Square, settings: StorageSet
         "anew in every epoch (data.workers processes do it; data.cache true keeps them all the same)."
     )
     return False
-
-
-@rank_zero_only
-def say(line: str) -> None:
-    """Tell a person, once however many processes there are."""
-    print(line, file=sys.stderr, flush=True)

@@ -33,9 +33,10 @@ class LabelledDataModule(EpochDataModule):
     Args:
         path: Hub name, file (parquet, arrow, csv, json; for pictures a folder too), saved data set, or builder for
             `data_files`; null without `data_files` is a bundled sample, the State of the Union speeches or emoji.
-        name: Configuration of a data set on the hub.
+        name: Configuration of a data set on the hub, or of a directory's README.md.
         data_files: Files or patterns.
-        split: Split to train on, or to predict.
+        split: Split to train on, or to predict. A directory has the splits that its README.md or the names in it say
+            (train.csv, test-*.parquet, train/ and val/); files named by themselves have none.
         validation_path: Validation data of its own; null with `validation_data_files` and `validation_split` null too
             takes `validation_share` of the training data.
         validation_data_files: Files or patterns of the validation data.

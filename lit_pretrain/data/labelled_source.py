@@ -57,7 +57,8 @@ def other_part(
             )
         return replace(main, split=split, prefix=f"{part}_")
     builder = main.path if path is None and main.path in set(main.builders.values()) else path
-    return replace(main, path=builder, name=None, data_files=data_files, split=split or part, prefix=f"{part}_")
+    named = {"split": split or part, "split_given": split is not None}
+    return replace(main, path=builder, name=None, data_files=data_files, prefix=f"{part}_", **named)
 
 
 class Contents(Protocol):

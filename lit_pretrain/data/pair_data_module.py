@@ -49,9 +49,10 @@ class PairDataModule(EpochDataModule):
     Args:
         path: Hub name, folder, file (parquet, arrow, csv, json, tar shards of webdataset's form), saved data set, or
             builder for `data_files`; null without `data_files` is the bundled sample, emoji.
-        name: Configuration of a data set on the hub.
+        name: Configuration of a data set on the hub, or of a directory's README.md.
         data_files: Files or patterns.
-        split: Split to train on.
+        split: Split to train on. A directory has the splits that its README.md or the names in it say (train/ and
+            val/, train-*.parquet); files named by themselves have none.
         validation_path: Validation data of its own; null with `validation_data_files` and `validation_split` null too
             takes `validation_share` of the pictures.
         validation_data_files: Files or patterns of the validation data.

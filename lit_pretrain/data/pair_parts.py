@@ -6,8 +6,9 @@ from typing import Literal
 import numpy
 
 from lit_pretrain.data.image_source import ImageSource
-from lit_pretrain.data.image_store import StorageSettings, StoredPictures, say, store_pictures
+from lit_pretrain.data.image_store import StorageSettings, StoredPictures, store_pictures
 from lit_pretrain.data.labelled_source import digest
+from lit_pretrain.data.notices import say
 from lit_pretrain.data.pair_dataset import CaptionedPictures, GalleryDataset, PairDataset
 from lit_pretrain.data.pair_source import CAPTION, Captions, find_or_make_keys, open_captions
 from lit_pretrain.data.text_encoding import EncodedTexts, TextSettings

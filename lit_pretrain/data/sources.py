@@ -5,17 +5,24 @@ Here is what documents and pictures share; `document_source.py` and `image_sourc
 
 import glob
 import os
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import datasets
+from datasets.data_files import DataFilesDict, DataFilesList
 
 from lit_pretrain.data.content_hash import content_hash
 from lit_pretrain.data.from_hub import load_from_hub
+from lit_pretrain.data.notices import say_once
+from lit_pretrain.data.resolution import Splits, find_splits, is_hidden, list_directory, some
 from lit_pretrain.errors import UserError, nearest
 
+# Builders that make a sample of every file.
+SAMPLES = {"imagefolder", "text"}
 TABLES = {
     ".parquet": "parquet",
     ".csv": "csv",
@@ -32,6 +39,7 @@ class Source:
 
     Attributes:
         prefix: What stands before the names of the settings these fields come from, for messages ("test_").
+        split_given: Whether a person named the split; else the only one there is will do.
         builders: Builder of `datasets` for each ending of a file's name.
         sample: Bundled sample that is read if neither `path` nor `data_files` is given.
         needed: What the source must have, for messages.
@@ -43,6 +51,12 @@ class Source:
     data_files: str | list[str] | None = None
     split: str = "train"
     prefix: str = field(default="", kw_only=True)
+    split_given: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """A person's home directory may be called ~."""
+        if self.path is not None:
+            object.__setattr__(self, "path", os.path.expanduser(self.path))
 
     builders: ClassVar[dict[str, str]] = TABLES
     sample: ClassVar[str]
@@ -57,17 +71,39 @@ class Source:
         """The builder for files of these kinds, or null if there is none or it is not clear which."""
         return next(iter(kinds)) if len(kinds) == 1 else None
 
-    def options(self, builder: str, files: list[str]) -> dict[str, str]:
+    def options(self, builder: str, files: list[str]) -> dict[str, Any]:
         """Settings of a builder for these files."""
         return {"sep": "\t"} if builder == "csv" and files[0].endswith(".tsv") else {}
 
-    def read(self, builder: str, files: list[str], cache_directory: Path) -> datasets.Dataset:
-        """Local files as rows."""
-        return read_tables(self, builder, files, cache_directory)
+    def read(self, found: "LocalFiles", content: str, cache_directory: Path) -> datasets.Dataset:
+        """Local files as rows; `content` is their hash."""
+        return read_tables(self, found, content, cache_directory)
 
-    def content(self, builder: str, files: list[str], cache_directory: Path) -> str:
+    def content(self, found: "LocalFiles", cache_directory: Path) -> str:
         """Hash of local files."""
-        return content_hash(files, cache_directory)
+        return content_hash(found.all_files, cache_directory)
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Files of a local source, and what reads them.
+
+    Attributes:
+        builder: Of `datasets`.
+        files: The files to read by the split they are of.
+        options: Of the builder.
+        splits: Rows' splits that the source's names tell apart, read or not; none where they tell nothing.
+    """
+
+    builder: str
+    files: dict[str, list[str]]
+    options: dict[str, Any] = field(default_factory=dict)
+    splits: tuple[str, ...] = ()
+
+    @property
+    def all_files(self) -> list[str]:
+        """The files to read of all splits."""
+        return [file for files in self.files.values() for file in files]
 
 
 @dataclass(frozen=True)
@@ -95,12 +131,19 @@ def open_source(source: Source, cache_directory: Path) -> OpenedSource:
     Raises:
         UserError: If a file, a data set or a split is missing, a file cannot be read, or there is no row.
     """
+    try:
+        datasets.ReadInstruction.from_spec(source.split)
+    except (ValueError, AssertionError) as error:
+        raise UserError(
+            f"{source.setting('split')} is '{source.split}': give the name of a split, part of one (train[:10%]), or "
+            "several (train+test)."
+        ) from error
     if source.path is not None and (saved := saved_rows(source)) is not None:
         opened = OpenedSource(saved, f"saved:{saved._fingerprint}")
     elif (local := local_files(source)) is not None:
-        builder, files = local
-        data = source.read(builder, files, cache_directory)
-        opened = OpenedSource(data, source.content(builder, files, cache_directory), tuple(files))
+        content = source.content(local, cache_directory)
+        data = source.read(local, content, cache_directory)
+        opened = OpenedSource(data, content, tuple(local.all_files))
     else:
         data = load_from_hub(source.path, source.name, source.data_files, source.split, source.setting("path"))
         opened = OpenedSource(data, f"hub:{data._fingerprint}")
@@ -125,10 +168,29 @@ def sample_path(name: str = "sotu") -> Path:
 
 
 def has_splits(source: Source) -> bool:
-    """Whether the source has splits by name: one of the hub or a saved `DatasetDict`, not files."""
+    """Whether the source has splits by name: one of the hub, a saved `DatasetDict`, or a directory of such names."""
     if source.path is not None and (Path(source.path) / "dataset_dict.json").is_file():
         return True
-    return not is_saved(source) and local_files(source) is None
+    if is_saved(source):
+        return False
+    local = local_patterns(source)
+    return local is None or any(
+        directory_splits(source, path).named for path in map(os.path.expanduser, local[1]) if os.path.isdir(path)
+    )
+
+
+def split_names(source: Source) -> list[str]:
+    """The splits in what `datasets` reads as one: "train", "train+test", "train[:10%]"."""
+    return [re.split(r"\[|\(", part)[0].strip() for part in source.split.split("+")]
+
+
+def no_split(source: Source, splits: Iterable[str]) -> UserError:
+    """What is said of a split that is not there."""
+    missing = next(name for name in split_names(source) if name not in splits)
+    return UserError(
+        f"{shown(source)} has no split '{missing}'{nearest(missing, splits)}: its splits are {', '.join(splits)}; set "
+        f"{source.setting('split')}."
+    )
 
 
 def is_saved(source: Source) -> bool:
@@ -143,18 +205,27 @@ def saved_rows(source: Source) -> datasets.Dataset | None:
     if not (Path(source.path) / "dataset_dict.json").is_file():
         return None
     splits = datasets.load_from_disk(source.path)
-    if source.split not in splits:
-        raise UserError(
-            f"{shown(source)} has no split '{source.split}'{nearest(source.split, splits)}: its splits are "
-            f"{', '.join(splits)}; set {source.setting('split')}."
-        )
-    return splits[source.split]
+    names = split_names(source)
+    if not source.split_given and len(splits) == 1 and names[0] not in splits:
+        return next(iter(splits.values()))
+    if not set(names) <= set(splits):
+        raise no_split(source, splits)
+    return read_split(splits, source.split)
 
 
-def local_files(source: Source) -> tuple[str, list[str]] | None:
-    """Builder and files of a local source, or null for a name on the hub."""
-    if source.path is None and source.data_files is None:
-        return "parquet", [str(sample_path(source.sample))]
+def read_split(parts: Mapping[str, datasets.Dataset], split: str) -> datasets.Dataset:
+    """What a split of `datasets` means, where its parts are there already."""
+    chosen = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(part) for name, part in parts.items()})
+    rows = [parts[one.splitname].select(range(one.from_ or 0, one.to)) for one in chosen]
+    return rows[0] if len(rows) == 1 else datasets.concatenate_datasets(rows)
+
+
+def local_patterns(source: Source) -> tuple[str | None, list[str]] | None:
+    """The builder that a local source names, if it names one, and its files, directories or patterns; null for the hub.
+
+    Raises:
+        UserError: If there is no such file or directory.
+    """
     patterns = [source.data_files] if isinstance(source.data_files, str) else list(source.data_files or [])
     builder = source.path if source.path in set(source.builders.values()) else None
     if source.path is not None and builder is None:
@@ -164,19 +235,97 @@ def local_files(source: Source) -> tuple[str, list[str]] | None:
             if looks_local or source.path.count("/") > 1:
                 raise UserError(f"There is no file or directory {path}: check {source.setting('path')}.")
             return None
-        patterns = patterns or [str(path)]
-    if any("://" in pattern for pattern in patterns):
+        # Within a directory, as `datasets` takes them; else from the current one.
+        within = [os.path.join(path, pattern) for pattern in patterns] if path.is_dir() else patterns
+        patterns = [inner if expand(inner) else one for inner, one in zip(within, patterns, strict=True)] or [str(path)]
+    elif source.path is None and source.data_files is None:
+        return "parquet", [str(sample_path(source.sample))]
+    return None if any("://" in pattern for pattern in patterns) else (builder, patterns)
+
+
+def local_files(source: Source) -> LocalFiles | None:
+    """Builder and files of a local source, or null for a name on the hub.
+
+    Raises:
+        UserError: If there is no such file, directory or split, or the files are of several kinds.
+    """
+    local = local_patterns(source)
+    if local is None:
         return None
-    files = sorted(file for pattern in patterns for file in expand(pattern, source))
-    kinds = {source.builders.get(ending(file)) for file in files} - {None}
+    builder, patterns = local
+    names = split_names(source)
+    files: dict[str, list[str]] = {}
+    splits: dict[str, None] = {}
+    options: dict[str, Any] = {}
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            found = directory_splits(source, str(path))
+            splits |= dict.fromkeys(found.files if found.named else ())
+            options |= found.options
+            chosen = chosen_splits(source, found, by_path=not source.data_files)
+            for split, kept in chosen.items():
+                files.setdefault(split, []).extend(os.path.join(path, *file.split("/")) for file in kept)
+        else:
+            files.setdefault(names[0], []).extend(matching_files(pattern, source))
+    if not set(names) <= set(files):
+        raise no_split(source, files)
+    files = {split: sorted(kept) for split, kept in files.items()}
+    everything = [file for kept in files.values() for file in kept]
+    kinds = {source.builders.get(ending(file)) for file in everything} - {None}
     builder = builder or source.builder_of(kinds)
     if builder is None:
-        found = ", ".join(sorted({Path(file).suffix for file in files or everything_in(patterns)})) or "no file"
+        held = ", ".join(sorted({Path(file).suffix for file in everything or everything_in(patterns)})) or "no file"
         raise UserError(
-            f"{shown(source)} holds {found}: give files of one kind ({source.kinds}), or set {source.setting('path')} "
+            f"{shown(source)} holds {held}: give files of one kind ({source.kinds}), or set {source.setting('path')} "
             f"to {builder_names(source)} and list {source.setting('data_files')}."
         )
-    return builder, [file for file in files if source.builders.get(ending(file), builder) == builder]
+    files = {
+        split: [file for file in kept if source.builders.get(ending(file), builder) == builder]
+        for split, kept in files.items()
+    }
+    options = source.options(builder, [file for kept in files.values() for file in kept]) | options
+    return LocalFiles(builder, files, options, tuple(splits))
+
+
+def directory_splits(source: Source, directory: str) -> Splits:
+    """The files of a directory by split, and a word on those that are not read."""
+    listing = list_directory(directory, lambda name: ending(name) in source.builders)
+    name = None if source.path in set(source.builders.values()) else source.name
+    found = find_splits(listing, name, lambda files: {source.builders[ending(file)] for file in files} <= SAMPLES)
+    for files, what in (
+        (listing.hidden, "hidden"),
+        (listing.foreign, "of other kinds"),
+        (found.unread, "in none of its splits"),
+    ):
+        if files:
+            say_once(
+                f"{directory}: {len(files)} {'file is' if len(files) == 1 else 'files are'} {what}, and left out "
+                f"({some(files)})."
+            )
+    if found.note:
+        say_once(found.note)
+    return found
+
+
+def chosen_splits(source: Source, found: Splits, by_path: bool) -> dict[str, list[str]]:
+    """Those of a directory's splits that are to be read.
+
+    Args:
+        source: What to read.
+        found: The directory's splits.
+        by_path: Whether the directory is the whole source, so that its split must have the name that was given.
+
+    Raises:
+        UserError: If one is not there.
+    """
+    names = split_names(source)
+    if set(names) <= set(found.files):
+        return {name: found.files[name] for name in names}
+    lone = len(found.files) == 1 and len(names) == 1
+    if not found.files or lone and not (by_path and source.split_given):
+        return {names[0]: [file for files in found.files.values() for file in files]}
+    raise no_split(source, found.files)
 
 
 def ending(file: str) -> str:
@@ -191,40 +340,56 @@ def builder_names(source: Source) -> str:
 
 
 def everything_in(directories: list[str]) -> list[str]:
-    """All files below directories, of whatever kind."""
-    return [
-        os.path.join(parent, name)
-        for directory in directories
-        for parent, _, names in os.walk(directory, followlinks=True)
-        for name in names
-    ]
+    """All files below directories, of whatever kind, but for hidden ones."""
+    listings = [list_directory(one, lambda name: True) for one in directories if os.path.isdir(one)]
+    return [os.path.join(one.root, *file.split("/")) for one in listings for file in one.files + one.foreign]
 
 
-def expand(pattern: str, source: Source) -> list[str]:
-    """Files of a path, a directory or a glob pattern."""
-    path = Path(pattern).expanduser()
-    if path.is_dir():
-        return [one for one in everything_in([str(path)]) if ending(one) in source.builders]
-    files = (
-        [str(path)] if path.is_file() else [one for one in glob.glob(str(path), recursive=True) if os.path.isfile(one)]
-    )
+def matching_files(pattern: str, source: Source) -> list[str]:
+    """The file of a path, or the files of a glob pattern.
+
+    Raises:
+        UserError: If there is none.
+    """
+    files = expand(pattern)
     if not files:
         settings = f"{source.setting('data_files')} or {source.setting('path')}"
         raise UserError(f"No file matches {pattern}: check {settings}.")
     return files
 
 
-def read_tables(source: Source, builder: str, files: list[str], cache_directory: Path) -> datasets.Dataset:
+def expand(pattern: str) -> list[str]:
+    """The file of a path, or the files of a glob pattern; brackets in names that are there are no pattern."""
+    path = Path(pattern).expanduser()
+    if path.is_file():
+        return [str(path)]
+    parts = path.parts
+    literal = 0
+    while literal < len(parts) and os.path.exists(os.path.join(*parts[: literal + 1])):
+        literal += 1
+    escaped = [glob.escape(part) for part in parts[:literal]] + list(parts[literal:])
+    found = glob.glob(os.path.join(*escaped), recursive=True)
+    asked = sum(is_hidden(part) for part in parts)
+    return [
+        file for file in found if os.path.isfile(file) and sum(is_hidden(part) for part in Path(file).parts) == asked
+    ]
+
+
+def read_tables(source: Source, found: LocalFiles, content: str, cache_directory: Path) -> datasets.Dataset:
     """Read local files with the builder of their kind."""
     shown_bars = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
+    builder = found.builder
+    # As lists of files rather than of patterns, which names with brackets would be; and by their content, not their
+    # time of change, so that no converted copy of another content is found.
+    files = {split: DataFilesList(files, [(content,)] * len(files)) for split, files in found.files.items()}
     try:
         return datasets.load_dataset(
             builder,
-            data_files={source.split: files},
+            data_files=DataFilesDict(files),
             split=source.split,
             cache_dir=str(cache_directory),
-            **source.options(builder, files),
+            **found.options,
         )
     except Exception as error:  # each format fails in its own way
         cause = error.__cause__ or error

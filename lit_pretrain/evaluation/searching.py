@@ -1,6 +1,5 @@
 """Pictures and texts that a query is looked for among: embedded now, or read from what `predict` has embedded."""
 
-import glob
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from lit_pretrain.data.image_source import FOLDER, EncodedPictures, ImageSource,
 from lit_pretrain.data.labelled_source import LabelledTextSource
 from lit_pretrain.data.pair_source import CAPTION, open_captions
 from lit_pretrain.data.pictures import EncodedPicture, Square, UnreadablePictureError, opened, to_rgb
-from lit_pretrain.data.sources import check_column, ending, everything_in, open_source
+from lit_pretrain.data.sources import check_column, ending, everything_in, expand, open_source
 from lit_pretrain.errors import UserError, nearest
 from lit_pretrain.evaluation.pair_embedder import PairEmbedder
 from lit_pretrain.evaluation.search_queries import Query, cut_note
@@ -89,7 +88,7 @@ def picture_files(given: str) -> list[str]:
         UserError: If there is no picture.
     """
     path = Path(given).expanduser()
-    there = everything_in([str(path)]) if path.is_dir() else [str(path)] if path.is_file() else glob.glob(str(path))
+    there = everything_in([str(path)]) if path.is_dir() else expand(given)
     if not there and not path.is_dir():
         siblings = [str(one) for one in path.parent.glob("*")] if path.parent.is_dir() else []
         raise UserError(f"There are no pictures at {given}{nearest(given, siblings)}: give --images a folder of them.")

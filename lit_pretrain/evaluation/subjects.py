@@ -10,7 +10,7 @@ from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.checkpoints import read_checkpoint
-from lit_pretrain.modules.starting_points import StartingPoint, load_starting_point
+from lit_pretrain.modules.starting_points import WEIGHT_SUFFIXES, StartingPoint, load_starting_point
 from lit_pretrain.tracking.find import read_run_file, run_directory_of_checkpoint
 from lit_pretrain.tracking.paths import RUN_FILE_NAME
 
@@ -49,17 +49,19 @@ class Subject:
         return isinstance(self.encoder, TextEncoder)
 
 
-def load_subject(reference: str) -> Subject:
+def load_subject(reference: str, architecture: str | None = None) -> Subject:
     """Find and load an encoder.
 
     Args:
         reference: As for `lit_pretrain.modules.starting_points.load_starting_point`; of two towers, that of pictures
             is taken where it does not say.
+        architecture: timm's name for the ViT of a file of weights; read for such references only.
 
     Raises:
         UserError: If there is nothing of that name, it cannot be loaded, or it reads text and has no tokenizer.
     """
-    start = load_starting_point(reference, "vision")
+    is_file = Path(reference).suffix in WEIGHT_SUFFIXES and Path(reference).expanduser().is_file()
+    start = load_starting_point(reference, "vision", architecture if is_file else None)
     lineage, source = start.lineage, Path(start.lineage["init_from"])
     if isinstance(start.encoder, TextEncoder) and start.tokenizer is None:
         raise UserError(f"{reference} brings no tokenizer, without which its encoder cannot be given any text.")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lit_pretrain.backbone.float32 import at_least_float32
@@ -17,6 +18,10 @@ from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, make_
 from lit_pretrain.modules.statistics import MeanStatistics
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.objectives.objective import Batch
+
+
+# Where a checkpoint has the sums since the last report.
+SUMS = "lit_pretrain_sums"
 
 
 class NonFiniteLossError(RuntimeError):
@@ -85,6 +90,8 @@ class BaseModule(LightningModule):
         self.seed = default_seed() if seed is None else seed
         self._generators: dict[torch.device, torch.Generator] = {}
         self._statistics: dict[str, MeanStatistics] = {}
+        # Of a training that is resumed, by stage, until its first batch.
+        self._earlier_sums: dict[str, dict[str, list]] = {}
         self._reported_step = 0
         self._used_learning_rate = 0.0
         self._watched: WatchedLosses | None = None
@@ -132,31 +139,68 @@ class BaseModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
         """Report the means since the last report, at the optimiser steps at which the trainer writes its logs."""
-        step = self.trainer.global_step
-        if step % self.trainer.log_every_n_steps == 0 and step != self._reported_step:
-            self._reported_step = step
+        if self._report_is_due():
+            self._reported_step = self.trainer.global_step
             self.report("train")
             self.log("learning_rate", self._used_learning_rate)
 
+    def on_train_start(self) -> None:
+        """Count from here, or from the sums of the training that is resumed."""
+        self._reported_step = self.trainer.global_step
+        for stage in self._training_stages():
+            del self._statistics[stage]
+
     def on_train_end(self) -> None:
-        """Look at the last step's loss too."""
+        """Look at the last step's loss too, and report the steps since the last report.
+
+        They stay counted: if the training is gone on with, the next report is the one that it would have had unbroken.
+        """
         self.stop_if_not_finite()
+        if self.trainer.global_step != self._reported_step:
+            self._write_report()
+
+    def _report_is_due(self) -> bool:
+        step = self.trainer.global_step
+        return step % self.trainer.log_every_n_steps == 0 and step != self._reported_step
+
+    def _write_report(self) -> None:
+        """Give the loggers the means since the last report, where Lightning writes nothing; collective."""
+        means: dict[str, Tensor] = {}
+        for stage in self._training_stages():
+            means |= self.means(stage)
+        if not means:
+            return
+        self.trainer.callback_metrics.update(means)
+        metrics = {name: float(value) for name, value in means.items()}
+        metrics |= {"learning_rate": self._used_learning_rate, "epoch": self.trainer.current_epoch}
+        # Lightning's logs count steps from 0.
+        for logger in self.trainer.loggers if self.trainer.is_global_zero else ():
+            logger.log_metrics(metrics, step=self.trainer.global_step - 1)
+
+    def _training_stages(self) -> list[str]:
+        return [stage for stage in self._statistics if stage.split("/")[0] == "train"]
 
     def statistics_for(self, stage: str, names: Iterable[str]) -> MeanStatistics:
         """The running means of a stage, made at its first batch."""
         if stage not in self._statistics:
             self._statistics[stage] = MeanStatistics(list(names)).to(self.device)
+            earlier = self._earlier_sums.pop(stage, None)
+            if earlier is not None and self.trainer.is_global_zero:
+                self._statistics[stage].add_sums(earlier)
         return self._statistics[stage]
+
+    def means(self, stage: str) -> dict[str, Tensor]:
+        """A stage's means by the names that they are logged by; collective."""
+        means = self._statistics[stage].compute()
+        means |= self.derived(means)
+        return {f"{stage}/{name}": value.float() for name, value in means.items()}
 
     def report(self, stage: str) -> None:
         """Log a stage's means and start them anew."""
         if stage not in self._statistics:
             return
-        metric = self._statistics[stage]
-        means = metric.compute()
-        metric.reset()
-        means |= self.derived(means)
-        self.log_dict({f"{stage}/{name}": value.float() for name, value in means.items()})
+        self.log_dict(self.means(stage))
+        self._statistics[stage].reset()
 
     def derived(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """Metrics that follow from a stage's means."""
@@ -173,6 +217,30 @@ class BaseModule(LightningModule):
     def note_learning_rate(self) -> None:
         """Keep the learning rate that this step uses, for the logs; the schedule moves on before they are written."""
         self._used_learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+
+    # -- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the sums since the last report; weights that a loss has spoilt are not saved over good ones; collective.
+
+        Callbacks save as a step ends, before its report, and may end the training by that. A report that is due is
+        written before, so that no resumed training has to guess whether it was.
+        """
+        self.stop_if_not_finite()
+        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        stages = self._training_stages()
+        if self._report_is_due():
+            self._reported_step = self.trainer.global_step
+            self._write_report()
+            for stage in stages:
+                self._statistics[stage].reset()
+        checkpoint[SUMS] = {stage: self._statistics[stage].total_sums() for stage in stages}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the sums since the last report, if a training is resumed."""
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._earlier_sums = dict(checkpoint.get(SUMS, {}))
 
     # -- the watch over the loss
 

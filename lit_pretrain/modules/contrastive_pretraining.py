@@ -298,11 +298,12 @@ class ContrastivePretraining(TwoTowers):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the record; weights that a loss has spoilt are not saved over good ones."""
-        self.stop_if_not_finite()
+        super().on_save_checkpoint(checkpoint)
         checkpoint["lit_pretrain"] = record_of(self, self._trainer.datamodule if self._trainer is not None else None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another kind, shape or tokenizer, naming what differs."""
+        super().on_load_checkpoint(checkpoint)
         record = checkpoint.get("lit_pretrain") or {}
         check_kind(record, self)
         if self.tokenizer is None:
@@ -310,6 +311,8 @@ class ContrastivePretraining(TwoTowers):
             self.configure_model()
         self.inputs = self.inputs or dict(record.get("inputs", {}))
         check_record(record, self)
+        # Where the weights come from in truth, whatever this was built from to take them.
+        self.lineage = dict(record["lineage"])
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "ContrastivePretraining":
@@ -338,5 +341,4 @@ class ContrastivePretraining(TwoTowers):
         module = cls(**arguments_of(record))
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
-        module.lineage = dict(record["lineage"])
         return module.eval()

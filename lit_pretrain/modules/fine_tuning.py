@@ -69,6 +69,8 @@ class FineTuning(BaseModule):
         gradient_clip_norm: Largest norm of all gradients together; null for no clipping.
         compile_blocks: Whether torch.compile is applied to the Transformer's blocks.
         seed: Source of every draw in training; null takes seed_everything's.
+        architecture: timm's name for the ViT whose weights a file holds, where `init_from` is one without a config.json
+            beside it; with the tag of its training ("vit_base_patch16_224.mae"), which decides the colours' mean.
     """
 
     def __init__(
@@ -95,12 +97,15 @@ class FineTuning(BaseModule):
         gradient_clip_norm: float | None = 1.0,
         compile_blocks: bool = False,
         seed: int | None = None,
+        architecture: str | None = None,
     ) -> None:
         if (encoder is None) == (init_from is None):
             raise UserError(
                 "FineTuning takes either model.encoder, to train from scratch, or model.init_from, a checkpoint whose "
                 "encoder is trained on: give one of the two."
             )
+        if architecture is not None and init_from is None:
+            raise UserError("model.architecture tells what the file model.init_from holds: give that too, or leave it.")
         for name, value in (("layer_decay", layer_decay), ("head_factor", head_factor)):
             if value <= 0:
                 raise UserError(f"model.{name} is {value}: give a number above 0.")
@@ -110,7 +115,7 @@ class FineTuning(BaseModule):
         check_regularization(probe_regularization, f"model.probe_regularization is {probe_regularization}")
         start = StartingPoint(encoder, None, {"init_from": "scratch"})
         if init_from is not None:
-            start = load_starting_point(init_from)
+            start = load_starting_point(init_from, architecture=architecture)
             if not pretrained:
                 start = without_weights(start)
         changes = {
@@ -337,11 +342,12 @@ class FineTuning(BaseModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to build this again without any config."""
-        self.stop_if_not_finite()
+        super().on_save_checkpoint(checkpoint)
         checkpoint["lit_pretrain"] = record_of(self, self._trainer.datamodule if self._trainer is not None else None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another kind, shape, tokenizer or other classes; take what it knows."""
+        super().on_load_checkpoint(checkpoint)
         record = checkpoint.get("lit_pretrain") or {}
         check_record(record, self)
         take_record(record, self)

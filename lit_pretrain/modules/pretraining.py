@@ -193,11 +193,12 @@ class Pretraining(BaseModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the record; weights that a loss has spoilt are not saved over good ones."""
-        self.stop_if_not_finite()
+        super().on_save_checkpoint(checkpoint)
         checkpoint["lit_pretrain"] = self.checkpoint_record()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another kind or shape, naming what differs."""
+        super().on_load_checkpoint(checkpoint)
         theirs, ours = checkpoint.get("lit_pretrain"), self.checkpoint_record()
         if theirs is None:
             raise UserError("The checkpoint was not written by lit_pretrain: give one from a run's checkpoints folder.")

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
-from lit_pretrain.backbone.weights import open_clip
+from lit_pretrain.backbone.weights import open_clip, timm_vit
 from lit_pretrain.backbone.weights.open_clip_settings import HEAD_WIDTH, TowerName
 from lit_pretrain.data.byte_pair_tokenizer import BytePairTokenizer
 from lit_pretrain.data.text_tokenizer import TextTokenizer
@@ -58,7 +58,9 @@ class StartingPoint:
         return f"The encoder starts from {self.lineage['init_from']}" + (f" ({'; '.join(parts)})." if parts else ".")
 
 
-def load_starting_point(reference: str, tower: TowerName | None = None) -> StartingPoint:
+def load_starting_point(
+    reference: str, tower: TowerName | None = None, architecture: str | None = None
+) -> StartingPoint:
     """Load an encoder.
 
     Args:
@@ -68,6 +70,8 @@ def load_starting_point(reference: str, tower: TowerName | None = None) -> Start
             of an open_clip checkpoint is "...:text" or "...:vision".
         tower: Which one where there are two and the reference does not say; if this does not either, it is that of
             pictures of an open_clip checkpoint.
+        architecture: timm's name for the ViT that a file of its weights holds, which its tensors do not tell; null for
+            everything else.
 
     Raises:
         UserError: If it is none of these, or cannot be read.
@@ -75,9 +79,15 @@ def load_starting_point(reference: str, tower: TowerName | None = None) -> Start
     reference, named = split_tower(reference)
     path = Path(reference).expanduser()
     if path.is_file() and path.suffix in WEIGHT_SUFFIXES:
-        if open_clip.is_checkpoint(path):
-            return open_tower(path, named or tower)
-        return StartingPoint(VisionEncoder.from_pretrained(path), None, {"init_from": shown_path(path)})
+        if architecture is not None or not open_clip.is_checkpoint(path):
+            found = timm_vit.load_weights(path, architecture)
+            return StartingPoint(found.encoder, None, {"init_from": shown_path(path)}, left_out=found.left_out)
+        return open_tower(path, named or tower)
+    if architecture is not None:
+        raise UserError(
+            f"model.architecture is {architecture}, and {reference} is no file of weights and tells its own: leave it "
+            "out."
+        )
     if path.is_dir() and not (path / RUN_FILE_NAME).is_file():
         return open_tower(path, named or tower) if open_clip.is_checkpoint(path) else open_directory(path)
     try:
@@ -143,7 +153,8 @@ def open_directory(directory: Path) -> StartingPoint:
         tokenizer = load_tokenizer(directory) if named else None
         return StartingPoint(TextEncoder.from_pretrained(directory), tokenizer, lineage)
     if "architecture" in config:
-        return StartingPoint(VisionEncoder.from_pretrained(directory), None, lineage)
+        found = timm_vit.load_weights(directory)
+        return StartingPoint(found.encoder, None, lineage, left_out=found.left_out)
     kind = config.get("model_type") or "no model_type and no architecture"
     raise UserError(
         f"{shown_path(directory)}/config.json tells of {kind}, which is neither BERT of transformers nor a ViT of "
@@ -203,7 +214,8 @@ def open_name(name: str, tower: TowerName | None, not_ours: UserError) -> Starti
     import timm
 
     if timm.is_model(name) or name.startswith(("hf-hub:", "hf_hub:")):
-        return StartingPoint(VisionEncoder.from_pretrained(name), None, {"init_from": name})
+        found = timm_vit.load_weights(name)
+        return StartingPoint(found.encoder, None, {"init_from": name}, left_out=found.left_out)
     if name.count("/") == 1:
         if (directory := open_clip.find_on_hub(name)) is not None:
             return replace(open_tower(directory, tower), lineage={"init_from": name})
@@ -245,7 +257,7 @@ def with_settings(start: StartingPoint, changes: dict[str, Any]) -> StartingPoin
                 f"{start.lineage.get('init_from', 'the encoder')} have {tuple(theirs[name].shape)}: leave it as it was."
             )
     missing, unexpected = encoder.load_state_dict(theirs, strict=False)
-    return replace(start, encoder=encoder, fresh=sorted(missing), left_out=sorted(unexpected))
+    return replace(start, encoder=encoder, fresh=sorted(missing), left_out=sorted([*start.left_out, *unexpected]))
 
 
 def without_weights(start: StartingPoint) -> StartingPoint:

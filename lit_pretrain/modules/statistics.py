@@ -30,6 +30,17 @@ class MeanStatistics(Metric):
         self.sums += torch.stack([statistics[name][0].to(dtype) for name in self.names])
         self.counts += torch.stack([statistics[name][1].to(dtype) for name in self.names])
 
+    def total_sums(self) -> dict[str, list]:
+        """Names, sums and counts over all processes, primitives only; collective."""
+        with self.sync_context():
+            return {"names": list(self.names), "sums": self.sums.tolist(), "counts": self.counts.tolist()}
+
+    def add_sums(self, earlier: dict[str, list]) -> None:
+        """Add what `total_sums` gave, in one process alone; nothing if it is of other statistics."""
+        if earlier["names"] == self.names:
+            self.sums += torch.as_tensor(earlier["sums"]).to(self.sums)
+            self.counts += torch.as_tensor(earlier["counts"]).to(self.counts)
+
     def compute(self) -> dict[str, Tensor]:
         """Means by name; a statistic that never had a term is left out."""
         counted = (self.counts > 0).tolist()

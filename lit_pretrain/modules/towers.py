@@ -39,6 +39,7 @@ class TowerConfig:
         unlock_after: Steps (1 and above) or share of all steps (below 1) after which a locked encoder is trained; null
             for never.
         learning_rate_factor: Of the encoder's learning rate; less than 1 spares what was pretrained.
+        architecture: timm's name for the ViT whose weights a file holds, as `FineTuning.architecture`.
     """
 
     init_from: str | None = None
@@ -46,6 +47,7 @@ class TowerConfig:
     locked: bool = False
     unlock_after: float | None = None
     learning_rate_factor: float = 1.0
+    architecture: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -56,6 +58,8 @@ class TowerConfig:
             )
         if self.learning_rate_factor <= 0:
             raise UserError(f"learning_rate_factor is {self.learning_rate_factor}: give a number above 0.")
+        if self.architecture is not None and self.init_from is None:
+            raise UserError(f"architecture is {self.architecture} without an init_from, a file of weights: give both.")
         if not self.pretrained and self.init_from is None:
             raise UserError(
                 "pretrained is false without an init_from whose architecture would be taken: leave it out, an encoder "
@@ -109,7 +113,7 @@ def starting_tower(name: str, encoder: Encoder | None, config: TowerConfig, kind
         )
     if config.init_from is None:
         return StartingPoint(encoder, None, {"init_from": "scratch"})
-    start = load_starting_point(config.init_from, name)
+    start = load_starting_point(config.init_from, name, config.architecture)
     if not isinstance(start.encoder, kind):
         raise UserError(
             f"model.{name}.init_from is {config.init_from}, which holds a {type(start.encoder).__name__}, and the "

@@ -1,6 +1,7 @@
 """Encoders from everything that a training may start from, and what is said of everything else."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -118,6 +119,21 @@ def test_public_weights_of_pictures_as_a_directory_and_as_a_file(tmp_path):
     assert start.lineage == {"init_from": str(tmp_path / "vit")}
     (file,) = (tmp_path / "vit").glob("*.safetensors")
     assert same(encoder, load_starting_point(str(file)).encoder)
+
+    alone = shutil.copy(file, tmp_path / "alone.safetensors")
+    with pytest.raises(UserError, match="do not tell heads, activation, .* as in vit_base_patch16_224.mae"):
+        FineTuning(init_from=str(alone))
+    # The name is taken, and is another's.
+    for module in (
+        FineTuning,
+        lambda **given: ContrastivePretraining(make_encoders()["text_encoder"], vision=TowerConfig(**given)),
+    ):
+        with pytest.raises(UserError, match=r"alone.safetensors are not those of the ViT .* missing \['blocks.10"):
+            module(init_from=str(alone), architecture="vit_tiny_patch16_224")
+    with pytest.raises(UserError, match="architecture is vit_tiny_patch16_224, and .*vit is no file of weights"):
+        FineTuning(init_from=str(tmp_path / "vit"), architecture="vit_tiny_patch16_224")
+    with pytest.raises(UserError, match="tells what the file model.init_from holds"):
+        FineTuning(encoder, architecture="vit_tiny_patch16_224")
 
 
 def test_what_is_nothing_to_start_from_is_named(tmp_path):

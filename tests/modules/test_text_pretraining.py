@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 from text_corpus import make_data, make_encoder, write_corpus
 
@@ -96,6 +97,40 @@ def test_metrics_of_every_objective_are_reported_at_the_right_steps(data, tmp_pa
     parts = last[f"{one}/loss"] + 0.5 * last["validation/next_sentence_prediction/loss"] + 0.1 * detection
     # The sum is a mean over batches, the parts are means over positions.
     assert last["validation/loss"] == pytest.approx(parts, rel=0.03)
+
+
+class SavesAndStops(Callback):
+    """Saves as some step ends, and ends the training by that as a signal does."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.global_step == self.step and not trainer.fit_loop.epoch_loop._should_accumulate():
+            trainer.save_checkpoint(self.path, weights_only=False)
+            raise SystemExit
+
+
+# In the middle between two reports, and at one.
+@pytest.mark.parametrize("stopped", [6, 8])
+def test_no_steps_are_left_out_of_the_reports_of_a_resumed_training(corpus, tmp_path, stopped) -> None:
+    settings = {"max_steps": 10, "accumulate_grad_batches": 2, "limit_val_batches": 0}
+    trainer = make_trainer(tmp_path / "straight", **settings)
+    trainer.fit(make_module(), make_data(corpus, tmp_path))
+    whole = logged(tmp_path / "straight")
+    # The last two steps have a report of their own.
+    assert [step for step, _ in whole["train/loss"]] == [3, 7, 9]
+    assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(whole["train/loss"][-1][1])
+    path = tmp_path / "stopped.ckpt"
+    with pytest.raises(SystemExit):
+        stops = make_trainer(tmp_path / "first", callbacks=[SavesAndStops(path, stopped)], **settings)
+        stops.fit(make_module(), make_data(corpus, tmp_path))
+    resumed = make_trainer(tmp_path / "second", **settings)
+    resumed.fit(make_module(), make_data(corpus, tmp_path), ckpt_path=path, weights_only=True)
+    halves = [logged(tmp_path / part) for part in ("first", "second")]
+    for name, rows in whole.items():
+        steps, values = zip(*(halves[0].get(name, []) + halves[1].get(name, [])), strict=True)
+        assert (list(steps), list(values)) == ([step for step, _ in rows], pytest.approx([one for _, one in rows]))
 
 
 def test_it_learns_the_order_in_the_sentences(corpus, tmp_path) -> None:

@@ -1,7 +1,7 @@
 """What a `VisionEncoder` must be to compute what a ViT of timm's does, and the reverse.
 
-A model of timm's tells all of it, its tensors alone less: heads, activation, the norms' epsilon, the colours' mean and
-std and a pooling without parameters leave no trace there.
+A model of timm's tells all of it. Its tensors alone do not: heads, activation, the norms' epsilon, the colours' mean
+and std and a pooling without parameters leave no trace there, and are never guessed.
 """
 
 import math
@@ -20,19 +20,23 @@ POOLINGS = {"token": "cls", "avg": "mean", "map": "map"}
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
 # Architectures of timm whose norms have this epsilon, which its config.json cannot say; everything else it can.
 ARCHITECTURES = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}
+# What no tensor tells.
+UNTOLD = ("heads", "activation", "norm_epsilon", "pooling", "mean", "std")
+# What timm's names call these widths.
+SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
 
 
-def settings_of_state(
-    state: dict[str, Tensor],
-    source: str | Path,
-    heads: int | None = None,
-    activation: str = "gelu",
-    norm_epsilon: float | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    pooling: str | None = None,
-) -> dict[str, Any]:
-    """Arguments of a `VisionEncoder` of the shape that timm's tensors have."""
+def settings_of_state(state: dict[str, Tensor], source: str | Path, **untold: Any) -> dict[str, Any]:
+    """Arguments of a `VisionEncoder` of the shape that timm's tensors have.
+
+    Args:
+        state: The tensors.
+        source: Where they come from, for messages.
+        **untold: What they do not tell, all of `UNTOLD`; not the pooling where it has parameters.
+
+    Raises:
+        UserError: If something is not told, or the tensors are no ViT's of timm's.
+    """
     kernel, position = state.get("patch_embed.proj.weight"), state.get("pos_embed")
     blocks = [name.split(".") for name in state if name.startswith("blocks.")]
     if kernel is None or position is None or kernel.ndim != 4 or not blocks or "blocks.0.mlp.fc1.weight" not in state:
@@ -44,15 +48,14 @@ def settings_of_state(
     class_token = "cls_token" in state
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
     grid_size, class_position = grid_of(position.shape[1], int(class_token) + registers, source)
-    embedding_norm = "norm_pre.weight" in state
-    if norm_epsilon is None:
-        norm_epsilon = 1e-5 if embedding_norm else 1e-6
-    pooled_norm = "fc_norm.weight" in state
     if "attn_pool.latent" in state:
-        pooling = "map"
-    elif pooling is None:
-        # timm normalises after the pooling when that is a mean.
-        pooling = "cls" if class_token and not pooled_norm else "mean"
+        untold["pooling"] = "map"
+    missing = [name for name in UNTOLD if untold.get(name) is None]
+    if missing:
+        raise UserError(
+            f"The tensors of {source} do not tell {', '.join(missing)}: give the name of timm's model that they belong "
+            f"to as `architecture` (model.architecture), {example(width, patch_size, grid_size * patch_size)}."
+        )
     return {
         "image_size": grid_size * patch_size,
         "patch_size": patch_size,
@@ -60,10 +63,10 @@ def settings_of_state(
         "transformer": VisionTransformerConfig(
             depth=1 + max(int(parts[1]) for parts in blocks),
             width=width,
-            heads=heads,
+            heads=untold["heads"],
             feed_forward_width=state["blocks.0.mlp.fc1.weight"].shape[0],
-            activation=activation,
-            norm_epsilon=norm_epsilon,
+            activation=untold["activation"],
+            norm_epsilon=untold["norm_epsilon"],
             bias="blocks.0.attn.proj.bias" in state,
             layer_scale=1e-5 if "blocks.0.ls1.gamma" in state else None,
             final_norm="norm.weight" in state,
@@ -71,13 +74,22 @@ def settings_of_state(
         "class_token": class_token,
         "registers": registers,
         "class_position": class_position,
-        "embedding_norm": embedding_norm,
+        "embedding_norm": "norm_pre.weight" in state,
         "patch_bias": "patch_embed.proj.bias" in state,
-        "pooling": pooling,
-        "norm_after_pooling": pooled_norm,
-        "mean": (0.5,) * channels if mean is None else mean,
-        "std": (0.5,) * channels if std is None else std,
+        "pooling": untold["pooling"],
+        "norm_after_pooling": "fc_norm.weight" in state,
+        "mean": tuple(untold["mean"]),
+        "std": tuple(untold["std"]),
     }
+
+
+def example(width: int, patch_size: int, image_size: int) -> str:
+    """A name that such tensors might have in timm, or one of those that it has."""
+    from timm import is_model
+
+    names = [f"vit_{SIZES.get(width)}_patch{patch_size}_{side}" for side in (image_size, 224)]
+    found = next((name for name in names if is_model(name)), None)
+    return f"perhaps {found} or one of its variants" if found else "as in vit_base_patch16_224.mae"
 
 
 def grid_of(positions: int, prefix: int, source: str | Path) -> tuple[int, bool]:
@@ -167,6 +179,9 @@ def refuse_what_we_lack(model: nn.Module, source: str | Path) -> None:
         f"a patch embedding of kind {type(patches).__name__}": type(patches) is not PatchEmbed,
         "a norm in the patch embedding": not isinstance(getattr(patches, "norm", None), nn.Identity),
         "oblong pictures": len(set(patches.img_size)) > 1 or len(set(patches.patch_size)) > 1,
+        f"pictures of {patches.img_size[0]} pixels that its patches of {patches.patch_size[0]} do not divide": bool(
+            patches.img_size[0] % patches.patch_size[0]
+        ),
         "no position embedding": model.pos_embed is None,
         f"pooling '{model.global_pool}'": model.global_pool not in ("", *POOLINGS),
         "class token and registers in the pooling": model.pool_include_prefix,

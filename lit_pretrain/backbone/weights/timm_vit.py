@@ -1,9 +1,13 @@
 """ViT in timm's format, in and out: a model's name, a state-dict file, or a directory as timm's `save_for_hf` writes.
 
 Every tensor of a `VisionEncoder` has one counterpart in timm's `VisionTransformer`, under another name; the patch
-embedding's matrix is a convolution's kernel there.
+embedding's matrix is a convolution's kernel there. What a ViT computes is told by timm's name for it or by a
+config.json; a file of tensors alone needs such a name beside it.
 """
 
+import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +22,7 @@ from lit_pretrain.backbone.weights.timm_settings import (
     settings_of_model,
     settings_of_state,
 )
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -44,6 +48,8 @@ NAMES = (
     ("feed_forward_branch.0.gamma", "ls2.gamma"),
 )
 CLASSIFIER = ("head.weight", "head.bias")
+# Of MAE's pretraining (arXiv:2111.06377), whose encoder is timm's.
+DECODER = ("decoder_", "decoder.")
 # Where timm keeps what is, or may be, a plain ViT.
 MODULES = ("vision_transformer", "deit")
 # What timm calls files of weights in a directory, in its order.
@@ -57,48 +63,145 @@ def timm_name(ours: str) -> str:
     return ours
 
 
-def load_encoder(source: str | Path, **untold: Any) -> VisionEncoder:
-    """Build a `VisionEncoder` from timm's weights; a classifier (`head.*`) among them is left out.
+@dataclass(frozen=True)
+class TimmWeights:
+    """A ViT of timm's.
+
+    Attributes:
+        encoder: In evaluation mode.
+        left_out: Tensors that it has no place for.
+    """
+
+    encoder: VisionEncoder
+    left_out: list[str]
+
+
+def load_encoder(source: str | Path, architecture: str | None = None, **untold: Any) -> VisionEncoder:
+    """Build a `VisionEncoder` from timm's weights; a classifier (`head.*`) and MAE's decoder are left out.
 
     Args:
         source: A model name of timm's, which its `create_model` downloads; a state-dict file (.safetensors, or .bin,
             .pth, .pt, read without running any pickled code); or a directory with config.json and weights.
-        **untold: For a file, what its tensors do not tell: `heads` (default: one for every 64 features), `activation`
-            (`gelu`), `norm_epsilon` (1e-6, or CLIP's 1e-5 where the embeddings are normalised), `pooling` (`map` if it
-            has such parameters, `mean` with a norm after it or without a class token, else `cls`), `mean` and `std`
-            (0.5).
+        architecture: For a file without a config.json beside it, the name of timm's model whose weights it holds, with
+            the tag of its training where that decides the colours' mean and std ("vit_base_patch16_224.mae").
+        **untold: For a file without either, all that its tensors do not tell: `heads`, `activation`, `norm_epsilon`,
+            `pooling` (unless it has parameters), `mean` and `std`.
 
     Returns:
         The encoder in evaluation mode.
 
     Raises:
-        UserError: If the source cannot be had or read, is no ViT of ours, or a tensor is missing or unexpected.
+        UserError: If the source cannot be had or read, is no ViT of ours, does not tell what it computes, or a tensor
+            is missing or unexpected.
     """
+    return load_weights(source, architecture, **untold).encoder
+
+
+def load_weights(source: str | Path, architecture: str | None = None, **untold: Any) -> TimmWeights:
+    """As `load_encoder`, with the names of what was left out."""
     path = Path(source)
-    if path.is_file():
+    given = ([] if architecture is None else ["architecture"]) + list(untold)
+    if given and not path.is_file():
+        raise UserError(
+            f"from_pretrained was given {', '.join(given)} for {source}, which tells it itself: leave it out, or give "
+            "a file of weights."
+        )
+    if architecture is not None and untold:
+        raise UserError(
+            f"from_pretrained was given {', '.join(untold)} beside architecture, which tells it: give one of them."
+        )
+    model = None
+    if path.is_file() and (given or not tells_architecture(path.parent)):
         state = read_state(path)
+        if architecture is not None:
+            model = model_of_file(architecture, state, path)
+    elif path.exists():
+        model, state = open_directory(path if path.is_dir() else path.parent, path)
+    else:
+        model, state = open_name(source)
+    state, left_out = without_heads(state)
+    if model is None:
         settings = settings_of_state(state, path, **untold)
     else:
-        if untold:
-            raise UserError(
-                f"from_pretrained was given {', '.join(untold)} for {source}, which tells it itself: leave it out, or "
-                "give the file of weights."
-            )
-        model, state = open_directory(path) if path.is_dir() else open_name(source)
         settings = settings_of_model(model, source)
+        state = as_model_names_them(state, model)
     encoder = VisionEncoder(**settings)
     load_tensors(encoder, state, source)
-    return encoder.eval()
+    return TimmWeights(encoder.eval(), left_out)
+
+
+def tells_architecture(directory: Path) -> bool:
+    """Whether there is a config.json of timm's."""
+    try:
+        return "architecture" in json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def without_heads(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors of the encoder, and the names of those of a classifier, or of the decoder of MAE's pretraining."""
+    heads = list(CLASSIFIER)
+    if any(name.startswith(DECODER) for name in state):
+        heads += [name for name in state if name.startswith(DECODER) or name == "mask_token"]
+    left_out = sorted(name for name in state if name in heads)
+    return {name: value for name, value in state.items() if name not in heads}, left_out
+
+
+def model_of_file(architecture: str, state: dict[str, Tensor], path: Path) -> "VisionTransformer":
+    """A model of timm's for pictures of the size and channels of a file's tensors, without memory for weights.
+
+    Raises:
+        UserError: If there is no such ViT, or the tensors are another's.
+    """
+    from timm import create_model, list_models
+    from timm.models.vision_transformer import VisionTransformer
+
+    if not is_vit(architecture):
+        guess = nearest(architecture.partition(".")[0], list_models(module=list(MODULES)))
+        raise UserError(
+            f"`architecture` is '{architecture}', which is no ViT of timm's{guess}: look for the name with "
+            "timm.list_models('vit*', pretrained=True)."
+        )
+    settings: dict[str, int] = {}
+    with torch.device("meta"):
+        model = create_model(architecture, num_classes=0)
+        if type(model) is not VisionTransformer:
+            return model
+        kernel, position = state.get("patch_embed.proj.weight"), state.get("pos_embed")
+        if kernel is not None and kernel.ndim == 4 and kernel.shape[1] != model.in_chans:
+            settings["in_chans"] = kernel.shape[1]
+        if position is not None and model.pos_embed is not None and position.shape[1] != model.pos_embed.shape[1]:
+            own = 0 if model.no_embed_class else model.num_prefix_tokens
+            side = math.isqrt(max(0, position.shape[1] - own))
+            if side * side + own != position.shape[1]:
+                raise UserError(
+                    f"{path} has {position.shape[1]} positions, which {architecture} cannot have for square pictures: "
+                    "the weights belong to another model."
+                )
+            settings["img_size"] = side * model.patch_embed.patch_size[0]
+        return create_model(architecture, num_classes=0, **settings) if settings else model
+
+
+def as_model_names_them(state: dict[str, Tensor], model: "VisionTransformer") -> dict[str, Tensor]:
+    """Tensors by the names of timm's model, which those of other programs (DINOv2's) differ from."""
+    from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
+    if type(model) is not VisionTransformer:
+        return state
+    kernel = state.get("patch_embed.proj.weight")
+    if kernel is not None and kernel.shape[-2:] != model.patch_embed.proj.weight.shape[-2:]:
+        # timm would resize the patches, which is another model; the tensors' shapes will be found to differ.
+        return state
+    return checkpoint_filter_fn(state, model)
 
 
 def open_name(name: str | Path) -> "tuple[VisionTransformer, dict[str, Tensor]]":
     """A model and its weights by timm's name for it."""
     from timm import create_model
-    from timm.models import is_model_in_modules
 
     from lit_pretrain.hub import hub_answers, offline
 
-    if not is_model_in_modules(str(name).partition(".")[0], MODULES):
+    if not is_vit(str(name)):
         raise UserError(
             f"'{name}' is neither a file or directory of ViT weights here nor a ViT of timm's: check the path, or look "
             "for the name with timm.list_models('vit*', pretrained=True)."
@@ -119,13 +222,24 @@ def open_name(name: str | Path) -> "tuple[VisionTransformer, dict[str, Tensor]]"
     return model, model.state_dict()
 
 
-def open_directory(directory: Path) -> "tuple[VisionTransformer, dict[str, Tensor]]":
-    """The model that a directory's config.json describes, without memory for its weights, and the weights beside it."""
+def is_vit(name: str) -> bool:
+    """Whether timm has a model of this name that is, or may be, a plain ViT."""
+    from timm.models import is_model_in_modules
+
+    return is_model_in_modules(name.partition(".")[0], MODULES)
+
+
+def open_directory(directory: Path, file: Path) -> "tuple[VisionTransformer, dict[str, Tensor]]":
+    """The model that a directory's config.json describes, without memory for its weights, and the weights beside it.
+
+    Args:
+        directory: With config.json.
+        file: The weights, or the directory for those that are called so.
+    """
     from timm import create_model
-    from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
     config = directory / "config.json"
-    files = weight_files(directory, WEIGHT_NAMES)
+    files = [file] if file.is_file() else weight_files(directory, WEIGHT_NAMES)
     if not config.is_file() or not files:
         raise UserError(
             f"{directory} lacks {'weights' if config.is_file() else 'config.json'}: give a directory as "
@@ -136,8 +250,7 @@ def open_directory(directory: Path) -> "tuple[VisionTransformer, dict[str, Tenso
             model = create_model(f"local-dir:{directory}", pretrained=False)
     except Exception as error:  # whatever a wrong config makes timm's constructors raise
         raise UserError(f"timm cannot build what {config} describes ({first_line(error)}): write it again.") from error
-    state = {name: value for path in files for name, value in read_state(path).items()}
-    return model, checkpoint_filter_fn(state, model) if type(model) is VisionTransformer else state
+    return model, {name: value for path in files for name, value in read_state(path).items()}
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -164,7 +277,6 @@ def first_line(error: Exception) -> str:
 @torch.no_grad()
 def load_tensors(encoder: VisionEncoder, state: dict[str, Tensor], source: str | Path) -> None:
     """Copy timm's tensors into an encoder's own; every one of either must have its counterpart of the same shape."""
-    state = {name: value for name, value in state.items() if name not in CLASSIFIER}
     plan = {timm_name(name): target for name, target in encoder.state_dict().items()}
     query_key_value_bias = {name for name in plan if name.endswith("attn.qkv.bias")}
     if not query_key_value_bias & state.keys():

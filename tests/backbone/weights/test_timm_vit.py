@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
 from lit_pretrain.backbone import VisionEncoder, VisionTransformerConfig
+from lit_pretrain.backbone.weights.timm_settings import activation_of
+from lit_pretrain.backbone.weights.timm_vit import load_weights
 from lit_pretrain.errors import UserError
 
 # What each public family of checkpoints does differently; depth and size are cut for speed.
@@ -96,9 +98,24 @@ def test_directory_both_ways(kind: str, tmp_path: Path) -> None:
     assert torch.equal(again(images), encoder(images))
 
 
+POOLINGS = {"token": "cls", "avg": "mean", "map": "map"}
+
+
+def untold(model: torch.nn.Module) -> dict[str, object]:
+    """What the tensors of a model do not tell."""
+    return {
+        "heads": model.blocks[0].attn.num_heads,
+        "activation": activation_of(model.blocks[0].mlp.act),
+        "norm_epsilon": model.blocks[0].norm1.eps,
+        "pooling": POOLINGS[model.global_pool],
+        "mean": (0.5,) * model.in_chans,
+        "std": (0.25,) * model.in_chans,
+    }
+
+
 @pytest.mark.parametrize(("kind", "suffix"), [("tiny", ".pth"), *((kind, ".safetensors") for kind in KINDS)])
 @torch.no_grad()
-def test_a_file_alone_gives_the_shape(kind: str, suffix: str, tmp_path: Path) -> None:
+def test_a_file_alone_gives_the_shape_and_no_more(kind: str, suffix: str, tmp_path: Path) -> None:
     model = theirs(kind)
     path = tmp_path / f"weights{suffix}"
     if suffix == ".pth":
@@ -106,14 +123,68 @@ def test_a_file_alone_gives_the_shape(kind: str, suffix: str, tmp_path: Path) ->
         torch.save({"epoch": 3, "state_dict": {f"_orig_mod.{n}": t for n, t in model.state_dict().items()}}, path)
     else:
         save_file(model.state_dict(), path)
-    untold = {"heads": model.blocks[0].attn.num_heads}
-    untold |= {
-        "CLIP": {"activation": "quick_gelu"},
-        "SigLIP": {"activation": "gelu_tanh"},
-        "mean, norm before": {"pooling": "mean"},
-    }.get(kind, {})
-    encoder = VisionEncoder.from_pretrained(path, **untold)
+    encoder = VisionEncoder.from_pretrained(path, **untold(model))
     agree(encoder, model, pictures(encoder))
+    for name in untold(model):
+        if (name, model.global_pool) != ("pooling", "map"):
+            rest = {other: value for other, value in untold(model).items() if other != name}
+            with pytest.raises(UserError, match=f"do not tell {name}: give the name of timm's model"):
+                VisionEncoder.from_pretrained(path, **rest)
+
+
+# Where neither 64 features a head, plain GELU nor means of 0.5 would be right; the width is cut for speed.
+NAMED = {
+    "vit_huge_patch14_224.mae": {"embed_dim": 64},
+    "vit_base_patch16_clip_quickgelu_224.openai": {"embed_dim": 48},
+    "vit_so400m_patch14_siglip_gap_224.pali_mix": {"embed_dim": 64},
+    "vit_small_patch14_dinov2.lvd142m": {"embed_dim": 48, "img_size": 70},
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+@torch.no_grad()
+def test_a_name_beside_a_file_tells_the_rest(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, narrow = timm.create_model, {"embed_dim": NAMED[name]["embed_dim"], "depth": 2}
+    torch.manual_seed(0)
+    model = real(name, num_classes=0, **NAMED[name] | narrow).eval()
+    # As MAE's own files of its pretraining are.
+    decoder = {"mask_token": torch.zeros(1, 1, 8), "decoder_embed.weight": torch.zeros(8, 64)} if "mae" in name else {}
+    save_file(model.state_dict() | decoder, tmp_path / "weights.safetensors")
+    monkeypatch.setattr(timm, "create_model", lambda *arguments, **given: real(*arguments, **given | narrow))
+    found = load_weights(tmp_path / "weights.safetensors", name)
+    encoder = found.encoder
+    assert found.left_out == sorted(decoder)
+    assert encoder.channel_means == tuple(model.pretrained_cfg["mean"]) and encoder.config.heads != 1
+    agree(encoder, model, pictures(encoder)[:1])
+    with pytest.raises(UserError, match="do not tell heads, activation, norm_epsilon, .*mean, std: give the name of"):
+        VisionEncoder.from_pretrained(tmp_path / "weights.safetensors")
+
+
+def test_a_wrong_name_beside_a_file_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file(theirs("tiny").state_dict(), path)
+    for architecture, message in (
+        ("resnet18", "'resnet18', which is no ViT of timm's"),
+        ("vit_tiny_patch16_225", r"no ViT of timm's .did you mean 'vit_tiny_patch16_224"),
+        ("vit_small_patch16_224", "missing"),
+        ("deit_tiny_distilled_patch16_224", "is a VisionTransformerDistilled"),
+    ):
+        with pytest.raises(UserError, match=message):
+            VisionEncoder.from_pretrained(path, architecture=architecture)
+    with pytest.raises(UserError, match="was given heads beside architecture, which tells it"):
+        VisionEncoder.from_pretrained(path, architecture="vit_tiny_patch16_224", heads=3)
+    with pytest.raises(UserError, match="was given architecture for vit_tiny_patch16_224, which tells it itself"):
+        VisionEncoder.from_pretrained("vit_tiny_patch16_224", architecture="vit_tiny_patch16_224")
+
+
+def test_a_directory_holds_more_files_than_its_weights(tmp_path: Path) -> None:
+    model = theirs("tiny")
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    save_file({name: value + 1 for name, value in model.state_dict().items()}, tmp_path / "adapter.safetensors")
+    torch.save({"step": 3}, tmp_path / "a.bin")
+    for source in (tmp_path, tmp_path / "model.safetensors"):
+        encoder = VisionEncoder.from_pretrained(source)
+        agree(encoder, model, pictures(encoder))
 
 
 @pytest.mark.parametrize("kind", ["tiny", "DeiT III", "registers", "mean, no class token"])
@@ -121,7 +192,7 @@ def test_a_file_alone_gives_the_shape(kind: str, suffix: str, tmp_path: Path) ->
 def test_another_image_size_as_timm_resizes(kind: str, tmp_path: Path) -> None:
     model = theirs(kind, dynamic_img_size=True)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
-    encoder = VisionEncoder.from_pretrained(tmp_path / "model.safetensors", heads=model.blocks[0].attn.num_heads)
+    encoder = VisionEncoder.from_pretrained(tmp_path / "model.safetensors", **untold(model))
     for images in (pictures(encoder, 96), pictures(encoder, 16 * 2), pictures(encoder, 96)[..., :48]):
         agree(encoder, model, images)
 
@@ -162,14 +233,16 @@ def test_a_name_comes_from_the_hubs_cache_without_network(tmp_path: Path, monkey
 
 
 def test_every_key_without_counterpart_is_named(tmp_path: Path) -> None:
-    state = theirs("tiny").state_dict()
-    path = tmp_path / "model.safetensors"
+    model = theirs("tiny")
+    state, path = model.state_dict(), tmp_path / "model.safetensors"
     del state["blocks.1.norm1.bias"]
     save_file(state | {"blocks.2.attn.rope": torch.zeros(2), "head_dist.weight": torch.zeros(2)}, path)
     names = r"missing \['blocks.1.norm1.bias'\], unexpected \['blocks.2.attn.rope', 'head_dist.weight'\]"
     with pytest.raises(UserError, match=names):
+        VisionEncoder.from_pretrained(path, **untold(model))
+    with pytest.raises(UserError, match="perhaps vit_tiny_patch16_224 or one of its variants"):
         VisionEncoder.from_pretrained(path)
-    save_for_hf(theirs("tiny"), tmp_path, safe_serialization=True)
+    save_for_hf(model, tmp_path, safe_serialization=True)
     wrong = load_file(path) | {"cls_token": torch.zeros(1, 1, 7)}
     save_file(wrong, path)
     with pytest.raises(UserError, match=r"shape \(1, 1, 7\) where \(1, 1, 192\) is expected for 'cls_token'"):
@@ -186,6 +259,7 @@ def test_every_key_without_counterpart_is_named(tmp_path: Path) -> None:
         ("vit_tiny_patch16_224", {"pos_embed": "none", "act_layer": "relu"}, "the activation ReLU and no position"),
         ("vit_tiny_patch16_224", {"img_size": (224, 112)}, "has oblong pictures"),
         ("vit_tiny_patch16_224", {"norm_layer": "rmsnorm"}, "has norms of kind RmsNorm"),
+        ("vit_tiny_patch16_224", {"img_size": 230}, "has pictures of 230 pixels that its patches of 16 do not divide"),
     ],
 )
 def test_what_we_lack_is_one_sentence(name: str, settings: dict, message: str, tmp_path: Path) -> None:
@@ -209,6 +283,7 @@ def test_sources_that_are_none_are_one_sentence(tmp_path: Path) -> None:
     path.write_bytes(b"not weights")
     with pytest.raises(UserError, match="timm cannot build what .*config.json describes .Unknown model"):
         VisionEncoder.from_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match="cannot be read as weights"):
         VisionEncoder.from_pretrained(path)
     save_file({"weight": torch.zeros(2)}, path)
@@ -217,6 +292,8 @@ def test_sources_that_are_none_are_one_sentence(tmp_path: Path) -> None:
     save_file(theirs("tiny").state_dict() | {"pos_embed": torch.zeros(1, 8, 192)}, path)
     with pytest.raises(UserError, match="8 positions for 1 class token"):
         VisionEncoder.from_pretrained(path)
+    with pytest.raises(UserError, match="has 8 positions, which vit_tiny_patch16_224 cannot have"):
+        VisionEncoder.from_pretrained(path, architecture="vit_tiny_patch16_224")
     torch.save({"state_dict": {"weight": 3}}, tmp_path / "a.pth")
     with pytest.raises(UserError, match="'weight', which are no tensors"):
         VisionEncoder.from_pretrained(tmp_path / "a.pth")

@@ -1,0 +1,18 @@
+"""What a person should know of the data while it is prepared: a line each on stderr, from one process only."""
+
+import sys
+from functools import cache
+
+
+def say(line: str) -> None:
+    """Tell a person, once however many processes there are."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    if rank_zero_only.rank == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
+@cache
+def say_once(line: str) -> None:
+    """As `say`, but not again: a source is opened wherever its rows are needed."""
+    say(line)
