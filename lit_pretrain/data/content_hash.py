@@ -23,8 +23,7 @@ def folder_hash(files: Sequence[str], cache_directory: Path) -> str:
     """Hash of very many files' bytes and of their names below the folder they share, remembered as one."""
 
     def compute() -> str:
-        root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
-        names = [os.path.relpath(os.path.abspath(file), root) for file in files]
+        names = names_below(files)
         with ThreadPoolExecutor() as pool:
             parts = [f"{name}:{value}" for name, value in zip(names, pool.map(file_hash, files), strict=True)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -32,6 +31,12 @@ def folder_hash(files: Sequence[str], cache_directory: Path) -> str:
     states = hashlib.sha256("\n".join(map(file_state, files)).encode()).hexdigest()
     with Memory(cache_directory) as memory:
         return "folder:" + memory.recall(states, compute)
+
+
+def names_below(files: Sequence[str]) -> list[str]:
+    """The files' names below the directory that they share."""
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+    return [os.path.relpath(os.path.abspath(file), root) for file in files]
 
 
 def file_state(file: str) -> str:

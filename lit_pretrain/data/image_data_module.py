@@ -45,7 +45,8 @@ class ImageDataModule(EpochDataModule):
         test_split: Split of the test set; by itself, another split of `path`.
         image_column: Column of pictures, of their bytes or of their file names; null takes the only one of pictures.
         label_column: Column of classes, strings, integers or booleans; null for no labels. A folder's pictures are
-            labelled with the names of their directories by `label`.
+            labelled with the names of their directories by `label`, or with the columns of a metadata.csv, .jsonl or
+            .parquet in the folder, whose column file_name says which picture a row is of.
         stored_size: Pixels of a side of the squares that are kept: the shorter side is resized, the middle cut out;
             null keeps the pictures as they are, if all are squares of one size.
         cache: Whether pictures are kept decoded on disk, which makes batches nearly free; null keeps them if they fit

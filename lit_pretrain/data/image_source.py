@@ -12,7 +12,8 @@ import pyarrow
 import pyarrow.compute
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from lit_pretrain.data.content_hash import folder_hash
+from lit_pretrain.data.content_hash import content_hash, folder_hash, names_below
+from lit_pretrain.data.image_folder import FOLDER, check_folder_labels, folder_classes, folder_rows, metadata_rows
 from lit_pretrain.data.labels import Labels, read_labels
 from lit_pretrain.data.pictures import EncodedPicture
 from lit_pretrain.data.sources import (
@@ -28,11 +29,8 @@ from lit_pretrain.data.sources import (
 )
 from lit_pretrain.errors import UserError
 
-FOLDER = "imagefolder"
 # Tar shards whose files of one name and different endings are a row, a column each (webdataset's form).
 SHARDS = {".tar": "webdataset"}
-FOLDER_COLUMN = "image"
-FOLDER_LABELS = "label"
 
 
 @dataclass(frozen=True)
@@ -55,31 +53,22 @@ class ImageSource(Source):
         return super().builder_of(kinds)
 
     def read(self, found: LocalFiles, content: str, cache_directory: Path) -> datasets.Dataset:
-        """Of a folder, the files and the names of their directories.
-
-        The builder of `datasets` does the same, at 0.2 ms a file in every run and without files that have a bracket
-        in their name; at a million files that matters.
-        """
+        """Of a folder, its pictures as `image_folder.py` has them."""
         if found.builder != FOLDER:
             return super().read(found, content, cache_directory)
-        classes = sorted({class_folder(file) for file in found.all_files})
-        return read_split({split: folder_rows(files, classes) for split, files in found.files.items()}, self.split)
+        if found.metadata:
+            rows = {split: metadata_rows(self, found, files, cache_directory) for split, files in found.files.items()}
+        else:
+            classes = folder_classes(found.all_files)
+            rows = {split: folder_rows(files, classes) for split, files in found.files.items()}
+        return read_split(rows, self.split)
 
     def content(self, found: LocalFiles, cache_directory: Path) -> str:
-        """Of a folder, nothing yet: files that rows lead to are hashed by `open_pictures`."""
-        return FOLDER if found.builder == FOLDER else super().content(found, cache_directory)
-
-
-def class_folder(file: str) -> str:
-    """The name of the directory that a file lies in."""
-    return os.path.basename(os.path.dirname(os.path.abspath(file)))
-
-
-def folder_rows(files: list[str], classes: list[str]) -> datasets.Dataset:
-    """Pictures with the names of their directories as classes."""
-    features = {FOLDER_COLUMN: datasets.Image(), FOLDER_LABELS: datasets.ClassLabel(names=classes)}
-    columns = {FOLDER_COLUMN: files, FOLDER_LABELS: [class_folder(file) for file in files]}
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        """Of a folder, the names below it and what tells about them: pictures are hashed by `open_pictures`."""
+        if found.builder != FOLDER:
+            return super().content(found, cache_directory)
+        names = hashlib.sha256("\n".join(names_below(found.all_files)).encode(errors="surrogateescape")).hexdigest()
+        return f"{FOLDER}:{names}:{content_hash(found.metadata, cache_directory) if found.metadata else ''}"
 
 
 class EncodedPictures:
@@ -148,7 +137,7 @@ def open_pictures(source: ImageSource, cache_directory: Path) -> EncodedPictures
     """
     opened = open_source(source, cache_directory)
     data = opened.data
-    if opened.fingerprint == FOLDER:
+    if opened.builder == FOLDER and source.image_column not in data.column_names:
         # Its column has our name, whatever pictures are called in the table that a model was trained on.
         source = replace(source, image_column=None)
     if source.max_pictures is not None:
@@ -156,13 +145,17 @@ def open_pictures(source: ImageSource, cache_directory: Path) -> EncodedPictures
     if len(data) == 0:
         raise no_rows(source)
     column = picture_column(data, source)
+    if source.label_column is not None:
+        check_folder_labels(opened, source.label_column, shown(source))
     labels = read_labels(data, source.label_column, shown(source)) if source.label_column is not None else None
     data = data.select_columns([column])
     if isinstance(data.features[column], datasets.Image):
         # The bytes as they are: decoding is ours, so that damaged pictures are ours to name.
         data = data.cast_column(column, datasets.Image(decode=False))
     root = Path(opened.files[0]).parent if opened.files else None
-    parts = [opened.fingerprint, files_fingerprint(data, column, root, opened, cache_directory)]
+    # Of a folder nothing but its pictures, so that other labels or captions do not have them decoded again.
+    rows = FOLDER if opened.builder == FOLDER else opened.fingerprint
+    parts = [rows, files_fingerprint(data, column, root, opened, cache_directory)]
     parts += [source.split, column, str(source.max_pictures)]
     fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return EncodedPictures(data, column, root, shown(source), fingerprint, labels)

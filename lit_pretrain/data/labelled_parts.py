@@ -9,7 +9,7 @@ from lit_pretrain.data.label_facts import LabelFacts, Task
 from lit_pretrain.data.labelled_budget import rows_within_budget, split_labelled
 from lit_pretrain.data.labelled_dataset import LabelledDataset, Samples
 from lit_pretrain.data.labelled_source import Contents
-from lit_pretrain.data.labels import Labels, check_classes, read_labels, with_classes
+from lit_pretrain.data.labels import Labels, check_classes, with_classes
 from lit_pretrain.data.text_tokenizer import TextTokenizer
 
 
@@ -88,11 +88,11 @@ def share_out(main: Contents, others: dict[str, Contents], settings: LabelSettin
         UserError: If labels are missing or cannot be, the sources' classes differ, or there are too few rows; all of it
             before pictures are decoded.
     """
-    labels = read_labels(main.data, settings.column, main.source, settings.task)
+    labels = main.labels(settings.column, settings.task)
     check_classes(labels)
     theirs: dict[str, Labels] = {}
     for part, contents in others.items():
-        found = read_labels(contents.data, settings.column, contents.source, labels.task)
+        found = contents.labels(settings.column, labels.task)
         theirs[part] = found if labels.task == "regression" else with_classes(found, labels.classes)
     train, validation = split_labelled(labels, 0.0 if "validation" in others else settings.validation_share)
     for contents in (main, *others.values()):

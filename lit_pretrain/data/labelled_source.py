@@ -9,9 +9,11 @@ import datasets
 import numpy
 
 from lit_pretrain.data.document_source import BUILDERS
-from lit_pretrain.data.image_source import EncodedPictures, ImageSource, open_pictures
+from lit_pretrain.data.image_source import EncodedPictures, ImageSource, check_folder_labels, open_pictures
 from lit_pretrain.data.image_store import StorageSettings, StoredPictures, store_pictures
+from lit_pretrain.data.label_facts import Task
 from lit_pretrain.data.labelled_dataset import Samples
+from lit_pretrain.data.labels import Labels, read_labels
 from lit_pretrain.data.pictures import opened, to_rgb
 from lit_pretrain.data.sources import Source, check_column, has_splits, open_source, shown
 from lit_pretrain.data.text_encoding import TextSettings
@@ -74,6 +76,9 @@ class Contents(Protocol):
     data: datasets.Dataset
     fingerprint: str
 
+    def labels(self, column: str, task: Task | None) -> Labels:
+        """The labels of all rows; see `read_labels`."""
+
     def make_ready(self, like: "Contents") -> None:
         """Do what takes long: decode pictures, to the size of those of `like`."""
 
@@ -116,6 +121,10 @@ class TextContents:
             if kind not in ("string", "large_string"):
                 raise UserError(f"The column '{column}' of {self.source} holds {kind}, not text: set data.{setting}.")
         self.fingerprint = digest(rows.fingerprint, source.split, *settings.columns)
+
+    def labels(self, column: str, task: Task | None) -> Labels:
+        """The labels of all rows."""
+        return read_labels(self.data, column, self.source, task)
 
     def make_ready(self, like: Contents) -> None:
         """Nothing: texts are tokenised when it is known which ones are used."""
@@ -161,10 +170,16 @@ class PictureContents:
     def __init__(self, source: ImageSource, storage: StorageSettings) -> None:
         self.origin, self.storage = source, storage
         self.source = shown(source)
-        self.data = open_source(source, storage.directory / "huggingface").data
+        self.opened = open_source(source, storage.directory / "huggingface")
+        self.data = self.opened.data
         self.pictures: StoredPictures | None = None
         self.fingerprint = ""
         self._encoded: EncodedPictures | None = None
+
+    def labels(self, column: str, task: Task | None) -> Labels:
+        """The labels of all rows."""
+        check_folder_labels(self.opened, column, self.source)
+        return read_labels(self.data, column, self.source, task)
 
     def make_ready(self, like: "PictureContents") -> None:
         """Decode the pictures, or find them decoded."""

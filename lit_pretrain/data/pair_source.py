@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.compute
 
 from lit_pretrain.data.built_once import FACTS, build_once
-from lit_pretrain.data.image_source import EncodedPictures, ImageSource
+from lit_pretrain.data.image_source import EncodedPictures, ImageSource, check_folder_labels
 from lit_pretrain.data.labelled_source import digest
 from lit_pretrain.data.sources import check_column, open_source, shown
 from lit_pretrain.errors import UserError
@@ -67,6 +67,7 @@ def open_captions(source: ImageSource, columns: list[str] | None, cache_director
         raise UserError("data.caption_columns is empty: name at least one column of captions.")
     owners, texts = [], []
     for column in columns:
+        check_folder_labels(opened, column, shown(source))
         check_column(data, column, shown(source), "data.caption_columns")
         table = data.select_columns([column]).with_format("arrow")[:]
         values = table.column(column).combine_chunks()

@@ -24,6 +24,7 @@ from datasets.data_files import (
     sanitize_patterns,
 )
 from datasets.info import DatasetInfosDict
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.utils.metadata import MetadataConfigs
 from fsspec.utils import glob_translate
 from huggingface_hub import DatasetCard, DatasetCardData
@@ -61,6 +62,7 @@ class Splits:
         named: Whether the names or a README say which file is of which split.
         options: What a README sets for the builder.
         unread: Files that are in no split.
+        metadata: Tables of the directory by which `datasets` knows what pictures show, in a split or above it.
         note: What else a person should know, or an empty string.
     """
 
@@ -68,6 +70,7 @@ class Splits:
     named: bool
     options: dict[str, Any] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    metadata: tuple[str, ...] = ()
     note: str = ""
 
 
@@ -207,9 +210,10 @@ def find_splits(listing: Listing, name: str | None, files_are_samples: Callable[
     elif data_files is not None and not files:
         raise UserError(f"No file of {listing.root} is one that its README names for '{chosen}': check data.path.")
     read = {file for found in files.values() for file in found}
-    unread = tuple(base + file for file in match.files if file not in read)
+    metadata = tuple(file for file in listing.files if file.rpartition("/")[2] in ImageFolder.METADATA_FILENAMES)
+    unread = tuple(file for one in match.files if one not in read and (file := base + one) not in metadata)
     files = {split: [base + file for file in found] for split, found in files.items()}
-    return Splits(files, named, options, unread if named else (), note)
+    return Splits(files, named, options, unread if named else (), metadata, note)
 
 
 def named_patterns(match: NamePatterns) -> dict[str, list[str]]:
@@ -236,7 +240,9 @@ def check_names(
                     f"By its name, {file} of {listing.root} is of the split {owners[file]} and of the split {split}: "
                     "rename it or its folder, or name the files of each by data.data_files."
                 )
-    rest = [file for file in names if file not in owners]
+    rest = [
+        file for file in names if file not in owners and PurePosixPath(file).name not in ImageFolder.METADATA_FILENAMES
+    ]
     if not rest or not files_are_samples(list(owners)):
         return files, ""
     by_folder = all(patterns[split] == DEFAULT_PATTERNS_SPLIT_IN_DIR_NAME.get(split) for split in files)

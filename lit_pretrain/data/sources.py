@@ -6,7 +6,8 @@ Here is what documents and pictures share; `document_source.py` and `image_sourc
 import glob
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 
 import datasets
 from datasets.data_files import DataFilesDict, DataFilesList
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from lit_pretrain.data.content_hash import content_hash
 from lit_pretrain.data.from_hub import load_from_hub
@@ -73,7 +75,11 @@ class Source:
 
     def options(self, builder: str, files: list[str]) -> dict[str, Any]:
         """Settings of a builder for these files."""
-        return {"sep": "\t"} if builder == "csv" and files[0].endswith(".tsv") else {}
+        if builder != "csv":
+            return {}
+        # Words such as None, NA and null are texts and classes like others: only empty cells are missing.
+        cells = {"keep_default_na": False, "na_values": [""]}
+        return cells | ({"sep": "\t"} if ending(files[0]) == ".tsv" else {})
 
     def read(self, found: "LocalFiles", content: str, cache_directory: Path) -> datasets.Dataset:
         """Local files as rows; `content` is their hash."""
@@ -93,12 +99,14 @@ class LocalFiles:
         files: The files to read by the split they are of.
         options: Of the builder.
         splits: Rows' splits that the source's names tell apart, read or not; none where they tell nothing.
+        metadata: Tables that tell about the files, whatever split they are of.
     """
 
     builder: str
     files: dict[str, list[str]]
     options: dict[str, Any] = field(default_factory=dict)
     splits: tuple[str, ...] = ()
+    metadata: tuple[str, ...] = ()
 
     @property
     def all_files(self) -> list[str]:
@@ -114,11 +122,13 @@ class OpenedSource:
         data: The rows.
         fingerprint: Changes with their content and with nothing else.
         files: The local files they were read from, if they were.
+        builder: What read these.
     """
 
     data: datasets.Dataset
     fingerprint: str
     files: tuple[str, ...] = ()
+    builder: str | None = None
 
 
 def open_source(source: Source, cache_directory: Path) -> OpenedSource:
@@ -143,7 +153,7 @@ def open_source(source: Source, cache_directory: Path) -> OpenedSource:
     elif (local := local_files(source)) is not None:
         content = source.content(local, cache_directory)
         data = source.read(local, content, cache_directory)
-        opened = OpenedSource(data, content, tuple(local.all_files))
+        opened = OpenedSource(data, content, tuple(local.all_files), local.builder)
     else:
         data = load_from_hub(source.path, source.name, source.data_files, source.split, source.setting("path"))
         opened = OpenedSource(data, f"hub:{data._fingerprint}")
@@ -257,22 +267,26 @@ def local_files(source: Source) -> LocalFiles | None:
     files: dict[str, list[str]] = {}
     splits: dict[str, None] = {}
     options: dict[str, Any] = {}
+    metadata: list[str] = []
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
             found = directory_splits(source, str(path))
             splits |= dict.fromkeys(found.files if found.named else ())
             options |= found.options
+            metadata += [os.path.join(path, *file.split("/")) for file in found.metadata]
             chosen = chosen_splits(source, found, by_path=not source.data_files)
             for split, kept in chosen.items():
                 files.setdefault(split, []).extend(os.path.join(path, *file.split("/")) for file in kept)
         else:
             files.setdefault(names[0], []).extend(matching_files(pattern, source))
-    if not set(names) <= set(files):
+    if files and not set(names) <= set(files):
         raise no_split(source, files)
     files = {split: sorted(kept) for split, kept in files.items()}
     everything = [file for kept in files.values() for file in kept]
-    kinds = {source.builders.get(ending(file)) for file in everything} - {None}
+    metadata += [file for file in everything if os.path.basename(file) in ImageFolder.METADATA_FILENAMES]
+    samples = [file for file in everything if file not in metadata] or everything
+    kinds = {source.builders.get(ending(file)) for file in samples} - {None}
     builder = builder or source.builder_of(kinds)
     if builder is None:
         held = ", ".join(sorted({Path(file).suffix for file in everything or everything_in(patterns)})) or "no file"
@@ -285,7 +299,7 @@ def local_files(source: Source) -> LocalFiles | None:
         for split, kept in files.items()
     }
     options = source.options(builder, [file for kept in files.values() for file in kept]) | options
-    return LocalFiles(builder, files, options, tuple(splits))
+    return LocalFiles(builder, files, options, tuple(splits), tuple(sorted(set(metadata))))
 
 
 def directory_splits(source: Source, directory: str) -> Splits:
@@ -377,20 +391,19 @@ def expand(pattern: str) -> list[str]:
 
 def read_tables(source: Source, found: LocalFiles, content: str, cache_directory: Path) -> datasets.Dataset:
     """Read local files with the builder of their kind."""
-    shown_bars = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
     builder = found.builder
     # As lists of files rather than of patterns, which names with brackets would be; and by their content, not their
     # time of change, so that no converted copy of another content is found.
     files = {split: DataFilesList(files, [(content,)] * len(files)) for split, files in found.files.items()}
     try:
-        return datasets.load_dataset(
-            builder,
-            data_files=DataFilesDict(files),
-            split=source.split,
-            cache_dir=str(cache_directory),
-            **found.options,
-        )
+        with without_bars():
+            return datasets.load_dataset(
+                builder,
+                data_files=DataFilesDict(files),
+                split=source.split,
+                cache_dir=str(cache_directory),
+                **found.options,
+            )
     except Exception as error:  # each format fails in its own way
         cause = error.__cause__ or error
         if "corresponds to no data" in str(cause):
@@ -399,8 +412,17 @@ def read_tables(source: Source, found: LocalFiles, content: str, cache_directory
         raise UserError(
             f"{shown(source)} cannot be read as {builder} ({reason}): repair or remove the file."
         ) from error
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Let `datasets` show no bars."""
+    disabled = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
     finally:
-        if not shown_bars:
+        if not disabled:
             datasets.enable_progress_bars()
 
 

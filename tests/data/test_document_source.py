@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from lit_pretrain.data.document_source import DocumentSource, open_documents
+from lit_pretrain.data.sources import open_source
 from lit_pretrain.errors import UserError
 
 TEXTS = ["One speech. It ends.", "Another, with a comma. And more.", "The third."]
@@ -39,6 +40,15 @@ def test_tables_of_every_kind(tmp_path):
     files = [str(tmp_path / "a.jsonl"), str(tmp_path / "a.json")]
     assert sorted(texts_of(tmp_path, path="json", data_files=files, text_column="body")) == sorted(TEXTS * 2)
     assert texts_of(tmp_path, path=str(tmp_path / "a.csv"), text_column="body", max_documents=2) == TEXTS[:2]
+
+
+def test_only_empty_cells_are_missing(tmp_path):
+    words = ["None", "NA", "null", "nan", "N/A"]
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"{word},{word}\n" for word in words) + ",x\ny,\n")
+    data = open_source(DocumentSource(str(tmp_path / "a.csv")), tmp_path / "cache").data
+    assert data["text"][:] == [*words, None, "y"] and data["label"][:] == [*words, "x", None]
+    (tmp_path / "b.csv").write_text("text,label\nx,1\ny,\n")
+    assert open_source(DocumentSource(str(tmp_path / "b.csv")), tmp_path / "cache").data["label"][:] == [1.0, None]
 
 
 def test_text_files(tmp_path):

@@ -10,7 +10,9 @@ import pytest
 from picture_files import CLASSES, make_rows, pixels_of, png, write_folder, write_parquet
 
 from lit_pretrain.data.image_source import ImageSource, open_pictures
+from lit_pretrain.data.pair_source import open_captions
 from lit_pretrain.data.pictures import Square, decode
+from lit_pretrain.data.sources import open_source
 from lit_pretrain.errors import UserError
 
 
@@ -76,6 +78,50 @@ def test_a_flat_folder_whatever_its_files_are_called(tmp_path):
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "kind").symlink_to(tmp_path / "flat", target_is_directory=True)
     check_all(opened(tmp_path, tmp_path / "linked"), 3)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_metadata_table_takes_the_place_of_folders(tmp_path, kind, capsys):
+    folder = write_folder(tmp_path / "pictures")
+    names = [f"{CLASSES[number % 3]}/{number:03}.png" for number in range(11)]
+    words = ["None", "NA", "null"] if kind == "csv" else ["b", "a", "c"]
+    rows = {"file_name": names, "label": [words[number % 3] for number in range(11)], "text": names}
+    table = datasets.Dataset.from_dict(rows)
+    write = {"csv": table.to_csv, "jsonl": table.to_json, "parquet": table.to_parquet}[kind]
+    write(str(folder / "all" / f"metadata.{kind}"))
+    data = open_source(ImageSource(str(folder)), tmp_path / "cache").data.cast_column(
+        "image", datasets.Image(decode=False)
+    )
+    expected = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "theirs"))
+    expected = expected.cast_column("image", datasets.Image(decode=False))
+    assert data.column_names == expected.column_names and data["text"][:] == expected["text"][:] == names
+    assert [one["path"] for one in data["image"]] == [one["path"] for one in expected["image"]]
+    pictures = opened(tmp_path, folder, label_column="label")
+    check_all(pictures, 11)
+    assert pictures.labels.classes == sorted(words)
+    assert [pictures.labels.classes[one] for one in pictures.labels.values] == rows["label"]
+    assert "1 of the 12 pictures" in capsys.readouterr().err
+    captions = open_captions(ImageSource(str(folder)), ["text"], tmp_path / "cache")
+    assert captions.data["caption"][:] == names
+    # What it tells is no part of the pictures, but of the captions.
+    changed = datasets.Dataset.from_dict(rows | {"text": names[::-1]})
+    getattr(changed, write.__name__)(str(folder / "all" / f"metadata.{kind}"))
+    assert opened(tmp_path, folder).fingerprint == pictures.fingerprint
+    assert open_captions(ImageSource(str(folder)), ["text"], tmp_path / "cache").fingerprint != captions.fingerprint
+
+
+def test_a_metadata_table_above_splits(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    names = [f"{split}/{kind}/{number}.png" for split in ("train", "test") for kind in "ab" for number in (1, 2)]
+    for number, name in enumerate(names):
+        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pictures" / name).write_bytes(png(pixels_of(number)))
+    lines = [f"{name},{name[:5].strip('/')}" for name in [*names, "train/a/gone.png"]]
+    (tmp_path / "pictures" / "metadata.csv").write_text("\n".join(["file_name,kind", *lines]))
+    for split, count in (("train", 5), ("test", 4)):
+        data = open_source(ImageSource(str(tmp_path / "pictures"), split=split), tmp_path / "cache").data
+        # A row without its picture is no row less: it is a picture that cannot be read.
+        assert set(data["kind"][:]) == {split} and len(data) == count
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv"])
@@ -148,6 +194,12 @@ def test_the_fingerprint_follows_pictures_and_order(tmp_path):
         ({"path": "{tmp}/none.csv"}, r"no column of pictures \(it has file, kind\): set data\.image_column"),
         ({"path": "{tmp}/a.parquet", "label_column": "colour"}, r"no column 'colour'.*set data\.label_column"),
         ({"path": "{tmp}/mixed/b.png", "label_column": "colour"}, r"no column 'colour': its columns are image, label"),
+        (
+            {"path": "{tmp}/uneven", "label_column": "label"},
+            r"lie at different depths \(.*cat/1\.png and .*cat/sub/2\.png\), so the names of their folders are not",
+        ),
+        ({"path": "{tmp}/elsewhere"}, r"metadata\.csv names '\.\./a\.png', which is not below its own directory"),
+        ({"path": "{tmp}/other"}, r"metadata\.csv does not say which pictures it describes \(its columns are id\)"),
         ({"path": "{tmp}/nothing.parquet"}, "has no rows: give at least one picture"),
     ],
 )
@@ -163,6 +215,11 @@ def test_mistakes_are_one_sentence(tmp_path, settings, sentence):
     datasets.concatenate_datasets([rows, other], axis=1).to_parquet(tmp_path / "two.parquet")
     rows.select([]).to_parquet(tmp_path / "nothing.parquet")
     (tmp_path / "none.csv").write_text("file,kind\na.png,red\n")
+    for name in ("uneven/cat/1.png", "uneven/cat/sub/2.png", "uneven/dog/3.png", "elsewhere/1.png", "other/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png(pixels_of(0)))
+    (tmp_path / "elsewhere" / "metadata.csv").write_text("file_name\n../a.png\n")
+    (tmp_path / "other" / "metadata.csv").write_text("id\n1\n")
     settings = {name: value.replace("{tmp}", str(tmp_path)) for name, value in settings.items()}
     with pytest.raises(UserError, match=sentence):
         open_pictures(ImageSource(**settings), tmp_path / "cache")
