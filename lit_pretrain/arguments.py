@@ -30,3 +30,17 @@ def replaced(arguments: list[str], option: str, value: str) -> list[str]:
         elif argument == option:
             result[place + 1] = value
     return result
+
+
+def without(arguments: list[str], option: str) -> list[str]:
+    """The arguments without an option and those below it, "--data" and "--data.path" say, and without their values."""
+    result, skip = [], False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if name == option or name.startswith(f"{option}."):
+            skip = not equals
+        elif skip:
+            skip = False
+        else:
+            result.append(argument)
+    return result

@@ -4,6 +4,7 @@ Differences from Lightning's own: a mistake in a config is one sentence with the
 the person win over those in a checkpoint; `--ckpt_path` takes "last", a run or a path and continues the same run.
 """
 
+import pkgutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,21 +18,25 @@ import lit_pretrain.backbone
 import lit_pretrain.data
 import lit_pretrain.modules
 import lit_pretrain.objectives
-from lit_pretrain.arguments import CONFIG_OPTIONS, replaced, value_of, values_of
+from lit_pretrain.arguments import CONFIG_OPTIONS, replaced, value_of, values_of, without
 from lit_pretrain.config_errors import check_top_level, explain
 from lit_pretrain.data.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.memory import keep_memory
+from lit_pretrain.modules import ContrastivePretraining, FineTuning, TextPretraining, VisionPretraining
 from lit_pretrain.modules.checkpoints import read_checkpoint
+from lit_pretrain.modules.pretraining import Pretraining
 from lit_pretrain.predicting import with_data_to_predict
 from lit_pretrain.quiet import quieten
 from lit_pretrain.tracking.find import find_checkpoint, run_directory_of_checkpoint
-from lit_pretrain.tracking.mlflow_logger import MLflowLogger
+from lit_pretrain.tracking.mlflow_logger import DEFAULT_EXPERIMENT, MLflowLogger
 from lit_pretrain.tracking.save_config import SaveConfig
 from lit_pretrain.trainer import Trainer
 
 # Classes that a config may name shortly, with their modules imported above.
 SUITE = (lit_pretrain.backbone, lit_pretrain.data, lit_pretrain.modules, lit_pretrain.objectives)
+# Modules that `predict` takes from their checkpoint, which is all that embedding needs.
+EMBEDDING = (ContrastivePretraining, TextPretraining, VisionPretraining)
 
 
 class ConfigError(UserError):
@@ -60,6 +65,21 @@ class CommandLine(LightningCLI):
 
     config_name: str = "run"
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        """As Lightning's; what `ckpt_path` names, in a file or on the command line, is a checkpoint's path afterwards.
+
+        Raises:
+            UserError: If there is no such checkpoint.
+        """
+        if args[0] == "predict" and value_of(args, "--data.path") is not None:
+            # Other data may be of another class, which only the checkpoint tells.
+            training = parser.parse_args(without(args, "--data"))["predict"]
+            args = with_data_to_predict(args, training, checkpoint_named_in(training))
+        super().parse_arguments(parser, args)
+        settings = self.config[self.config.subcommand]
+        if (checkpoint := checkpoint_named_in(settings)) is not None:
+            settings.ckpt_path = str(checkpoint)
+
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's settings override the person's; here they stay as they are given."""
 
@@ -70,31 +90,32 @@ class CommandLine(LightningCLI):
         """
         self.given_config = self.config
         checkpoint, model = self._get(self.config, "ckpt_path"), self._get(self.config, "model")
-        fine_tuning = model.class_path.endswith(".FineTuning")
-        embedding = model.class_path.endswith(".ContrastivePretraining") and self.subcommand == "predict"
-        if not checkpoint and (fine_tuning and self.subcommand != "fit" or embedding):
-            kind, part = ("fine-tuned checkpoint", "a head") if fine_tuning else ("checkpoint", "towers")
-            raise UserError(
-                f"{self.subcommand} without a {kind} would use {part} that {'has' if fine_tuning else 'have'} learned "
-                "nothing: name a run by --ckpt_path."
-            )
-        record, lost = {}, False
+        kind, record, lost = class_named(model.class_path), {}, False
+        if not checkpoint and self.subcommand != "fit":
+            check_learned(self.subcommand, kind, model)
         if checkpoint and Path(checkpoint).is_file():
             self.config = self.config.clone()
             model, data = self._get(self.config, "model"), self._get(self.config, "data")
             record = read_checkpoint(checkpoint)["lit_pretrain"]
-            if embedding:
+            if self.subcommand == "predict" and issubclass(kind, EMBEDDING):
                 # The checkpoint's own, since texts or pictures alone are no data that a config's could be made for.
-                model.class_path, model.init_args = f"{model.class_path}.from_checkpoint", Namespace(path=checkpoint)
+                model.class_path = f"{__name__}.{module_of_checkpoint.__name__}"
+                model.init_args = Namespace(path=checkpoint, kind=f"{kind.__module__}.{kind.__qualname__}")
             else:
                 start_from_checkpoint(model, checkpoint, record, self.subcommand)
             lost = forget_lost_tokenizers(data)
         super().instantiate_classes()
-        if lost and "tokenizer" in record:
+        if "tokenizer" not in record:
+            return
+        tokenizer = tokenizer_from_json(record["tokenizer"])
+        if lost:
             # Without one, a data module may train one of its own.
             for part in (self.datamodule, *getattr(self.datamodule, "parts", {}).values()):
                 if isinstance(part, LightningDataModule) and "tokenizer" in vars(part):
-                    part.tokenizer = tokenizer_from_json(record["tokenizer"])
+                    part.tokenizer = tokenizer
+        if self.subcommand != "fit" and getattr(self.model, "tokenizer", tokenizer) is None:
+            # What is measured or predicted may be other texts, on which the data would train another.
+            self.model.tokenizer = tokenizer
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; its MLflow logger gets the config's name, and the run to continue."""
@@ -173,7 +194,7 @@ def command_line(arguments: list[str], kind: type[CommandLine]) -> CommandLine:
     Raises:
         UserError: If an argument or a config is wrong.
     """
-    arguments = with_data_to_predict(with_checkpoint_config(arguments))
+    arguments = with_config_of_run(arguments)
     CommandLine.config_name = config_name(arguments)
     Parser.messages.clear()
     quieten()
@@ -198,6 +219,61 @@ def command_line(arguments: list[str], kind: type[CommandLine]) -> CommandLine:
         raise
 
 
+def class_named(class_path: str) -> type:
+    """The class that a resolved `class_path` names, or whose method it does; of a function, any module's."""
+    for path in (class_path, class_path.rpartition(".")[0]):
+        if isinstance(kind := pkgutil.resolve_name(path), type):
+            return kind
+    return LightningModule
+
+
+def module_of_checkpoint(path: str, kind: str) -> LightningModule:
+    """A checkpoint's module as `from_checkpoint` of its class makes it; a `class_path` in a config.
+
+    Args:
+        path: The checkpoint.
+        kind: The class, by the path that it is imported by.
+    """
+    return pkgutil.resolve_name(kind).from_checkpoint(path)
+
+
+def check_learned(command: str, kind: type, model: Namespace) -> None:
+    """Refuse to measure or to use, without a checkpoint, what has learned nothing.
+
+    Args:
+        command: `validate`, `test` or `predict`.
+        kind: The model's class.
+        model: Its settings; public weights are enough for an encoder, and for no head and no projection.
+
+    Raises:
+        UserError: In one sentence.
+    """
+    if issubclass(kind, FineTuning):
+        part = "fine-tuned checkpoint would use a head that has"
+    elif issubclass(kind, ContrastivePretraining) and (command == "predict" or not brings_weights(model, towers=True)):
+        part = "checkpoint would use towers that have"
+    elif issubclass(kind, Pretraining) and not brings_weights(model):
+        part = "checkpoint would use weights that have"
+    else:
+        return
+    raise UserError(f"{command} without a {part} learned nothing: name a run by --ckpt_path.")
+
+
+def brings_weights(settings: Any, towers: bool = False) -> bool:
+    """Whether settings of a model name weights to start from, those of both towers if there are two."""
+    if isinstance(settings, list):
+        return any(brings_weights(one) for one in settings)
+    if not isinstance(settings, Namespace):
+        return False
+    if towers:
+        return all(brings_weights(settings.init_args.get(name)) for name in ("text", "vision"))
+    if settings.get("init_from") is not None and settings.get("pretrained", True):
+        return True
+    if str(settings.get("class_path", "")).endswith((".from_pretrained", ".from_checkpoint")):
+        return True
+    return any(brings_weights(value) for value in vars(settings).values())
+
+
 def raise_user_error_within(error: BaseException) -> None:
     """Raise the `UserError` of a constructor that jsonargparse has wrapped, if there is one."""
     latest = UserError.latest
@@ -205,38 +281,45 @@ def raise_user_error_within(error: BaseException) -> None:
         raise latest
 
 
-def with_checkpoint_config(arguments: list[str]) -> list[str]:
-    """Replace what `--ckpt_path` names by a path, and without any `--config` add the one of its run."""
+def with_config_of_run(arguments: list[str]) -> list[str]:
+    """Without any `--config`, take that of the run whose checkpoint `--ckpt_path` names, "last" being the newest."""
     reference = value_of(arguments, "--ckpt_path")
-    if reference is None:
+    if reference is None or values_of(arguments, *CONFIG_OPTIONS):
         return arguments
-    configs = values_of(arguments, *CONFIG_OPTIONS)
-    checkpoint = find_checkpoint(reference, experiment_of(configs, arguments))
+    checkpoint = find_checkpoint(reference)
+    directory = run_directory_of_checkpoint(checkpoint)
+    saved = directory / "config.yaml" if directory else None
+    if saved is None or not saved.is_file():
+        raise UserError(f"{checkpoint} has no config.yaml of its run beside it: give --config.")
+    arguments = replaced(arguments, "--ckpt_path", str(checkpoint))
+    return [arguments[0], "--config", str(saved), *arguments[1:]]
+
+
+def checkpoint_named_in(settings: Namespace) -> Path | None:
+    """The checkpoint that a command's parsed settings name, or null.
+
+    Args:
+        settings: Of the command; "last" is that of the newest run of the experiment that its logger logs to.
+
+    Raises:
+        UserError: If there is none, or it cannot be read.
+    """
+    reference = settings.get("ckpt_path")
+    if reference is None:
+        return None
+    checkpoint = find_checkpoint(str(reference), *place_of_runs(settings))
     if checkpoint.is_file():
         read_checkpoint(checkpoint)
-    arguments = replaced(arguments, "--ckpt_path", str(checkpoint))
-    if not configs:
-        directory = run_directory_of_checkpoint(checkpoint)
-        saved = directory / "config.yaml" if directory else None
-        if saved is None or not saved.is_file():
-            raise UserError(f"{checkpoint} has no config.yaml of its run beside it: give --config.")
-        arguments = [arguments[0], "--config", str(saved), *arguments[1:]]
-    return arguments
+    return checkpoint
 
 
-def experiment_of(configs: list[str], arguments: list[str]) -> str | None:
-    """The experiment that configs and arguments name, so that "last" is not the checkpoint of another one."""
-    experiment = None
-    for path in configs:
-        content = read_yaml(path)
-        logger = (content.get("trainer") or {}).get("logger") if isinstance(content.get("trainer"), dict) else None
-        if isinstance(logger, dict):
-            experiment = (logger.get("init_args") or {}).get("experiment", experiment)
-    return (
-        value_of(arguments, "--trainer.logger.init_args.experiment")
-        or value_of(arguments, "--trainer.logger.experiment")
-        or experiment
-    )
+def place_of_runs(settings: Namespace) -> tuple[str, str | None]:
+    """Experiment and runs directory of a command's logger; the suite's own where it has another logger or none."""
+    logger = settings.trainer.get("logger")
+    for one in logger if isinstance(logger, list) else [logger]:
+        if isinstance(one, Namespace) and one.class_path.endswith(f".{MLflowLogger.__name__}"):
+            return one.init_args.experiment, one.init_args.runs_directory
+    return DEFAULT_EXPERIMENT, None
 
 
 def read_yaml(path: str) -> dict[str, Any]:

@@ -1,6 +1,9 @@
-"""`predict --data.path`: any source in the place of the training's, of texts or of pictures alone for two towers."""
+"""`predict --data.path`: any source in the place of the training's, of texts or of pictures alone."""
 
 from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
 
 from lit_pretrain.arguments import CONFIG_OPTIONS, value_of, values_of
 from lit_pretrain.data.image_source import FOLDER, ImageSource
@@ -8,25 +11,34 @@ from lit_pretrain.data.sources import ending, everything_in
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.checkpoints import read_checkpoint
 
+# Settings of a training's data that say what was read of its texts or pictures: as `inputs` of a record has them.
+INPUTS = {"text": ("maximum_length", "sequence_length"), "image": ("stored_size", "stored_size")}
+# Pretraining on one modality.
+KINDS = {"TextPretraining": "text", "VisionPretraining": "image"}
 
-def with_data_to_predict(arguments: list[str]) -> list[str]:
+
+def with_data_to_predict(arguments: list[str], training: Namespace, checkpoint: Path | None) -> list[str]:
     """Let `predict --data.path` name the whole source: a training's data_files, name and split are not of it.
 
+    What pretraining left is applied to texts or pictures alone, in the place of documents or of pairs.
+
     Args:
-        arguments: With `--ckpt_path` as a path.
+        arguments: Of the command line.
+        training: What they say without their `--data` settings.
+        checkpoint: The one that they name, or null.
 
     Raises:
         UserError: If two towers are to embed what may be texts or pictures.
     """
     path = value_of(arguments, "--data.path")
-    if arguments[0] != "predict" or path is None:
-        return arguments
     settings = {"name": "null", "data_files": "null", "split": "train"}
-    checkpoint = value_of(arguments, "--ckpt_path")
-    if checkpoint is not None and Path(checkpoint).is_file() and value_of(arguments, "--data") is None:
+    if checkpoint is not None and checkpoint.is_file() and value_of(arguments, "--data") is None:
         record = read_checkpoint(checkpoint)["lit_pretrain"]
+        kind = KINDS.get(record["module"])
         if record["module"] == "ContrastivePretraining":
-            settings |= one_side(path, arguments, record.get("inputs", {}))
+            kind = one_side(path, arguments)
+        if kind is not None:
+            settings |= settings_of_side(kind, record, training.data.init_args)
             # Before all settings, which are the class's own then.
             place = after_configs(arguments)
             arguments = [*arguments[:place], "--data", "LabelledDataModule", *arguments[place:]]
@@ -47,13 +59,12 @@ def after_configs(arguments: list[str]) -> int:
     return max(ends, default=1)
 
 
-def one_side(path: str, arguments: list[str], inputs: dict[str, int]) -> dict[str, str]:
-    """Settings of `LabelledDataModule` for pictures alone or for texts alone, as they were in training.
+def one_side(path: str, arguments: list[str]) -> str:
+    """Whether two towers are to embed texts ("text") or pictures ("image").
 
     Args:
         path: The source.
         arguments: Of the command line, which may name a column.
-        inputs: `stored_size` and `maximum_length` of the training, as the checkpoint has them.
 
     Raises:
         UserError: If nothing says which of the two it is.
@@ -68,9 +79,23 @@ def one_side(path: str, arguments: list[str], inputs: dict[str, int]) -> dict[st
             f"Whether pictures or texts of {path} are to be embedded is not said: give --data.image_column COLUMN or "
             "--data.text_column COLUMN."
         )
-    size = "stored_size" if kind == "image" else "maximum_length"
+    return kind
+
+
+def settings_of_side(kind: str, record: dict[str, Any], training: Namespace) -> dict[str, str]:
+    """Settings of `LabelledDataModule` for texts alone or pictures alone, as they were in training.
+
+    Args:
+        kind: `text` or `image`.
+        record: The checkpoint's.
+        training: Settings of the training's data.
+    """
+    setting, name_in_training = INPUTS[kind]
+    size = record.get("inputs", {}).get(setting) or training.get(name_in_training)
+    if size is None and kind == "image" and "encoder" in record:
+        size = record["encoder"]["image_size"]
     settings = {"label_column": "null", "tokenizer": "null", "image_column": "image" if kind == "image" else "null"}
-    return settings | ({size: str(inputs[size])} if size in inputs else {})
+    return settings | ({setting: str(size)} if size is not None else {})
 
 
 def kind_of(path: str) -> str | None:

@@ -154,7 +154,8 @@ def test_fit_validate_test_predict_and_go_on(place, start, name):
     first = command_line(["fit", "--config", path], CommandLine)
     fitted = first.trainer.callback_metrics
     shutil.rmtree(start)
-    given = ["--config", path, "--ckpt_path", "last", "--trainer.logger", "false"]
+    last = first.trainer.checkpoint_callback.last_model_path
+    given = ["--config", path, "--ckpt_path", last, "--trainer.logger", "false"]
 
     validated = command_line(["validate", *given], CommandLine).trainer.callback_metrics
     assert validated and {key: fitted[key] for key in validated} == validated

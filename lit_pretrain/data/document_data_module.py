@@ -20,6 +20,7 @@ from lit_pretrain.data.randomness import default_seed
 from lit_pretrain.data.sentence_pairs import PairSettings, RandomNext
 from lit_pretrain.data.sources import shown
 from lit_pretrain.data.splits import budgeted_rows, split_rows
+from lit_pretrain.data.text_encoding import choose_tokenizer
 from lit_pretrain.data.token_cache import TokenCache, cache_fingerprint, open_or_build
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
@@ -120,6 +121,9 @@ class DocumentDataModule(EpochDataModule):
             return
         # Before anything slow: a tokenizer that cannot be used.
         tokenizer = WordPieceTokenizer.load(self.tokenizer_path) if self.tokenizer_path else self.tokenizer
+        theirs = getattr(getattr(self.trainer, "lightning_module", None), "tokenizer", None)
+        if tokenizer is not None or theirs is not None:
+            tokenizer = choose_tokenizer(self.tokenizer_path, tokenizer, theirs)
         data, source_fingerprint = open_documents(self.source, self.cache_directory / "huggingface")
         if self.layout == "sentence_pairs" and len(data) < 2:
             raise UserError(

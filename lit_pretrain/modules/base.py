@@ -19,7 +19,6 @@ from lit_pretrain.modules.statistics import MeanStatistics
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.objectives.objective import Batch
 
-
 # Where a checkpoint has the sums since the last report.
 SUMS = "lit_pretrain_sums"
 

@@ -101,6 +101,8 @@ class TextPretraining(Pretraining):
             record |= {"tokenizer": self.tokenizer.to_json(), "tokenizer_hash": self.tokenizer.hash}
         if self._trainer is not None and hasattr(self._trainer.datamodule, "fingerprint"):
             record["data_fingerprint"] = self._trainer.datamodule.fingerprint
+            # What `predict` reads other data by.
+            record["inputs"] = {"maximum_length": getattr(self._trainer.datamodule, "sequence_length", None)}
         return record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -115,6 +117,6 @@ class TextPretraining(Pretraining):
         if self.tokenizer is not None and theirs.get("tokenizer_hash", self.tokenizer.hash) != self.tokenizer.hash:
             raise UserError(
                 f"The checkpoint was trained with tokenizer {theirs['tokenizer_hash']}, this data uses tokenizer "
-                f"{self.tokenizer.hash}: set data.tokenizer to the one of its run."
+                f"{self.tokenizer.hash}: set data.tokenizer to the directory that export writes of that checkpoint."
             )
         super().on_load_checkpoint(checkpoint)

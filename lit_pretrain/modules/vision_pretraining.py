@@ -126,4 +126,6 @@ class VisionPretraining(Pretraining):
         record = super().checkpoint_record()
         if self._trainer is not None and hasattr(self._trainer.datamodule, "fingerprint"):
             record["data_fingerprint"] = self._trainer.datamodule.fingerprint
+            # What `predict` reads other data by.
+            record["inputs"] = {"stored_size": getattr(self._trainer.datamodule, "stored_size", None)}
         return record

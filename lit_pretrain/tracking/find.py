@@ -63,10 +63,13 @@ def list_runs(runs_directory: str | Path | None = None, experiment: str | None =
     records = []
     for path in root.glob(f"{safe_name(experiment) if experiment else '*'}/*/{RUN_FILE_NAME}"):
         try:
-            records.append((path.stat().st_mtime, read_run_file(path)))
+            changed, record = path.stat().st_mtime, read_run_file(path)
         except (OSError, UserError):
             # One spoilt directory must not hide the others.
             continue
+        # Names that differ may have one directory.
+        if experiment is None or record.experiment == experiment:
+            records.append((changed, record))
     return [record for _, record in sorted(records, key=lambda pair: pair[0], reverse=True)]
 
 
@@ -81,7 +84,7 @@ def find_run(
     Args:
         reference: What it is called.
         runs_directory: Null takes $LIT_PRETRAIN_RUNS, else ./runs.
-        experiment: Only this experiment's runs; null for all.
+        experiment: Of several that fit, this experiment's are meant; null for none before others.
         with_checkpoints: Whether, of several that fit, only those that have checkpoints count: what measures a run's
             checkpoint is often called as that run is.
 
@@ -91,7 +94,7 @@ def find_run(
     given = Path(reference)
     if (given / RUN_FILE_NAME).is_file():
         return read_run_file(given / RUN_FILE_NAME)
-    records = list_runs(runs_directory, experiment)
+    records = list_runs(runs_directory)
     for found in (
         [record for record in records if record.run_id == reference],
         [record for record in records if reference in (record.run_name, record.directory.name)],
@@ -99,6 +102,8 @@ def find_run(
     ):
         if with_checkpoints and len(found) > 1:
             found = [record for record in found if any(record.checkpoints.glob("*.ckpt"))] or found
+        if len(found) > 1:
+            found = [record for record in found if record.experiment == experiment] or found
         if len(found) == 1:
             return found[0]
         if found:
@@ -116,7 +121,7 @@ def find_checkpoint(reference: str, experiment: str | None = None, runs_director
     Args:
         reference: "last" (the newest of all runs), a path, a run (its newest last.ckpt), or "RUN:best" (its best one;
             "last:best" is that of the newest run).
-        experiment: For "last": only this experiment's runs.
+        experiment: For "last": only this experiment's runs; else those that are meant where several fit.
         runs_directory: Null takes $LIT_PRETRAIN_RUNS, else ./runs.
 
     Raises:

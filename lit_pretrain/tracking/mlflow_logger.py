@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
     from PIL.Image import Image
 
+DEFAULT_EXPERIMENT = "default"
 # MLflow's own limits.
 PARAMETER_LIMIT = 6000
 PARAMETERS_PER_REQUEST = 100
@@ -67,7 +68,7 @@ class MLflowLogger(MLFlowLogger):
 
     def __init__(
         self,
-        experiment: str = "default",
+        experiment: str = DEFAULT_EXPERIMENT,
         run_name: str | None = None,
         tracking_uri: str | None = None,
         runs_directory: str | None = None,
