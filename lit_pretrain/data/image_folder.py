@@ -38,11 +38,21 @@ def class_folder(file: str) -> str:
     return os.path.basename(os.path.dirname(os.path.abspath(file)))
 
 
+def nested_folders(files: Sequence[str]) -> tuple[str, str] | None:
+    """A directory that holds pictures itself and another below it that does too, or null if there is no such pair."""
+    folders = {os.path.dirname(os.path.abspath(file)) for file in files}
+    for folder in sorted(folders):
+        above = os.path.dirname(folder)
+        while above != os.path.dirname(above):
+            if above in folders:
+                return above, folder
+            above = os.path.dirname(above)
+    return None
+
+
 def folder_classes(files: Sequence[str]) -> list[str] | None:
-    """The names of the directories of pictures, or null where they lie at different depths, as `datasets` has it."""
-    if len({os.path.abspath(file).count(os.sep) for file in files}) > 1:
-        return None
-    return sorted({class_folder(file) for file in files})
+    """The names of the directories of pictures, or null where one lies within another: which of them is a class?"""
+    return None if nested_folders(files) else sorted({class_folder(file) for file in files})
 
 
 def folder_rows(files: list[str], classes: list[str] | None) -> datasets.Dataset:
@@ -64,11 +74,10 @@ def check_folder_labels(opened: OpenedSource, column: str, source: str) -> None:
     """Raise `UserError` if the folders of pictures are to be their classes and cannot."""
     if opened.builder != FOLDER or column != LABELS or opened.data.column_names != [COLUMN]:
         return
-    depths = {os.path.abspath(file).count(os.sep): file for file in reversed(opened.files)}
-    examples = " and ".join(depths[depth] for depth in sorted(depths)[:2])
+    outer, inner = nested_folders(opened.files)
     raise UserError(
-        f"The pictures of {source} lie at different depths ({examples}), so the names of their folders are not classes "
-        "of one kind: move them to one depth, or give their classes in a metadata.csv beside them."
+        f"Both {outer} and {inner} within it hold pictures of {source}, so whose name is a class is not clear: "
+        "move them apart, or give the classes in a metadata.csv beside the pictures."
     )
 
 
@@ -107,7 +116,7 @@ def metadata_rows(source: Source, found: LocalFiles, files: list[str], cache_dir
 def metadata_table(
     source: Source, table: str, wanted: set[str], folders: set[str] | None, cache_directory: Path
 ) -> tuple[datasets.Dataset, list[str | None]]:
-    """The rows of one table that lead to wanted pictures, or, in their folders, to none; and all paths that it names."""
+    """The rows of one table that lead to wanted pictures, or, in their folders, to none; and all that it names."""
     builder = TABLES[ending(table)]
     local = LocalFiles(builder, {source.split: [table]}, source.options(builder, [table]))
     data = read_tables(source, local, content_hash([table], cache_directory), cache_directory)

@@ -196,7 +196,7 @@ def test_the_fingerprint_follows_pictures_and_order(tmp_path):
         ({"path": "{tmp}/mixed/b.png", "label_column": "colour"}, r"no column 'colour': its columns are image, label"),
         (
             {"path": "{tmp}/uneven", "label_column": "label"},
-            r"lie at different depths \(.*cat/1\.png and .*cat/sub/2\.png\), so the names of their folders are not",
+            r"Both .*cat and .*cat/sub within it hold pictures of .*uneven, so whose name is a class is not",
         ),
         ({"path": "{tmp}/elsewhere"}, r"metadata\.csv names '\.\./a\.png', which is not below its own directory"),
         ({"path": "{tmp}/other"}, r"metadata\.csv does not say which pictures it describes \(its columns are id\)"),
