@@ -2,12 +2,14 @@
 questions as timm's models do (forward_features, forward_head, group_matcher, ...).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from lit_pretrain.backbone.config import VisionTransformerConfig, VitSize
@@ -36,6 +38,10 @@ class VisionEncoder(nn.Module):
         norm_after_pooling: Whether the final norm comes after the pooling instead of before it.
         mean: Of each channel, subtracted by `normalize`.
         std: Of each channel, by which `normalize` divides.
+
+    Attributes:
+        crop_share: Share of a picture's shorter side that evaluation looks at (timm's crop_pct): what is trained with
+            squares of S pixels sets image_size / S, public weights bring theirs. None is unknown, and taken as 1.
     """
 
     def __init__(
@@ -78,6 +84,7 @@ class VisionEncoder(nn.Module):
         self.pooling = pooling
         self.norm_after_pooling = norm_after_pooling
         self.channel_means, self.channel_stds = tuple(mean), tuple(std)
+        self.crop_share: float | None = None
         self.width = config.width
         self.grid_size = image_size // patch_size
         self.patches = self.grid_size**2
@@ -113,14 +120,18 @@ class VisionEncoder(nn.Module):
     def settings(self) -> dict[str, Any]:
         """Arguments that build this encoder again, primitives only; `VisionEncoder.from_settings` reads them."""
         names = ("image_size", "patch_size", "channels", "class_token", "registers", "positions", "class_position")
-        names += ("embedding_norm", "patch_bias", "pooling", "norm_after_pooling")
+        names += ("embedding_norm", "patch_bias", "pooling", "norm_after_pooling", "crop_share")
         settings = {"transformer": asdict(self.config), "mean": self.channel_means, "std": self.channel_stds}
         return settings | {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> "VisionEncoder":
         """Build an encoder from what `settings` returned; its weights are fresh."""
-        return cls(**settings | {"transformer": VisionTransformerConfig(**settings["transformer"])})
+        arguments = settings | {"transformer": VisionTransformerConfig(**settings["transformer"])}
+        crop_share = arguments.pop("crop_share", None)
+        encoder = cls(**arguments)
+        encoder.crop_share = crop_share
+        return encoder
 
     @classmethod
     def from_pretrained(cls, source: str | Path, architecture: str | None = None, **untold: Any) -> "VisionEncoder":
@@ -134,6 +145,43 @@ class VisionEncoder(nn.Module):
         from lit_pretrain.backbone.weights.timm_vit import save_encoder
 
         save_encoder(self, directory)
+
+    # -- how pictures are framed
+
+    @property
+    def framed_size(self) -> int:
+        """Pixels to which a picture's shorter side is resized before its middle, `image_size` wide, is looked at."""
+        # Rounded down as timm does, but for the last bits of image_size / (image_size / S).
+        return math.floor(self.image_size / (self.crop_share or 1.0) + 1e-6)
+
+    def frame_as_stored(self, stored_size: int, training: bool) -> None:
+        """Look from now on at what the middle of squares of `stored_size` pixels shows, of pictures of any size.
+
+        Args:
+            stored_size: Of the data.
+            training: Whether the data is trained on; else what the weights bring is kept.
+        """
+        if training or self.crop_share is None:
+            self.crop_share = min(1.0, self.image_size / stored_size)
+
+    def frame(self, images: Tensor) -> Tensor:
+        """The view of evaluation, the same in validation, test, prediction, probes and exports.
+
+        Args:
+            images: (B, C, S, S) uint8 squares of any size S.
+
+        Returns:
+            (B, C, image_size, image_size) float32 in [0, 1]: the middle of the squares resized to `framed_size`
+            (bilinear, antialiased), which are not touched if S is that already.
+        """
+        size, framed = self.image_size, self.framed_size
+        start = round((framed - size) / 2)  # torchvision's middle
+        inside = slice(start, start + size)
+        if images.shape[-1] == framed:
+            return images[..., inside, inside].to(torch.float32).div_(255.0)
+        views = images.to(torch.float32).div_(255.0)
+        views = functional.interpolate(views, (framed, framed), mode="bilinear", align_corners=False, antialias=True)
+        return views[..., inside, inside].clamp(0.0, 1.0)
 
     # -- timm's protocol
 

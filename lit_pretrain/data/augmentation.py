@@ -21,7 +21,7 @@ GREY_WEIGHTS = (0.2989, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class ImageAugmentation:
-    """What is varied in training; evaluation takes the middle of the picture, unchanged.
+    """What is varied in training; evaluation looks at the middle of the picture (`VisionEncoder.frame`).
 
     Args:
         crop: `random` cuts the encoder's image size out at any place, `resized` cuts a part of any size and form and
@@ -94,7 +94,7 @@ class ImageAugmentation:
             draws["part"] = torch.rand(4, batch, generator=generator, device=device).T
         else:
             room = images.shape[-1] + 2 * self.padding - image_size if self.crop == "random" else 0
-            middle = (images.shape[-1] - image_size) // 2
+            middle = round((images.shape[-1] - image_size) / 2)  # as evaluation does
             draws["corner"] = torch.full((batch, 2), middle, device=device)
             if room > 0:
                 places = torch.rand(batch, 2, generator=generator, device=device)
@@ -140,16 +140,6 @@ def recolour(views: Tensor, draws: dict[str, Tensor]) -> Tensor:
     if "saturation" in draws:
         views = torch.lerp(grey(views), views, draws["saturation"]).clamp_(0.0, 1.0)
     return views
-
-
-def middle(images: Tensor, image_size: int) -> Tensor:
-    """The evaluation's view of (B, 3, S, S) uint8: the middle, or all of it brought to size if it is smaller."""
-    stored = images.shape[-1]
-    if stored < image_size:
-        size = (image_size, image_size)
-        return functional.interpolate(to_float(images), size, mode="bilinear", align_corners=False)
-    start = (stored - image_size) // 2
-    return to_float(images[..., start : start + image_size, start : start + image_size])
 
 
 def cut(images: Tensor, corner: Tensor, size: int, flipped: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.backbone.pooling import mean_pool
-from lit_pretrain.data.augmentation import middle
 from lit_pretrain.errors import UserError
 
 # Mean over patches or real tokens, the first token, or what the encoder's own `forward_head` makes of the last block.
@@ -101,7 +100,7 @@ def _features(
     device, indices = next(encoder.parameters()).device, [depth - 1 for depth in depths]
     if isinstance(encoder, VisionEncoder):
         mask = None
-        inputs = encoder.normalize(middle(batch["images"].to(device), encoder.image_size))
+        inputs = encoder.normalize(encoder.frame(batch["images"].to(device)))
         outputs = encoder.forward_intermediates(inputs, indices)
     else:
         inputs = {name: batch[name].to(device) for name in TEXT_FIELDS if name in batch}

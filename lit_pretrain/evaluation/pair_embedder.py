@@ -10,7 +10,6 @@ import numpy
 import torch
 from torch import Tensor
 
-from lit_pretrain.data.augmentation import middle
 from lit_pretrain.data.text_encoding import EncodedTexts, TextSettings, encode_texts
 from lit_pretrain.errors import UserError
 
@@ -41,7 +40,7 @@ class PairEmbedder:
     @property
     def stored_size(self) -> int:
         """Pixels of a side of the squares that pictures become, before their middle is taken."""
-        return self.module.inputs.get("stored_size", self.module.vision_encoder.image_size)
+        return self.module.vision_encoder.framed_size
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
         """Texts as word pieces; says how many were cut."""
@@ -75,8 +74,8 @@ class PairEmbedder:
         with self._evaluating():
             for images in batches:
                 for part in images.split(AT_ONCE):
-                    cut = middle(part.to(self.module.device), self.module.vision_encoder.image_size)
-                    found.append(self.module.embed_pictures(cut).float().cpu())
+                    framed = self.module.vision_encoder.frame(part.to(self.module.device))
+                    found.append(self.module.embed_pictures(framed).float().cpu())
         return torch.cat(found)
 
     @contextmanager

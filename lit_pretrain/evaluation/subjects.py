@@ -95,7 +95,7 @@ def inputs_of(start: StartingPoint) -> dict[str, int]:
         return read_checkpoint(start.lineage["init_from"])["lit_pretrain"].get("inputs", {})
     if isinstance(start.encoder, TextEncoder):
         return {"maximum_length": start.encoder.max_positions}
-    return {"stored_size": start.encoder.image_size}
+    return {"stored_size": start.encoder.framed_size}
 
 
 def fresh_subject(subject: Subject, seed: int) -> Subject:

@@ -11,15 +11,34 @@ from lit_pretrain.tracking.find import find_checkpoint, read_run_file, run_direc
 from lit_pretrain.tracking.paths import RUN_FILE_NAME, shown_path
 
 CHECKPOINT_FORMAT = 1
+# What a checkpoint tells of its encoder beside its shape: how evaluation frames pictures.
+NO_SHAPE = ("crop_share",)
 
 
 def difference(name: str, theirs: Any, ours: Any) -> list[str]:
     """Where two nested settings differ, as "encoder.transformer.width (256 there, 128 here)"."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         # A setting that is off here and unknown there came after the checkpoint.
-        keys = sorted(theirs.keys() | {key for key, value in ours.items() if value not in (None, False)})
+        keys = theirs.keys() | {key for key, value in ours.items() if value not in (None, False)}
+        keys = sorted(keys.difference(NO_SHAPE))
         return [line for key in keys for line in difference(f"{name}.{key}", theirs.get(key), ours.get(key))]
     return [] if theirs == ours else [f"{name} ({theirs} there, {ours} here)"]
+
+
+def take_framing(encoder: nn.Module, record: dict[str, Any]) -> None:
+    """Frame pictures as the encoder of a checkpoint does.
+
+    Args:
+        encoder: Of pictures; any other is left alone.
+        record: The checkpoint's. Older ones tell only of two towers how large the pictures were stored.
+    """
+    if not hasattr(encoder, "crop_share"):
+        return
+    settings = record.get("vision_encoder") or record["encoder"]
+    if settings.get("crop_share"):
+        encoder.crop_share = settings["crop_share"]
+    elif "stored_size" in record.get("inputs", {}):
+        encoder.frame_as_stored(record["inputs"]["stored_size"], training=True)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -64,6 +83,7 @@ def load_encoder(reference: str, kind: type[Encoder], tower: str | None = None) 
     if tower is None and record["encoder_class"] != kind.__name__:
         raise UserError(f"{shown_path(path)} holds a {record['encoder_class']}, a {kind.__name__} is needed here.")
     encoder = kind.from_settings(record["encoder" if tower is None else f"{tower}_encoder"])
+    take_framing(encoder, record)
     prefix = "encoder." if tower is None else f"{tower}_tower.encoder."
     weights = {
         name.removeprefix(prefix): tensor

@@ -35,6 +35,7 @@ def fit_to_pairs(module: Any, pairs: Any) -> None:
     module.tokenizer = pairs.tokenizer
     module.text_encoder.check_length(pairs.maximum_length)
     module.augmentation.check(pairs.facts.stored_size, module.vision_encoder.image_size)
+    module.vision_encoder.frame_as_stored(pairs.facts.stored_size, module.trainer.training)
     module.inputs = {"maximum_length": pairs.maximum_length, "stored_size": pairs.facts.stored_size}
 
 

@@ -13,7 +13,7 @@ from lit_pretrain.data.joint_data_module import PAIRS, part_of
 from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.data.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
-from lit_pretrain.modules.checkpoints import read_checkpoint
+from lit_pretrain.modules.checkpoints import read_checkpoint, take_framing
 from lit_pretrain.modules.contrastive_data import check_replayed, fit_to_pairs, parts_of
 from lit_pretrain.modules.contrastive_evaluation import ContrastiveEvaluation
 from lit_pretrain.modules.contrastive_record import arguments_of, check_kind, check_record, description_of, record_of
@@ -313,6 +313,8 @@ class ContrastivePretraining(TwoTowers):
         check_record(record, self)
         # Where the weights come from in truth, whatever this was built from to take them.
         self.lineage = dict(record["lineage"])
+        if self._trainer is None or not self._trainer.training:
+            take_framing(self.vision_encoder, record)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "ContrastivePretraining":

@@ -19,7 +19,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.evaluation.linear_probe import Regularization, check_regularization
 from lit_pretrain.modules.answering import answer
 from lit_pretrain.modules.base import BaseModule
-from lit_pretrain.modules.checkpoints import read_checkpoint
+from lit_pretrain.modules.checkpoints import read_checkpoint, take_framing
 from lit_pretrain.modules.fine_tuning_record import check_record, description_of, record_of, take_record
 from lit_pretrain.modules.freezing import FreezingConfig, freeze, unfreezing_steps
 from lit_pretrain.modules.modalities import make_modality
@@ -175,7 +175,7 @@ class FineTuning(BaseModule):
             raise UserError("FineTuning needs labels of at least two classes, or numbers: set data.label_column.")
         if data is not None:
             self.modality.check(data)
-            self.modality.fit_to(data, self.encoder)
+            self.modality.fit_to(data, self.encoder, self._trainer.training)
             self.take_tokenizer(getattr(data, "tokenizer", None))
         if self.mixing.on and (self.modality.name != "pictures" or self.facts.task == "regression"):
             raise UserError("model.mixing mixes pictures of classes: leave it out for text and for numbers.")
@@ -351,6 +351,8 @@ class FineTuning(BaseModule):
         record = checkpoint.get("lit_pretrain") or {}
         check_record(record, self)
         take_record(record, self)
+        if self._trainer is None or not self._trainer.training:
+            take_framing(self.encoder, record)
         self.configure_model()
 
     @classmethod

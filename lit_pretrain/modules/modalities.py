@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
-from lit_pretrain.data.augmentation import ImageAugmentation, middle
+from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.masking import hide_tokens
 from lit_pretrain.objectives.objective import Batch, clean_inputs
@@ -42,7 +42,7 @@ class Texts:
                 "LabelledDataModule, or start from an encoder of pictures."
             )
 
-    def fit_to(self, data: Any, encoder: TextEncoder) -> None:
+    def fit_to(self, data: Any, encoder: TextEncoder, training: bool) -> None:
         """Keep how the data cuts its texts; refuse lengths that the encoder has no positions for."""
         encoder.check_length(data.text.maximum_length)
         self.maximum_length, self.truncation = data.text.maximum_length, data.text.truncation
@@ -111,9 +111,10 @@ class Pictures:
     def __init__(self, augmentation: ImageAugmentation) -> None:
         self.augmentation = augmentation
 
-    def fit_to(self, data: Any, encoder: VisionEncoder) -> None:
-        """Refuse pictures that are smaller than the crop."""
+    def fit_to(self, data: Any, encoder: VisionEncoder, training: bool) -> None:
+        """Refuse pictures that are smaller than the crop; how they are framed is what the encoder is trained with."""
         self.augmentation.check(data.facts.stored_size, encoder.image_size)
+        encoder.frame_as_stored(data.facts.stored_size, training)
 
     def check(self, data: Any) -> None:
         """Refuse data without pictures.
@@ -137,21 +138,21 @@ class Pictures:
 
     def features(self, encoder: VisionEncoder, batch: Batch) -> Tensor:
         """Pooled features (B, D) of the pictures' middles."""
-        return encoder(encoder.normalize(middle(batch["images"], encoder.image_size)))
+        return encoder(encoder.normalize(encoder.frame(batch["images"])))
 
     def statistics(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Nothing more is counted."""
         return {}
 
     def batch_of(self, samples: list[Any], encoder: VisionEncoder, tokenizer: Any) -> dict[str, Tensor]:
-        """Pictures of Pillow's, or files, as a batch of squares of the encoder's size."""
+        """Pictures of Pillow's, or files, as a batch of squares that `encoder.frame` takes the middle of."""
         import numpy
         import PIL.Image
         import PIL.ImageOps
 
         from lit_pretrain.data.pictures import EncodedPicture, Square, UnreadablePictureError, decode, to_rgb
 
-        side, squares = encoder.image_size, []
+        side, squares = encoder.framed_size, []
         for row, sample in enumerate(samples):
             if isinstance(sample, PIL.Image.Image):
                 fitted = PIL.ImageOps.fit(to_rgb(sample), (side, side), PIL.Image.Resampling.BICUBIC)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
-from lit_pretrain.data.augmentation import ImageAugmentation, middle
+from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, count_passes
 from lit_pretrain.objectives.vision_objective import VisionObjective
@@ -54,7 +54,11 @@ def build_on_texts(objectives: Iterable[Objective], encoder: TextEncoder, tokeni
 
 
 def build_on_pictures(
-    objectives: Iterable[VisionObjective], encoder: VisionEncoder, augmentation: ImageAugmentation, data: Any
+    objectives: Iterable[VisionObjective],
+    encoder: VisionEncoder,
+    augmentation: ImageAugmentation,
+    data: Any,
+    training: bool,
 ) -> None:
     """Check that pictures, encoder and objectives fit, make the heads, and let objectives look at the data.
 
@@ -63,6 +67,7 @@ def build_on_pictures(
         encoder: Pictures are cropped to its `image_size`.
         augmentation: What is varied in training.
         data: With `facts` and `train_dataset`; null checks and measures nothing.
+        training: Whether the data is trained on, which decides how evaluation frames pictures.
 
     Raises:
         UserError: If the pictures are too small or too grey, or an objective cannot work at the encoder's size.
@@ -70,12 +75,13 @@ def build_on_pictures(
     facts = getattr(data, "facts", None)
     if facts is not None:
         augmentation.check(facts.stored_size, encoder.image_size)
+        encoder.frame_as_stored(facts.stored_size, training)
         for objective in objectives:
             objective.check_pictures(encoder, facts)
     for objective in objectives:
         objective.build(encoder)
         if facts is not None and hasattr(objective, "measure"):
-            objective.measure(middle(measured_pictures(data.train_dataset), encoder.image_size))
+            objective.measure(encoder.frame(measured_pictures(data.train_dataset)))
 
 
 def measured_pictures(dataset: Any) -> Tensor:

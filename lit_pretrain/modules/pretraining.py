@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.base import BaseModule
-from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, difference, read_checkpoint, subclasses
+from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, difference, read_checkpoint, subclasses, take_framing
 from lit_pretrain.modules.objective_mix import check_objectives, flatten, mix, perplexities, sum_losses, weights_of
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
 from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, compute_objectives
@@ -214,3 +214,5 @@ class Pretraining(BaseModule):
                 f"The checkpoint does not fit this config: {'; '.join(differences)}; resume with the config.yaml of "
                 "its own run."
             )
+        if self._trainer is None or not self._trainer.training:
+            take_framing(self.encoder, theirs)

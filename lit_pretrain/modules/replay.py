@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_pretrain.data.augmentation import ImageAugmentation, middle
+from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.objective_mix import (
     build_on_pictures,
@@ -149,14 +149,14 @@ class VisionReplay(Replay):
 
     def build(self, encoder: nn.Module, tokenizer: Any, data: Any) -> None:
         """As the base's."""
-        build_on_pictures(self.objectives, encoder, self.augmentation, data)
+        build_on_pictures(self.objectives, encoder, self.augmentation, data, training=False)
 
     def prepare(self, batch: Batch, encoder: nn.Module, generator: torch.Generator | None) -> Batch:
         """Crop, flip and recolour uint8 pictures to floats in [0, 1] of the encoder's size."""
         size = encoder.image_size
         images = batch["images"]
         return batch | {
-            "images": middle(images, size) if generator is None else self.augmentation.vary(images, size, generator)
+            "images": encoder.frame(images) if generator is None else self.augmentation.vary(images, size, generator)
         }
 
     def cost(self, encoder: nn.Module, batch: Batch) -> dict[str, float]:

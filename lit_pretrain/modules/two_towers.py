@@ -6,7 +6,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
-from lit_pretrain.data.augmentation import ImageAugmentation, middle
+from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.data.text_encoding import TextSettings, batch_of
 from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.errors import UserError
@@ -100,7 +100,7 @@ class TwoTowers(BaseModule):
         if images.is_floating_point():
             return images
         size = self.vision_encoder.image_size
-        return self.augmentation.apply(images, size, draws) if draws else middle(images, size)
+        return self.augmentation.apply(images, size, draws) if draws else self.vision_encoder.frame(images)
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """Embeddings of the pictures, or of the texts if there are none: `sample_id` (B,) and `embedding` (B, E)."""

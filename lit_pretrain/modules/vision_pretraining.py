@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.backbone import VisionEncoder
-from lit_pretrain.data.augmentation import ImageAugmentation, middle
+from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.modules.objective_mix import build_on_pictures, cost_on_pictures
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
 from lit_pretrain.modules.pretraining import Pretraining
@@ -57,16 +57,16 @@ class VisionPretraining(Pretraining):
             UserError: If the pictures are too small or too grey, or an objective cannot work at the encoder's size.
         """
         data = self._trainer.datamodule if self._trainer is not None else None
-        build_on_pictures(self.objectives, self.encoder, self.augmentation, data)
+        training = self._trainer is not None and self._trainer.training
+        build_on_pictures(self.objectives, self.encoder, self.augmentation, data, training)
 
     # -- steps
 
     def prepare(self, batch: Batch, generator: torch.Generator | None) -> Batch:
         """Crop, flip and recolour a batch's uint8 pictures to floats in [0, 1] of the encoder's size."""
-        size = self.encoder.image_size
         if generator is None:
-            return batch | {"images": middle(batch["images"], size)}
-        return batch | {"images": self.augmentation.vary(batch["images"], size, generator)}
+            return batch | {"images": self.encoder.frame(batch["images"])}
+        return batch | {"images": self.augmentation.vary(batch["images"], self.encoder.image_size, generator)}
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """Pooled features of the pictures' middles: `sample_id` (B,) and `embedding` (B, D), float32."""

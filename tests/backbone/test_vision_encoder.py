@@ -1,12 +1,15 @@
 """The vision encoder: pooling, kept patches, positions, timm's protocol, YAML settings, and what it refuses."""
 
+import io
 import subprocess
 import sys
 
+import numpy
 import pytest
 import torch
 from fake_device import NoWaiting, to_fake_cuda
 from jsonargparse import ArgumentParser
+from PIL import Image as PILImage
 from timm.models import group_parameters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -257,3 +260,43 @@ def test_pictures_that_do_not_fit_are_one_sentence() -> None:
         encoder.forward_intermediates(torch.zeros(1, 4, 32, 32), [0])
     with pytest.raises(UserError, match="no block 3 in a Transformer of depth 3: give -3 to 2"):
         encoder.forward_intermediates(pictures(1, 32, 32), [3])
+
+
+def ramp(size: int) -> torch.Tensor:
+    """The same picture in any size, brighter to the right and downwards."""
+    places = (torch.arange(size) + 0.5) / size
+    return (255 * (places[:, None] * 0.6 + places * 0.4)).round().to(torch.uint8).expand(2, 3, size, size)
+
+
+def test_one_rule_frames_pictures_of_any_size_as_they_were_trained_with() -> None:
+    """Of squares that are larger than those of training, the same middle is seen, smaller; not a part of it."""
+    encoder = random_encoder()
+    stored = ramp(16)
+    encoder.frame_as_stored(16, training=True)
+    assert torch.equal(encoder.frame(stored), stored[..., 4:12, 4:12] / 255)
+    for times in (2, 8):
+        torch.testing.assert_close(encoder.frame(ramp(16 * times)), encoder.frame(stored), atol=1.5 / 255, rtol=0)
+    encoder.frame_as_stored(8, training=False)
+    assert encoder.framed_size == 16
+    again = VisionEncoder.from_settings(encoder.settings())
+    assert again.framed_size == 16 and torch.equal(again.frame(stored), encoder.frame(stored))
+    encoder.frame_as_stored(4, training=True)
+    assert encoder.framed_size == 8 and encoder.frame(stored[..., :4, :4]).shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("stored", [8, 9, 11, 13, 29])
+def test_pictures_are_framed_as_timms_transform_does(stored: int) -> None:
+    from timm.data import create_transform, resolve_data_config
+
+    from lit_pretrain.backbone.weights.timm_settings import config_of
+    from lit_pretrain.data.pictures import EncodedPicture, Square, decode
+
+    encoder = random_encoder()
+    encoder.frame_as_stored(stored, training=True)
+    pixels = numpy.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=numpy.uint8)
+    PILImage.fromarray(pixels).save(file := io.BytesIO(), "PNG")
+    square = torch.tensor(decode(EncodedPicture(0, "noise", file.getvalue()), Square(stored)))
+    transform = create_transform(**resolve_data_config({}, pretrained_cfg=config_of(encoder)["pretrained_cfg"]))
+    expected = transform(PILImage.fromarray(pixels))
+    found = encoder.normalize(encoder.frame(square[None]))[0]
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as torchvision_functional
 
-from lit_pretrain.data.augmentation import ImageAugmentation, cut, middle, to_float
+from lit_pretrain.data.augmentation import ImageAugmentation, cut, to_float
 from lit_pretrain.errors import UserError
 
 
@@ -101,13 +101,6 @@ def test_colours_change_as_in_torchvision(name):
     adjust = getattr(torchvision_functional, f"adjust_{name}")
     for view, image, factor in zip(views, to_float(images), factors.flatten().tolist(), strict=True):
         torch.testing.assert_close(view, adjust(image, factor), atol=2e-4, rtol=0)
-
-
-def test_evaluation_takes_the_middle():
-    images = pictures(2)
-    assert torch.equal(middle(images, 4), to_float(images[:, :, 2:6, 2:6]))
-    assert torch.equal(middle(images, 8), to_float(images))
-    assert middle(images, 12).shape == (2, 3, 12, 12)
 
 
 def test_what_cannot_be_cropped_is_refused():

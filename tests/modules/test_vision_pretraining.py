@@ -74,6 +74,7 @@ def test_the_loss_is_the_weighted_sum_and_the_draws_are_of_the_step(data):
 def test_training_views_vary_and_evaluation_is_the_middle(data):
     data.setup("fit")
     model = module(Rotation(), augmentation=ImageAugmentation(padding=2), encoder=make_encoder(image_size=12))
+    model.encoder.frame_as_stored(16, training=True)
     batch = data.batch_at(0, 0)
     plain = model.prepare(batch, None)
     assert torch.equal(plain["images"], batch["images"][:, :, 2:14, 2:14].float() / 255)

@@ -236,7 +236,7 @@ def config_of(encoder: "VisionEncoder") -> dict[str, Any]:
             "input_size": [encoder.channels, encoder.image_size, encoder.image_size],
             "fixed_input_size": True,
             "interpolation": "bicubic",
-            "crop_pct": 1.0,
+            "crop_pct": encoder.crop_share or 1.0,
             "mean": list(encoder.channel_means),
             "std": list(encoder.channel_stds),
             "num_classes": 0,

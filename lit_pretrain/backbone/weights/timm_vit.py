@@ -126,6 +126,8 @@ def load_weights(source: str | Path, architecture: str | None = None, **untold: 
         settings = settings_of_model(model, source)
         state = as_model_names_them(state, model)
     encoder = VisionEncoder(**settings)
+    if not path.is_file():
+        encoder.crop_share = model.pretrained_cfg.get("crop_pct")
     load_tensors(encoder, state, source)
     return TimmWeights(encoder.eval(), left_out)
 

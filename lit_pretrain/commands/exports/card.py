@@ -158,7 +158,8 @@ def inputs_of(subject: Subject) -> str:
         means, stds = (", ".join(map(figure, values)) for values in (encoder.channel_means, encoder.channel_stds))
         return (
             f"Pictures of {encoder.image_size} x {encoder.image_size} pixels, {encoder.channels} channels, as floats "
-            f"in [0, 1], in patches of {encoder.patch_size}; means [{means}] and standard deviations [{stds}]."
+            f"in [0, 1], in patches of {encoder.patch_size}: the middle of pictures whose shorter side is resized to "
+            f"{encoder.framed_size} pixels; means [{means}] and standard deviations [{stds}]."
         )
     longest = f"up to {encoder.max_positions} tokens" if encoder.positions == "learned" else "of any length"
     if subject.has_classifier:
