@@ -50,6 +50,10 @@ class BestCheckpoint(ModelCheckpoint):
             if not self.best_k_models:
                 self.kth_value = torch.tensor(-torch.inf if mode == "max" else torch.inf)
 
+    def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
+        """As Lightning's; what is not finite is never among the best, not even where nothing else is there yet."""
+        return current is not None and bool(torch.isfinite(current)) and super().check_monitor_top_k(trainer, current)
+
     def state_dict(self) -> dict[str, Any]:
         """As Lightning's, with the mode."""
         return super().state_dict() | {"mode": self.mode}

@@ -120,7 +120,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     from lit_pretrain.commands.output import check_writable, write_json
     from lit_pretrain.evaluation.measuring import measure, row_of
-    from lit_pretrain.evaluation.preparing import check_one_modality, chosen_layers, prepare_ground, resolution_of, say
+    from lit_pretrain.evaluation.preparing import (
+        check_one_modality,
+        check_same_samples,
+        chosen_layers,
+        prepare_ground,
+        resolution_of,
+        say,
+    )
     from lit_pretrain.evaluation.report import log_rows, open_run, table_of
     from lit_pretrain.evaluation.subjects import load_subject
     from lit_pretrain.quiet import quieten
@@ -150,8 +157,9 @@ def run(arguments: argparse.Namespace) -> int:
         key = subject.tokenizer.hash if subject.tokenizer else ""
         if key not in grounds:
             grounds[key] = prepare_ground(
-                subject, arguments.config, arguments.data, arguments.stage, named != ["neighbors"], learns
+                subject, arguments.config, arguments.data, arguments.stage, named != ["neighbors"], learns, subjects
             )
+            check_same_samples(next(iter(grounds.values())), grounds[key], subject.name)
         ground = grounds[key]
         setting = setting_of(arguments, protocols, ground)
         logger = None if arguments.no_log else open_run(subject)

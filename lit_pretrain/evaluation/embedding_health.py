@@ -14,9 +14,11 @@ def modality_gap(texts: Tensor, pictures: Tensor) -> Tensor:
 
 
 def effective_rank(embeddings: Tensor) -> Tensor:
-    """The exponential of the entropy of the normalised singular values of (N, E): 1 to min(N, E)."""
+    """The exponential of the entropy of the normalised singular values of (N, E): 1 to min(N, E), or NaN."""
     # Their squares are the eigenvalues of a matrix that is small however many embeddings there are.
     double = embeddings.double()
+    if not bool(double.sum().isfinite()):  # it has no singular values
+        return double.new_tensor(torch.nan)
     squares = torch.linalg.eigvalsh(double.T @ double if len(double) >= double.shape[1] else double @ double.T)
     values = squares.clamp(min=0.0).sqrt()
     shares = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)

@@ -9,6 +9,10 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.evaluation.finite import check_finite
+
+# Similarities that are held at a time: 256 MiB.
+SIMILARITIES_AT_ONCE = 2**26
 
 
 @torch.no_grad()
@@ -19,7 +23,7 @@ def knn_predict(
     classes: int,
     neighbors: int = 20,
     temperature: float = 0.07,
-    chunk: int = 1024,
+    chunk: int | None = None,
 ) -> Tensor:
     """Name test samples by their neighbours.
 
@@ -30,13 +34,13 @@ def knn_predict(
         classes: Number of classes.
         neighbors: How many vote; all N if there are fewer.
         temperature: Of the votes; smaller gives more to the nearest.
-        chunk: Test samples compared at a time, so that the similarities never hold more than (chunk, N).
+        chunk: Test samples compared at a time, whose similarities are (chunk, N); None takes as many as make 256 MiB.
 
     Returns:
         (M,) classes.
 
     Raises:
-        UserError: If there is nothing to learn from, or the shapes do not fit.
+        UserError: If there is nothing to learn from, the shapes do not fit, or features are not finite.
     """
     if not len(test_features):
         return train_labels.new_zeros(0)
@@ -63,7 +67,7 @@ def knn_accuracy(
 
 @torch.no_grad()
 def knn_mean(
-    train_features: Tensor, train_values: Tensor, test_features: Tensor, neighbors: int = 20, chunk: int = 1024
+    train_features: Tensor, train_values: Tensor, test_features: Tensor, neighbors: int = 20, chunk: int | None = None
 ) -> Tensor:
     """For numbers instead of classes: the mean of the neighbours' values.
 
@@ -82,7 +86,9 @@ def knn_mean(
 
 
 @torch.no_grad()
-def nearest(train_features: Tensor, test_features: Tensor, neighbors: int, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+def nearest(
+    train_features: Tensor, test_features: Tensor, neighbors: int, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
     """The nearest training samples by the cosine of the angle.
 
     Args:
@@ -95,14 +101,17 @@ def nearest(train_features: Tensor, test_features: Tensor, neighbors: int, chunk
         (M, neighbors) cosines, the largest first, and places among the training samples.
 
     Raises:
-        UserError: If there is nothing to find, or the shapes do not fit.
+        UserError: If there is nothing to find, the shapes do not fit, or features are not finite.
     """
     if not len(train_features) or train_features.shape[1:] != test_features.shape[1:]:
         raise UserError(
             f"Neighbours cannot be found among features of shape {tuple(train_features.shape)} for features of shape "
             f"{tuple(test_features.shape)}: give at least one, of the same width."
         )
+    for features in (train_features, test_features):
+        check_finite(features)
     train = functional.normalize(train_features.float(), dim=1)
+    chunk = chunk or max(1, SIMILARITIES_AT_ONCE // len(train))
     found = [
         (functional.normalize(part.float(), dim=1) @ train.T).topk(min(neighbors, len(train)), dim=1)
         for part in test_features.split(chunk)

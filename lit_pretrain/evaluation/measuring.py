@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.evaluation.bars import with_bar
 from lit_pretrain.evaluation.features import FeaturePooling, features_of_batches
 from lit_pretrain.evaluation.knn import knn_mean, knn_predict
-from lit_pretrain.evaluation.labelled_data import Part, draw
+from lit_pretrain.evaluation.labelled_data import BATCH_SIZE, Part, draw
 from lit_pretrain.evaluation.linear_probe import Regularization, fit_linear_probe
 from lit_pretrain.evaluation.ridge import correlations, ridge_predict
 from lit_pretrain.evaluation.subjects import Subject
@@ -98,7 +99,14 @@ def layer_features(
     encoder = subject.encoder.to(setting.device)
     for group in layer_groups(layers, sum(map(len, parts)), encoder.width):
         found = [
-            features_of_batches(encoder, part.batches(), group, setting.pooling, setting.bf16, subject.causal)
+            features_of_batches(
+                encoder,
+                with_bar(part.batches(), math.ceil(len(part) / BATCH_SIZE), f"{subject.name}, {part.name} samples"),
+                group,
+                setting.pooling,
+                setting.bf16,
+                subject.causal,
+            )
             for part in parts
         ]
         for layer in group:
@@ -139,7 +147,8 @@ def measure(
                 labels = train.labels[torch.from_numpy(chosen)].to(setting.device)
                 truth = test.labels.to(setting.device)
                 for protocol in setting.protocols:
-                    known = train_features[places]
+                    # Not a copy of all of them.
+                    known = train_features if len(places) == len(train_features) else train_features[places]
                     scores = score(protocol, known, labels, test_features, truth, setting)
                     for metric, value in scores.items():
                         key = (layer, protocol, metric, len(chosen))

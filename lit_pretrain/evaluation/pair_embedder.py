@@ -12,6 +12,8 @@ from torch import Tensor
 
 from lit_pretrain.data.text_encoding import EncodedTexts, TextSettings, encode_texts
 from lit_pretrain.errors import UserError
+from lit_pretrain.evaluation.bars import with_bar
+from lit_pretrain.evaluation.finite import check_finite
 
 if TYPE_CHECKING:
     from lit_pretrain.modules.contrastive_pretraining import ContrastivePretraining
@@ -57,11 +59,12 @@ class PairEmbedder:
         order = numpy.argsort(-encoded.lengths, kind="stable")
         found = torch.empty(len(encoded), self.module.embedding_width)
         with self._evaluating():
-            for start in range(0, len(order), AT_ONCE):
+            starts = range(0, len(order), AT_ONCE)
+            for start in with_bar(starts, len(starts), "texts"):
                 places = order[start : start + AT_ONCE]
                 batch = {name: value.to(self.module.device) for name, value in encoded.batch(places).items()}
                 found[torch.from_numpy(places)] = self.module.embed_texts(batch).float().cpu()
-        return found
+        return check_finite(found, "embeddings of texts")
 
     @torch.no_grad()
     def embed_pictures(self, batches: Iterable[Tensor]) -> Tensor:
@@ -76,7 +79,7 @@ class PairEmbedder:
                 for part in images.split(AT_ONCE):
                     framed = self.module.vision_encoder.frame(part.to(self.module.device))
                     found.append(self.module.embed_pictures(framed).float().cpu())
-        return torch.cat(found)
+        return check_finite(torch.cat(found), "embeddings of pictures")
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from lightning import LightningDataModule
 
 from lit_pretrain.data.text_encoding import choose_tokenizer
@@ -73,31 +74,45 @@ def chosen_layers(subject: Subject, text: str, pooling: FeaturePooling) -> list[
 
 
 def prepare_ground(
-    subject: Subject, config: str | None, settings: list[str], stage: str | None, labelled: bool, learns: bool = True
+    subject: Subject,
+    config: str | None,
+    settings: list[str],
+    stage: str | None,
+    labelled: bool,
+    learns: bool = True,
+    compared: Sequence[Subject] = (),
 ) -> Ground:
     """Data that a subject can be measured on, ready.
 
     Args:
-        subject: Whose tokenizer is taken, and whose run's data if no other is named.
+        subject: Whose tokenizer is taken.
         config: A config whose data is taken, or null.
         settings: `--data...` arguments.
         stage: `test` or `validation`; null takes test data if there is any.
         labelled: Whether labels are needed.
         learns: Whether anything is learned from the training part; else, without test data, all is measured on.
+        compared: All that are measured on the same data, which is that of the first one's run if no config is named;
+            none but the subject by default.
 
     Raises:
         UserError: If the data cannot be had, is of the other modality, has no labels, or labels that are not measured.
     """
-    if subject.pair is not None and config is None:
+    first, named = (compared or [subject])[0], config
+    if first.pair is not None and config is None:
         # Its own data are pairs, without classes.
         settings = like_its_own(subject, settings)
     else:
-        config = config or (str(subject.config) if subject.config else None)
+        config = config or (str(first.config) if first.config else None)
     data = make_data(config, settings, DEFAULT_CLASSES[subject.is_text])
     check_modality(subject, data, config)
+    stored, needed = getattr(data, "stored_size", None), max((one.framed_size for one in compared), default=0)
+    if named is None and stored is not None and stored < needed and not is_given("stored_size", settings):
+        # Else those that look at larger pictures than the first one would be shown blurred ones.
+        data = make_data(config, [*settings, "--data.stored_size", str(needed)], DEFAULT_CLASSES[subject.is_text])
     if subject.is_text:
-        # Without a trainer the data cannot ask the model for its tokenizer.
-        given = data.tokenizer_path
+        # Without a trainer the data cannot ask the model for its tokenizer. That of the first one's run is its own.
+        inherited = named is None and subject is not first and not is_given("tokenizer", settings)
+        given = None if inherited else data.tokenizer_path
         data.tokenizer = subject.tokenizer if given is None else choose_tokenizer(given, None, subject.tokenizer)
     data.prepare_data()
     data.setup("validate")
@@ -134,8 +149,44 @@ def like_its_own(subject: Subject, settings: list[str]) -> list[str]:
     if not settings:
         raise UserError(without_classes(subject, f"{subject.name} was trained on pairs"))
     name = "maximum_length" if subject.is_text else "stored_size"
-    given = any(one.partition("=")[0] == f"--data.{name}" for one in settings)
-    return settings if given or name not in subject.inputs else [*settings, f"--data.{name}", str(subject.inputs[name])]
+    return (
+        settings
+        if is_given(name, settings) or name not in subject.inputs
+        else [*settings, f"--data.{name}", str(subject.inputs[name])]
+    )
+
+
+def is_given(name: str, settings: Sequence[str]) -> bool:
+    """Whether a setting of the data is among `--data...` arguments."""
+    options = {f"--data.{name}", f"--data.init_args.{name}"}
+    return any(setting.partition("=")[0] in options for setting in settings)
+
+
+def check_same_samples(ground: Ground, other: Ground, name: str) -> None:
+    """See that two tokenizers leave the same samples, so that figures can stand in one table.
+
+    Args:
+        ground: The data of what is measured first.
+        other: The data of another encoder.
+        name: Of that encoder.
+
+    Raises:
+        UserError: If rows or labels differ.
+    """
+    for part, theirs in ((ground.train, other.train), (ground.test, other.test)):
+        if not torch.equal(samples_of(part), samples_of(theirs)):
+            raise UserError(
+                f"{name} would be measured on other {part.name} samples ({len(theirs)}) than the one before it "
+                f"({len(part)}): give data that both read alike by --config or --data, or evaluate them one by one."
+            )
+
+
+def samples_of(part: Part) -> torch.Tensor:
+    """(N, 2) row of the source and label of every sample, by rows; in whatever order the part is read."""
+    rows = getattr(part.dataset, "rows", None)
+    rows = part.sample_ids() if rows is None else torch.from_numpy(rows[part.indices])
+    labels = torch.zeros(len(rows)) if part.labels is None else part.labels
+    return torch.stack([rows.double(), labels.double()], dim=1)[rows.argsort(stable=True)]
 
 
 def without_classes(subject: Subject, what: str) -> str:
@@ -179,5 +230,9 @@ def check_modality(subject: Subject, data: LightningDataModule, config: str | No
 
 
 def resolution_of(subject: Subject, ground: Ground) -> str:
-    """Size of what the encoder is given."""
-    return f"{ground.data.text.maximum_length} tokens" if subject.is_text else f"{subject.encoder.image_size} px"
+    """Size of what the encoder is given: "16 px, middle of 24, from 64" of pictures resized from 64 to 24, and cut."""
+    if subject.is_text:
+        return f"{ground.data.text.maximum_length} tokens"
+    size, framed, stored = subject.encoder.image_size, subject.framed_size, ground.data.facts.stored_size
+    middle = f", middle of {framed}" if framed != size else ""
+    return f"{size} px{middle}" + (f", from {stored}" if stored != framed else "")

@@ -2,7 +2,7 @@
 
 Exact, over all answers, in chunks of queries. Of several right answers (five captions of a picture) the best counts, as
 is usual on COCO and Flickr30k (Karpathy and Fei-Fei 2015, arXiv:1412.2306). A wrong answer that is exactly as like as
-the right one counts as before it: an encoder that says the same of everything finds nothing.
+the right one counts as before it: an encoder that says the same of everything, or NaN, finds nothing.
 """
 
 import numpy
@@ -35,7 +35,8 @@ def retrieval_ranks(queries: Tensor, answers: Tensor, right: Tensor) -> Tensor:
         is_right = torch.zeros_like(scores, dtype=torch.bool)
         is_right[right[first:last, 0] - start, right[first:last, 1]] = True
         best = scores.masked_fill(~is_right, float("-inf")).amax(dim=1, keepdim=True)
-        ranks[start:stop] = 1 + ((scores >= best) & ~is_right).sum(dim=1)
+        # Not a number is less than nothing, so that it counts as before the right answer too.
+        ranks[start:stop] = 1 + (~(scores < best) & ~is_right).sum(dim=1)
     return ranks
 
 

@@ -4,7 +4,11 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.evaluation.finite import check_finite
 from lit_pretrain.evaluation.linear_probe import LEAST_VARIATION
+
+# Samples that are brought to double precision at a time.
+CHUNK = 65_536
 
 
 def ridge_predict(
@@ -22,17 +26,33 @@ def ridge_predict(
         (M,) float32 values.
 
     Raises:
-        UserError: If there is nothing to learn from.
+        UserError: If there is nothing to learn from, or features are not finite.
     """
     if not len(train_features):
         raise UserError("A linear probe needs labelled samples: give at least one.")
-    features, values = train_features.double(), train_values.double()
-    mean, scale = features.mean(dim=0), features.std(dim=0, correction=0)
+    for features in (train_features, test_features):
+        check_finite(features)
+    values = train_values.double()
+    mean, scale = moments(train_features)
     scale = torch.where(scale <= LEAST_VARIATION * scale.max().clamp(min=1e-12), 1.0, scale)
-    standardised, offset = (features - mean) / scale, values.mean()
-    penalty = regularization * torch.eye(standardised.shape[1], dtype=torch.float64, device=features.device)
-    weight = torch.linalg.solve(standardised.T @ standardised + penalty, standardised.T @ (values - offset))
-    return ((test_features.double() - mean) / scale @ weight + offset).float()
+    offset = values.mean()
+    # Sums over chunks: features in double precision, several times over, would be most of the memory.
+    gram, projected = torch.zeros(2, 1, 1, dtype=torch.float64, device=train_features.device)
+    for features, targets in zip(train_features.split(CHUNK), (values - offset).split(CHUNK), strict=True):
+        standardised = (features.double() - mean) / scale
+        gram, projected = gram + standardised.T @ standardised, projected + standardised.T @ targets[:, None]
+    penalty = regularization * torch.eye(len(mean), dtype=torch.float64, device=mean.device)
+    weight = torch.linalg.solve(gram + penalty, projected)[:, 0]
+    return torch.cat(
+        [((part.double() - mean) / scale @ weight + offset).float() for part in test_features.split(CHUNK)]
+    )
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations (D,) of features (N, D), in double precision, chunk by chunk."""
+    mean = sum(part.double().sum(dim=0) for part in features.split(CHUNK)) / len(features)
+    squares = sum((part.double() - mean).square().sum(dim=0) for part in features.split(CHUNK))
+    return mean, (squares / len(features)).sqrt()
 
 
 def correlations(predicted: Tensor, values: Tensor) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Pictures and texts that a query is looked for among: embedded now, or read from what `predict` has embedded."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,15 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.data.built_once import default_cache_directory
-from lit_pretrain.data.decoding import decode_blocks
+from lit_pretrain.data.decoding import BLOCK, decode_blocks
 from lit_pretrain.data.image_source import FOLDER, EncodedPictures, ImageSource, located, open_pictures
 from lit_pretrain.data.labelled_source import LabelledTextSource
 from lit_pretrain.data.pair_source import CAPTION, open_captions
 from lit_pretrain.data.pictures import EncodedPicture, Square, UnreadablePictureError, opened, to_rgb
 from lit_pretrain.data.sources import check_column, ending, everything_in, expand, open_source
 from lit_pretrain.errors import UserError, nearest
+from lit_pretrain.evaluation.bars import with_bar
+from lit_pretrain.evaluation.finite import check_finite
 from lit_pretrain.evaluation.pair_embedder import PairEmbedder
 from lit_pretrain.evaluation.search_queries import Query, cut_note
 from lit_pretrain.modules.contrastive_identity import METADATA, weights_hash
@@ -143,7 +146,8 @@ def collect_pictures(embedder: PairEmbedder, pictures: EncodedPictures, names: S
     unreadable: list[str] = []
 
     def images() -> Iterator[Tensor]:
-        for block in decode_blocks(pictures, range(len(pictures)), Square(embedder.stored_size)):
+        blocks = decode_blocks(pictures, range(len(pictures)), Square(embedder.stored_size))
+        for block in with_bar(blocks, math.ceil(len(pictures) / BLOCK), "pictures"):
             rows.extend(block.rows)
             unreadable.extend(block.unreadable)
             yield torch.from_numpy(block.images)
@@ -252,4 +256,4 @@ def collect_embedded(embedder: PairEmbedder, file: str) -> Collection:
         except UnreadablePictureError:
             return None
 
-    return Collection(file, names, embeddings, are_pictures, show)
+    return Collection(file, names, check_finite(embeddings, f"embeddings in {file}"), are_pictures, show)

@@ -48,6 +48,11 @@ class Subject:
         """Whether it reads text, not pictures."""
         return isinstance(self.encoder, TextEncoder)
 
+    @property
+    def framed_size(self) -> int:
+        """Pixels to which pictures are resized before their middle is looked at; 0 for texts."""
+        return 0 if self.is_text else self.encoder.framed_size
+
 
 def load_subject(reference: str, architecture: str | None = None) -> Subject:
     """Find and load an encoder.

@@ -79,10 +79,12 @@ def class_rows(classes: Sequence[str], labels: numpy.ndarray, predicted: numpy.n
     """Precision, recall and F1 of each class, of one class each or of several."""
     from sklearn.metrics import precision_recall_fscore_support
 
-    several = labels.ndim == 2
-    figures = precision_recall_fscore_support(
-        labels, predicted, labels=None if several else range(len(classes)), zero_division=0
-    )
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        # A single column is a binary task to scikit-learn, whose class 1 alone is wanted.
+        columns, labels, predicted = [1], labels[:, 0], predicted[:, 0]
+    else:
+        columns = list(range(len(classes)))
+    figures = precision_recall_fscore_support(labels, predicted, labels=columns, zero_division=0)
     names = ("precision", "recall", "f1", "samples")
     return [
         {"class": name, **{key: round(float(value), 4) for key, value in zip(names, row, strict=True)}}

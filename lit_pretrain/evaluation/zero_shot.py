@@ -4,6 +4,7 @@ A class has a prompt for each template and each of its names. The prompts' embed
 1 again, as there (3.1.4), so that a class costs one product however many prompts it has.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ import yaml
 from torch import Tensor
 
 from lit_pretrain.errors import UserError, nearest
-from lit_pretrain.evaluation.labelled_data import Part
+from lit_pretrain.evaluation.bars import with_bar
+from lit_pretrain.evaluation.labelled_data import BATCH_SIZE, Part
 from lit_pretrain.evaluation.pair_embedder import PairEmbedder
 
 ClassNames = dict[str, str | list[str]] | list[str | list[str]]
@@ -223,7 +225,7 @@ def measure_zero_shot(embedder: PairEmbedder, part: Part, prompts: Prompts) -> Z
     labels: list[Tensor] = []
 
     def images() -> Iterator[Tensor]:
-        for batch in part.batches():
+        for batch in with_bar(part.batches(), math.ceil(len(part) / BATCH_SIZE), "pictures"):
             labels.append(batch["label"])
             yield batch["images"]
 

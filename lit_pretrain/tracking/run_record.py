@@ -107,7 +107,7 @@ class RunRecorder(Callback):
         for name, value in trainer.callback_metrics.items():
             way = direction(name) if name.startswith("validation/") else None
             number = float(value)
-            if way is None or math.isnan(number):
+            if way is None or not math.isfinite(number):
                 continue
             if name not in self.best or is_better(number, self.best[name], way):
                 self.best[name] = improved[f"best/{name}"] = number

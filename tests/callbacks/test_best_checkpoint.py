@@ -68,6 +68,15 @@ def test_the_highest_score_is_kept_and_found(runs):
     assert find_checkpoint(name) == (directory / "last.ckpt").resolve()
 
 
+@pytest.mark.parametrize("first", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_never_the_best(runs, first):
+    trainer, best = fit(runs, [first, first], 40)
+    directory = trainer.logger.run_directory / "checkpoints"
+    assert [path.name for path in directory.iterdir()] == ["last.ckpt"]
+    _, best = fit(runs, [first, 0.1, first], 60)
+    assert best.best_model_path.endswith("best-step=000040.ckpt") and float(best.best_model_score) == pytest.approx(0.1)
+
+
 def test_going_on_compares_with_what_was_best(runs):
     trainer, _ = fit(runs, [0.2, 0.7], 40)
     last = str(trainer.logger.run_directory / "checkpoints" / "last.ckpt")

@@ -116,6 +116,15 @@ def test_several_classes(runs):
     assert rows == [("c", "wet", "cold"), ("b", "wet cold", "cold")]
 
 
+def test_a_single_class_that_is_there_or_not(runs):
+    facts = LabelFacts("multi_label", ["wet"])
+    logits, labels = torch.tensor([[0.9], [0.4], [0.8]]).logit(), torch.tensor([[1.0], [1.0], [0.0]])
+    directory = report(runs, facts, logits, labels, [{"text": word} for word in "abc"], mistakes=1)
+    (wet,) = table(directory, "classes")
+    assert wet == {"class": "wet", "precision": 0.5, "recall": 0.5, "f1": 0.5, "samples": 2.0}
+    assert [(row["text"], row["told"]) for row in table(directory, "mistakes")] == [("c", "wet")]
+
+
 @pytest.mark.parametrize("right", [True, False])
 def test_nothing_but_right_or_wrong_answers(runs, right):
     facts = LabelFacts("single_label", ["a", "b"])

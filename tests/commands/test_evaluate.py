@@ -6,9 +6,11 @@ import json
 import numpy
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
-from small_pictures import COLORS, make_pictures, picture_config, write_pictures
-from small_training import small_config, write_config
+from small_pictures import COLORS, draw, make_pictures, picture_config, write_pictures
+from small_training import small_config, training_of, write_config
 from text_corpus import SUBJECTS, write_corpus
 
 from lit_pretrain.__main__ import main
@@ -172,6 +174,52 @@ def test_texts_by_class_and_by_number(texts, tmp_path, capsys):
     assert [row["text"] for row in found] == ["the army pays."] * 3 and found[0]["label"] == "the army"
     assert found[0]["cosine"] == pytest.approx(1, abs=1e-5)
     assert "the army pays." in capsys.readouterr().out
+
+
+def test_encoders_with_other_tokenizers_are_measured_on_the_same_samples(texts, runs, tmp_path):
+    """Each run's own data would put figures of different samples into one table."""
+    other = trained(runs, "other", small_config(runs.parent / "corpus.jsonl", vocabulary_size=70))
+    fine_tuned = []
+    for name, start, data in (("first", texts, "labelled"), ("second", other, "test")):
+        model = {"class_path": "FineTuning", "init_args": {"init_from": str(start)}}
+        settings = {"path": str(runs.parent / f"{data}.jsonl"), "maximum_length": 32, "batch_size": 8}
+        config = training_of(model, {"class_path": "LabelledDataModule", "init_args": settings})
+        fine_tuned.append(trained(runs, name, config))
+    file = tmp_path / "rows.json"
+    command = ["evaluate", *map(str, fine_tuned), "--protocol", "knn", "--train-samples", "9", "all", "--no-log"]
+    assert main([*command, "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())
+    assert [(row["checkpoint"][:5], row["train_samples"], row["stage_samples"]) for row in rows] == [
+        (name, count, 4) for name in ("first", "secon") for count in (9, 68)
+    ]
+
+
+def test_pictures_of_another_size_are_seen_whole(pictures, runs, tmp_path):
+    """An encoder of 16 pixels looks at all of 64-pixel pictures, not at a sixteenth of their area."""
+    generator = numpy.random.default_rng(0)
+    for name, size in (("small", 16), ("large", 64)):
+        images = [draw(place % 3, generator).resize((size, size), Image.Resampling.NEAREST) for place in range(60)]
+        generator = numpy.random.default_rng(0)
+        features = Features({"image": ImageFeature(), "label": ClassLabel(names=list(COLORS))})
+        rows = {"image": images, "label": [place % 3 for place in range(60)]}
+        Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / f"{name}.parquet"))
+    found = {}
+    for name in ("small", "large"):
+        path = ["--data.path", str(tmp_path / f"{name}.parquet"), "--data.label_column", "label"]
+        command = ["evaluate", str(pictures), "--data", "ImageDataModule", *path, "--protocol", "neighbors"]
+        assert main([*command, "--no-log", "--output", str(tmp_path)]) == 0
+        (table,) = tmp_path.glob("neighbors-*-block_3.csv")
+        found[name] = [float(row["cosine"]) for row in csv.DictReader(table.open())]
+    assert found["large"] == pytest.approx(found["small"], abs=5e-3)
+
+
+def test_spoilt_weights_stop_with_a_sentence(pictures, tmp_path, capsys):
+    checkpoint = torch.load(pictures, weights_only=True)
+    checkpoint["state_dict"]["encoder.transformer.final_norm.weight"].fill_(float("nan"))
+    torch.save(checkpoint, tmp_path / "spoilt.ckpt")
+    config, file = ["--config", str(pictures.parents[1] / "config.yaml")], tmp_path / "rows.json"
+    assert main(["evaluate", str(tmp_path / "spoilt.ckpt"), *config, "--no-log", "--json", str(file)]) == 2
+    assert "samples are not finite" in capsys.readouterr().err and not file.exists()
 
 
 def test_mistakes_get_one_sentence(pictures, texts, tmp_path, capsys):

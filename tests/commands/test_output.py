@@ -36,3 +36,13 @@ def test_a_pipe_is_written_into(tmp_path: Path) -> None:
 def test_a_place_that_is_not_there_is_told_beforehand(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         check_writable(tmp_path / "nowhere" / "rows.json")
+
+
+def test_looking_leaves_no_file_and_what_is_not_finite_is_null(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    check_writable(path)
+    assert not path.exists()
+    write_json(path, [{"mean": float("nan"), "values": (1.0, float("inf"))}])
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == [{"mean": None, "values": [1.0, None]}]
+    check_writable(path)
+    assert path.exists()

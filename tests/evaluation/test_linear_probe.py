@@ -1,10 +1,14 @@
 """The probe learns what is linear, whatever the features' sizes, and nothing else."""
 
+import warnings
+
 import pytest
 import torch
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.evaluation.knn import knn_accuracy
 from lit_pretrain.evaluation.linear_probe import choose_regularization, fit_linear_probe
+from lit_pretrain.evaluation.ridge import ridge_predict
 
 
 def separable(count=400, seed=0):
@@ -44,17 +48,56 @@ def test_one_class_is_refused():
         fit_linear_probe(torch.zeros(4, 2), torch.zeros(4))
 
 
-def test_it_is_the_logistic_regression_of_scikit_learn():
+@pytest.mark.parametrize("regularization", [0.001, 1.0, 100.0])
+@pytest.mark.parametrize("classes", [2, 10])
+@pytest.mark.parametrize("signal", [0.1, 0.6], ids=["overlapping", "separable"])
+def test_it_is_the_logistic_regression_of_scikit_learn(classes, regularization, signal):
+    """The minimum of the same objective: two classes have one weight vector, and a weak penalty is no early stop."""
     from sklearn.linear_model import LogisticRegression
 
     generator = torch.Generator().manual_seed(3)
-    features, labels = torch.randn(300, 6, generator=generator), torch.randint(0, 3, (300,), generator=generator)
-    labels[features[:, 0] > 0.5] = 1
-    probe = fit_linear_probe(features, labels, regularization=0.05)
-    standardised = ((features - features.mean(0)) / features.std(0, correction=0)).double().numpy()
-    reference = LogisticRegression(C=0.05, tol=1e-8, max_iter=1000).fit(standardised, labels.numpy())
-    torch.testing.assert_close(probe.weight, torch.from_numpy(reference.coef_).float(), atol=5e-3, rtol=0)
-    assert (probe.predict(features).numpy() == reference.predict(standardised)).mean() > 0.99
+    labels = torch.randint(0, classes, (600,), generator=generator)
+    centres = torch.randn(classes, 24, generator=generator)
+    features = signal * centres[labels] + torch.randn(600, 24, generator=generator) * torch.logspace(0, -1, 24)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        probe = fit_linear_probe(features, labels, regularization)
+    standardised = ((features - features.mean(0)) / features.std(0, correction=0)).double()
+    reference = LogisticRegression(C=regularization, tol=1e-9, max_iter=20_000).fit(standardised, labels)
+    weight, bias = torch.from_numpy(reference.coef_), torch.from_numpy(reference.intercept_)
+    if classes == 2:
+        weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
+
+    def objective(weight, bias):
+        logits = standardised @ weight.double().T + bias.double()
+        squares = (weight[1] - weight[0]).square() if classes == 2 else weight.square()
+        penalty = squares.double().sum() / (2 * regularization * 600)
+        return float(torch.nn.functional.cross_entropy(logits, labels) + penalty)
+
+    best = objective(weight, bias)
+    assert best * (1 - 1e-6) <= objective(probe.weight, probe.bias) < best * 1.001
+    if regularization == 0.001:
+        torch.testing.assert_close(probe.weight.double(), weight, atol=2e-4, rtol=0)
+
+
+def test_a_probe_that_stops_early_says_so():
+    features, labels = separable()
+    with pytest.warns(UserWarning, match="had not converged after 2 steps"):
+        fit_linear_probe(features, labels, max_iterations=2)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused(value):
+    features, labels = separable()
+    features[7, 2] = value
+    for learn in (
+        lambda: fit_linear_probe(features, labels),
+        lambda: knn_accuracy(features, labels, features, labels, 4),
+        lambda: knn_accuracy(features[8:], labels[8:], features, labels, 4),
+        lambda: ridge_predict(features, labels.float(), features),
+    ):
+        with pytest.raises(UserError, match="of 1 of 400 samples are not finite .the first is sample 7."):
+            learn()
 
 
 def test_it_is_fitted_within_a_validation_too():

@@ -66,3 +66,13 @@ def test_gap_and_rank():
     # Singular values 3 and 1: shares of 3/4 and 1/4.
     expected = math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
     assert float(effective_rank(torch.diag(torch.tensor([3.0, 1.0])))) == pytest.approx(expected)
+
+
+def test_not_a_number_finds_nothing():
+    embeddings = torch.nn.functional.normalize(torch.randn(20, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    keys = torch.arange(20)
+    assert retrieval_both_ways(embeddings, embeddings, keys, keys)["mean_recall"] == 1.0
+    spoilt = torch.full_like(embeddings, float("nan"))
+    for texts, pictures in ((spoilt, embeddings), (embeddings, spoilt), (spoilt, spoilt)):
+        figures = retrieval_both_ways(texts, pictures, keys, keys)
+        assert figures["mean_recall"] == 0.0 and figures["text_to_picture/median_rank"] == 20
