@@ -52,6 +52,10 @@ class AttentionPooling(nn.Module):
             act_layer=partial(make_activation, config.activation),
         )
 
+    def no_weight_decay(self) -> set[str]:
+        """The learned query, which is a vector however many dimensions it has."""
+        return {"attention.latent"}
+
     def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Map (B, N, D) to (B, D); `attention_mask` (B, N) is True where a token is real."""
         mask = None

@@ -223,16 +223,22 @@ class TextEncoder(nn.Module):
         return self.forward_head(self.forward_features(input_ids, attention_mask, token_type_ids), attention_mask)
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that must not decay although they are matrices: none (BERT decays its embeddings)."""
-        return set()
+        """Parameters that must not decay although they have several dimensions: the learned query that pools.
+
+        BERT decays its embeddings, positions and segments among them.
+        """
+        return {f"pooler.{name}" for name in self.pooler.no_weight_decay()} if self.pooling == "map" else set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that say which layer a parameter belongs to, in timm's form, for layer decay and freezing."""
-        blocks = r"^transformer\.blocks\.(\d+)"
-        last = (99_999,)  # timm's mark for whatever follows the last block
+        """Patterns that say which layer a parameter belongs to, in timm's form, for layer decay and freezing.
+
+        The embeddings, every block, and what follows the last block, as in `VisionEncoder`; the third has no parameters
+        where `post` norms and a pooling without any leave nothing. There is no coarser grouping.
+        """
         return {
             "stem": r"^embeddings",
-            "blocks": blocks if coarse else [(blocks, None), (r"^transformer\.final_norm", last), (r"^pooler", last)],
+            "blocks": r"^transformer\.blocks\.(\d+)",
+            "head": r"^(?:transformer\.final_norm|pooler)",
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -242,8 +242,8 @@ class VisionEncoder(nn.Module):
         return self.forward_head(self.forward_features(images))
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that must not decay although they have several dimensions: learned tokens and positions."""
-        names = {"embeddings.position", "embeddings.class_token", "embeddings.registers"}
+        """Parameters that must not decay although they have several dimensions: learned tokens, positions, queries."""
+        names = {"embeddings.position", "embeddings.class_token", "embeddings.registers", "pooler.attention.latent"}
         return names & {name for name, _ in self.named_parameters()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

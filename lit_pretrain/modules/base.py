@@ -14,7 +14,13 @@ from torch import Tensor
 from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.data.randomness import default_seed, derive_seed
 from lit_pretrain.modules.clipping import clip_gradients
-from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, make_optimizer, make_scheduler
+from lit_pretrain.modules.optimization import (
+    AdamWConfig,
+    ScheduleConfig,
+    make_optimizer,
+    make_scheduler,
+    rates_of,
+)
 from lit_pretrain.modules.statistics import MeanStatistics
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.objectives.objective import Batch
@@ -92,7 +98,7 @@ class BaseModule(LightningModule):
         # Of a training that is resumed, by stage, until its first batch.
         self._earlier_sums: dict[str, dict[str, list]] = {}
         self._reported_step = 0
-        self._used_learning_rate = 0.0
+        self._used_rates: dict[str, float] = {}
         self._watched: WatchedLosses | None = None
 
     # -- optimiser
@@ -141,7 +147,7 @@ class BaseModule(LightningModule):
         if self._report_is_due():
             self._reported_step = self.trainer.global_step
             self.report("train")
-            self.log("learning_rate", self._used_learning_rate)
+            self.log_dict(self._used_rates)
 
     def on_train_start(self) -> None:
         """Count from here, or from the sums of the training that is resumed."""
@@ -171,7 +177,7 @@ class BaseModule(LightningModule):
             return
         self.trainer.callback_metrics.update(means)
         metrics = {name: float(value) for name, value in means.items()}
-        metrics |= {"learning_rate": self._used_learning_rate, "epoch": self.trainer.current_epoch}
+        metrics |= self._used_rates | {"epoch": self.trainer.current_epoch}
         # Lightning's logs count steps from 0.
         for logger in self.trainer.loggers if self.trainer.is_global_zero else ():
             logger.log_metrics(metrics, step=self.trainer.global_step - 1)
@@ -214,8 +220,8 @@ class BaseModule(LightningModule):
         self.report("test")
 
     def note_learning_rate(self) -> None:
-        """Keep the learning rate that this step uses, for the logs; the schedule moves on before they are written."""
-        self._used_learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        """Keep the learning rates that this step uses, for the logs; the schedule moves on before they are written."""
+        self._used_rates = rates_of(self.trainer.optimizers[0])
 
     # -- checkpoints
 

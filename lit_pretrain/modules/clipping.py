@@ -3,12 +3,19 @@
 Lightning 2.6 takes every fused optimiser under autocast for one that unscales gradients within its step. That is so in
 fp16 with a scaler; bf16 has no scaler and clips as fp32 does. Under FSDP a gradient's norm is spread over the ranks,
 and only the wrapped module can sum it up.
+
+What waits for its turn at a learning rate of 0 has gradients too, so that processes agree on which there are. They say
+nothing of what moves, and are clipped by themselves: they do reach the optimiser's running means.
 """
+
+import contextlib
+from collections.abc import Iterable, Iterator
 
 from lightning import Trainer
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
 
@@ -23,10 +30,35 @@ def clip_gradients(trainer: Trainer, optimizer: Optimizer, value: float, algorit
     """
     if value <= 0:
         return
-    kind, plugin = GradClipAlgorithmType(algorithm), trainer.precision_plugin
+    kind = GradClipAlgorithmType(algorithm)
+    held: dict[bool, list[Parameter]] = {True: [], False: []}
+    for group in optimizer.param_groups:
+        held[group["lr"] > 0.0] += group["params"]
+    moving, waiting = held[True], held[False]
+    for others in (waiting, moving) if moving and waiting and kind == GradClipAlgorithmType.NORM else ((),):
+        with without_gradients(others):
+            clip_all(trainer, optimizer, value, kind)
+
+
+def clip_all(trainer: Trainer, optimizer: Optimizer, value: float, kind: GradClipAlgorithmType) -> None:
+    """As `clip_gradients`, whatever has a gradient."""
+    plugin = trainer.precision_plugin
     if isinstance(trainer.strategy.model, FullyShardedDataParallel) and kind == GradClipAlgorithmType.NORM:
         trainer.strategy.model.clip_grad_norm_(value)
     elif getattr(plugin, "scaler", None) is None:
         Precision.clip_gradients(plugin, optimizer, value, kind)
     else:
         plugin.clip_gradients(optimizer, value, kind)
+
+
+@contextlib.contextmanager
+def without_gradients(parameters: Iterable[Parameter]) -> Iterator[None]:
+    """Take the gradients of some parameters away for a while."""
+    held = [(parameter, parameter.grad) for parameter in parameters]
+    for parameter, _ in held:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in held:
+            parameter.grad = gradient

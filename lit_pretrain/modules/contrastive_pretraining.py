@@ -17,10 +17,15 @@ from lit_pretrain.modules.checkpoints import read_checkpoint, take_framing
 from lit_pretrain.modules.contrastive_data import check_replayed, fit_to_pairs, parts_of
 from lit_pretrain.modules.contrastive_evaluation import ContrastiveEvaluation
 from lit_pretrain.modules.contrastive_record import arguments_of, check_kind, check_record, description_of, record_of
-from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
+from lit_pretrain.modules.optimization import (
+    AdamWConfig,
+    ScheduleConfig,
+    TrainedPart,
+    make_optimizer,
+    remember_dimensions,
+)
 from lit_pretrain.modules.replay import TextReplay, VisionReplay
 from lit_pretrain.modules.steps import total_steps
-from lit_pretrain.modules.tower_optimizer import TrainedPart, make_tower_optimizer
 from lit_pretrain.modules.towers import (
     Sharing,
     Tower,
@@ -170,6 +175,7 @@ class ContrastivePretraining(TwoTowers):
                 self.vision_encoder.compile_blocks()
             for replay in self.replays.values():
                 replay.compile_blocks()
+        remember_dimensions(self)
         self.built = True
 
     @property
@@ -188,9 +194,10 @@ class ContrastivePretraining(TwoTowers):
         parts = [TrainedPart(head) for head in heads]
         for name, tower in self.towers.items():
             config = self.configs[name]
-            parts.append(TrainedPart(tower.encoder, config.learning_rate_factor, config.first_step(steps, name)))
+            start = config.first_step(steps, name)
+            parts.append(TrainedPart(tower.encoder, config.learning_rate_factor, start, label=f"{name}_encoder"))
         parts += [TrainedPart(objective) for replay in self.replays.values() for objective in replay.objectives]
-        return make_tower_optimizer(parts, self.optimizer_config, fused)
+        return make_optimizer(parts, self.optimizer_config, fused)
 
     def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
         """As Lightning's; the temperature stays within its bounds, in whatever is saved next too."""

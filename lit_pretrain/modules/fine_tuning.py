@@ -23,7 +23,14 @@ from lit_pretrain.modules.checkpoints import read_checkpoint, take_framing
 from lit_pretrain.modules.fine_tuning_record import check_record, description_of, record_of, take_record
 from lit_pretrain.modules.freezing import FreezingConfig, freeze, unfreezing_steps
 from lit_pretrain.modules.modalities import make_modality
-from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, make_layerwise_optimizer
+from lit_pretrain.modules.optimization import (
+    AdamWConfig,
+    ScheduleConfig,
+    TrainedPart,
+    layer_parts,
+    make_optimizer,
+    remember_dimensions,
+)
 from lit_pretrain.modules.picture_mixing import MixingConfig, mix_pictures
 from lit_pretrain.modules.probe_head import fit_probe_head
 from lit_pretrain.modules.starting_points import (
@@ -60,7 +67,7 @@ class FineTuning(BaseModule):
         optimizer: AdamW's settings.
         schedule: Learning rate over the training.
         layer_decay: Factor of the learning rate from one block to the one before it; 1 for the same everywhere.
-        head_factor: Factor of the learning rate of the new head.
+        head_factor: Factor of the learning rate of the new head, and of what `pooling` adds to a pretrained encoder.
         linear_probe_first: Whether the head starts as a linear probe fitted to frozen features of the training data
             (10,000 samples at most), for one label each.
         probe_regularization: Of that probe, scikit-learn's C; `chosen` by cross-validation serves few labels best.
@@ -127,6 +134,8 @@ class FineTuning(BaseModule):
         super().__init__(start.encoder, optimizer, schedule, gradient_clip_norm, seed)
         self.start = start
         self.lineage = dict(start.lineage)
+        # Parameters of the encoder that no pretraining has seen: they are trained as the head is.
+        self.fresh = list(start.fresh)
         self.tokenizer = start.tokenizer
         self.modality = make_modality(start.encoder, augmentation, token_dropout)
         self.head_dropout = nn.Dropout(head_dropout)
@@ -184,10 +193,15 @@ class FineTuning(BaseModule):
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
         self.metrics.update({stage: self.task.metrics() for stage in ("validating", "testing")})
-        self._frozen = freeze(self.encoder, self.freezing)
-        self.train(self.training)
+        self.freeze_parts()
         if self.compile_blocks:
             self.encoder.compile_blocks()
+        remember_dimensions(self)
+
+    def freeze_parts(self) -> None:
+        """Stop the gradients of what is not trained."""
+        self._frozen = freeze(self.encoder, self.freezing, self.fresh)
+        self.train(self.training)
 
     def take_tokenizer(self, tokenizer: Any) -> None:
         """Take the data's tokenizer where the weights have none; else the two must be the same.
@@ -231,15 +245,11 @@ class FineTuning(BaseModule):
 
     def make_optimizer(self, fused: bool) -> torch.optim.Optimizer:
         """AdamW, with a learning rate for each block."""
-        return make_layerwise_optimizer(
-            self.encoder,
-            [self.head],
-            self.optimizer_config,
-            self.layer_decay,
-            self.head_factor,
-            fused,
-            unfreezing_steps(self.encoder, self.freezing, total_steps(self.trainer)),
-        )
+        starts = unfreezing_steps(self.encoder, self.freezing, total_steps(self.trainer))
+        parts = [TrainedPart(self.head, self.head_factor, label="head")]
+        parts.append(TrainedPart(self.encoder, self.head_factor, names=frozenset(self.fresh), label="head"))
+        parts += layer_parts(self.encoder, self.layer_decay, starts)
+        return make_optimizer(parts, self.optimizer_config, fused)
 
     def on_fit_start(self) -> None:
         """Say what is started from, and fit the head if it starts as a probe."""
@@ -354,6 +364,8 @@ class FineTuning(BaseModule):
         if self._trainer is None or not self._trainer.training:
             take_framing(self.encoder, record)
         self.configure_model()
+        # What is fresh may be known only now.
+        self.freeze_parts()
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "FineTuning":

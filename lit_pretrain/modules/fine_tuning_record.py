@@ -28,6 +28,7 @@ def record_of(module: Any, data: Any) -> dict[str, Any]:
         "encoder": module.encoder.settings(),
         "label_facts": module.facts.to_dict(),
         "lineage": dict(module.lineage),
+        "fresh": list(module.fresh),
         "modality": module.modality.settings(),
     }
     if module.tokenizer is not None:
@@ -74,6 +75,8 @@ def check_record(record: dict[str, Any], module: Any) -> None:
 def take_record(record: dict[str, Any], module: Any) -> None:
     """Give a `FineTuning` that has its encoder what else a checkpoint knows; its head is made by `configure_model`."""
     module.lineage = dict(record["lineage"])
+    # A training that is resumed starts from its own checkpoint, to which nothing is new.
+    module.fresh = list(record.get("fresh", module.fresh))
     if module.head is None:
         # Else the data at hand has said how it cuts its texts.
         module.modality.take(record["modality"])

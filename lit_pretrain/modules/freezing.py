@@ -1,16 +1,18 @@
 """Which parts of a pretrained encoder are trained, and from when on.
 
 Nothing frozen; the whole encoder (a linear probe); the first blocks; or gradual unfreezing from the last block to the
-first (Howard and Ruder 2018, arXiv:1801.06146, section 3.3).
+first (Howard and Ruder 2018, arXiv:1801.06146, section 3.3). What of the encoder is new, such as a pooling that the
+pretrained one did not have, is part of the head and never frozen.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.modules.optimization import in_steps, layers_of
+from lit_pretrain.modules.optimization import in_steps, named_parameters
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,14 @@ class FreezingConfig:
     Args:
         blocks: How many of the encoder's first blocks stay as they are, the embeddings with them; `all` for the whole
             encoder, so that only the head is trained.
-        unfreeze_every: Gradual unfreezing: the head alone is trained at first, and after every so many steps (1 and
-            above) or such a share of all steps (below 1) one more block is, from the last to the first that is not
-            frozen; null trains all of them from the start.
+        unfreeze_every: Gradual unfreezing: the head is trained at first, with what stands between the last block and
+            it (final norm, pooling), and after every so many steps (an integer from 1) or such a share of all steps
+            (below 1) one more block is, from the last to the first that is not frozen, and then the embeddings; None
+            trains all of them from the start.
     """
 
     blocks: int | Literal["all"] = 0
-    unfreeze_every: float | None = None
+    unfreeze_every: int | float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -39,12 +42,13 @@ class FreezingConfig:
             )
 
 
-def freeze(encoder: nn.Module, config: FreezingConfig) -> list[nn.Module]:
+def freeze(encoder: nn.Module, config: FreezingConfig, fresh: Collection[str] = ()) -> list[nn.Module]:
     """Stop gradients where the encoder stays as it is.
 
     Args:
         encoder: With `embeddings`, `transformer.blocks` and timm's `group_matcher`.
         config: What is frozen.
+        fresh: Names of the encoder's parameters that are new, and trained in any case.
 
     Returns:
         The frozen modules, which must stay in evaluation mode (no dropout where nothing learns).
@@ -66,6 +70,9 @@ def freeze(encoder: nn.Module, config: FreezingConfig) -> list[nn.Module]:
         frozen = [encoder.embeddings, *blocks[: config.blocks]]
     for module in frozen:
         module.requires_grad_(False)
+    for name, parameter in named_parameters(encoder):
+        if name in fresh:
+            parameter.requires_grad_(True)
     return frozen
 
 
@@ -84,11 +91,11 @@ def unfreezing_steps(encoder: nn.Module, config: FreezingConfig, total_steps: in
     Raises:
         UserError: If the training ends before the first trained block's turn.
     """
-    layers = sorted(set(layers_of(encoder).values()))
+    last = encoder.config.depth + 1
     if config.unfreeze_every is None:
-        return {layer: 0 for layer in layers}
+        return {layer: 0 for layer in range(last + 1)}
     every = max(1, in_steps(config.unfreeze_every, total_steps))
-    steps = {layer: (layers[-1] - layer) * every for layer in layers}
+    steps = {layer: (last - layer) * every for layer in range(last + 1)}
     first = 0 if config.blocks == 0 else int(config.blocks) + 1
     if steps[first] >= total_steps:
         raise UserError(

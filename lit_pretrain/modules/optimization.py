@@ -6,7 +6,8 @@ alternatives.
 """
 
 import math
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +16,11 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_pretrain.errors import UserError
+
+# What FSDP and its activation checkpointing put into the names of what they wrap.
+WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+# What a parameter group holds beside AdamW's keys.
+OWN_KEYS = ("rate_factor", "unfreeze_at", "label")
 
 
 @dataclass(frozen=True)
@@ -87,99 +93,195 @@ def in_steps(length: float, total_steps: int) -> int:
     return round(length * total_steps) if length < 1 else int(length)
 
 
-def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups, with and without decay, each trainable parameter once.
+@dataclass(frozen=True)
+class TrainedPart:
+    """Parameters that are trained at a rate of their own.
 
-    Args:
-        modules: Encoder and objectives; a module's `no_weight_decay()` names parameters of its own that must not decay.
-        weight_decay: Decay of the first group.
+    Attributes:
+        module: Whose parameters. Its own `no_weight_decay()`, and that of any module inside, names parameters that must
+            not decay although they are matrices.
+        rate_factor: Of the learning rate.
+        start: Optimiser step before which the rate is 0. A part waits so, rather than without gradients, so that
+            processes agree on which gradients there are.
+        names: Those of the module's parameters that belong to this part; None for all.
+        label: What the logs call its rate.
     """
-    decayed, undecayed, seen = [], [], set()
-    for module in modules:
-        exempt = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()
-        for name, parameter in module.named_parameters():
-            if not parameter.requires_grad or id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            (undecayed if parameter.ndim <= 1 or name in exempt else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+
+    module: nn.Module
+    rate_factor: float = 1.0
+    start: int = 0
+    names: frozenset[str] | None = None
+    label: str = ""
 
 
-def make_optimizer(modules: Iterable[nn.Module], config: AdamWConfig, fused: bool = True) -> AdamW:
-    """AdamW over the modules' parameters.
+def make_optimizer(trained: Iterable[nn.Module | TrainedPart], config: AdamWConfig, fused: bool = True) -> AdamW:
+    """AdamW over whatever is trained: each trainable parameter once, at the first part that has it.
+
+    Every part makes a group that decays and one that does not (1-d parameters, and what `no_weight_decay()` names),
+    with the keys `rate_factor`, `unfreeze_at` and `label` beside AdamW's own.
 
     Args:
-        modules: As in `parameter_groups`.
-        config: Its settings.
+        trained: Parts; modules are one part together, at the learning rate itself.
+        config: AdamW's settings.
         fused: One kernel for all parameters; not with fp16's gradient scaler, which Lightning lets nobody clip then.
     """
-    return AdamW(
-        parameter_groups(modules, config.weight_decay),
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        fused=fused,
-    )
+    trained = list(trained)
+    modules = [one for one in trained if isinstance(one, nn.Module)]
+    parts = [TrainedPart(nn.ModuleList(modules))] if modules else []
+    parts += [one for one in trained if isinstance(one, TrainedPart)]
+    groups: list[dict[str, Any]] = []
+    seen: set[int] = set()
+    for part in parts:
+        exempt = undecayed_parameters(part.module)
+        found: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for name, parameter in named_parameters(part.module):
+            if not parameter.requires_grad or id(parameter) in seen or not (part.names is None or name in part.names):
+                continue
+            seen.add(id(parameter))
+            found[dimensions_of(parameter) > 1 and id(parameter) not in exempt].append(parameter)
+        groups += [
+            {
+                "params": parameters,
+                "weight_decay": config.weight_decay if decayed else 0.0,
+                "lr": config.learning_rate * part.rate_factor,
+                "rate_factor": part.rate_factor,
+                "unfreeze_at": part.start,
+                "label": part.label,
+            }
+            for decayed, parameters in found.items()
+            if parameters
+        ]
+    betas = (config.beta1, config.beta2)
+    optimizer = AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=fused)
+    optimizer.register_load_state_dict_pre_hook(check_state)
+    own = [{key: group[key] for key in OWN_KEYS} for group in groups]
+
+    def keep_own_keys(loaded: Optimizer) -> None:
+        # Loading replaces all keys of a group, and states of earlier versions lack these.
+        for group, keys in zip(loaded.param_groups, own, strict=True):
+            group.update(keys)
+
+    optimizer.register_load_state_dict_post_hook(keep_own_keys)
+    return optimizer
+
+
+def check_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Refuse a state of other parameter groups: its moments would be taken for those of other parameters.
+
+    Args:
+        optimizer: That is about to load it.
+        state: As `state_dict` returned it, perhaps of another version or another config.
+
+    Raises:
+        UserError: In one sentence.
+    """
+    saved = [name for group in state["param_groups"] for name in group["params"]]
+    sizes = [len(group["params"]) for group in state["param_groups"]]
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    fits = sizes == [len(group["params"]) for group in optimizer.param_groups]
+    for name, parameter in zip(saved, held, strict=False):
+        moment = state["state"].get(name, {}).get("exp_avg")
+        fits = fits and (moment is None or moment.numel() == parameter.numel())
+    if not fits:
+        raise UserError(
+            "The checkpoint's optimiser state is of other parameter groups than this config's: resume with the "
+            "config.yaml and the version of its own run, or start a new training from its weights (init_from)."
+        )
+
+
+def named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """As nn.Module's, with the names of before FSDP and activation checkpointing wrapped any module inside."""
+    for name, parameter in module.named_parameters():
+        for wrapper in WRAPPERS:
+            name = name.replace(wrapper, "")
+        yield name, parameter
+
+
+def undecayed_parameters(module: nn.Module) -> set[int]:
+    """Ids of the parameters that a module or any module inside names in `no_weight_decay()`."""
+    found = set()
+    for one in module.modules():
+        if hasattr(one, "no_weight_decay"):
+            names = one.no_weight_decay()
+            found |= {id(parameter) for name, parameter in named_parameters(one) if name in names}
+    return found
+
+
+def remember_dimensions(module: nn.Module) -> None:
+    """Note how many dimensions each parameter has, before FSDP makes shards of one dimension of all of them.
+
+    To be called at the end of `configure_model`.
+    """
+    for parameter in module.parameters():
+        parameter.whole_dimensions = parameter.ndim
+
+
+def dimensions_of(parameter: nn.Parameter) -> int:
+    """Dimensions of a parameter, or of the whole that it is a shard of."""
+    return getattr(parameter, "whole_dimensions", parameter.ndim)
 
 
 def layers_of(encoder: nn.Module) -> dict[str, int]:
     """The layer of every parameter: 0 the embeddings, 1 to depth the blocks, depth + 1 what follows the last block.
 
+    What follows the last block is the final norm and what pools; an encoder may have neither, and the layer counts all
+    the same, as the task's head stands there.
+
+    Args:
+        encoder: With `config.depth` and timm's `group_matcher`.
+    """
+    # timm's own function leaves out layers without parameters, and does not know what FSDP makes of names.
+    matcher = encoder.group_matcher()
+    layers = {}
+    for name, _ in named_parameters(encoder):
+        block = re.match(matcher["blocks"], name)
+        stem = 0 if re.match(matcher["stem"], name) else encoder.config.depth + 1
+        layers[name] = stem if block is None else 1 + int(block[1])
+    return layers
+
+
+def layer_parts(
+    encoder: nn.Module, layer_decay: float = 1.0, starts: dict[int, int] | None = None
+) -> list[TrainedPart]:
+    """A part for each layer of an encoder, with `layer_decay` of the rate of the layer after it.
+
     Args:
         encoder: With timm's `group_matcher`.
+        layer_decay: Factor from what follows the last block to the last block, from a block to the one before it, and
+            from the first block to the embeddings (Clark et al. 2020, arXiv:2003.10555).
+        starts: Layer, by `layers_of`'s numbers -> optimiser step before which its rate is 0; None for none.
     """
-    from timm.models import group_parameters
-
-    return group_parameters(encoder, encoder.group_matcher(), reverse=True)
-
-
-def make_layerwise_optimizer(
-    encoder: nn.Module,
-    heads: Iterable[nn.Module],
-    config: AdamWConfig,
-    layer_decay: float = 1.0,
-    head_factor: float = 1.0,
-    fused: bool = True,
-    unfreeze_at: dict[int, int] | None = None,
-) -> AdamW:
-    """AdamW with a learning rate for each layer: `layer_decay` of that of the layer after it.
-
-    Args:
-        encoder: With timm's `group_matcher` and `no_weight_decay`.
-        heads: New heads, with the highest rate times `head_factor`.
-        config: The optimiser's settings; its learning rate is that of what follows the last block.
-        layer_decay: Factor from a block to the one before it, embeddings being one more (Clark et al. 2020).
-        head_factor: Factor of the heads' rate.
-        fused: As in `make_optimizer`.
-        unfreeze_at: Layer, by `layers_of`'s numbers -> step before which its learning rate is 0; null for none.
-    """
-    layers, exempt = layers_of(encoder), encoder.no_weight_decay()
-    last = max(layers.values())
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    for name, parameter in encoder.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        layer, decayed = layers[name], parameter.ndim > 1 and name not in exempt
-        group = groups.setdefault(
-            (layer, decayed),
-            {
-                "params": [],
-                "weight_decay": config.weight_decay if decayed else 0.0,
-                "lr": config.learning_rate * layer_decay ** (last - layer),
-                "unfreeze_at": (unfreeze_at or {}).get(layer, 0),
-            },
+    names: dict[int, set[str]] = {}
+    for name, layer in layers_of(encoder).items():
+        names.setdefault(layer, set()).add(name)
+    last = encoder.config.depth + 1
+    labels = {0: "embeddings", last: "norm_and_pooling"}
+    return [
+        TrainedPart(
+            encoder,
+            layer_decay ** (last - layer),
+            (starts or {}).get(layer, 0),
+            frozenset(held),
+            labels.get(layer, f"block_{layer}"),
         )
-        group["params"].append(parameter)
-    rate = config.learning_rate * head_factor
-    head_groups = [group | {"lr": rate, "unfreeze_at": 0} for group in parameter_groups(heads, config.weight_decay)]
-    return AdamW(
-        [*head_groups, *groups.values()],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        fused=fused,
-    )
+        for layer, held in names.items()
+    ]
+
+
+def rates_of(optimizer: Optimizer) -> dict[str, float]:
+    """The rates of the next step, for the logs.
+
+    Returns:
+        `learning_rate`, that of the config and its schedule, and `learning_rate/LABEL` of each part with a label, where
+        they differ.
+    """
+    groups = optimizer.param_groups
+    # A part that waits tells nothing of the schedule.
+    rates = {"learning_rate": max(group["lr"] / group["rate_factor"] for group in groups)}
+    labelled = {group["label"]: group["lr"] for group in groups if group["label"]}
+    if any(group["rate_factor"] != 1.0 or group["unfreeze_at"] for group in groups):
+        rates |= {f"learning_rate/{label}": rate for label, rate in labelled.items()}
+    return rates
 
 
 def make_scheduler(optimizer: Optimizer, config: ScheduleConfig, total_steps: int) -> LambdaLR:

@@ -11,7 +11,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.modules.base import BaseModule
 from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, difference, read_checkpoint, subclasses, take_framing
 from lit_pretrain.modules.objective_mix import check_objectives, flatten, mix, perplexities, sum_losses, weights_of
-from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
+from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, remember_dimensions
 from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, compute_objectives
 
 
@@ -84,6 +84,7 @@ class Pretraining(BaseModule):
             for objective in self.objectives:
                 if hasattr(objective, "compile_blocks"):
                     objective.compile_blocks()
+        remember_dimensions(self)
 
     def idle_parameters(self) -> dict[str, torch.nn.Parameter]:
         """The encoder's parameters that no objective uses, by name: its pooling, or its positions."""

@@ -66,7 +66,7 @@ def test_every_encoder_answers_timms_questions(kind: str) -> None:
         assert layers[f"transformer.blocks.{block}.attention.projection.weight"] == block + 1
     assert set(layers.values()) == set(range(3 + 2)), "embeddings, every block, and what follows the last"
     assert set(group_parameters(encoder, encoder.group_matcher(coarse=True), reverse=True)) <= set(layers)
-    learned = {"embeddings.class_token", "embeddings.registers", "embeddings.position"}
+    learned = {"embeddings.class_token", "embeddings.registers", "embeddings.position", "pooler.attention.latent"}
     assert encoder.no_weight_decay() == learned & set(layers)
 
     rebuilt = VisionEncoder.from_settings(encoder.settings()).eval()

@@ -16,7 +16,7 @@ from lit_pretrain.data.label_facts import LabelFacts
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import FineTuning, VisionPretraining, probe_head
 from lit_pretrain.modules.freezing import FreezingConfig
-from lit_pretrain.modules.optimization import AdamWConfig
+from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
 from lit_pretrain.modules.picture_mixing import MixingConfig
 from lit_pretrain.objectives import MaskedImageModeling
 from lit_pretrain.trainer import Trainer
@@ -154,32 +154,74 @@ def test_frozen_parts_stay(data, pretrained):
     assert not half.encoder.transformer.blocks[0].training and half.encoder.transformer.blocks[1].training
 
 
-def test_blocks_are_unfrozen_one_after_the_other(data):
-    module = from_scratch(freeze=FreezingConfig(unfreeze_every=2))
+@pytest.mark.parametrize("modality", ["pictures", "texts"])
+def test_blocks_are_unfrozen_one_after_the_other(modality, request):
+    data = request.getfixturevalue("data" if modality == "pictures" else "texts")
+    encoder = make_encoder() if modality == "pictures" else make_text_encoder()
+    module = from_scratch(encoder, freeze=FreezingConfig(unfreeze_every=2), gradient_clip_norm=1e-3)
+    if modality == "texts":
+        data = data()
+        encoder.set_vocabulary(TOKENIZER.vocabulary_size)
     start = copy.deepcopy(module.encoder.state_dict())
-    moved = {}
+    moved, norms = {}, {}
 
     class Watch(Callback):
+        def on_train_start(self, trainer, pl_module):
+            pl_module.head.weight.data.mul_(100)  # so that the encoder has gradients of the head's size
+
         def on_train_batch_end(self, trainer, pl_module, *rest):
+            moving = [*pl_module.head.parameters(), *pl_module.encoder.transformer.final_norm.parameters()]
+            norms[trainer.global_step] = float(torch.nn.utils.get_total_norm([one.grad for one in moving]))
             now = pl_module.encoder.state_dict().items()
             moved[trainer.global_step] = {name for name, value in now if not torch.equal(value, start[name])}
 
     trainer(max_steps=8, callbacks=[Watch()]).fit(module, data)
-    # Layers: 3 what follows the last block, from the start; 2 and 1 the blocks; 0 the embeddings.
-    assert moved[2] and all(name.startswith("transformer.final_norm") for name in moved[2])
+    # Layers: 3 what follows the last block, from the start (of texts nothing); 2 and 1 the blocks; 0 the embeddings.
+    assert {name.split(".")[1] for name in moved[2]} == ({"final_norm"} if modality == "pictures" else set())
+    # All of the norm that gradients are clipped to is that of what moves.
+    assert [norms[1], norms[2]] == pytest.approx([1e-3] * 2, rel=1e-3) and norms[3] < 0.9e-3
     assert any("blocks.1" in name for name in moved[4]) and not any("blocks.0" in name for name in moved[4])
-    assert any("blocks.0" in name for name in moved[6]) and "embeddings.position" not in moved[6]
-    assert "embeddings.position" in moved[8]
+    assert any("blocks.0" in name for name in moved[6]) and not any("embeddings" in name for name in moved[6])
+    assert any("embeddings.position" in name for name in moved[8])
 
 
-def test_layers_have_rates_of_their_own(data):
-    module = from_scratch(layer_decay=0.5, head_factor=2.0)
-    fit = trainer(max_steps=1)
+def test_layers_have_rates_of_their_own_and_the_logs_tell_them(data):
+    module = from_scratch(layer_decay=0.5, head_factor=2.0, schedule=ScheduleConfig(warm_up=2))
+    fit = trainer(max_steps=4, log_every_n_steps=1)
     fit.fit(module, data)
     groups = fit.optimizers[0].param_groups
     assert {group["initial_lr"] for group in groups} == {3e-3 * factor for factor in (2.0, 1.0, 0.5, 0.25, 0.125)}
     held = [id(one) for group in groups for one in group["params"]]
     assert sorted(held) == sorted(id(one) for one in module.parameters())
+    # The last of four steps after a warm-up of two: half of the rate, whatever the head's is.
+    factors = {"": 1.0, "/head": 2.0, "/norm_and_pooling": 1.0, "/block_2": 0.5, "/block_1": 0.25, "/embeddings": 0.125}
+    logged = {name: float(value) for name, value in fit.callback_metrics.items() if "learning_rate" in name}
+    assert logged == pytest.approx({f"learning_rate{part}": 1.5e-3 * factor for part, factor in factors.items()})
+
+
+@pytest.mark.parametrize("freezing", [FreezingConfig("all"), FreezingConfig(2, 9)], ids=["all", "every block"])
+def test_a_pooling_that_is_new_is_trained_as_the_head_is(texts, tmp_path, freezing):
+    encoder = make_text_encoder(vocabulary_size=TOKENIZER.vocabulary_size)
+    encoder.save_pretrained(tmp_path / "bert")
+    TOKENIZER.save(tmp_path / "bert")
+
+    def make(start):
+        return FineTuning(init_from=str(start), pooling="map", freeze=freezing, head_factor=10.0, seed=0)
+
+    module, fit = make(tmp_path / "bert"), trainer(max_steps=2)
+    before = copy.deepcopy(module.encoder.state_dict())
+    fit.fit(module, texts())
+    fit.save_checkpoint(tmp_path / "two.ckpt")
+    rates = {id(one): group["initial_lr"] for group in fit.optimizers[0].param_groups for one in group["params"]}
+    pooler = dict(module.encoder.pooler.named_parameters())
+    assert pooler and {rates[id(one)] for one in pooler.values()} == {1e-2} == {rates[id(module.head.weight)]}
+    moved = {name for name, value in module.encoder.state_dict().items() if not torch.equal(value, before[name])}
+    assert "pooler.attention.latent" in moved and all(name.startswith("pooler") for name in moved)
+    # As the command line resumes it: the encoder is the checkpoint's, and what was new goes on as such.
+    resumed, fit = make(tmp_path / "two.ckpt"), trainer(max_steps=4)
+    fit.fit(resumed, texts(), ckpt_path=str(tmp_path / "two.ckpt"))
+    head = [one for group in fit.optimizers[0].param_groups if group["label"] == "head" for one in group["params"]]
+    assert {id(one) for one in resumed.encoder.pooler.parameters()} < set(map(id, head))
 
 
 def test_the_head_can_start_as_a_linear_probe(data):

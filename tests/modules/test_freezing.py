@@ -7,10 +7,10 @@ from small_pictures import make_encoder
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.freezing import FreezingConfig, freeze, unfreezing_steps
 
+MAKES = [make_encoder, lambda: make_text_encoder(vocabulary_size=20)]
 
-@pytest.mark.parametrize(
-    "make", [make_encoder, lambda: make_text_encoder(vocabulary_size=20)], ids=["pictures", "text"]
-)
+
+@pytest.mark.parametrize("make", MAKES, ids=["pictures", "text"])
 @pytest.mark.parametrize(
     ("blocks", "trained"),
     [
@@ -31,9 +31,10 @@ def test_the_first_blocks_stay(make, blocks, trained):
     assert held == {id(one) for one in encoder.parameters() if not one.requires_grad}
 
 
-def test_layers_wait_for_their_turn():
-    encoder = make_encoder()
-    # Layers: 0 the embeddings, 1 and 2 the blocks, 3 what follows them.
+@pytest.mark.parametrize("make", MAKES, ids=["pictures", "text"])
+def test_layers_wait_for_their_turn(make):
+    encoder = make()
+    # Layers: 0 the embeddings, 1 and 2 the blocks, 3 what follows them, of which texts may have nothing.
     assert unfreezing_steps(encoder, FreezingConfig(), 20) == {0: 0, 1: 0, 2: 0, 3: 0}
     assert unfreezing_steps(encoder, FreezingConfig(unfreeze_every=4), 20) == {3: 0, 2: 4, 1: 8, 0: 12}
     assert unfreezing_steps(encoder, FreezingConfig(unfreeze_every=0.25), 20) == {3: 0, 2: 5, 1: 10, 0: 15}
@@ -43,6 +44,7 @@ def test_layers_wait_for_their_turn():
         unfreezing_steps(encoder, FreezingConfig(unfreeze_every=5), 15)
     # Of what stays frozen nobody waits for the turn.
     assert unfreezing_steps(encoder, FreezingConfig(blocks=1, unfreeze_every=5), 15)[2] == 5
+    assert unfreezing_steps(encoder, FreezingConfig(blocks=2, unfreeze_every=50), 15)[3] == 0
 
 
 def test_what_has_no_meaning_is_refused():

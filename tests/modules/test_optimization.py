@@ -8,7 +8,9 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.modules.optimization import (
     AdamWConfig,
     ScheduleConfig,
-    make_layerwise_optimizer,
+    TrainedPart,
+    layer_parts,
+    layers_of,
     make_optimizer,
     make_scheduler,
 )
@@ -73,21 +75,85 @@ def test_the_scheduler_sets_the_rate_before_each_step() -> None:
     assert rates == pytest.approx([0.4, 0.8, 0.8, 0.4])
 
 
-def test_layer_decay_by_hand_each_parameter_once() -> None:
-    encoder = VisionEncoder(8, 4, transformer=VisionTransformerConfig(depth=3, width=16, heads=2))
-    head = torch.nn.Linear(16, 5)
-    optimizer = make_layerwise_optimizer(encoder, [head], AdamWConfig(learning_rate=0.8), 0.5, head_factor=10.0)
-    rates = {id(one): group["lr"] for group in optimizer.param_groups for one in group["params"]}
+SMALL = {"width": 16, "heads": 2}
+
+
+def make_text(depth: int, order: str, pooling: str) -> TextEncoder:
+    """An encoder of texts."""
+    transformer = TransformerConfig(depth=depth, norm_order=order, **SMALL)
+    return TextEncoder(30, transformer=transformer, pooling=pooling, causal=pooling == "end_of_text")
+
+
+def make_vision(depth: int, order: str, pooling: str) -> VisionEncoder:
+    """An encoder of pictures with everything that is learned beside its blocks."""
+    transformer = VisionTransformerConfig(depth=depth, norm_order=order, **SMALL)
+    settings = {"class_token": True, "registers": 2, "norm_after_pooling": True}
+    return VisionEncoder(8, 4, transformer=transformer, pooling=pooling, **settings)
+
+
+TEXTS = [(make_text, depth, pooling) for depth in (0, 3) for pooling in ("cls", "mean", "pooler", "map", "end_of_text")]
+PICTURES = [(make_vision, 3, pooling) for pooling in ("cls", "mean", "map")]
+
+
+@pytest.mark.parametrize("order", ["pre", "post"])
+@pytest.mark.parametrize(("make", "depth", "pooling"), TEXTS + PICTURES)
+def test_layers_have_rates_of_their_own_each_parameter_once(make, depth, pooling, order) -> None:
+    encoder, head = make(depth, order, pooling), torch.nn.Linear(16, 5)
+    parts = [TrainedPart(head, 10.0), *layer_parts(encoder, 0.5)]
+    groups = make_optimizer(parts, AdamWConfig(learning_rate=0.8, weight_decay=0.3)).param_groups
+
     named = {f"encoder.{name}": one for name, one in encoder.named_parameters()} | dict(head.named_parameters())
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(named) == len(rates)
-    found = {name: rates[id(one)] for name, one in named.items()}
-    # Head 8; final norm 0.8; blocks 0.4, 0.2, 0.1; embeddings 0.05.
-    assert found["weight"] == found["bias"] == pytest.approx(8.0)
-    assert found["encoder.transformer.final_norm.weight"] == pytest.approx(0.8)
-    for block, rate in enumerate([0.1, 0.2, 0.4]):
-        ones = [rate for name, rate in found.items() if name.startswith(f"encoder.transformer.blocks.{block}.")]
-        assert ones == pytest.approx([rate] * len(ones)) and ones
-    assert found["encoder.embeddings.position"] == pytest.approx(0.05)
-    decays = {id(one): group["weight_decay"] for group in optimizer.param_groups for one in group["params"]}
-    assert decays[id(encoder.embeddings.position)] == 0.0 and decays[id(head.bias)] == 0.0
-    assert decays[id(head.weight)] == decays[id(encoder.transformer.blocks[0].feed_forward.expand.weight)] == 0.01
+    found = {id(one): group for group in groups for one in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(named) == len(found)
+    # Head 8, what follows the blocks 0.8; three blocks 0.4, 0.2, 0.1, embeddings 0.05; without a block embeddings 0.4.
+    for name, one in named.items():
+        if name.startswith("encoder.embeddings"):
+            rate = 0.8 * 0.5 ** (depth + 1)
+        elif name.startswith("encoder.transformer.blocks"):
+            rate = 0.8 * 0.5 ** (depth - int(name.split(".")[3]))
+        else:
+            rate = 0.8 if name.startswith("encoder.") else 8.0
+        assert found[id(one)]["lr"] == pytest.approx(rate), name
+        vector = one.ndim == 1 or name.endswith((".latent", ".class_token", ".registers", "embeddings.position"))
+        assert found[id(one)]["weight_decay"] == (0.0 if vector else 0.3), name
+    # Without a factor of its own the head is of the last layer, whether the encoder has anything there or not.
+    parts[0] = TrainedPart(head)
+    rates = {group["lr"] for group in make_optimizer(parts, AdamWConfig()).param_groups}
+    assert len(rates) == depth + 2
+    assert set(layers_of(encoder).values()) | {depth + 1} == set(range(depth + 2))
+
+
+def test_no_weight_decay_is_heard_wherever_it_is_said() -> None:
+    encoder = make_vision(1, "pre", "map")
+    groups = make_optimizer([torch.nn.Sequential(encoder)], AdamWConfig(weight_decay=0.3)).param_groups
+    (spared,) = [group["params"] for group in groups if group["weight_decay"] == 0.0]
+    assert {id(dict(encoder.named_parameters())[name]) for name in encoder.no_weight_decay()} < set(map(id, spared))
+    assert len(encoder.no_weight_decay()) == 4
+
+
+def test_a_state_of_other_groups_is_refused() -> None:
+    def optimizer(depth: int, layer_decay: float = 1.0) -> torch.optim.Optimizer:
+        encoder = make_text(depth, "pre", "mean")
+        made = make_optimizer([TrainedPart(torch.nn.Linear(16, 5)), *layer_parts(encoder, layer_decay)], AdamWConfig())
+        for group in made.param_groups:
+            for one in group["params"]:
+                one.grad = torch.ones_like(one)
+        made.step()
+        return made
+
+    saved = optimizer(1).state_dict()
+    for group in saved["param_groups"]:
+        del group["rate_factor"]  # as of an earlier version
+    fitting = optimizer(1, 0.5)
+    fitting.load_state_dict(saved)
+    assert [group["rate_factor"] for group in fitting.param_groups] == [1.0] * 2 + [0.25] * 2 + [0.5] * 2 + [1.0]
+    for other in (optimizer(2), make_optimizer([make_text(1, "pre", "mean")], AdamWConfig())):
+        with pytest.raises(UserError, match="optimiser state is of other parameter groups"):
+            other.load_state_dict(saved)
+    wider = make_optimizer([torch.nn.Linear(3, 4)], AdamWConfig())
+    with pytest.raises(UserError, match="optimiser state is of other parameter groups"):
+        narrow = make_optimizer([torch.nn.Linear(2, 4)], AdamWConfig())
+        for one in (narrow.param_groups[0]["params"][0], narrow.param_groups[1]["params"][0]):
+            one.grad = torch.ones_like(one)
+        narrow.step()
+        wider.load_state_dict(narrow.state_dict())

@@ -164,7 +164,7 @@ def test_the_schedule_spans_the_training_without_touching_the_loaders(data, tmp_
     trainer.fit(module, data)
     batches = data.train_batches_per_epoch
     assert trainer.global_step == 2 * math.ceil(batches / 2) == total_steps(trainer)
-    assert module._used_learning_rate < 0.2 * AdamWConfig().learning_rate
+    assert module._used_rates["learning_rate"] < 0.2 * AdamWConfig().learning_rate
 
 
 def test_a_training_without_end_is_refused(data, tmp_path) -> None:

@@ -20,8 +20,7 @@ from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.data.labelled_sampler import padded_length
 from lit_pretrain.errors import UserError, nearest
 from lit_pretrain.modules import ContrastivePretraining
-from lit_pretrain.modules.optimization import AdamWConfig
-from lit_pretrain.modules.tower_optimizer import TrainedPart, make_tower_optimizer
+from lit_pretrain.modules.optimization import AdamWConfig, make_optimizer
 from lit_pretrain.modules.towers import TowerConfig
 from lit_pretrain.objectives.contrastive import LARGEST_SCALE, Pairs
 
@@ -179,8 +178,7 @@ def our_loss(module: ContrastivePretraining, batch: dict[str, Tensor]) -> Callab
 
 def our_step(module: ContrastivePretraining, loss: Callable[[], Tensor], dtype: torch.dtype) -> Contestant:
     """The step of a module as `fit` runs it."""
-    parts = [TrainedPart(part) for part in module.trained_modules()]
-    optimizer = make_tower_optimizer(parts, AdamWConfig(learning_rate=LEARNING_RATE), fused=True)
+    optimizer = make_optimizer(module.trained_modules(), AdamWConfig(learning_rate=LEARNING_RATE))
     name = f"ours, {manner(module.compile_blocks)}"
     clamp = module.objective.clamp
     return Contestant(name, training_step(loss, module.parameters(), optimizer, module.device, dtype, clamp))
