@@ -148,7 +148,7 @@ def start_from_checkpoint(model: Namespace, checkpoint: str, record: dict[str, A
     """
     settings = model.init_args
     if model.class_path.endswith(".FineTuning") and (settings.init_from is not None or subcommand != "fit"):
-        settings.encoder, settings.init_from = None, checkpoint
+        settings.encoder, settings.init_from, settings.architecture = None, checkpoint, None
     if model.class_path.rpartition(".")[2] != record["module"]:
         # Whoever loads it says so.
         return
@@ -160,7 +160,7 @@ def start_from_checkpoint(model: Namespace, checkpoint: str, record: dict[str, A
             encoder.init_args = Namespace(settings=record[name])
     for tower in ("text", "vision"):
         if f"{tower}_encoder" in record and settings[tower].init_from is not None:
-            settings[tower].init_from = f"{checkpoint}:{tower}"
+            settings[tower].init_from, settings[tower].architecture = f"{checkpoint}:{tower}", None
 
 
 def forget_lost_tokenizers(data: Namespace) -> bool:

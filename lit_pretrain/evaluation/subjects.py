@@ -67,6 +67,9 @@ def load_subject(reference: str, architecture: str | None = None) -> Subject:
     """
     is_file = Path(reference).suffix in WEIGHT_SUFFIXES and Path(reference).expanduser().is_file()
     start = load_starting_point(reference, "vision", architecture if is_file else None)
+    if "init_from_module" not in start.lineage:
+        # Nobody expects the heads of our own runs here.
+        start.tell_left_out()
     lineage, source = start.lineage, Path(start.lineage["init_from"])
     if isinstance(start.encoder, TextEncoder) and start.tokenizer is None:
         raise UserError(f"{reference} brings no tokenizer, without which its encoder cannot be given any text.")

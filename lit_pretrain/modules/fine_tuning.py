@@ -1,9 +1,10 @@
 """Fine-tuning an encoder of text or of pictures to a task, from pretrained weights or from none.
 
-The encoder is trained with a new linear head on its pooled features (BERT: Devlin et al. 2019, arXiv:1810.04805; for
-pictures He et al. 2022, arXiv:2111.06377, appendix A). Layer-wise learning-rate decay (Clark et al. 2020,
-arXiv:2003.10555) lets the first blocks move less; a head that starts as a fitted linear probe (Kumar et al. 2022,
-arXiv:2202.10054) does not distort what was pretrained while it is still random.
+The encoder is trained with a linear head on its pooled features (BERT: Devlin et al. 2019, arXiv:1810.04805; for
+pictures He et al. 2022, arXiv:2111.06377, appendix A), a new one unless what is started from has one that tells the
+same labels. Layer-wise learning-rate decay (Clark et al. 2020, arXiv:2003.10555) lets the first blocks move less; a
+head that starts as a fitted linear probe (Kumar et al. 2022, arXiv:2202.10054) does not distort what was pretrained
+while it is still random.
 """
 
 from pathlib import Path
@@ -37,6 +38,7 @@ from lit_pretrain.modules.starting_points import (
     ENCODERS,
     StartingPoint,
     load_starting_point,
+    named_classes,
     with_settings,
     without_weights,
 )
@@ -67,7 +69,7 @@ class FineTuning(BaseModule):
         optimizer: AdamW's settings.
         schedule: Learning rate over the training.
         layer_decay: Factor of the learning rate from one block to the one before it; 1 for the same everywhere.
-        head_factor: Factor of the learning rate of the new head, and of what `pooling` adds to a pretrained encoder.
+        head_factor: Factor of the learning rate of the head, and of what `pooling` adds to a pretrained encoder.
         linear_probe_first: Whether the head starts as a linear probe fitted to frozen features of the training data
             (10,000 samples at most), for one label each.
         probe_regularization: Of that probe, scikit-learn's C; `chosen` by cross-validation serves few labels best.
@@ -192,6 +194,7 @@ class FineTuning(BaseModule):
         self.head = nn.Linear(self.encoder.width, self.task.outputs)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
+        self.take_head()
         self.metrics.update({stage: self.task.metrics() for stage in ("validating", "testing")})
         self.freeze_parts()
         if self.compile_blocks:
@@ -228,6 +231,29 @@ class FineTuning(BaseModule):
                 "model.init_from to such a run (pretrained: false keeps its n-grams only), or leave encoder.ngrams out."
             )
 
+    @torch.no_grad()
+    def take_head(self) -> None:
+        """Let the head start as that of what is started from, if it tells these labels; else it is named."""
+        theirs = self.start.head
+        if theirs is None:
+            return
+        facts, reason = self.facts, ""
+        if theirs.task not in (None, facts.task):
+            reason = f"of the task {theirs.task}, the data's is {facts.task}"
+        elif facts.task == "regression":
+            self.head.weight.copy_(theirs.weight / facts.std)
+            self.head.bias.copy_((theirs.bias - facts.mean) / facts.std)
+        elif lacking := [name for name in facts.classes if name not in theirs.classes]:
+            reason = (
+                f"it knows {named_classes(theirs.classes) or 'no names of its classes'}, not {named_classes(lacking)}"
+            )
+        else:
+            rows = [theirs.classes.index(name) for name in facts.classes]
+            self.head.weight.copy_(theirs.weight[rows])
+            self.head.bias.copy_(theirs.bias[rows])
+        if reason:
+            self.start = self.start.without_head(reason)
+
     def weights_of_classes(self) -> Tensor | None:
         """Factors (C,) of the classes' losses, or null."""
         return None if self.class_weights is None else class_weights_of(self.class_weights, self.facts)
@@ -255,10 +281,11 @@ class FineTuning(BaseModule):
         """Say what is started from, and fit the head if it starts as a probe."""
         if self.trainer.ckpt_path is not None:
             return
-        if self.trainer.is_global_zero and (self.start.fresh or self.start.left_out):
-            print(self.start.told(), flush=True)
         if self.linear_probe_first:
+            self.start = self.start.without_head("linear_probe_first fits another")
             fit_probe_head(self)
+        if self.trainer.is_global_zero and (self.start.fresh or self.start.left_out or self.start.head is not None):
+            print(self.start.told(), flush=True)
 
     def on_predict_start(self) -> None:
         """Refuse to answer with a head that has learned nothing."""

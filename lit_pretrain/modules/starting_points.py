@@ -1,6 +1,7 @@
 """What a training may start from: a checkpoint or run of ours, or public weights, with the tokenizer that they need."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
-from lit_pretrain.backbone.weights import open_clip, timm_vit
+from lit_pretrain.backbone.weights import huggingface_bert, open_clip, timm_vit
 from lit_pretrain.backbone.weights.open_clip_settings import HEAD_WIDTH, TowerName
+from lit_pretrain.backbone.weights.public import LinearHead, PublicWeights, shortened
 from lit_pretrain.data.byte_pair_tokenizer import BytePairTokenizer
+from lit_pretrain.data.label_facts import LabelFacts
 from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.data.tokenizers_by_kind import load_tokenizer, tokenizer_from_json
 from lit_pretrain.errors import UserError
@@ -39,6 +42,7 @@ class StartingPoint:
         projection: (E, D), from pooled features to where texts and pictures meet; null where the source has none.
         log_scale: Logarithm of what cosines of such embeddings are multiplied by; null where there are none.
         logit_bias: What is added to them then, of SigLIP's loss; else null.
+        head: What tells classes or a number from its pooled features there; null where the source has none.
     """
 
     encoder: nn.Module
@@ -49,13 +53,35 @@ class StartingPoint:
     projection: Tensor | None = None
     log_scale: float | None = None
     logit_bias: float | None = None
+    head: LinearHead | None = None
+
+    def without_head(self, reason: str = "") -> "StartingPoint":
+        """The same, its head being left out, for a reason that is told."""
+        if self.head is None:
+            return self
+        names = [shortened(list(self.head.names)) + (f" ({reason})" if reason else "")]
+        return replace(self, head=None, left_out=[*self.left_out, *names])
 
     def told(self) -> str:
-        """One sentence that lists what was not taken over as it was."""
-        parts = [
-            f"{verb} {', '.join(names)}" for verb, names in (("new", self.fresh), ("left out", self.left_out)) if names
-        ]
+        """One sentence that lists what was not taken over as it was, and a head that was."""
+        lists = (("new", self.fresh), ("left out", self.left_out))
+        parts = [f"{verb} {shortened(names)}" for verb, names in lists if names]
+        if self.head is not None:
+            parts.append(
+                "its head is taken" + (f", for {named_classes(self.head.classes)}" if self.head.classes else "")
+            )
         return f"The encoder starts from {self.lineage['init_from']}" + (f" ({'; '.join(parts)})." if parts else ".")
+
+    def tell_left_out(self) -> None:
+        """Say on stderr which of the source's tensors, its head among them, are not used, if there are any."""
+        start = self.without_head()
+        if start.left_out:
+            print(start.told(), file=sys.stderr, flush=True)
+
+
+def named_classes(classes: Sequence[str]) -> str:
+    """The first of some classes."""
+    return ", ".join(classes[:8]) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
 
 
 def load_starting_point(
@@ -80,8 +106,7 @@ def load_starting_point(
     path = Path(reference).expanduser()
     if path.is_file() and path.suffix in WEIGHT_SUFFIXES:
         if architecture is not None or not open_clip.is_checkpoint(path):
-            found = timm_vit.load_weights(path, architecture)
-            return StartingPoint(found.encoder, None, {"init_from": shown_path(path)}, left_out=found.left_out)
+            return of_public(timm_vit.load_weights(path, architecture), None, shown_path(path))
         return open_tower(path, named or tower)
     if architecture is not None:
         raise UserError(
@@ -117,7 +142,19 @@ def load_starting_point(
     encoder, lineage = load_encoder(str(checkpoint), kind, tower)
     has_tokenizer = kind is TextEncoder and "tokenizer" in record
     start = StartingPoint(encoder, tokenizer_from_json(record["tokenizer"]) if has_tokenizer else None, lineage)
+    if "label_facts" in record:
+        start = replace(start, head=head_of(checkpoint, LabelFacts.from_dict(record["label_facts"])))
     return start if tower is None else with_meeting_place(start, checkpoint, tower)
+
+
+def head_of(checkpoint: Path, facts: LabelFacts) -> LinearHead:
+    """The head of a fine-tuning of ours; a number's is in the labels' own unit."""
+    names = ("head.weight", "head.bias")
+    state = read_checkpoint(checkpoint)["state_dict"]
+    weight, bias = (state[name].float() for name in names)
+    if facts.task == "regression":
+        weight, bias = weight * facts.std, bias * facts.std + facts.mean
+    return LinearHead(weight, bias, tuple(facts.classes), facts.task, names)
 
 
 def with_meeting_place(start: StartingPoint, checkpoint: Path, tower: TowerName) -> StartingPoint:
@@ -130,6 +167,12 @@ def with_meeting_place(start: StartingPoint, checkpoint: Path, tower: TowerName)
         log_scale=float(state["objective.log_scale"]),
         logit_bias=None if bias is None else float(bias),
     )
+
+
+def of_public(weights: PublicWeights, tokenizer: TextTokenizer | None, source: str) -> StartingPoint:
+    """Where public weights are what is started from."""
+    lineage = {"init_from": source}
+    return StartingPoint(weights.encoder, tokenizer, lineage, left_out=weights.left_out, head=weights.head)
 
 
 def open_directory(directory: Path) -> StartingPoint:
@@ -147,14 +190,12 @@ def open_directory(directory: Path) -> StartingPoint:
             f"{shown_path(directory)} is neither a run nor a directory of public weights: its config.json cannot be "
             f"read ({type(error).__name__})."
         ) from error
-    lineage = {"init_from": shown_path(directory)}
     if config.get("model_type") in BERT_TYPES:
         named = any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
         tokenizer = load_tokenizer(directory) if named else None
-        return StartingPoint(TextEncoder.from_pretrained(directory), tokenizer, lineage)
+        return of_public(huggingface_bert.load_weights(directory), tokenizer, shown_path(directory))
     if "architecture" in config:
-        found = timm_vit.load_weights(directory)
-        return StartingPoint(found.encoder, None, lineage, left_out=found.left_out)
+        return of_public(timm_vit.load_weights(directory), None, shown_path(directory))
     kind = config.get("model_type") or "no model_type and no architecture"
     raise UserError(
         f"{shown_path(directory)}/config.json tells of {kind}, which is neither BERT of transformers nor a ViT of "
@@ -214,8 +255,7 @@ def open_name(name: str, tower: TowerName | None, not_ours: UserError) -> Starti
     import timm
 
     if timm.is_model(name) or name.startswith(("hf-hub:", "hf_hub:")):
-        found = timm_vit.load_weights(name)
-        return StartingPoint(found.encoder, None, {"init_from": name}, left_out=found.left_out)
+        return of_public(timm_vit.load_weights(name), None, name)
     if name.count("/") == 1:
         if (directory := open_clip.find_on_hub(name)) is not None:
             return replace(open_tower(directory, tower), lineage={"init_from": name})
@@ -257,7 +297,10 @@ def with_settings(start: StartingPoint, changes: dict[str, Any]) -> StartingPoin
                 f"{start.lineage.get('init_from', 'the encoder')} have {tuple(theirs[name].shape)}: leave it as it was."
             )
     missing, unexpected = encoder.load_state_dict(theirs, strict=False)
-    return replace(start, encoder=encoder, fresh=sorted(missing), left_out=sorted([*start.left_out, *unexpected]))
+    if settings["pooling"] != start.encoder.settings()["pooling"]:
+        start = start.without_head(f"it reads the pooling {start.encoder.pooling}")
+    left_out = [*start.left_out, *sorted(unexpected)]
+    return replace(start, encoder=encoder, fresh=sorted(missing), left_out=left_out)
 
 
 def without_weights(start: StartingPoint) -> StartingPoint:

@@ -119,7 +119,10 @@ def starting_tower(name: str, encoder: Encoder | None, config: TowerConfig, kind
             f"model.{name}.init_from is {config.init_from}, which holds a {type(start.encoder).__name__}, and the "
             f"{name} tower is a {kind.__name__}: name another."
         )
-    return start if config.pretrained else without_weights(start)
+    if not config.pretrained:
+        return without_weights(start)
+    start.tell_left_out()
+    return start
 
 
 def width_of_embeddings(given: int | None, starts: dict[str, StartingPoint]) -> int:

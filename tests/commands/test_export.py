@@ -3,9 +3,11 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy
 import onnx
 import onnxruntime
 import pytest
@@ -13,8 +15,8 @@ import timm
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from small_pictures import draw, make_pictures, write_pictures
 from small_pictures import make_encoder as make_picture_encoder
-from small_pictures import make_pictures, write_pictures
 from small_training import small_config, write_config
 from text_corpus import make_data, make_encoder, write_corpus
 from tokenizers import normalizers, pre_tokenizers
@@ -199,6 +201,16 @@ def test_a_pretrained_bert_fills_masks_in_transformers_and_its_card_tells_the_ru
     assert (target / "model.safetensors").stat().st_mode == (target / "README.md").stat().st_mode
 
 
+def answers_again(directory: Path, module: FineTuning, samples: list) -> list[dict]:
+    """What a fine-tuning that starts from an export answers before any step, its classes being in another order."""
+    again = FineTuning(init_from=str(directory))
+    again.facts = replace(module.facts, classes=module.facts.classes[::-1])
+    again.configure_model()
+    again.modality.take(module.modality.settings())
+    assert again.start.head is not None and again.encoder.pooling == module.encoder.pooling
+    return again.eval().predict(samples)
+
+
 def module_record(path: Path) -> dict:
     return torch.load(path, weights_only=True)["lit_pretrain"]
 
@@ -206,7 +218,11 @@ def module_record(path: Path) -> dict:
 def test_a_classifier_of_pairs_answers_in_transformers_as_here(made, tmp_path):
     target = export(made("pairs"), tmp_path / "pairs")
     pairs = [("The army pays a fair wage.", "The army builds."), ("A farmer needs peace abroad.", "It pays.")]
-    expected = FineTuning.from_checkpoint(made("pairs")).predict(pairs)
+    module = FineTuning.from_checkpoint(made("pairs"))
+    expected = module.predict(pairs)
+    for source in (target, made("pairs")):
+        for one, other in zip(answers_again(source, module, pairs), expected, strict=True):
+            assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
     classifier = pipeline("text-classification", model=str(target), top_k=None)
     for row, (text, text_pair) in zip(expected, pairs, strict=True):
         answers = {one["label"]: one["score"] for one in classifier({"text": text, "text_pair": text_pair})}
@@ -222,7 +238,10 @@ def test_several_classes_are_told_by_berts_own_pooler(made, tmp_path):
     target = export(made("several"), tmp_path / "several")
     config = json.loads((target / "config.json").read_text())
     assert config["architectures"] == ["BertForSequenceClassification"] and "multi_label" in config["problem_type"]
-    (row,) = FineTuning.from_checkpoint(made("several")).predict(TEXTS[:1])
+    module = FineTuning.from_checkpoint(made("several"))
+    (row,) = module.predict(TEXTS[:1])
+    (again,) = answers_again(target, module, TEXTS[:1])
+    assert again["probability"] == pytest.approx(row["probability"], abs=1e-5)
     (answers,) = pipeline("text-classification", model=str(target), top_k=None)(TEXTS[:1])
     assert {one["label"]: one["score"] for one in answers} == pytest.approx(row["probability"], abs=1e-5)
 
@@ -238,7 +257,9 @@ def test_a_number_from_the_mean_lies_beside_the_encoder_in_its_own_unit(made, tm
     with torch.no_grad():
         tokens, real = model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
     values = ((tokens * real).sum(1) / real.sum(1)) @ head["weight"].T + head["bias"]
-    expected = [row["value"] for row in FineTuning.from_checkpoint(made("number")).predict(TEXTS)]
+    module = FineTuning.from_checkpoint(made("number"))
+    expected = [row["value"] for row in module.predict(TEXTS)]
+    assert [row["value"] for row in answers_again(target, module, TEXTS)] == pytest.approx(expected, rel=1e-5)
     assert values[:, 0].tolist() == pytest.approx(expected, rel=1e-5) and 80 < min(expected) < 150
 
 
@@ -292,6 +313,9 @@ def test_a_classifier_of_pictures_keeps_its_names_in_timm(made, tmp_path):
     with torch.no_grad():
         expected = module.head(module.encoder(module.encoder.normalize(images)))
         assert torch.allclose(model(module.encoder.normalize(images)), expected, atol=1e-5)
+    pictures = [draw(label, numpy.random.default_rng(label)) for label in range(3)]
+    for one, other in zip(answers_again(target, module, pictures), module.predict(pictures), strict=True):
+        assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
 
 
 # -- ONNX

@@ -9,8 +9,10 @@ from labelled_texts import TOKENIZER, make_texts, write_texts
 from labelled_texts import make_encoder as make_text_encoder
 from small_pairs import make_encoders, make_pairs, make_rows, write_pairs
 from small_pictures import make_encoder, make_pictures, write_pictures
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertForTokenClassification
 
-from lit_pretrain.backbone import VisionEncoder
+from lit_pretrain.backbone import TextEncoder, VisionEncoder
+from lit_pretrain.data.label_facts import LabelFacts
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import ContrastivePretraining, FineTuning
 from lit_pretrain.modules.starting_points import load_starting_point, with_settings, without_weights
@@ -136,6 +138,59 @@ def test_public_weights_of_pictures_as_a_directory_and_as_a_file(tmp_path):
         FineTuning(encoder, architecture="vit_tiny_patch16_224")
 
 
+def bert(kind, path, **settings):
+    """A BERT of transformers' with a head and the small tokenizer."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(0)
+    model = kind(BertConfig(vocab_size=TOKENIZER.vocabulary_size, **sizes, **settings)).eval()
+    model.save_pretrained(path)
+    TOKENIZER.save(path)
+    return model
+
+
+@torch.no_grad()
+def test_a_public_head_is_taken_where_it_tells_the_datas_classes(tmp_path, capsys):
+    names = {"id2label": {0: "takes", 1: "keeps", 2: "gives"}, "label2id": {"takes": 0, "keeps": 1, "gives": 2}}
+    theirs = bert(BertForSequenceClassification, tmp_path / "classes", **names)
+    module = FineTuning(init_from=str(tmp_path / "classes"))
+    module.facts = LabelFacts("single_label", ["gives", "takes"])
+    module.configure_model()
+    batch = {"input_ids": torch.arange(12).view(3, 4), "attention_mask": torch.ones(3, 4).long()}
+    torch.testing.assert_close(module.eval().logits(batch), theirs(**batch).logits[:, [2, 0]], atol=1e-5, rtol=1e-5)
+
+    def told(facts, **settings):
+        module = FineTuning(init_from=str(tmp_path / "classes"), **settings)
+        module.facts = facts
+        module.configure_model()
+        assert module.head.weight.std() < 0.02
+        return module.start.told()
+
+    assert "classifier.bias (it knows takes, keeps, gives, not buys)" in told(
+        LabelFacts("single_label", ["gives", "buys"])
+    )
+    assert "left out classifier.weight, classifier.bias (it reads the pooling pooler)" in told(
+        module.facts, pooling="mean"
+    )
+    assert "left out" not in told(module.facts, pretrained=False)
+    data = make_texts(write_texts(tmp_path / "t.parquet"), cache_directory=str(tmp_path))
+    fits = Trainer(**TRAINER, logger=False, enable_checkpointing=False)
+    fits.fit(FineTuning(init_from=str(tmp_path / "classes"), seed=0), data)
+    assert "its head is taken, for takes, keeps, gives" in capsys.readouterr().out
+
+
+def test_other_heads_are_named(tmp_path, capsys):
+    bert(BertForTokenClassification, tmp_path / "tokens")
+    assert load_starting_point(str(tmp_path / "tokens")).left_out == ["classifier.bias", "classifier.weight"]
+    bert(BertForMaskedLM, tmp_path / "words")
+    start = load_starting_point(str(tmp_path / "words"))
+    assert start.head is None and len(start.left_out) == 5 and "left out cls.predictions.bias" in start.told()
+    bert(BertForSequenceClassification, tmp_path / "classes", num_labels=2)
+    TextEncoder.from_pretrained(tmp_path / "classes")
+    assert "classes is left out: classifier.bias, classifier.weight." in capsys.readouterr().err
+    # Names that transformers made up are none.
+    assert load_starting_point(str(tmp_path / "classes")).head.classes == ()
+
+
 def test_what_is_nothing_to_start_from_is_named(tmp_path):
     with pytest.raises(UserError, match="neither a run nor a directory of public weights"):
         load_starting_point(str(tmp_path))
@@ -157,7 +212,8 @@ def test_settings_are_changed_and_nothing_else(fine_tuned):
     assert with_settings(start, {"pooling": None, "transformer.dropout": None}) is start
     changed = with_settings(start, {"pooling": "map", "transformer.dropout": 0.3, "transformer.stochastic_depth": 0.1})
     assert (changed.encoder.config.dropout, changed.encoder.config.stochastic_depth) == (0.3, 0.1)
-    assert changed.fresh and all(name.startswith("pooler.") for name in changed.fresh) and changed.left_out == []
+    assert changed.fresh and all(name.startswith("pooler.") for name in changed.fresh)
+    assert changed.left_out == ["head.weight, head.bias (it reads the pooling mean)"]
     assert same(start.encoder, changed.encoder) and changed.tokenizer is start.tokenizer
     with pytest.raises(UserError, match=r"transformer.width changed, .* has the shape .* leave it as it was"):
         with_settings(start, {"transformer.width": 64})

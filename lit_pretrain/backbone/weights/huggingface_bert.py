@@ -5,6 +5,8 @@ a norm's gain and shift gamma and beta, and those with or without the `bert.` pr
 """
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from lit_pretrain.backbone.config import TransformerConfig
 from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.backbone.weights.files import read_tensors, weight_files, write_checkpoint
+from lit_pretrain.backbone.weights.public import LinearHead, PublicWeights
 from lit_pretrain.errors import UserError
 
 ACTIVATIONS = {
@@ -41,6 +44,19 @@ BLOCK_NAMES = {
     "feed_forward.contract": ("output.dense",),
     "feed_forward_norm": ("output.LayerNorm",),
 }
+# Of `BertForSequenceClassification`, on the pooler's output.
+CLASSIFIER = ("classifier.weight", "classifier.bias")
+# Where an export puts a classifier that reads something else.
+CLASSIFIER_FOLDER = "classifier"
+# In the place of our pooling `cls`, an export writes a pooler of this multiple of the identity, which tanh does not
+# change in fp32. A power of two, so that multiplying by it is exact; (20 s)^2 / 3 is below fp32's last bit.
+SMALL = 2.0**-16
+# Ours -> theirs.
+PROBLEMS = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
 # Of files of weights, whole or cut into several.
 STEMS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 # Written by transformers beside the weights, or derived from others: nothing of ours reads them.
@@ -49,6 +65,8 @@ IGNORED = {"embeddings.position_ids", "cls.predictions.decoder.weight", "cls.pre
 
 def load_encoder(path_or_hub_name: str | Path) -> TextEncoder:
     """Build a `TextEncoder` from a directory (or a hub name) in Hugging Face's BERT format.
+
+    Heads are left out, which is said on stderr.
 
     Args:
         path_or_hub_name: A directory with config.json and model.safetensors or pytorch_model.bin, or a name on the hub.
@@ -59,8 +77,14 @@ def load_encoder(path_or_hub_name: str | Path) -> TextEncoder:
     Raises:
         UserError: If a file is missing, the model is not a BERT, or its tensors do not match its config.
     """
+    return load_weights(path_or_hub_name).alone(path_or_hub_name)
+
+
+def load_weights(path_or_hub_name: str | Path) -> PublicWeights:
+    """As `load_encoder`, with the classifier on pooled features, if there is one, and the names of other heads."""
     directory = find_directory(path_or_hub_name)
     config, state = read_config(directory), read_state(directory)
+    head, state = take_classifier(config, state, directory)
     has_pooler = "pooler.dense.weight" in state
     encoder = encoder_for_config(config, has_pooler)
     names = list(STEM_NAMES.items()) + (list(POOLER_NAMES.items()) if has_pooler else [])
@@ -72,15 +96,83 @@ def load_encoder(path_or_hub_name: str | Path) -> TextEncoder:
                     f"encoder.layer.{index}.{name}.{part}" for name in theirs
                 )
     wanted = {name for names in plan.values() for name in names}
-    missing = sorted(wanted - state.keys())
-    unexpected = sorted(name for name in state.keys() - wanted - IGNORED if not name.startswith("cls."))
+    missing, others = sorted(wanted - state.keys()), state.keys() - wanted - IGNORED
+    unexpected = sorted(name for name in others if name.partition(".")[0] in ("embeddings", "encoder", "pooler"))
     if missing or unexpected:
         raise UserError(
             f"The weights in {directory} are not those of the BERT that its config.json describes: "
             f"missing {missing or 'none'}, unexpected {unexpected or 'none'}."
         )
     load_tensors(encoder, {ours: [state[name] for name in theirs] for ours, theirs in plan.items()}, directory)
-    return encoder.eval()
+    if head is not None and head.weight.shape[1:] != (encoder.width,):
+        head, others = None, others | set(head.names)
+    if head is not None and is_small_identity(encoder):
+        head, encoder = replace(head, weight=head.weight * SMALL), with_pooling(encoder, "cls")
+    if head is None and (beside := head_beside(directory)) is not None:
+        head, pooling = beside
+        encoder = with_pooling(encoder, pooling)
+    return PublicWeights(encoder.eval(), head, sorted(others))
+
+
+def take_classifier(
+    config: dict, state: dict[str, Tensor], directory: Path
+) -> tuple[LinearHead | None, dict[str, Tensor]]:
+    """The classifier of a `BertForSequenceClassification`, which alone reads pooled features, and the other tensors."""
+    kinds = config.get("architectures") or [""]
+    found = [name for name in CLASSIFIER if name in state]
+    if len(found) != len(CLASSIFIER) or "pooler.dense.weight" not in state:
+        return None, state
+    if kinds[0] and not kinds[0].endswith("ForSequenceClassification"):
+        return None, state
+    weight, bias = (state[name].float() for name in CLASSIFIER)
+    others = {name: value for name, value in state.items() if name not in CLASSIFIER}
+    return LinearHead(weight, bias, *labels_of(config, len(weight)), names=CLASSIFIER), others
+
+
+def labels_of(config: dict, count: int) -> tuple[tuple[str, ...], str | None]:
+    """Names of the classes, empty if transformers made them up, and our name of the task, null if it is not told."""
+    tasks = {theirs: ours for ours, theirs in PROBLEMS.items()}
+    task = tasks.get(config.get("problem_type"))
+    named = config.get("id2label") or {}
+    classes = tuple(str(named.get(str(index), "")) for index in range(count))
+    if task == "regression" or len(named) != count or all(re.fullmatch(r"LABEL_\d+|", name) for name in classes):
+        classes = ()
+    if task is None and count == 1:
+        # As transformers takes it.
+        task = "regression"
+    return classes, task
+
+
+def head_beside(directory: Path) -> tuple[LinearHead, str] | None:
+    """A classifier that our export had to put beside an encoder, in a folder of its own, and the pooling it reads."""
+    folder = directory / CLASSIFIER_FOLDER
+    if not (folder / "model.safetensors").is_file() or not (folder / "config.json").is_file():
+        return None
+    tensors = read_tensors(folder / "model.safetensors")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        weight, bias, pooling = tensors["weight"], tensors["bias"], config["pooling"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{folder} is no classifier of an export ({error}): export it again.") from error
+    names = tuple(f"{CLASSIFIER_FOLDER}/{name}" for name in ("weight", "bias"))
+    return LinearHead(weight, bias, *labels_of(config, len(weight)), names=names), pooling
+
+
+def is_small_identity(encoder: TextEncoder) -> bool:
+    """Whether the pooler is the one that an export puts in the place of none; see `SMALL`."""
+    dense = encoder.pooler.dense if encoder.pooling == "pooler" else None
+    if dense is None or dense.bias.any():
+        return False
+    return torch.equal(dense.weight, SMALL * torch.eye(encoder.width))
+
+
+def with_pooling(encoder: TextEncoder, pooling: str) -> TextEncoder:
+    """The same weights with another pooling, that has no weights."""
+    if encoder.pooling == pooling:
+        return encoder
+    other = TextEncoder.from_settings(encoder.settings() | {"pooling": pooling})
+    other.load_state_dict({name: value for name, value in encoder.state_dict().items() if "pooler" not in name})
+    return other
 
 
 def load_heads(directory: str | Path, heads: tuple[nn.Module, ...]) -> None:

@@ -7,15 +7,16 @@ config.json; a file of tensors alone needs such a name beside it.
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_pretrain.backbone.vision_encoder import VisionEncoder
 from lit_pretrain.backbone.weights.files import SUFFIXES, weight_files, write_checkpoint
+from lit_pretrain.backbone.weights.public import LinearHead, PublicWeights
 from lit_pretrain.backbone.weights.timm_settings import (
     config_of,
     refuse_what_timm_lacks,
@@ -63,21 +64,10 @@ def timm_name(ours: str) -> str:
     return ours
 
 
-@dataclass(frozen=True)
-class TimmWeights:
-    """A ViT of timm's.
-
-    Attributes:
-        encoder: In evaluation mode.
-        left_out: Tensors that it has no place for.
-    """
-
-    encoder: VisionEncoder
-    left_out: list[str]
-
-
 def load_encoder(source: str | Path, architecture: str | None = None, **untold: Any) -> VisionEncoder:
-    """Build a `VisionEncoder` from timm's weights; a classifier (`head.*`) and MAE's decoder are left out.
+    """Build a `VisionEncoder` from timm's weights.
+
+    A classifier (`head.*`) and the decoder of MAE's pretraining are left out, which is said on stderr.
 
     Args:
         source: A model name of timm's, which its `create_model` downloads; a state-dict file (.safetensors, or .bin,
@@ -94,11 +84,11 @@ def load_encoder(source: str | Path, architecture: str | None = None, **untold: 
         UserError: If the source cannot be had or read, is no ViT of ours, does not tell what it computes, or a tensor
             is missing or unexpected.
     """
-    return load_weights(source, architecture, **untold).encoder
+    return load_weights(source, architecture, **untold).alone(source)
 
 
-def load_weights(source: str | Path, architecture: str | None = None, **untold: Any) -> TimmWeights:
-    """As `load_encoder`, with the names of what was left out."""
+def load_weights(source: str | Path, architecture: str | None = None, **untold: Any) -> PublicWeights:
+    """As `load_encoder`, with the classifier and the names of what was left out."""
     path = Path(source)
     given = ([] if architecture is None else ["architecture"]) + list(untold)
     if given and not path.is_file():
@@ -119,7 +109,7 @@ def load_weights(source: str | Path, architecture: str | None = None, **untold: 
         model, state = open_directory(path if path.is_dir() else path.parent, path)
     else:
         model, state = open_name(source)
-    state, left_out = without_heads(state)
+    state, head, left_out = without_heads(state)
     if model is None:
         settings = settings_of_state(state, path, **untold)
     else:
@@ -129,7 +119,22 @@ def load_weights(source: str | Path, architecture: str | None = None, **untold: 
     if not path.is_file():
         encoder.crop_share = model.pretrained_cfg.get("crop_pct")
     load_tensors(encoder, state, source)
-    return TimmWeights(encoder.eval(), left_out)
+    if head is not None and head.weight.shape[1:] != (encoder.width,):
+        head, left_out = None, sorted([*left_out, *head.names])
+    elif head is not None and model is not None:
+        head = replace(head, **labels_of(model, path if path.is_dir() else path.parent))
+    return PublicWeights(encoder.eval(), head, left_out)
+
+
+def labels_of(model: nn.Module, directory: Path) -> dict[str, Any]:
+    """What is told of a classifier's classes; only our own exports say which task it is, in their config.json."""
+    names = tuple(map(str, model.pretrained_cfg.get("label_names") or ()))
+    try:
+        task = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("task")
+    except (OSError, ValueError):
+        task = None
+    classes = names if len(names) == model.num_classes and task != "regression" else ()
+    return {"classes": classes, "task": task}
 
 
 def tells_architecture(directory: Path) -> bool:
@@ -140,13 +145,16 @@ def tells_architecture(directory: Path) -> bool:
         return False
 
 
-def without_heads(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors of the encoder, and the names of those of a classifier, or of the decoder of MAE's pretraining."""
-    heads = list(CLASSIFIER)
+def without_heads(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], LinearHead | None, list[str]]:
+    """Tensors of the encoder; the classifier; and the names of what else is there (of MAE's pretraining, a decoder)."""
+    others: list[str] = []
     if any(name.startswith(DECODER) for name in state):
-        heads += [name for name in state if name.startswith(DECODER) or name == "mask_token"]
-    left_out = sorted(name for name in state if name in heads)
-    return {name: value for name, value in state.items() if name not in heads}, left_out
+        others = sorted(name for name in state if name.startswith(DECODER) or name == "mask_token")
+    found, head = [name for name in CLASSIFIER if name in state], None
+    if len(found) == len(CLASSIFIER):
+        head = LinearHead(*(state[name].float() for name in CLASSIFIER), names=CLASSIFIER)
+    encoder = {name: value for name, value in state.items() if name not in (*CLASSIFIER, *others)}
+    return encoder, head, others if head is not None else [*found, *others]
 
 
 def model_of_file(architecture: str, state: dict[str, Tensor], path: Path) -> "VisionTransformer":

@@ -42,7 +42,7 @@ def write(subject: Subject, directory: Path) -> None:
     tensors = load_file(directory / "model.safetensors")
     config = json.loads((directory / "config.json").read_text())
     count = len(subject.labels)
-    config |= {"num_classes": count, "label_names": subject.labels}
+    config |= {"num_classes": count, "label_names": subject.labels, "task": subject.facts.task}
     config["model_args"]["num_classes"] = config["pretrained_cfg"]["num_classes"] = count
     tensors |= {"head.weight": weight, "head.bias": bias}
     write_checkpoint(directory, tensors, config)

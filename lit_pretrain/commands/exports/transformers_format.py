@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.backbone.weights.files import write_checkpoint
+from lit_pretrain.backbone.weights.huggingface_bert import CLASSIFIER_FOLDER, PROBLEMS, SMALL
 from lit_pretrain.commands.exports.card import Loading
 from lit_pretrain.commands.exports.checking import (
     Difference,
@@ -32,14 +33,6 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.objectives import CausalLanguageModeling, MaskedLanguageModeling, NextSentencePrediction
 
 PACKAGES = ("transformers",)
-CLASSIFIER_FOLDER = "classifier"
-PROBLEMS = {
-    "single_label": "single_label_classification",
-    "multi_label": "multi_label_classification",
-    "regression": "regression",
-}
-# A power of two, so that multiplying by it is exact. (20 s)^2 / 3 is below fp32's last bit.
-SMALL = 2.0**-16
 
 
 def library() -> str:
