@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from lit_pretrain.data.loading import SURPLUS
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.paths import make_directory, shown_path
 from lit_pretrain.tracking.run_record import mlflow_logger
@@ -67,6 +68,8 @@ class PredictionWriter(BasePredictionWriter):
         table = prediction_table(prediction).replace_schema_metadata(self._metadata)
         if self._writer is None:
             self._writer = pyarrow.parquet.ParquetWriter(self._part, table.schema)
+        if batch.get(SURPLUS):
+            return
         self._writer.write_table(table)
         self.rows += table.num_rows
 

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from lit_pretrain.data.loading import SURPLUS
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.vision_objective import Shortcut
 from lit_pretrain.tracking.run_record import mlflow_logger
@@ -26,7 +27,7 @@ class ShortcutCheck(Callback):
 
     Args:
         every_n_batches: Training batches between two lessons of the classifiers.
-        validation_batches: Validation batches that they are tried on.
+        validation_batches: Validation batches of all processes that they are tried on.
     """
 
     def __init__(self, every_n_batches: int = 4, validation_batches: int = 10) -> None:
@@ -80,14 +81,17 @@ class ShortcutCheck(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Collect the classifiers' answers, with the draws of training but always the same ones."""
-        if batch_idx >= self.validation_batches or trainer.sanity_checking:
+        place = batch_idx * trainer.world_size + trainer.global_rank
+        if batch_idx * trainer.world_size >= self.validation_batches or trainer.sanity_checking:
             return
-        for name, shortcut in pl_module.shortcuts(batch, "validation", batch_idx, trainer.global_rank).items():
+        counted = place < self.validation_batches and not batch.get(SURPLUS)
+        for name, shortcut in pl_module.shortcuts(batch, "validation", place, 0).items():
             classifier = self._classifier(name, shortcut).eval()
             right = classifier(shortcut.features.float()).argmax(dim=-1) == shortcut.labels
             # Not by `bincount`, which waits for the device to learn how many classes there are.
             counts = nn.functional.one_hot(shortcut.labels, shortcut.classes).sum(dim=0)
-            self._answers.setdefault(name, []).append((right.sum(), counts))
+            # Every process has an answer to put together with the others', even if nothing is in it.
+            self._answers.setdefault(name, []).append((right.sum() * counted, counts * counted))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log how often they were right, beside chance."""

@@ -15,7 +15,6 @@ class EpochDataModule(LightningDataModule):
     Subclasses set `batch_size`, `workers`, `seed`, and `train_dataset` once they are set up.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True
     # What a person calls the samples, and what there is more of with more data.
     samples_name: ClassVar[str] = "samples"
     contents_name: ClassVar[str] = "data"

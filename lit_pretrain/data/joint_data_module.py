@@ -33,8 +33,6 @@ class JointDataModule(LightningDataModule):
         vision: Pictures for `model.vision_replay`; null for none.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     def __init__(
         self, pairs: PairDataModule, text: DocumentDataModule | None = None, vision: ImageDataModule | None = None
     ) -> None:

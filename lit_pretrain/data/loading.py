@@ -16,6 +16,9 @@ from lit_pretrain.data.randomness import sample_generator
 from lit_pretrain.errors import UserError
 
 Key = tuple[int, int]  # epoch, index within it
+# What an evaluation batch has that is there for the number alone: all processes have as many batches, and whatever
+# counts samples leaves these out.
+SURPLUS = "surplus"
 
 
 class EpochDataset(Protocol):
@@ -39,7 +42,9 @@ class EpochBatchSampler(Sampler):
         batch_size: Samples of a batch of one process.
         seed: Source of the order.
         shuffle: Whether an epoch has an order of its own, and drops what does not fill a batch of all processes
-            (training), or keeps the data's order and every sample exactly once (evaluation).
+            (training), or keeps the data's order and every sample exactly once (evaluation). Evaluation batches are
+            those of one process, dealt out whole, so that nothing that is drawn for a batch, or compares its samples,
+            depends on the number of processes.
     """
 
     def __init__(self, dataset: EpochDataset, batch_size: int, seed: int, shuffle: bool) -> None:
@@ -81,22 +86,31 @@ class EpochBatchSampler(Sampler):
             order = order[: len(self) * world_size * self.batch_size].reshape(-1, world_size, self.batch_size)[:, rank]
             batches = iter(order[self.first_batch :])
         else:
-            mine = order[rank::world_size]
-            batches = (
-                mine[start : start + self.batch_size]
-                for start in range(self.first_batch * self.batch_size, len(mine), self.batch_size)
-            )
+            starts = [
+                (index * world_size + rank) % self.evaluation_batches * self.batch_size
+                for index in range(self.first_batch, len(self))
+            ]
+            batches = (order[start : start + self.batch_size] for start in starts)
         epoch = self.epoch
         for batch in batches:
             yield [(epoch, int(index)) for index in batch]
 
     def __len__(self) -> int:
         """Batches of this process in an epoch."""
-        rank, world_size = place()
-        size = len(self.dataset)
+        world_size, size = place()[1], len(self.dataset)
         if self.shuffle:
             return size // (world_size * self.batch_size)
-        return -(-len(range(rank, size, world_size)) // self.batch_size)
+        return -(-self.evaluation_batches // world_size)
+
+    @property
+    def evaluation_batches(self) -> int:
+        """Batches of all processes together in an evaluation, each counted once."""
+        return -(-len(self.dataset) // self.batch_size)
+
+    def surplus(self, index: int) -> bool:
+        """Whether this process's evaluation batch of that index repeats another's, for want of more."""
+        rank, world_size = place()
+        return not self.shuffle and index * world_size + rank >= self.evaluation_batches
 
 
 class ResumableDataLoader:
@@ -140,6 +154,8 @@ class ResumableDataLoader:
         for batch in self.loader:
             if isinstance(batch, UserError):
                 raise batch
+            if self.sampler.surplus(self._handed_out):
+                batch = {**batch, SURPLUS: True}
             self._handed_out += 1
             yield batch
 

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lit_pretrain.backbone.float32 import at_least_float32
+from lit_pretrain.data.loading import SURPLUS
 from lit_pretrain.data.randomness import default_seed, derive_seed
 from lit_pretrain.modules.clipping import clip_gradients
 from lit_pretrain.modules.optimization import (
@@ -134,6 +135,14 @@ class BaseModule(LightningModule):
             self._generators[self.device] = torch.Generator(device=self.device)
         return self._generators[self.device].manual_seed(derive_seed(*parts))
 
+    def evaluation_generator(self, batch_index: int) -> torch.Generator:
+        """The source of an evaluation batch's draws, seeded from its place among the batches of all processes.
+
+        Alone, a process has the same batches (`EpochBatchSampler`), and so the same draws and figures.
+        """
+        place = batch_index * self.trainer.world_size + self.trainer.global_rank
+        return self.generator_for("evaluation", place, 0)
+
     def step_parts(self, batch_index: int) -> tuple[int, int, int, int]:
         """What a step's draws are a function of: seed, global step, batch, rank; dropout is seeded with them here."""
         parts = (self.seed, self.trainer.global_step, batch_index, self.trainer.global_rank)
@@ -193,6 +202,14 @@ class BaseModule(LightningModule):
             if earlier is not None and self.trainer.is_global_zero:
                 self._statistics[stage].add_sums(earlier)
         return self._statistics[stage]
+
+    def count(self, stage: str, batch: Batch, statistics: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Add an evaluation batch's statistics to its stage's, unless it is there for the number alone."""
+        if batch.get(SURPLUS):
+            statistics = {
+                name: (torch.zeros_like(total), torch.zeros_like(n)) for name, (total, n) in statistics.items()
+            }
+        self.statistics_for(stage, statistics).update(statistics)
 
     def means(self, stage: str) -> dict[str, Tensor]:
         """A stage's means by the names that they are logged by; collective."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lit_pretrain.data.loading import SURPLUS
 from lit_pretrain.modules.contrastive_panels import search_panels
 from lit_pretrain.modules.contrastive_validation import Gallery, gallery_figures, suggestions
 from lit_pretrain.modules.steps import total_steps
@@ -37,6 +38,8 @@ class ContrastiveEvaluation:
         embedded = [
             module.embed_texts({"input_ids": ids, "attention_mask": mask}) for ids, mask in zip(*texts, strict=True)
         ]
+        if batch.get(SURPLUS):
+            return
         facts = ("picture", "picture_key"), ("caption_picture", "caption_id", "caption_key")
         of_pictures, of_texts = ([batch[name] for name in names] for names in facts)
         parts = (pictures, *of_pictures, torch.cat(embedded), *of_texts)

@@ -244,9 +244,8 @@ class ContrastivePretraining(TwoTowers):
         if (name := part_of(batch)) == PAIRS:
             self.evaluation.add(self, batch)
             return
-        generator = self.generator_for("evaluation", batch_index, self.trainer.global_rank)
-        statistics = self.replays[name].evaluate(self.towers[name].encoder, batch, generator)
-        self.statistics_for(f"{stage}/{name}", statistics).update(statistics)
+        generator = self.evaluation_generator(batch_index)
+        self.count(f"{stage}/{name}", batch, self.replays[name].evaluate(self.towers[name].encoder, batch, generator))
 
     def on_validation_epoch_end(self) -> None:
         """Report what the whole validation set says, and what should be looked at."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.data.label_facts import LabelFacts
+from lit_pretrain.data.loading import SURPLUS
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluation.linear_probe import Regularization, check_regularization
 from lit_pretrain.modules.answering import answer
@@ -43,7 +44,7 @@ from lit_pretrain.modules.starting_points import (
     without_weights,
 )
 from lit_pretrain.modules.steps import total_steps
-from lit_pretrain.modules.tasks import Task, class_weights_of, make_task
+from lit_pretrain.modules.tasks import Task, class_weights_of, count_none, make_task
 from lit_pretrain.objectives.objective import Batch
 from lit_pretrain.tracking.find import find_checkpoint
 
@@ -336,10 +337,13 @@ class FineTuning(BaseModule):
         """Count one batch; returns its `logits`, `label` and `sample_id`, for reports."""
         logits, labels = self.logits(batch), batch["label"]
         samples = torch.full((), len(labels), device=logits.device)
-        statistics = {"loss": (self.task.loss(logits, labels) * samples, samples)}
-        self.statistics_for(stage, statistics).update(statistics)
+        self.count(stage, batch, {"loss": (self.task.loss(logits, labels) * samples, samples)})
+        outputs = {"logits": logits, "label": labels, "sample_id": batch["sample_id"]}
+        if batch.get(SURPLUS):
+            count_none(self.metrics[METRICS_OF[stage]])
+            return {name: value[:0] for name, value in outputs.items()}
         self.metrics[METRICS_OF[stage]].update(*self.task.for_metrics(logits, labels))
-        return {"logits": logits, "label": labels, "sample_id": batch["sample_id"]}
+        return outputs
 
     def report(self, stage: str) -> None:
         """As the base's, with the task's metrics."""

@@ -142,14 +142,12 @@ class Pretraining(BaseModule):
         self.evaluation_step("test", batch, batch_index)
 
     def evaluation_step(self, stage: str, batch: Batch, batch_index: int) -> None:
-        """Update a stage's statistics; the seed of its draws is the batch's place, not the run's seed."""
+        """Update a stage's statistics; the seed of its draws is the batch's place, not the run's seed or the rank."""
         batch = self.prepare(batch, None)
         if batch_index == 0 and stage == "validation":
             self._example_batch = {name: value for name, value in batch.items()}
-        generator = self.generator_for("evaluation", batch_index, self.trainer.global_rank)
-        outputs = compute_objectives(self.encoder, self.objectives, batch, generator)
-        statistics = flatten(outputs, self.weights)
-        self.statistics_for(stage, statistics).update(statistics)
+        outputs = compute_objectives(self.encoder, self.objectives, batch, self.evaluation_generator(batch_index))
+        self.count(stage, batch, flatten(outputs, self.weights))
 
     # -- losses and metrics
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_pretrain.data.loading import SURPLUS
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluation.linear_probe import fit_linear_probe
 
@@ -33,9 +34,11 @@ def fit_probe_head(module: Any) -> None:
     parts: list[tuple[Tensor, Tensor]] = []
     loader, data = module.trainer.datamodule.evaluation_loader("train"), module.trainer.datamodule
     # At even distances, as files are often sorted by their labels.
-    share = min(1.0, MOST_SAMPLES / (len(loader) * data.batch_size * processes))
-    for place, batch in enumerate(loader):
-        if place and int(place * share) == int((place - 1) * share):
+    share = min(1.0, MOST_SAMPLES / (loader.sampler.evaluation_batches * data.batch_size))
+    for index, batch in enumerate(loader):
+        # Among the batches of all processes, so that the same are taken however many share them.
+        place = index * processes + module.trainer.global_rank
+        if batch.pop(SURPLUS, False) or (place and int(place * share) == int((place - 1) * share)):
             continue
         moved = {name: value.to(module.device) for name, value in batch.items()}
         parts.append((module.features(moved).float(), moved["label"]))

@@ -241,6 +241,17 @@ def make_task(facts: LabelFacts, label_smoothing: float = 0.0, class_weights: Te
     return (SingleLabel if facts.task == "single_label" else MultiLabel)(facts, label_smoothing, class_weights)
 
 
+def count_none(metrics: MetricCollection) -> None:
+    """Make metrics ready to be put together with other processes' where this one has no samples.
+
+    torchmetrics (1.9) takes a list that nothing was added to for one of numbers, and rows cannot be added to those.
+    """
+    for metric in metrics.values():
+        if isinstance(metric, MultilabelAveragePrecision) and not metric.preds:
+            metric.preds.append(torch.zeros(0, metric.num_labels, device=metric.device))
+            metric.target.append(torch.zeros(0, metric.num_labels, dtype=torch.long, device=metric.device))
+
+
 def class_weights_of(setting: list[float] | Literal["balanced"], facts: LabelFacts) -> Tensor:
     """Factors (C,) of the classes' losses.
 

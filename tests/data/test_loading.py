@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lit_pretrain.data import loading
-from lit_pretrain.data.loading import EpochBatchSampler, ResumableDataLoader
+from lit_pretrain.data.loading import SURPLUS, EpochBatchSampler, ResumableDataLoader
 
 
 class Numbers:
@@ -90,16 +90,31 @@ def test_processes_share_an_epoch_out(world_size, monkeypatch):
         assert sorted(map(tuple, batch)) == sorted(tuple(key) for one in taken for key in one[step])
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_evaluation_sees_every_sample_once(world_size, monkeypatch):
-    indices = []
+class Named(Numbers):
+    """Batches as all real data has them."""
+
+    def __getitems__(self, keys):
+        return {"key": super().__getitems__(keys)}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 9])
+def test_evaluation_batches_are_those_of_one_process_each_counted_once(world_size, monkeypatch):
+    counted = {}
     for rank in range(world_size):
         monkeypatch.setattr(loading, "place", lambda rank=rank: (rank, world_size))
-        one = loader(size=22, shuffle=False)
-        batches = epoch_of(one, 0)
-        assert len(batches) == len(one)
-        indices += [index for batch in batches for _, index in batch]
-    assert sorted(indices) == list(range(22))
+        data = Named(22)
+        one = ResumableDataLoader(data, EpochBatchSampler(data, 4, 0, shuffle=False))
+        batches = list(one)
+        # As many in every process, so that none waits for another: six in all.
+        assert len(batches) == len(one) == -(-6 // world_size)
+        for index, batch in enumerate(batches):
+            assert len(batch["key"]) > 0
+            if not batch.get(SURPLUS):
+                counted[index * world_size + rank] = batch["key"][:, 1].tolist()
+        one.load_state_dict({"epoch": 0, "batches": 1})
+        assert [SURPLUS in batch for batch in one] == [SURPLUS in batch for batch in batches[1:]]
+    assert [counted[place] for place in range(6)] == [list(range(22))[start : start + 4] for start in range(0, 22, 4)]
+    assert len(counted) == 6
 
 
 def test_the_order_is_no_shift_of_another():
