@@ -17,6 +17,7 @@ from lit_pretrain.modules.checkpoints import read_checkpoint, take_framing
 from lit_pretrain.modules.contrastive_data import check_replayed, fit_to_pairs, parts_of
 from lit_pretrain.modules.contrastive_evaluation import ContrastiveEvaluation
 from lit_pretrain.modules.contrastive_record import arguments_of, check_kind, check_record, description_of, record_of
+from lit_pretrain.modules.operations import encoder_operations, picture_operations
 from lit_pretrain.modules.optimization import (
     AdamWConfig,
     ScheduleConfig,
@@ -34,7 +35,6 @@ from lit_pretrain.modules.towers import (
     check_replays,
     check_sharing,
     objective_of,
-    pair_flops,
     share,
     starting_tower,
     width_of_embeddings,
@@ -275,14 +275,15 @@ class ContrastivePretraining(TwoTowers):
         return {name: value for one in found for name, value in one.items()}
 
     def step_cost(self, batch: Batch) -> dict[str, float]:
-        """Pairs, tokens of text (padding included) and operations (three times the forward's) of a training batch.
+        """Pairs, tokens of text (padding included) and operations of a training batch; see `modules.operations`.
 
-        Tokens and operations are those of what is replayed too.
+        Tokens and operations are those of what is replayed too. What a chunk is encoded twice for is memory, and does
+        not count.
         """
         batches = batch if PAIRS in batch else {PAIRS: batch}
         samples, length = batches[PAIRS]["input_ids"].shape
-        flops = samples * pair_flops(self.text_encoder, self.vision_encoder, length)
-        cost = {"samples": samples, "tokens": samples * length, "flops": 3.0 * flops}
+        flops = samples * (encoder_operations(self.text_encoder, length) + picture_operations(self.vision_encoder))
+        cost = {"samples": samples, "tokens": samples * length, "flops": flops}
         for name, replay in self.replays.items():
             replayed = replay.cost(self.towers[name].encoder, batches[name])
             cost["tokens"] += replayed.get("tokens", 0)

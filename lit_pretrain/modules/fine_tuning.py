@@ -372,7 +372,7 @@ class FineTuning(BaseModule):
         return answer(self, samples, batch_size)
 
     def step_cost(self, batch: Batch) -> dict[str, float]:
-        """Samples, tokens and floating-point operations (three times the forward's) of one training batch."""
+        """Samples, tokens and floating-point operations of one training batch, by the rule of `modules.operations`."""
         return self.modality.step_cost(self.encoder, batch)
 
     # -- telling

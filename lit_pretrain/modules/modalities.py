@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.errors import UserError
+from lit_pretrain.modules.operations import encoder_operations, picture_operations
 from lit_pretrain.objectives.masking import hide_tokens
 from lit_pretrain.objectives.objective import Batch, clean_inputs
 
@@ -83,7 +84,7 @@ class Texts:
     def step_cost(self, encoder: TextEncoder, batch: Batch) -> dict[str, float]:
         """Samples, tokens (padding included) and floating-point operations of a training batch."""
         samples, length = batch["input_ids"].shape
-        flops = 3.0 * samples * length * encoder.config.forward_flops_per_token(length)
+        flops = samples * encoder_operations(encoder, length)
         return {"samples": samples, "tokens": samples * length, "flops": flops}
 
     def describe(self, encoder: TextEncoder) -> dict[str, Any]:
@@ -168,10 +169,8 @@ class Pictures:
 
     def step_cost(self, encoder: VisionEncoder, batch: Batch) -> dict[str, float]:
         """Pictures and floating-point operations of a training batch."""
-        samples, tokens = len(batch["images"]), encoder.patches + encoder.prefix_tokens
-        patch = encoder.channels * encoder.patch_size**2
-        per_token = encoder.config.forward_flops_per_token(tokens) + 2.0 * patch * encoder.width
-        return {"samples": samples, "flops": 3.0 * samples * tokens * per_token}
+        samples = len(batch["images"])
+        return {"samples": samples, "flops": samples * picture_operations(encoder)}
 
     def describe(self, encoder: VisionEncoder) -> dict[str, Any]:
         """Facts for the record of a run."""

@@ -9,7 +9,8 @@ from torch import Tensor
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.errors import UserError
-from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, count_passes
+from lit_pretrain.modules.operations import encoder_operations, is_trained, passes_of
+from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, passes_run
 from lit_pretrain.objectives.vision_objective import VisionObjective
 
 # Pictures from which an objective may take what it must know of the data before the first step.
@@ -131,21 +132,30 @@ def mix(objectives: Iterable[Objective]) -> str:
 def cost_on_texts(objectives: Sequence[Objective], encoder: TextEncoder, batch: Batch) -> dict[str, float]:
     """Samples, tokens (padding included) and floating-point operations of one training batch.
 
-    Operations are those of the model's matrix products, forward and backward (three times the forward), without
-    recomputation.
+    Operations are those of every pass's matrix products, and the heads', by the rule of `modules.operations`.
     """
     samples, length = batch["input_ids"].shape
-    flops = count_passes(objectives) * samples * length * encoder.config.forward_flops_per_token(length)
-    flops += sum(objective.forward_flops(encoder, samples, length) for objective in objectives)
-    return {"samples": samples, "tokens": samples * length, "flops": 3.0 * flops}
+    flops = 0.0
+    for objective in passes_run(objectives):
+        sequences, tokens = objective.pass_shape(samples, length)
+        flops += sequences * encoder_operations(encoder, tokens)
+    flops += sum(head_operations(one, encoder, one.forward_flops(encoder, samples, length)) for one in objectives)
+    return {"samples": samples, "tokens": samples * length, "flops": flops}
 
 
 def cost_on_pictures(objectives: Sequence[VisionObjective], encoder: VisionEncoder, batch: Batch) -> dict[str, float]:
     """As `cost_on_texts`: pictures and floating-point operations."""
     samples, flops = len(batch["images"]), 0.0
-    patch = encoder.channels * encoder.patch_size**2
     for objective in objectives:
         sequences, tokens = objective.sequences(encoder, samples)
-        per_token = encoder.config.forward_flops_per_token(tokens) + 2.0 * patch * encoder.width
-        flops += sequences * tokens * per_token + objective.forward_flops(encoder, samples, tokens)
-    return {"samples": samples, "flops": 3.0 * flops}
+        flops += sequences * encoder_operations(encoder, tokens)
+        flops += head_operations(objective, encoder, objective.forward_flops(encoder, samples, tokens))
+    return {"samples": samples, "flops": flops}
+
+
+def head_operations(objective: Objective, encoder: TextEncoder | VisionEncoder, forward: float) -> float:
+    """Operations of a training step of an objective's head; one without weights multiplies features with features."""
+    below = is_trained(encoder)
+    return forward * passes_of(
+        is_trained(objective) or (below and not any(True for _ in objective.parameters())), below
+    )

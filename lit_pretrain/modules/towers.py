@@ -287,11 +287,3 @@ def resolved(encoder: nn.Module) -> dict[str, Any]:
     config = encoder.config
     found = {"heads": config.resolved_heads, "feed_forward_width": config.resolved_feed_forward_width}
     return asdict(config) | found
-
-
-def pair_flops(text: nn.Module, vision: nn.Module, length: int) -> float:
-    """Operations of a forward pass of one text of so many tokens and one picture."""
-    tokens = vision.patches + vision.prefix_tokens
-    patch = 2.0 * vision.channels * vision.patch_size**2 * vision.width
-    of_text = length * text.config.forward_flops_per_token(length)
-    return of_text + tokens * (vision.config.forward_flops_per_token(tokens) + patch)

@@ -25,7 +25,7 @@ from lit_pretrain.objectives.objective import (
     Vocabulary,
     global_mean,
 )
-from lit_pretrain.objectives.span_halves import check_halves, halves_pass, name_of_pass
+from lit_pretrain.objectives.span_halves import check_halves, halves_pass, name_of_pass, shape_of_halves
 
 
 class BagOfNgrams(Objective):
@@ -118,6 +118,10 @@ class BagOfNgrams(Objective):
                 }
             )
         return rows
+
+    def pass_shape(self, samples: int, sequence_length: int) -> tuple[int, int]:
+        """The halves."""
+        return shape_of_halves(samples, sequence_length)
 
     def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
         """Operations of the scores."""

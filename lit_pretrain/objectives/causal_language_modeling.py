@@ -29,6 +29,7 @@ class CausalLanguageModeling(Objective):
 
     name = "causal_language_modeling"
     uses_pooling = False
+    causal = True
     perplexities = ("loss",)
 
     def __init__(self, weight: float = 1.0) -> None:

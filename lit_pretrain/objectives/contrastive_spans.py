@@ -18,7 +18,7 @@ from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.gathering import first_row, gather_rows
 from lit_pretrain.objectives.objective import Batch, EncoderPass, Objective, ObjectiveOutput, Vocabulary
-from lit_pretrain.objectives.span_halves import check_halves, halves_pass, name_of_pass
+from lit_pretrain.objectives.span_halves import check_halves, halves_pass, name_of_pass, shape_of_halves
 
 
 class ContrastiveSpans(Objective):
@@ -107,6 +107,10 @@ class ContrastiveSpans(Objective):
                 }
             )
         return rows
+
+    def pass_shape(self, samples: int, sequence_length: int) -> tuple[int, int]:
+        """The halves."""
+        return shape_of_halves(samples, sequence_length)
 
     def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
         """Operations of the scores, both ways."""

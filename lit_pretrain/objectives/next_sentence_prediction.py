@@ -86,6 +86,10 @@ class NextSentencePrediction(Objective):
             )
         return rows
 
+    def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
+        """Operations of pooler and classifier."""
+        return 2.0 * samples * encoder.width * (encoder.width + 2)
+
     def check(self, batch_keys: Sequence[str], sequence_length: int) -> None:
         """The batches must be sentence pairs."""
         require_fields(self, batch_keys, "next_sentence_label", "set data.layout to sentence_pairs")

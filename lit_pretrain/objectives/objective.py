@@ -69,8 +69,10 @@ class Objective(nn.Module):
     name: ClassVar[str] = ""
     # Losses in nats over tokens, whose exponential is a perplexity.
     perplexities: ClassVar[tuple[str, ...]] = ()
-    # Passes through the encoder that this objective asks for.
+    # Passes through the encoder that this objective asks for; 0 if it reads another's.
     passes: ClassVar[int] = 1
+    # Whether its pass hides later tokens from each, so that objectives without a pass of their own cannot read it.
+    causal: ClassVar[bool] = False
     # Objectives with the same name here make the same pass, which is run once for all of them.
     pass_name: str = ""
     # Whether the encoder's pooling and its positions learn from this; what no objective uses is left as it is.
@@ -100,6 +102,10 @@ class Objective(nn.Module):
     ) -> list[dict[str, str]]:
         """Rows for a person to look at, of the first `count` samples; none by default."""
         return []
+
+    def pass_shape(self, samples: int, sequence_length: int) -> tuple[int, int]:
+        """Sequences that the pass of a batch of texts sends through the encoder, and the tokens of each."""
+        return samples, sequence_length
 
     def forward_flops(self, encoder: nn.Module, samples: int, sequence_length: int) -> float:
         """Operations of a forward pass beyond the encoder's own pass: the head's matrix products."""
@@ -145,9 +151,8 @@ def compute_objectives(
         features[objective.name] = run.get(name)
     readers = [objective for objective in objectives if passes[objective.name] is None]
     if readers:
-        shared = next(
-            (features[name] for name, one in passes.items() if one is not None and not one.inputs.get("causal")), None
-        )
+        read = (one for one in objectives if passes[one.name] is not None and not one.causal)
+        shared = next((features[one.name] for one in read if not passes[one.name].inputs.get("causal")), None)
         if shared is None:
             shared = encoder.forward_features(**clean_inputs(batch))
         for objective in readers:
@@ -158,10 +163,25 @@ def compute_objectives(
     }
 
 
+def passes_run(objectives: Sequence[Objective]) -> list[Objective]:
+    """The passes through the encoder that `compute_objectives` runs for a mix, each by the objective that makes it.
+
+    Objectives of one `pass_name` make one pass together; those without a pass read the first one that is not causal, or
+    a pass of the clean batch if there is none.
+    """
+    found: list[Objective] = []
+    for objective in objectives:
+        shared = objective.pass_name and any(one.pass_name == objective.pass_name for one in found)
+        found += [] if shared else [objective] * objective.passes
+    readers = [objective for objective in objectives if objective.passes == 0]
+    if readers and all(objective.causal for objective in found):
+        found.append(readers[0])
+    return found
+
+
 def count_passes(objectives: Sequence[Objective]) -> int:
-    """Passes through the encoder of a mix on a batch, at least one."""
-    named = {objective.pass_name for objective in objectives if objective.pass_name}
-    return max(1, len(named) + sum(objective.passes for objective in objectives if not objective.pass_name))
+    """Passes through the encoder that `compute_objectives` runs for a mix."""
+    return len(passes_run(objectives))
 
 
 def clean_inputs(batch: Batch) -> dict[str, Tensor]:

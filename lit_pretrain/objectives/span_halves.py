@@ -38,6 +38,11 @@ def halves_pass(batch: Batch, generator: torch.Generator, token_dropout: float =
     return EncoderPass(inputs, {"ids": ids, "mask": mask, "words": words})
 
 
+def shape_of_halves(samples: int, sequence_length: int) -> tuple[int, int]:
+    """Sequences that `halves_pass` makes of a batch, and their length; see `Objective.pass_shape`."""
+    return 2 * samples, (sequence_length - 1) // 2 + 2
+
+
 def name_of_pass(objective: str, token_dropout: float) -> str:
     """What is the same for objectives whose pass is the same.
 
