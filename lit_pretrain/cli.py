@@ -30,11 +30,13 @@ from lit_pretrain.predicting import with_data_to_predict
 from lit_pretrain.quiet import quieten
 from lit_pretrain.tracking.find import find_checkpoint, run_directory_of_checkpoint
 from lit_pretrain.tracking.mlflow_logger import DEFAULT_EXPERIMENT, MLflowLogger
-from lit_pretrain.tracking.save_config import SaveConfig
+from lit_pretrain.tracking.save_config import SaveConfig, flatten_config
 from lit_pretrain.trainer import Trainer
 
 # Classes that a config may name shortly, with their modules imported above.
 SUITE = (lit_pretrain.backbone, lit_pretrain.data, lit_pretrain.modules, lit_pretrain.objectives)
+# Settings that have their effect at the beginning of a run, what weights are read from and the like.
+STARTS = ("init_from", "pretrained", "path_or_hub_name", "source", "linear_probe_first")
 # Modules that `predict` takes from their checkpoint, which is all that embedding needs.
 EMBEDDING = (ContrastivePretraining, TextPretraining, VisionPretraining)
 
@@ -97,6 +99,8 @@ class CommandLine(LightningCLI):
             self.config = self.config.clone()
             model, data = self._get(self.config, "model"), self._get(self.config, "data")
             record = read_checkpoint(checkpoint)["lit_pretrain"]
+            if self.subcommand == "fit":
+                check_start(self.config[self.subcommand], checkpoint)
             if self.subcommand == "predict" and issubclass(kind, EMBEDDING):
                 # The checkpoint's own, since texts or pictures alone are no data that a config's could be made for.
                 model.class_path = f"{__name__}.{module_of_checkpoint.__name__}"
@@ -135,6 +139,31 @@ class CommandLine(LightningCLI):
                 if checkpoint:
                     logger.resume_from(checkpoint)
         return trainer
+
+
+def check_start(settings: Namespace, checkpoint: str) -> None:
+    """Refuse to let a run go on with another start than it had: nothing is read there any more.
+
+    Args:
+        settings: Of `fit`.
+        checkpoint: Of the run, beside whose config it lies.
+
+    Raises:
+        UserError: If they name another.
+    """
+    directory = run_directory_of_checkpoint(Path(checkpoint))
+    if directory is None or not (directory / "config.yaml").is_file():
+        return
+    theirs, ours = (
+        {key: value for key, value in flatten_config(model, "model") if key.rpartition(".")[2] in STARTS}
+        for model in (read_yaml(str(directory / "config.yaml")).get("model"), settings.model.as_dict())
+    )
+    for key in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(key) != ours.get(key):
+            raise UserError(
+                f"{key} is {ours.get(key)}, and the run that goes on had {theirs.get(key)}, which has had its effect: "
+                "leave it as it was, or start a new run without --ckpt_path."
+            )
 
 
 def start_from_checkpoint(model: Namespace, checkpoint: str, record: dict[str, Any], subcommand: str) -> None:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import lightning
 from lightning.fabric.connector import _PRECISION_INPUT
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, Timer, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 
 from lit_pretrain.callbacks import (
@@ -15,6 +15,7 @@ from lit_pretrain.callbacks import (
     Panels,
     PredictionWriter,
     ProgressBar,
+    Resuming,
     Summary,
     TestReport,
     Throughput,
@@ -65,6 +66,8 @@ class Trainer(lightning.Trainer):
             enable_model_summary=enable_model_summary,
             **kwargs,
         )
+        # Which step is the last one must be known when the others are asked to save it.
+        self.callbacks.sort(key=lambda callback: not isinstance(callback, Timer))
 
     def save_checkpoint(self, filepath: Any, weights_only: bool | None = False, storage_options: Any = None) -> None:
         """As Lightning's: everything is saved unless `weights_only` is true."""
@@ -73,7 +76,7 @@ class Trainer(lightning.Trainer):
 
 def default_callbacks(given: list[Callback], checkpointing: bool, progress_bar: bool) -> list[Callback]:
     """The suite's callbacks of whose class none is given."""
-    kinds: list[type[Callback]] = [RunRecorder, Throughput, Examples, Panels, TestReport]
+    kinds: list[type[Callback]] = [RunRecorder, Resuming, Throughput, Examples, Panels, TestReport]
     kinds += [Interruption, PredictionWriter, Summary]
     if progress_bar and not any(isinstance(one, RichProgressBar | TQDMProgressBar) for one in given):
         kinds.append(ProgressBar)

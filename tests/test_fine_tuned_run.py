@@ -86,6 +86,9 @@ def test_the_checkpoint_is_enough(runs, tmp_path, capsys):
     capsys.readouterr()
     assert main(["predict", "--config", str(path)]) == 2
     assert "name a run by --ckpt_path" in capsys.readouterr().err
+    # What it started from is not read again, so another start would be recorded and not used.
+    assert main(["fit", "--ckpt_path", "topics", "--model.init_from", "another"]) == 2
+    assert "model.init_from is another, and the run that goes on had" in capsys.readouterr().err
 
 
 def texts(directory):

@@ -8,6 +8,7 @@ from lit_pretrain.callbacks.online_probe import OnlineProbe
 from lit_pretrain.callbacks.panels import Panels
 from lit_pretrain.callbacks.prediction_writer import PredictionWriter
 from lit_pretrain.callbacks.progress import ProgressBar
+from lit_pretrain.callbacks.resuming import Resuming
 from lit_pretrain.callbacks.shortcut_check import ShortcutCheck
 from lit_pretrain.callbacks.summary import Summary
 from lit_pretrain.callbacks.test_report import TestReport
@@ -23,6 +24,7 @@ __all__ = [
     "Panels",
     "PredictionWriter",
     "ProgressBar",
+    "Resuming",
     "ShortcutCheck",
     "Summary",
     "TestReport",

@@ -1,5 +1,6 @@
 """Keeps the best checkpoint by the metric that the module names, and last.ckpt beside it."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,6 +63,35 @@ class BestCheckpoint(ModelCheckpoint):
         """As Lightning's, with the mode; what only measures a checkpoint has no use for it."""
         if not self._training:
             return
-        super().load_state_dict(state_dict)
+        super().load_state_dict(moved_to(self.dirpath, state_dict))
         self.mode = state_dict.get("mode", self.mode)
         self._compared_by = state_dict.get("monitor")
+
+
+def moved_to(directory: str | None, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The state of a ModelCheckpoint whose files lie in another directory by now, as those of a run that was moved.
+
+    Args:
+        directory: Where they may be.
+        state_dict: As it was saved; Lightning forgets what was best where its directory is another.
+
+    Returns:
+        The same with the new paths, if none of the files is missing.
+    """
+    former = state_dict.get("dirpath")
+    if not directory or not former or former == directory:
+        return state_dict
+
+    def moved(path: str) -> str:
+        return (
+            str(Path(directory) / Path(path).relative_to(former))
+            if path and Path(path).is_relative_to(former)
+            else path
+        )
+
+    names = ("best_model_path", "kth_best_model_path", "last_model_path")
+    changed = {name: moved(state_dict[name]) for name in names if name in state_dict}
+    best = {moved(path): score for path, score in state_dict.get("best_k_models", {}).items()}
+    if not all(Path(path).exists() for path in best):
+        return state_dict
+    return state_dict | changed | {"best_k_models": best, "dirpath": directory}

@@ -57,8 +57,10 @@ class LastCheckpoint(Callback):
 
 
 def is_last_step(trainer: Trainer) -> bool:
-    """Whether the step that ends is the training's last, by `max_steps` or `max_epochs`."""
+    """Whether the step that ends is the training's last, by `max_steps`, `max_epochs`, `max_time` or a callback."""
     loop = trainer.fit_loop.epoch_loop
+    if trainer.should_stop and trainer.fit_loop._can_stop_early:
+        return not loop._should_accumulate()
     if 0 <= loop.max_steps <= trainer.global_step:
         return not loop._should_accumulate()
     last_epoch = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -291,4 +291,52 @@ def make_scheduler(optimizer: Optimizer, config: ScheduleConfig, total_steps: in
         first = group.get("unfreeze_at", 0)
         return lambda step: config.factor(step, total_steps) if step >= first else 0.0
 
-    return LambdaLR(optimizer, [factor_of(group) for group in optimizer.param_groups])
+    return StepSchedule(optimizer, [factor_of(group) for group in optimizer.param_groups])
+
+
+class StepSchedule(LambdaLR):
+    """A LambdaLR whose settings, and the optimiser's, stay as they were made when the state of a training is loaded.
+
+    With a state torch brings back the rates, decays, betas and kernels that it was saved with: settings that a person
+    changes before going on would be recorded and not used.
+
+    Args:
+        optimizer: Its learning rates are the schedule's highest.
+        factors: Of the rate of each group, by steps done.
+    """
+
+    def __init__(self, optimizer: Optimizer, factors: list[Callable[[int], float]]) -> None:
+        super().__init__(optimizer, factors)
+        optimizer.register_load_state_dict_pre_hook(with_own_settings)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the steps that were done, at the rates that this schedule has there."""
+        own = self.base_lrs
+        super().load_state_dict(state_dict)
+        self.base_lrs = own
+        self._last_lr = [rate * factor(self.last_epoch) for rate, factor in zip(own, self.lr_lambdas, strict=True)]
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+
+def with_own_settings(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """An optimiser's state with the settings of the optimiser that loads it.
+
+    Raises:
+        UserError: If it trained other parameters.
+    """
+    theirs, ours = (
+        [len(group["params"]) for group in groups] for groups in (state_dict["param_groups"], optimizer.param_groups)
+    )
+    if theirs != ours:
+        raise UserError(
+            f"The checkpoint's training had {sum(theirs)} tensors in {len(theirs)} groups to train, this one has "
+            f"{sum(ours)} in {len(ours)}: go on with what its own run froze and with its learning rates by layer, or "
+            "start a new run from its weights (init_from)."
+        )
+    settings = [{key: one for key, one in group.items() if key != "params"} for group in optimizer.param_groups]
+    groups = [theirs | own for theirs, own in zip(state_dict["param_groups"], settings, strict=True)]
+    return state_dict | {"param_groups": groups}

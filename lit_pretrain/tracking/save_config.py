@@ -19,6 +19,16 @@ class SaveConfig(SaveConfigCallback):
     def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any) -> None:
         super().__init__(parser, config, **{**kwargs, "save_to_log_dir": False})
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save; of a run that goes on only when it does, since until then its checkpoint may refuse the settings."""
+        logger = mlflow_logger(trainer)
+        if logger is None or not logger.resumed:
+            super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save those by which the run goes on."""
+        super().setup(trainer, pl_module, "fit")
+
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save on rank zero, when the run has begun."""
         logger = mlflow_logger(trainer)
