@@ -99,7 +99,7 @@ class TextEncoder(nn.Module):
         initialise(self)
         if vocabulary_size is not None:
             self.set_vocabulary(vocabulary_size)
-        self._rotation: dict[tuple[int, torch.device], Rotation] = {}
+        self._rotation: dict[torch.device, Rotation] = {}
 
     # -- what it is made of
 
@@ -257,11 +257,17 @@ class TextEncoder(nn.Module):
             check_length(sequence_length, self.max_positions)
 
     def rotation(self, length: int, device: torch.device) -> Rotation | None:
-        """Rotary cosines and sines for `length` tokens, kept for the next batch; null for learned positions."""
+        """Rotary cosines and sines (`length`, head width / 2) for `length` tokens; None for learned positions.
+
+        They are the beginning of a table that is kept for each device and made anew for the longest text so far.
+        """
         if self.positions == "learned":
             return None
-        key = (length, device)
-        if key not in self._rotation:
-            head_width = self.width // self.config.resolved_heads
-            self._rotation[key] = rotation_for(torch.arange(length, device=device), head_width, self.rotary_base)
-        return self._rotation[key]
+        table = self._rotation.get(device)
+        if table is None or len(table[0]) < length:
+            # Evaluation may come first, and what inference mode makes cannot be saved for a backward pass later.
+            with torch.inference_mode(False), torch.no_grad():
+                places = torch.arange(length, device=device)
+                table = rotation_for(places, self.width // self.config.resolved_heads, self.rotary_base)
+            self._rotation[device] = table
+        return table[0][:length], table[1][:length]

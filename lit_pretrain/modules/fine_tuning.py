@@ -351,7 +351,9 @@ class FineTuning(BaseModule):
         if stage in METRICS_OF:
             metrics = self.metrics[METRICS_OF[stage]]
             self.log_dict({f"{stage}/{name}": value.float() for name, value in metrics.compute().items()})
-            metrics.reset()
+            # A validation before a training is in inference mode, whose tensors nothing else may change.
+            with torch.inference_mode(False):
+                metrics.reset()
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
         """`sample_id`, the task's answers, and the pooled features as `embedding` (B, D)."""

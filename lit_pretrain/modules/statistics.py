@@ -27,8 +27,9 @@ class MeanStatistics(Metric):
     def update(self, statistics: dict[str, tuple[Tensor, Tensor]]) -> None:
         """Add one batch's (sum, count) by name; every name each time."""
         dtype = self.sums.dtype
-        self.sums += torch.stack([statistics[name][0].to(dtype) for name in self.names])
-        self.counts += torch.stack([statistics[name][1].to(dtype) for name in self.names])
+        # Not in place: inference mode, as of a validation before a training, makes sums that nothing else may change.
+        self.sums = self.sums + torch.stack([statistics[name][0].to(dtype) for name in self.names])
+        self.counts = self.counts + torch.stack([statistics[name][1].to(dtype) for name in self.names])
 
     def total_sums(self) -> dict[str, list]:
         """Names, sums and counts over all processes, primitives only; collective."""

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lit_pretrain.backbone import BERT_SIZES, TextEncoder, TransformerConfig
 from lit_pretrain.backbone.embeddings import TextEmbeddings
+from lit_pretrain.backbone.rotary import rotation_for
 from lit_pretrain.errors import UserError
 
 SMALL = TransformerConfig(depth=2, width=16, heads=2)
@@ -87,6 +88,19 @@ def test_rotary_has_no_limit_and_learned_says_its_own() -> None:
         learned.check_length(5)
 
 
+def test_rotations_made_in_inference_mode_serve_a_training_and_any_length() -> None:
+    encoder = TextEncoder(20, transformer=SMALL, positions="rotary")
+    with torch.inference_mode():
+        encoder(IDS, REAL)
+    encoder(IDS, REAL).sum().backward()
+    assert encoder.transformer.blocks[0].attention.query_key_value.weight.grad.abs().sum() > 0
+    # A longer text makes a longer table, whose beginning is the same.
+    before, after = encoder.rotation(4, IDS.device), (encoder.rotation(9, IDS.device), encoder.rotation(4, IDS.device))
+    for part, expected in enumerate(rotation_for(torch.arange(9), 8)):
+        assert torch.equal(after[0][part], expected)
+        assert torch.equal(before[part], expected[:4]) and torch.equal(after[1][part], expected[:4])
+
+
 def test_the_vocabulary_may_wait_but_not_change() -> None:
     encoder = TextEncoder(transformer=SMALL)
     assert encoder.vocabulary_size is None
@@ -132,5 +146,5 @@ def test_causal_tokens_see_nothing_later_and_the_last_real_one_is_pooled() -> No
     torch.testing.assert_close(encoder.forward_head(features, nothing), features[:, 0])
     again = TextEncoder.from_settings(encoder.settings())
     assert again.causal and again.pooling == "end_of_text"
-    with pytest.raises(UserError, match="causal: true"):
+    with pytest.raises(UserError, match="segments: 0 and pooling: end_of_text"):
         encoder.save_pretrained("nowhere")

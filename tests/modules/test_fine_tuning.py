@@ -93,6 +93,8 @@ def test_pictures_are_learned_and_the_checkpoint_answers_alone(data, tmp_path):
 def test_texts_are_learned(texts, tmp_path, settings, metric, least):
     module = from_scratch(make_text_encoder(pooling="mean"))
     fit = trainer(max_steps=160)
+    # What validation makes in inference mode must serve the training too.
+    fit.validate(module, texts(**settings), verbose=False)
     fit.fit(module, texts(**settings))
     assert "train/padding_share" in fit.callback_metrics
     (result,) = fit.test(module, texts(**settings), verbose=False)
