@@ -45,7 +45,9 @@ def make_joint(directory: Path, processes: int = 1, parts: tuple[str, ...] = ("t
     return JointDataModule(pairs, **{name: made[name]() for name in parts})
 
 
-def make_replaying(directory: Path, parts: tuple[str, ...] = ("text", "vision"), **settings: object):
+def make_replaying(
+    directory: Path, parts: tuple[str, ...] = ("text", "vision"), dropout: float = 0.0, **settings: object
+):
     """Two towers with their replays; the heads are made, so that everybody starts with the same."""
     torch.manual_seed(0)
     replays = {
@@ -57,7 +59,7 @@ def make_replaying(directory: Path, parts: tuple[str, ...] = ("text", "vision"),
         ),
     }
     settings |= {f"{name}_replay": replays[name]() for name in parts}
-    module = ContrastivePretraining(**make_encoders(), embedding_width=16, seed=0, **settings)
+    module = ContrastivePretraining(**make_encoders(dropout=dropout), embedding_width=16, seed=0, **settings)
     module.tokenizer = WordPieceTokenizer.load(directory / "tokenizer")
     module.configure_model()
     return module

@@ -57,6 +57,8 @@ class TransformerConfig:
     family: ClassVar[str] = "BERT"
     published_sizes: ClassVar[dict[str, tuple[int, int, int]]] = BERT_SIZES
     least_depth: ClassVar[int] = 0
+    # Whether batches differ in their sequences' length, so that compiled code should serve any.
+    lengths_vary: ClassVar[bool] = True
 
     depth: int = 4
     width: int = 256
@@ -146,6 +148,7 @@ class VisionTransformerConfig(TransformerConfig):
     family: ClassVar[str] = "ViT"
     published_sizes: ClassVar[dict[str, tuple[int, int, int]]] = VIT_SIZES
     least_depth: ClassVar[int] = 1
+    lengths_vary: ClassVar[bool] = False
 
     depth: int = 6
     width: int = 192

@@ -14,6 +14,11 @@ from lit_pretrain.backbone.config import TransformerConfig
 from lit_pretrain.backbone.rotary import Rotation, rotate
 from lit_pretrain.errors import UserError
 
+# Graphs that torch.compile may make before it leaves what comes to eager mode. torch's own limit of 8 is soon reached:
+# it counts those of all compiled modules of a process together (all towers, decoders and generators), each for training
+# and for evaluation, with and without a mask, and for every batch size.
+MOST_GRAPHS = 128
+
 
 class QuickGELU(nn.Module):
     """CLIP's approximation of GELU: x sigmoid(1.702 x)."""
@@ -64,6 +69,30 @@ class FeedForward(nn.Module):
         return self.contract(self.activation(self.expand(tokens)))
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): in training, a branch is left out for some samples.
+
+    timm's keeps the rate as a number, by which torch.compile would tell the blocks apart and make graphs for each; a
+    buffer is an input of one graph for all, the first block's rate of 0 included. It follows from the settings, so that
+    checkpoints do not hold it.
+
+    Args:
+        rate: Probability that a sample's branch is left out; the others' are scaled up, so that the mean stays.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.register_buffer("rate", torch.tensor(rate), persistent=False)
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """Leave out whole samples of (B, ...)."""
+        if not self.training:
+            return branch
+        shape = (len(branch), *[1] * (branch.ndim - 1))
+        kept = torch.rand(shape, device=branch.device) >= self.rate
+        return branch * (kept / (1.0 - self.rate)).to(branch.dtype)
+
+
 class Block(nn.Module):
     """Attention and feed-forward, each with a residual connection and a layer norm.
 
@@ -84,16 +113,16 @@ class Block(nn.Module):
 
     @staticmethod
     def _branch(config: TransformerConfig, drop_path: float) -> nn.Sequential:
-        """What happens to a branch's output before it is added: only what the settings ask for."""
-        if config.layer_scale is not None or drop_path:
-            # timm brings torchvision, 3 seconds of start-up that text without these options should not pay.
-            from timm.layers import DropPath, LayerScale
+        """What happens to a branch's output before it is added: only what the settings ask for, alike in all blocks."""
         steps: list[nn.Module] = []
         if config.layer_scale is not None:
+            # timm brings torchvision, 3 seconds of start-up that text without this option should not pay.
+            from timm.layers import LayerScale
+
             steps.append(LayerScale(config.width, init_values=config.layer_scale))
         if config.dropout:
             steps.append(nn.Dropout(config.dropout))
-        if drop_path:
+        if config.stochastic_depth:
             steps.append(DropPath(drop_path))
         return nn.Sequential(*steps)
 
@@ -131,9 +160,14 @@ class Transformer(nn.Module):
         self.gradient_checkpointing = enable
 
     def compile_blocks(self) -> None:
-        """Compile every block in place, which keeps the parameters' names as they are."""
+        """Compile every block in place, which keeps the parameters' names as they are.
+
+        Sequences whose lengths vary are compiled for one length, then for any; others for each shape that comes, which
+        is faster. Blocks that serve two Transformers are compiled as the first one's.
+        """
         for block in self.blocks:
-            block.compile(dynamic=False)
+            if block._compiled_call_impl is None:
+                block.compile(dynamic=None if self.config.lengths_vary else False, recompile_limit=MOST_GRAPHS)
 
     def forward(
         self,
@@ -202,7 +236,7 @@ class Transformer(nn.Module):
         self, block: nn.Module, tokens: Tensor, mask: Tensor | None, causal: bool, rotation: Rotation | None
     ) -> Tensor:
         """One block, its activations kept or to be recomputed."""
-        if self.gradient_checkpointing and self.training:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(block, tokens, mask, causal, rotation, use_reentrant=False)
         return block(tokens, mask, causal, rotation)
 
@@ -218,6 +252,22 @@ class Transformer(nn.Module):
         earlier = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
         itself = torch.eye(length, dtype=torch.bool, device=mask.device)
         return ((mask[:, None, :] & earlier) | itself)[:, None, :, :]
+
+
+def prepare_transformers(module: nn.Module, compiled: bool, recomputed: bool) -> None:
+    """Set how every Transformer inside a module runs: encoders, decoders and generators alike.
+
+    Args:
+        module: With all its parts made.
+        compiled: Whether torch.compile is applied to the blocks.
+        recomputed: Whether activations are recomputed in the backward pass.
+    """
+    for part in module.modules():
+        if isinstance(part, Transformer):
+            if recomputed:
+                part.set_grad_checkpointing()
+            if compiled:
+                part.compile_blocks()
 
 
 @torch.no_grad()

@@ -90,12 +90,6 @@ class Replay(nn.Module):
         """Perplexities of the losses over tokens."""
         return perplexities(self.objectives, means)
 
-    def compile_blocks(self) -> None:
-        """Compile the Transformers of the objectives that have one."""
-        for objective in self.objectives:
-            if hasattr(objective, "compile_blocks"):
-                objective.compile_blocks()
-
     def settings(self) -> dict[str, Any]:
         """What builds this again but for how pictures are varied, primitives only."""
         return {"objectives": [objective.settings() for objective in self.objectives], "weight": self.weight}

@@ -76,10 +76,6 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
             initialise(self)
         super().build(encoder, vocabulary)
 
-    def compile_blocks(self) -> None:
-        """Compile the generator's blocks in place."""
-        self.generator.compile_blocks()
-
     def generate(self, inputs: dict[str, Tensor], encoder: TextEncoder) -> Tensor:
         """The generator's features (B, N, generator width) of a masked input."""
         tokens = self.projection(encoder.embeddings(inputs["input_ids"], inputs.get("token_type_ids")))

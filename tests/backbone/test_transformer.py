@@ -1,7 +1,11 @@
 """The shared Transformer: against PyTorch's own layer, masks, positions, and the options of public checkpoints."""
 
+import weakref
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lit_pretrain.backbone import Transformer, TransformerConfig, VisionTransformerConfig
 from lit_pretrain.backbone.rotary import rotate, rotation_for
@@ -111,18 +115,50 @@ def test_rotation_of_one_radian_by_hand() -> None:
     torch.testing.assert_close(turned, torch.tensor([[1.0, 0.0], [0.5403023, 0.8414710]]))
 
 
-def test_activation_checkpointing_gives_the_same_gradients() -> None:
-    tokens = torch.randn(2, 5, 24)
-    gradients = []
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that operations make, as long as anything holds them: their number now and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.held: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), settings=None):  # noqa: ANN001, ANN204
+        outputs = function(*arguments, **(settings or {}))
+        for tensor in tree_leaves(outputs):
+            if isinstance(tensor, torch.Tensor) and (key := tensor.untyped_storage()._cdata) not in self.held:
+                storage = tensor.untyped_storage()
+                self.held.add(key)
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self.release, key, storage.nbytes())
+        return outputs
+
+    def release(self, key: int, count: int) -> None:
+        """Nothing holds it any more."""
+        self.held.discard(key)
+        self.now -= count
+
+
+def test_activation_checkpointing_gives_the_same_gradients_for_less_memory() -> None:
+    tokens, depth = torch.randn(8, 64, 24), 6
+    gradients, kept, most = [], [], []
     for enable in (False, True):
         torch.manual_seed(1)
-        transformer = random_transformer(dropout=0.2)
+        transformer = random_transformer(depth=depth, dropout=0.2, stochastic_depth=0.3, attention_dropout=0.1)
         transformer.set_grad_checkpointing(enable)
         torch.manual_seed(2)
-        transformer(tokens).square().sum().backward()
+        with LiveBytes() as live:
+            loss = transformer(tokens).square().sum()
+            kept.append(live.now / tokens.nbytes)
+            loss.backward()
+        most.append(live.most / tokens.nbytes)
         gradients.append([parameter.grad for parameter in transformer.parameters()])
     for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other)
+        assert torch.equal(one, other)
+    # Of each block its input, and what is drawn; and in the backward pass all of one block.
+    assert kept[1] < 2 * depth < 15 * depth < kept[0]
+    assert most[1] < most[0] / 2
 
 
 def test_layer_scale_and_stochastic_depth_act_on_the_branches() -> None:
@@ -134,7 +170,8 @@ def test_layer_scale_and_stochastic_depth_act_on_the_branches() -> None:
                 branch[0].gamma.zero_()
     torch.testing.assert_close(silent(tokens), silent.final_norm(tokens))
     skipping = random_transformer(norm_order="pre", depth=2, stochastic_depth=0.5)
-    assert len(skipping.blocks[0].attention_branch) == 0, "the first block is never skipped"
+    assert torch.equal(skipping.blocks[0].attention_branch(tokens), tokens), "the first block is never skipped"
+    assert not [name for name in skipping.state_dict() if "branch" in name], "checkpoints hold no rates"
     outcomes = skipping.blocks[1].attention_branch(torch.ones(1000, 1, 1)).flatten()
     assert set(outcomes.tolist()) == {0.0, 2.0} and 400 < (outcomes > 0).sum() < 600
     torch.testing.assert_close(skipping.eval()(tokens), skipping(tokens))

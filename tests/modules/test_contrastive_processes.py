@@ -37,6 +37,7 @@ def train(name, directory, processes, chunk_size):
         embedding_width=16,
         objective=Contrastive(**loss),
         chunk_size=chunk_size,
+        gradient_checkpointing=processes > 1,
         seed=0,
     )
     watch = Watch()

@@ -41,6 +41,7 @@ def train(name, directory, processes):
         [make() for make in objectives],
         augmentation=ImageAugmentation(flip=0.0),
         seed=0,
+        gradient_checkpointing=processes > 1,
     )
     before = {key: value.clone() for key, value in module.encoder.state_dict().items()}
     trainer = Trainer(
