@@ -12,10 +12,11 @@ import pyarrow
 import pyarrow.compute
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from lit_pretrain.data.content_hash import content_hash, folder_hash, names_below
+from lit_pretrain.data.content_hash import checked_once, content_hash, folder_hash, names_below
 from lit_pretrain.data.image_folder import FOLDER, check_folder_labels, folder_classes, folder_rows, metadata_rows
 from lit_pretrain.data.labels import Labels, read_labels
 from lit_pretrain.data.pictures import EncodedPicture
+from lit_pretrain.data.shards import SHARDS, check_shards, shard_features
 from lit_pretrain.data.sources import (
     TABLES,
     LocalFiles,
@@ -29,8 +30,8 @@ from lit_pretrain.data.sources import (
 )
 from lit_pretrain.errors import UserError
 
-# Tar shards whose files of one name and different endings are a row, a column each (webdataset's form).
-SHARDS = {".tar": "webdataset"}
+# Files of one name and different endings in a shard are a row, a column each.
+ARCHIVES = {".tar": SHARDS}
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ class ImageSource(Source):
     label_column: str | None = None
     max_pictures: int | None = None
 
-    builders: ClassVar[dict[str, str]] = dict.fromkeys(ImageFolder.EXTENSIONS, FOLDER) | TABLES | SHARDS
+    builders: ClassVar[dict[str, str]] = dict.fromkeys(ImageFolder.EXTENSIONS, FOLDER) | TABLES | ARCHIVES
     sample: ClassVar[str] = "emoji"
     needed: ClassVar[str] = "at least one picture"
-    kinds: ClassVar[str] = f"pictures such as .jpg and .png, or {', '.join(sorted(TABLES | SHARDS))}"
+    kinds: ClassVar[str] = f"pictures such as .jpg and .png, or {', '.join(sorted(TABLES | ARCHIVES))}"
 
     def builder_of(self, kinds: set[str]) -> str | None:
         """In a folder of pictures, tables that are no picture formats of `datasets` tell about them."""
@@ -54,6 +55,13 @@ class ImageSource(Source):
 
     def read(self, found: LocalFiles, content: str, cache_directory: Path) -> datasets.Dataset:
         """Of a folder, its pictures as `image_folder.py` has them."""
+        if found.builder == SHARDS:
+            check_shards(found.all_files)
+            try:
+                return super().read(found, content, cache_directory)
+            except UserError:
+                # Perhaps only because samples do not all have the same files, a caption being missing, say.
+                found = replace(found, options=found.options | {"features": shard_features(found.all_files)})
         if found.builder != FOLDER:
             return super().read(found, content, cache_directory)
         if found.metadata:
@@ -197,9 +205,17 @@ def files_fingerprint(
     data: datasets.Dataset, column: str, root: Path | None, opened: OpenedSource, cache_directory: Path
 ) -> str:
     """Hash of the files that rows lead to, which may change while the rows stay; a hub's files are its own."""
-    paths = [] if opened.fingerprint.startswith("hub:") else [located(path, root) for path in paths_of(data, column)]
-    there = [path for path in paths if os.path.isfile(path)]
-    return f"{len(paths)}:{folder_hash(there, cache_directory) if there else ''}"
+    names = [] if opened.fingerprint.startswith("hub:") else paths_of(data, column)
+    if not names:
+        return "0:"
+
+    def look() -> str:
+        paths = [located(name, root) for name in names]
+        there = [path for path in paths if os.path.isfile(path)]
+        return f"{len(paths)}:{folder_hash(there, cache_directory) if there else ''}"
+
+    key = hashlib.sha256("\n".join([os.path.abspath(root or "."), *names]).encode(errors="surrogateescape"))
+    return checked_once(key.hexdigest(), cache_directory, look)
 
 
 def paths_of(data: datasets.Dataset, column: str) -> list[str]:

@@ -4,6 +4,7 @@ Here is what documents and pictures share; `document_source.py` and `image_sourc
 """
 
 import glob
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -86,8 +87,9 @@ class Source:
         return read_tables(self, found, content, cache_directory)
 
     def content(self, found: "LocalFiles", cache_directory: Path) -> str:
-        """Hash of local files."""
-        return content_hash(found.all_files, cache_directory)
+        """What local files hold: their bytes, and what these are taken for."""
+        options = json.dumps(found.options, sort_keys=True, default=str)
+        return f"{found.builder}:{options}:{content_hash(found.all_files, cache_directory)}"
 
 
 @dataclass(frozen=True)

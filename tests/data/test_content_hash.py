@@ -1,11 +1,13 @@
 """Hashes follow bytes, and what was read is not read again."""
 
 import os
+import shutil
+import time
 
 import pytest
 
 from lit_pretrain.data import content_hash as module
-from lit_pretrain.data.content_hash import MEMORY, content_hash, folder_hash
+from lit_pretrain.data.content_hash import MEMORY, checked_once, content_hash, folder_hash
 
 
 @pytest.fixture
@@ -15,24 +17,61 @@ def files(tmp_path):
     paths = [tmp_path / "in" / "a", tmp_path / "in" / "deep" / "b"]
     for path in paths:
         path.write_text(path.name)
+    wait()
     return [str(path) for path in paths]
 
 
+@pytest.fixture
+def read(monkeypatch):
+    """The files that are read."""
+    inner, found = module.part_hash, []
+    monkeypatch.setattr(module, "part_hash", lambda part: found.append(part[0]) or inner(part))
+    return found
+
+
+def wait():
+    """Until a file that was written before could not change again and look the same."""
+    time.sleep(2 * module.TICK / 1e9)
+
+
 @pytest.mark.parametrize("hashed", [content_hash, folder_hash])
-def test_it_follows_the_bytes_and_is_remembered(hashed, files, tmp_path, monkeypatch):
+def test_it_follows_the_bytes_and_is_remembered(hashed, files, tmp_path, read):
     first = hashed(files, tmp_path)
-    inner, read = module.file_hash, []
-    monkeypatch.setattr(module, "file_hash", lambda file: read.append(file) or inner(file))
+    assert set(read) == set(files)
+    read.clear()
     assert hashed(files, tmp_path) == first and not read
     os.utime(files[0], (1, 1))
     assert hashed(files, tmp_path) == first and files[0] in read
-    with open(files[0], "a") as file:
-        file.write("more")
-    assert hashed(files, tmp_path) != first != hashed(files[:1], tmp_path)
-    # A damaged memory is begun anew.
-    (tmp_path / MEMORY).write_text("{")
+    # Other bytes, the size and the time of writing being the same.
+    wait()
+    state = os.stat(files[0])
+    with open(files[0], "w") as file:
+        file.write("z")
+    os.utime(files[0], ns=(state.st_atime_ns, state.st_mtime_ns))
+    second = hashed(files, tmp_path)
+    assert second != first != hashed(files[:1], tmp_path)
+    # What could change again without a trace is not remembered.
     read.clear()
-    assert hashed(files, tmp_path) != first and set(read) == set(files)
+    assert hashed(files, tmp_path) == second and files[0] in read
+    wait()
+    hashed(files, tmp_path)
+    shutil.rmtree(tmp_path / MEMORY)
+    (tmp_path / MEMORY).write_text("A memory that cannot be written.")
+    read.clear()
+    assert hashed(files, tmp_path) == second and set(read) == set(files)
+
+
+def test_large_files_are_read_in_parts(tmp_path, read, monkeypatch):
+    monkeypatch.setattr(module, "PART", 1000)
+    path = tmp_path / "a"
+    path.write_bytes(bytes(range(250)) * 10)
+    first = content_hash([str(path)], tmp_path)
+    assert read == [str(path)] * 3
+    for place in (0, 999, 1000, 2499):
+        content = bytearray(bytes(range(250)) * 10)
+        content[place] += 1
+        path.write_bytes(content)
+        assert content_hash([str(path)], tmp_path) != first
 
 
 def test_names_below_a_folder_count_and_the_folder_does_not(files, tmp_path):
@@ -42,3 +81,15 @@ def test_names_below_a_folder_count_and_the_folder_does_not(files, tmp_path):
     assert folder_hash(moved, tmp_path) == first
     os.rename(moved[1], f"{moved[1]}2")
     assert folder_hash([moved[0], f"{moved[1]}2"], tmp_path) != first
+
+
+def test_a_machines_later_processes_do_not_look_again(tmp_path, monkeypatch):
+    looks = []
+
+    def look(later):
+        monkeypatch.setattr(module, "is_later_process", lambda: later)
+        return checked_once("a folder", tmp_path, lambda: looks.append(later) or str(len(looks)))
+
+    assert look(later=True) == "1"  # the first one has left nothing
+    assert look(later=False) == look(later=True) == look(later=True) == "2" and looks == [True, False]
+    assert look(later=False) == "3"

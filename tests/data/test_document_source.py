@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import datasets
 import pyarrow
@@ -74,6 +75,18 @@ def test_fingerprint_follows_the_content(tmp_path):
     assert fingerprint() == first != fingerprint(max_documents=1)
     path.write_text("\n\n".join([*TEXTS, "A fourth."]))
     assert fingerprint() != first
+    # The same bytes are other documents in another form.
+    path.write_text("text\n\nOne.\n\nTwo.\n")
+    path.with_suffix(".csv").write_bytes(path.read_bytes())
+    prints = {open_documents(DocumentSource(path=str(one)), tmp_path / "cache")[1] for one in tmp_path.glob("one.*")}
+    assert len(prints) == 2
+    # Other bytes, the size and the time of writing being the same.
+    state = os.stat(path)
+    path.write_text("text\n\nOne.\n\nSix.\n")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    data, other = open_documents(DocumentSource(path=str(path)), tmp_path / "cache")
+    assert data["text"][:] == ["text", "One.", "Six.\n"] and other not in prints
+    path.write_text("\n\n".join([*TEXTS, "A fourth."]))
     moved = tmp_path / "moved.txt"
     moved.write_text("\n\n".join(TEXTS))
     assert open_documents(DocumentSource(path=str(moved)), tmp_path / "cache")[1] == first

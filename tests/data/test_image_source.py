@@ -1,7 +1,9 @@
 """Pictures from every kind of source a person has, and what they can get wrong."""
 
+import io
 import json
 import os
+import tarfile
 
 import datasets
 import numpy
@@ -144,6 +146,41 @@ def test_tables_of_file_names(tmp_path, kind, monkeypatch):
         pictures = opened(tmp_path, table, image_column="file", label_column="kind")
         check_all(pictures)
         assert pictures.labels.classes == CLASSES and pictures.labels.values.tolist() == [0, 1, 2] * 4
+
+
+def write_shard(path, count=12, without=()):
+    """Pictures with captions in webdataset's form."""
+    with tarfile.open(path, "w") as shard:
+        for number in range(count):
+            files = {"png": png(pixels_of(number)), "txt": f"caption {number}".encode()}
+            for ending, content in files.items():
+                if (number, ending) not in without:
+                    entry = tarfile.TarInfo(f"{number:03}.{ending}")
+                    entry.size = len(content)
+                    shard.addfile(entry, io.BytesIO(content))
+    return path.read_bytes()
+
+
+def test_tar_shards(tmp_path):
+    whole = write_shard(tmp_path / "a.tar")
+    check_all(opened(tmp_path, tmp_path / "a.tar"))
+    # A caption is missing where `datasets` takes the columns from, another where it does not look.
+    for missing in ((0, "txt"), (8, "txt")):
+        write_shard(tmp_path / "b.tar", without={missing})
+        captions = open_captions(ImageSource(str(tmp_path / "b.tar")), ["txt"], tmp_path / "cache").data["caption"][:]
+        assert captions == [None if number == missing[0] else f"caption {number}" for number in range(12)]
+    middle = whole.index(b"005.png") + 700
+    for end, sentence in (
+        (middle, r"a\.tar was cut short in 005\.png, after 10 whole files: get it again"),
+        (whole.index(b"005.png"), r"a\.tar was cut short after 10 files: the end of the archive is missing"),
+        (300, r"a\.tar is no tar archive"),
+    ):
+        (tmp_path / "a.tar").write_bytes(whole[:end])
+        with pytest.raises(UserError, match=sentence):
+            opened(tmp_path, tmp_path / "a.tar")
+    tarfile.open(tmp_path / "empty.tar", "w").close()
+    with pytest.raises(UserError, match=r"empty\.tar holds no samples"):
+        opened(tmp_path, tmp_path / "empty.tar")
 
 
 def test_the_bundled_emoji(tmp_path):
