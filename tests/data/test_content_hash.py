@@ -17,7 +17,8 @@ def files(tmp_path):
     paths = [tmp_path / "in" / "a", tmp_path / "in" / "deep" / "b"]
     for path in paths:
         path.write_text(path.name)
-    wait()
+    # Long enough for another time of change.
+    time.sleep(0.05)
     return [str(path) for path in paths]
 
 
@@ -29,13 +30,9 @@ def read(monkeypatch):
     return found
 
 
-def wait():
-    """Until a file that was written before could not change again and look the same."""
-    time.sleep(2 * module.TICK / 1e9)
-
-
 @pytest.mark.parametrize("hashed", [content_hash, folder_hash])
-def test_it_follows_the_bytes_and_is_remembered(hashed, files, tmp_path, read):
+def test_it_follows_the_bytes_and_is_remembered(hashed, files, tmp_path, read, monkeypatch):
+    monkeypatch.setattr(module, "TICK", 0)
     first = hashed(files, tmp_path)
     assert set(read) == set(files)
     read.clear()
@@ -43,18 +40,20 @@ def test_it_follows_the_bytes_and_is_remembered(hashed, files, tmp_path, read):
     os.utime(files[0], (1, 1))
     assert hashed(files, tmp_path) == first and files[0] in read
     # Other bytes, the size and the time of writing being the same.
-    wait()
     state = os.stat(files[0])
     with open(files[0], "w") as file:
         file.write("z")
     os.utime(files[0], ns=(state.st_atime_ns, state.st_mtime_ns))
+    monkeypatch.setattr(module, "TICK", 10**15)
     second = hashed(files, tmp_path)
     assert second != first != hashed(files[:1], tmp_path)
     # What could change again without a trace is not remembered.
     read.clear()
     assert hashed(files, tmp_path) == second and files[0] in read
-    wait()
+    monkeypatch.setattr(module, "TICK", 0)
     hashed(files, tmp_path)
+    read.clear()
+    assert hashed(files, tmp_path) == second and not read
     shutil.rmtree(tmp_path / MEMORY)
     (tmp_path / MEMORY).write_text("A memory that cannot be written.")
     read.clear()
