@@ -87,14 +87,15 @@ def list_cells(study: Any, reporter: Any, record: Any, jobs: int, console: Any) 
     from lit_pretrain.studies.running import duration, estimate
     from lit_pretrain.studies.telling import plan_table
 
-    store = CellStore(record.directory or record.runs_directory / "no such study")
+    store = CellStore(record.directory or record.runs_directory / "no such study", study.settings.metric)
     cells, later = reporter.planned(study, store)
     if cells:
         console.print(plan_table(cells, store))
     left, seconds = estimate(cells, store)
     cost = "nothing has finished that would tell how long that takes"
     if seconds is not None:
-        cost = f"about {duration(seconds / jobs)} with {jobs} at a time"
+        shared = f", {jobs} at a time sharing the processors" if jobs > 1 else ""
+        cost = f"about {duration(seconds)}{shared}"
     console.print(f"{left} of {len(cells)} cells are left{f', and {later}' if later else ''}; {cost}.")
 
 
@@ -107,7 +108,8 @@ def tell(study: Any, reporter: Any, record: Any, json_file: str | None, console:
     from lit_pretrain.studies.cells import CellStore
     from lit_pretrain.studies.telling import unfinished
 
-    report = reporter.report(study, CellStore(record.directory), record.directory)
+    store = CellStore(record.directory, study.settings.metric)
+    report = reporter.report(study, store, record.directory)
     for table in report.tables:
         console.print(table)
     lines = unfinished(report.cells)

@@ -142,7 +142,7 @@ class PowerLaw:
         floor: The loss without end.
         factor: Of the power.
         exponent: Of x.
-        half_width: Half of the exponent's interval.
+        half_width: Half of the exponent's interval; infinite where the points do not decide on the numbers.
     """
 
     floor: float
@@ -154,11 +154,16 @@ class PowerLaw:
         """The loss at x."""
         return self.floor + self.factor * numpy.power(x, -self.exponent)
 
+    @property
+    def determined(self) -> bool:
+        """Whether the points say which way the loss goes: the interval of the exponent lies above 0."""
+        return self.half_width < self.exponent
+
     def __str__(self) -> str:
-        return (
-            f"{self.floor:.3g} + {self.factor:.3g} x^-{self.exponent:.3g} (exponent +- {self.half_width:.2g}, "
-            f"{LEVEL:.0%})"
-        )
+        exponent = f"exponent {self.exponent:.2g} +- {self.half_width:.2g}, {LEVEL:.0%}"
+        if not self.determined:
+            return f"undetermined ({exponent}): more sizes, further apart, or more seeds would tell"
+        return f"{self.floor:.3g} + {self.factor:.3g} x^-{self.exponent:.3g} ({exponent})"
 
 
 def fit_power_law(x: Sequence[float], losses: Sequence[float]) -> PowerLaw | str:
@@ -199,7 +204,7 @@ def fit_power_law(x: Sequence[float], losses: Sequence[float]) -> PowerLaw | str
         if best is None or error < best[0]:
             best = error, found, covariance
     if best is None or not numpy.isfinite(best[2]).all():
-        return "the least squares found no law that the points decide on"
+        return "undetermined, the least squares found no law that the points decide on"
     _, (floor, height, exponent), covariance = best
     half = float(stats.t.ppf(0.5 + LEVEL / 2, len(x) - 3) * math.sqrt(covariance[2, 2]))
     return PowerLaw(float(floor), float(height * middle**exponent), float(exponent), half)

@@ -5,6 +5,7 @@ scratch, with fewer and fewer labels. Each encoder may choose its own learning r
 from scratch is not measured with another's.
 """
 
+import math
 import statistics
 from dataclasses import dataclass, field
 
@@ -116,7 +117,9 @@ class LabelEfficiency:
         for rate in rates:
             outcome = store.outcome(self.cell(encoder, place, rate, self.settings.seeds[0])) if store else None
             finished = outcome is not None and outcome.status == "finished"
-            tried[rate] = outcome.metrics[self.settings.validation_metric] if finished else None
+            value = outcome.metrics[self.settings.validation_metric] if finished else math.nan
+            # Not a number is neither better nor worse than any other.
+            tried[rate] = value if math.isfinite(value) else None
         known = {rate: value for rate, value in tried.items() if value is not None}
         if not known:
             return None, tried

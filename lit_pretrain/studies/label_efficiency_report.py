@@ -55,6 +55,14 @@ def notes_of(study: LabelEfficiency, groups: Sequence[Group]) -> list[str]:
     return notes
 
 
+def chosen_with(study: LabelEfficiency) -> str:
+    """Which seed learning rates were chosen with, and that it is not left out of the means."""
+    return (
+        f"Learning rates were chosen by {study.settings.validation_metric} of seed {study.settings.seeds[0]}, which "
+        "counts in the means too"
+    )
+
+
 def rows_of(groups: Sequence[Group]) -> list[Row]:
     """A row a group, figures as numbers."""
     rows = []
@@ -67,6 +75,7 @@ def rows_of(groups: Sequence[Group]) -> list[Row]:
                 "labels": group.labels,
                 "learning_rate": group.rate,
                 "learning_rate_at_edge": group.at_edge,
+                "learning_rate_seed": group.cells[0][0].labels["seed"] if group.tried else None,
                 **mean_columns(group.mean),
                 "seeds": len(group.cells),
                 "reached_target": group.reached,
@@ -104,7 +113,8 @@ def tables_of(study: LabelEfficiency, groups: Sequence[Group]) -> list[Table]:
             edge = f" ({group.at_edge} tried)" if group.at_edge else ""
             line.append("-" if group.rate is None else f"{group.rate:g}{edge}")
         lines.append(line)
-    tables = [table(f"{settings.name}: mean and 95 % interval over seeds", headings, lines)]
+    caption = chosen_with(study) if with_rates else ""
+    tables = [table(f"{settings.name}: mean and 95 % interval over seeds", headings, lines, caption)]
     if with_rates:
         tried = [
             [group.encoder, shown_budget(group), f"{rate:g}", "-" if value is None else f"{value:.4g}"]
@@ -113,7 +123,7 @@ def tables_of(study: LabelEfficiency, groups: Sequence[Group]) -> list[Table]:
         ]
         headings = [("encoder", "left"), ("label budget", "right"), ("learning rate", "right")]
         headings.append((settings.validation_metric, "right"))
-        tables.append(table("Learning rates, tried with the first seed", headings, tried))
+        tables.append(table(f"Learning rates, tried with seed {settings.seeds[0]}", headings, tried))
     return tables
 
 

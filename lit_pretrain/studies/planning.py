@@ -10,7 +10,7 @@ from lit_pretrain.studies.overrides import arguments_of
 from lit_pretrain.studies.resolving import check_test_data, prepare
 from lit_pretrain.studies.settings import StudySettings
 
-# A resolved config, and the identity of the weights it starts from.
+# A resolved config, and what changes with the contents of its data and of the weights that it starts from.
 Prepared = tuple[dict[str, Any], str]
 
 
@@ -45,13 +45,13 @@ def make_cell(
 
     Args:
         settings: The study's.
-        prepared: Config and weights.
+        prepared: Config, and its inputs.
         labels: What the cell is.
         seed: Of all its draws.
         steps: Its length; null keeps the config's.
         changes: Dotted key -> value, such as "data.init_args.label_budget".
     """
-    config, start = copy.deepcopy(prepared[0]), prepared[1]
+    config, inputs = copy.deepcopy(prepared[0]), prepared[1]
     config["seed_everything"] = seed
     for key, value in changes.items():
         set_value(config, key, value)
@@ -66,7 +66,7 @@ def make_cell(
             "check_val_every_n_epoch": None,
         }
     stage = "test" if settings.evaluates_test else "validation"
-    return Cell(labels | {"seed": seed}, config, start, stage, settings.checkpoint)
+    return Cell(labels | {"seed": seed}, config, inputs, stage, settings.checkpoint)
 
 
 def interval(steps: int, validations: int) -> int:

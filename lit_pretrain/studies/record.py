@@ -1,9 +1,16 @@
-"""The study's own run in MLflow, parent of its cells' runs, and its directory beside theirs."""
+"""The study's own run in MLflow, parent of its cells' runs, and its directory beside theirs.
+
+One process does a study at a time. It holds a lock on a file while it does, which the system takes back when the
+process ends, however it ends, and which other machines that share the runs directory see too.
+"""
 
 import datetime
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.find import list_runs
@@ -12,9 +19,10 @@ from lit_pretrain.tracking.paths import (
     make_directory,
     resolve_runs_directory,
     safe_name,
+    shown_path,
     write_atomically,
 )
-from lit_pretrain.tracking.processes import host_name, is_alive, process_identity
+from lit_pretrain.tracking.processes import host_name, process_identity
 from lit_pretrain.tracking.store import (
     HOST_TAG,
     PROCESS_TAG,
@@ -38,7 +46,7 @@ class StudyRecord:
         begin: Whether it is going to run; else it is only looked at, which may be done while it runs.
 
     Raises:
-        UserError: If another process is at it.
+        UserError: If another process is at it, on whatever machine.
     """
 
     def __init__(self, name: str, experiment: str, kind: str, begin: bool = True) -> None:
@@ -47,16 +55,41 @@ class StudyRecord:
         self.tracking_uri = resolve_tracking_uri(None, self.runs_directory)
         self._client: Any = None
         self.run_id: str | None = None
+        self.directory: Path | None = None
+        if begin:
+            self._lock = self._hold()
+        try:
+            self._find()
+            if begin:
+                self._begin(kind)
+        except BaseException:
+            if begin:
+                self._lock.release()
+            raise
+
+    def _find(self) -> None:
+        """Look for the directory of an earlier start."""
         marked = [
             record
-            for record in list_runs(self.runs_directory, experiment)
-            if record.run_name == name and (record.directory / "study.json").is_file()
+            for record in list_runs(self.runs_directory, self.experiment)
+            if record.run_name == self.name and (record.directory / "study.json").is_file()
         ]
-        self.directory: Path | None = marked[0].directory if marked else None
         if marked:
-            self.run_id = marked[0].run_id
-        if begin:
-            self._begin(kind)
+            self.directory, self.run_id = marked[0].directory, marked[0].run_id
+
+    def _hold(self) -> FileLock:
+        """Be the only process that does the study; from before it is looked for, so that two do not both begin it."""
+        place = make_directory(self.runs_directory / safe_name(self.experiment))
+        name = f".{safe_name(self.name)}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}.lock"
+        lock = FileLock(place / name, thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                f"The study {self.name} is still going on in another process, which holds {shown_path(lock.lock_file)}"
+                ": stop that one first, or give this one another name."
+            ) from error
+        return lock
 
     @property
     def client(self) -> Any:
@@ -98,13 +131,6 @@ class StudyRecord:
                 f"The run of the study {self.name} is not in {without_credentials(self.tracking_uri)}: set "
                 "MLFLOW_TRACKING_URI to where it was logged, or give the study another name."
             ) from error
-        identity = run.data.tags.get(PROCESS_TAG, "")
-        here = run.data.tags.get(HOST_TAG) == host_name() and identity != process_identity()
-        if run.info.status == "RUNNING" and here and is_alive(identity):
-            raise UserError(
-                f"The study {self.name} is still going on in process {identity.partition('@')[0]}: stop that one "
-                "first, or give this one another name."
-            )
         if run.info.lifecycle_stage == "deleted":
             self.client.restore_run(self.run_id)
         self.client.update_run(self.run_id, status="RUNNING")
@@ -123,5 +149,8 @@ class StudyRecord:
         self.client.log_batch(self.run_id, metrics=[Metric(name, value, now, step) for step, value in points])
 
     def end(self, status: str) -> None:
-        """End the run: FINISHED, FAILED or KILLED."""
-        self.client.set_terminated(self.run_id, status)
+        """End the run: FINISHED, FAILED or KILLED; another process may do the study then."""
+        try:
+            self.client.set_terminated(self.run_id, status)
+        finally:
+            self._lock.release()

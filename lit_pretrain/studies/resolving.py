@@ -1,14 +1,21 @@
 """Configs of cells, resolved by the suite's own command line before anything is trained."""
 
 import contextlib
+import glob
 import io
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.studies.cells import TOWERS
 from lit_pretrain.tracking.find import find_checkpoint, split_tower
+
+# How the names of settings end that say where data, or a tokenizer, lies.
+PLACES = ("path", "data_files", "tokenizer")
 
 
 def resolve(configs: list[str], arguments: list[str]) -> dict[str, Any]:
@@ -61,6 +68,12 @@ def settle_start(config: dict[str, Any]) -> str:
         UserError: If there is no such run, file or model.
     """
     settings = config["model"]["init_args"]
+    parts = [settings, *(settings[name] for name in TOWERS if isinstance(settings.get(name), dict))]
+    return " ".join(filter(None, map(settle, parts)))
+
+
+def settle(settings: dict[str, Any]) -> str:
+    """As `settle_start`, of the settings that `init_from` is among."""
     reference = settings.get("init_from")
     if reference is None:
         return ""
@@ -80,13 +93,45 @@ def settle_start(config: dict[str, Any]) -> str:
             # A BERT of the hub keeps its name, by which runs are compared; it is fetched now, not hours later.
             return f"{reference} {files_of(find_directory(reference))}"
     settings["init_from"] = f"{path.resolve()}:{tower}" if tower else str(path.resolve())
-    return f"{settings['init_from']} {files_of(path)}"
+    return f"{files_of(path)}:{tower or ''}"
 
 
-def files_of(path: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of a file, or of those of a directory."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+def files_of(path: Path) -> str:
+    """Hash of the bytes of a file, or of the files of a directory with their names; a copy has the same."""
+    from lit_pretrain.data.content_hash import file_hash
+
+    if not path.is_dir():
+        return file_hash(str(path))
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    return " ".join(f"{file.name}:{file_hash(str(file))}" for file in files)
+
+
+def data_of(config: dict[str, Any]) -> str:
+    """What changes with the bytes of the local files that a config's data is read from; empty if there are none."""
+    from lit_pretrain.data.built_once import default_cache_directory
+    from lit_pretrain.data.content_hash import content_hash, folder_hash
+
+    parts = []
+    for key, place in sorted(places_of(config.get("data") or {}, "data")):
+        path = Path(place).expanduser()
+        if path.is_dir():
+            files = sorted(str(file) for file in path.rglob("*") if file.is_file())
+            parts.append(f"{key}={folder_hash(files, default_cache_directory())}" if files else f"{key}=nothing")
+        elif files := [str(path)] if path.is_file() else sorted(filter(os.path.isfile, glob.glob(str(path)))):
+            parts.append(f"{key}={content_hash(files, default_cache_directory())}")
+    return " ".join(parts)
+
+
+def places_of(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Every text among settings whose name says that it may be a place: path, data_files, test_path, tokenizer, ..."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from places_of(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from places_of(inner, key)
+    elif isinstance(value, str) and key.endswith(PLACES):
+        yield key, value
 
 
 def is_timm_name(reference: str) -> bool:
@@ -103,14 +148,14 @@ def prepare(requests: list[tuple[str, list[str], list[str]]]) -> list[tuple[dict
         requests: As for `resolve_all`.
 
     Returns:
-        For each, its config and the identity of its weights.
+        For each, its config and what changes with the contents of its weights and its data.
     """
     resolved = resolve_all(requests)
     starts = []
     for (name, *_), config in zip(requests, resolved, strict=True):
         check_config(name, config)
         try:
-            starts.append(settle_start(config))
+            starts.append(f"weights: {settle_start(config)} data: {data_of(config)}")
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
     return list(zip(resolved, starts, strict=True))

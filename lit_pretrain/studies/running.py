@@ -34,7 +34,7 @@ class Runner:
 
     def __init__(self, settings: StudySettings, record: StudyRecord, jobs: int, say: Say) -> None:
         self.settings, self.record, self.jobs, self.say = settings, record, jobs, say
-        self.store = CellStore(record.directory)
+        self.store = CellStore(record.directory, settings.metric)
         self.threads = max(1, cores() // jobs) if jobs > 1 else None
         self.total = self.done = 0
 
@@ -72,6 +72,7 @@ class Runner:
         """
         waiting = [cell for cell in cells if not self.store.is_done(cell)]
         self.done += len(cells) - len(waiting)
+        waiting = [cell for cell in waiting if not self._take(cell)]
         going: dict[BaseProcess, tuple[Cell, float]] = {}
         with terminate_as_interrupt():
             try:
@@ -87,6 +88,22 @@ class Runner:
                 self._stop(going)
                 raise
 
+    def _take(self, cell: Cell) -> bool:
+        """Take what the same cell came to in another study, whose run and files stay as they are; whether it has."""
+        # Checkpoints that are to be kept are this study's own.
+        outcome = None if self.settings.keep_checkpoints else self.store.shared(cell)
+        if outcome is None:
+            return False
+        self.store.directory.mkdir(parents=True, exist_ok=True)
+        self.store.write(cell.hash, outcome)
+        self.done += 1
+        value = outcome.metrics[self.settings.metric]
+        self.say(f"{self._count()}{cell.name}: {self.settings.metric} {value:.4g}, from the study {outcome.study}")
+        return True
+
+    def _count(self) -> str:
+        return f"[{self.done}/{self.total}] " if self.total else ""
+
     def _start(self, cell: Cell) -> BaseProcess:
         configs = self._write_configs(cell)
         job = {
@@ -96,9 +113,12 @@ class Runner:
             "experiment": self.record.experiment,
             "tracking_uri": self.record.tracking_uri,
             "runs_directory": str(self.record.runs_directory),
+            "study_run": self.record.run_id,
+            "metric": self.settings.metric,
             "validation_metric": self.settings.validation_metric,
             "keep_checkpoints": self.settings.keep_checkpoints,
             "threads": self.threads,
+            "jobs": self.jobs,
         }
         # What came of an earlier try would be taken for this one's, should it be killed.
         (self.store.directory / f"{cell.hash}.json").unlink(missing_ok=True)
@@ -139,7 +159,7 @@ class Runner:
             outcome = Outcome("failed", f"{reason}; see {shown_path(self.store.log_path(cell))}")
             self.store.write(cell.hash, outcome)
         self.done += 1
-        count = f"[{self.done}/{self.total}] " if self.total else ""
+        count = self._count()
         if outcome.status == "finished":
             value = outcome.metrics.get(self.settings.metric, float("nan"))
             self.say(f"{count}{cell.name}: {self.settings.metric} {value:.4g} in {duration(seconds)}")
@@ -201,15 +221,18 @@ def terminate_as_interrupt() -> Iterator[None]:
 def estimate(cells: Sequence[Cell], store: CellStore) -> tuple[int, float | None]:
     """What is left to do, from what finished cells took.
 
+    Cells that were trained at a time shared the processors, so that one of them took about its seconds divided by
+    their number of the machine; more of them at a time do not make it faster.
+
     Returns:
-        Number of cells, and the seconds of all of them one after another; null if nothing has finished yet.
+        Number of cells, and the seconds that all of them take of the machine; None if nothing has finished yet.
     """
     left = [cell for cell in cells if not store.is_done(cell)]
     known = []
     for cell in cells:
         outcome = store.outcome(cell)
         if outcome is not None and outcome.status in DONE and outcome.seconds:
-            known.append((cell, outcome.seconds))
+            known.append((cell, outcome.seconds / outcome.jobs))
     if not known:
         return len(left), None if left else 0.0
     total = 0.0

@@ -204,17 +204,21 @@ class Scaling:
         fullest = [point for point in done if (point.data or 0) == most]
         largest = max(point.parameters for point in done)
         by_data = [point for point in done if point.parameters == largest and point.data]
-        laws = [law("transformer_parameters", "all shapes, most data", fullest)]
-        laws.append(law("flops", "all shapes, most data", fullest))
+        metric = self.settings.metric
+        laws = [law("transformer_parameters", "all shapes, most data", fullest, metric)]
+        laws.append(law("flops", "all shapes, most data", fullest, metric))
         if len(self.settings.sizes) > 1:
-            laws.append(law("data", "the largest shape", by_data))
+            laws.append(law("data", "the largest shape", by_data, metric))
         return laws
 
 
-def law(over: str, among: str, points: list[Point]) -> Law:
+def law(over: str, among: str, points: list[Point], metric: str) -> Law:
     """A law through some points, each seed's value for itself."""
     pairs = [
-        (getattr(point, over), point.mean.value) for point in points if getattr(point, over) and point.mean is not None
+        (getattr(point, over), outcome.metrics[metric])
+        for point in points
+        for _, outcome in point.cells
+        if getattr(point, over) and outcome is not None and outcome.status == "finished"
     ]
     return Law(over, among, fit_power_law([x for x, _ in pairs], [y for _, y in pairs]))
 

@@ -11,7 +11,7 @@ from lit_pretrain.studies.cells import Cell, CellStore
 from lit_pretrain.studies.intervals import PowerLaw
 from lit_pretrain.studies.plots import Line, Panel, draw
 from lit_pretrain.studies.scaling import Law, Point, Scaling
-from lit_pretrain.studies.telling import Report, Row, cell_rows, mean_columns, shown_mean, table, write_csv
+from lit_pretrain.studies.telling import Report, Row, cell_rows, finite, mean_columns, shown_mean, table, write_csv
 
 AXES = {
     "transformer_parameters": "parameters of the blocks",
@@ -83,7 +83,7 @@ def law_rows(laws: Sequence[Law]) -> list[Row]:
         row = {"over": law.over, "among": law.among}
         if isinstance(law.fit, PowerLaw):
             row |= {"floor": law.fit.floor, "factor": law.fit.factor, "exponent": law.fit.exponent}
-            row |= {"exponent_half_width": law.fit.half_width, "reason": ""}
+            row |= {"exponent_half_width": finite(law.fit.half_width), "determined": law.fit.determined, "reason": ""}
         else:
             row["reason"] = law.fit
         rows.append(row)
@@ -125,7 +125,8 @@ def law_sentences(laws: Sequence[Law]) -> list[str]:
     """Each law, or why there is none."""
     lines = []
     for law in laws:
-        said = f"loss = {law.fit}" if isinstance(law.fit, PowerLaw) else f"no power law: {law.fit}"
+        determined = isinstance(law.fit, PowerLaw) and law.fit.determined
+        said = f"loss = {law.fit}" if determined else f"no power law: {law.fit}"
         lines.append(f"Over {AXES[law.over]} x ({law.among}): {said}.")
     return lines
 
@@ -133,7 +134,7 @@ def law_sentences(laws: Sequence[Law]) -> list[str]:
 def panels_of(study: Scaling, points: Sequence[Point], laws: Sequence[Law]) -> list[Panel]:
     """The loss over parameters, operations and data."""
     done = [point for point in points if point.mean is not None]
-    fits = {law.over: law.fit for law in laws if isinstance(law.fit, PowerLaw)}
+    fits = {law.over: law.fit for law in laws if isinstance(law.fit, PowerLaw) and law.fit.determined}
     panels = []
     for over in ("transformer_parameters", "flops", "data"):
         # Over data, a line a shape; else a line an amount of data.

@@ -77,6 +77,7 @@ def cell_rows(cells: Sequence[tuple[Cell, Outcome | None]], metric: str) -> list
                 "steps": cell.steps,
                 "seconds": outcome.seconds if outcome else None,
                 "run_id": outcome.run_id if outcome else "",
+                "study": outcome.study if outcome else "",
                 "reason": outcome.reason if outcome else "",
                 "cell": cell.hash,
             }
@@ -99,15 +100,18 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def table(title: str, headings: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> Table:
+def table(title: str, headings: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], caption: str = "") -> Table:
     """A table of words.
 
     Args:
         title: Above it.
         headings: (heading, "left" or "right") of each column.
         rows: What is shown.
+        caption: Below it; empty for none.
     """
-    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    made = Table(
+        title=title, box=box.SIMPLE_HEAD, title_justify="left", caption=caption or None, caption_justify="left"
+    )
     for heading, justify in headings:
         made.add_column(heading, justify=justify, overflow="fold")
     for row in rows:

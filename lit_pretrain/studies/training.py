@@ -1,5 +1,6 @@
 """What a cell's process does: train, or go on with a training, measure, and write down what came of it."""
 
+import math
 import os
 import shutil
 import sys
@@ -23,7 +24,8 @@ def train_cell(directory: str, cell_hash: str, job: dict[str, Any]) -> None:
         directory: The study's.
         cell_hash: Which cell.
         job: `fit` and `test` (config files; the second may be null), `checkpoint` (`last` or `best`), `experiment`,
-            `tracking_uri`, `runs_directory`, `validation_metric`, `keep_checkpoints`, `threads`.
+            `study_run` (MLflow's run of the study, whose children alone are looked at), `tracking_uri`,
+            `runs_directory`, `metric`, `validation_metric`, `keep_checkpoints`, `threads`, `jobs`.
     """
     import torch
 
@@ -56,13 +58,13 @@ def train_and_measure(cell_hash: str, job: dict[str, Any]) -> Outcome:
     from lit_pretrain.tracking.store import open_store
 
     client = open_store(job["tracking_uri"], Path(job["runs_directory"]))
-    run = latest_run(client, job["experiment"], cell_hash)
+    run = latest_run(client, job, cell_hash)
     record = record_of(run, job) if run is not None else None
     if record is None or run.info.status != "FINISHED" or (job["test"] and not checkpoint_of(record, "last")):
         # One that failed would fail again in the same place.
         begun = None if record is None or run.info.status == "FAILED" else checkpoint_of(record, "last")
         command_line("fit", job["fit"], begun)
-        run = latest_run(client, job["experiment"], cell_hash)
+        run = latest_run(client, job, cell_hash)
         record = record_of(run, job)
     metrics = dict(run.data.metrics)
     if job["validation_metric"] not in metrics:
@@ -76,6 +78,10 @@ def train_and_measure(cell_hash: str, job: dict[str, Any]) -> Outcome:
         metrics[best] = metrics.get(f"best/{best}", metrics.get(best, float("nan")))
     if job["test"]:
         metrics |= measured(client, cell_hash, job, record)
+    value = metrics.get(job["metric"])
+    if value is None or not math.isfinite(value):
+        found = "was not measured" if value is None else f"is {value}"
+        raise UserError(f"{job['metric']} {found}: its run is {record.run_name}, in {record.directory}.")
     history = client.get_metric_history(run.info.run_id, job["validation_metric"])
     hours = metrics.get("throughput/total_hours")
     if not job["keep_checkpoints"]:
@@ -87,6 +93,7 @@ def train_and_measure(cell_hash: str, job: dict[str, Any]) -> Outcome:
         parameters={key: value for key, value in run.data.params.items() if key.startswith(KEPT_PARAMETERS)},
         history=sorted((point.step, point.value) for point in history),
         seconds=hours * 3600 if hours is not None else None,
+        jobs=job["jobs"],
     )
 
 
@@ -98,7 +105,7 @@ def measured(client: Any, cell_hash: str, job: dict[str, Any], record: RunRecord
     if checkpoint is None:
         raise UserError(f"The run {record.run_name} has left no checkpoint to test: let the trainer write them.")
     command_line("test", job["test"], checkpoint)
-    tested = latest_run(client, job["experiment"], cell_hash, "test")
+    tested = latest_run(client, job, cell_hash, "test")
     names = [name for name in tested.data.metrics if name.startswith("test/")]
     points = [client.get_metric_history(tested.info.run_id, name)[-1] for name in names]
     client.log_batch(
@@ -117,12 +124,13 @@ def command_line(command: str, config: str, checkpoint: Path | None) -> None:
     cli.run(arguments)
 
 
-def latest_run(client: Any, experiment: str, cell_hash: str, stage: str = "fit") -> Any | None:
-    """The newest MLflow run of a cell, or null."""
-    found = client.get_experiment_by_name(experiment)
+def latest_run(client: Any, job: dict[str, Any], cell_hash: str, stage: str = "fit") -> Any | None:
+    """The newest MLflow run of a cell of this study, or None; that of the same cell of another study is not read."""
+    found = client.get_experiment_by_name(job["experiment"])
     if found is None:
         return None
     text = f"tags.`{CELL_TAG}` = '{cell_hash}' AND tags.`{STAGE_TAG}` = '{stage}'"
+    text += f" AND tags.`mlflow.parentRunId` = '{job['study_run']}'"
     runs = client.search_runs([found.experiment_id], text, order_by=["attributes.start_time DESC"], max_results=1)
     return runs[0] if runs else None
 

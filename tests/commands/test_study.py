@@ -2,7 +2,9 @@
 
 import csv
 import json
+import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -14,7 +16,9 @@ from small_pictures import picture_config, write_pictures
 from small_training import small_config
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.tracking.find import find_run
+from lit_pretrain.errors import UserError
+from lit_pretrain.studies.record import StudyRecord
+from lit_pretrain.tracking.find import find_checkpoint, find_run
 
 ENCODER = {
     "class_path": "VisionEncoder",
@@ -138,6 +142,67 @@ def test_a_learning_rate_is_chosen_on_the_validation_data(home, capsys):
     assert main(["study", "label-efficiency", "--config", file]) == 0
     assert "diverged" not in capsys.readouterr().out
     assert len(runs_of("rates")[2]) == 2 and not runs_of("rates", "test")[2]
+
+
+def test_a_cell_belongs_to_its_study_and_knows_its_data(home, capsys):
+    """Another study reads what has finished and touches nothing; new data and spoilt outcomes are new work."""
+    start = home / "start.ckpt"
+    shutil.copy(find_checkpoint("rotated"), start)
+    shared = {"label_budgets": [9], "steps": 2, "validations": 1}
+    shared["encoders"] = {"copied": {"model": {"encoder": None, "init_from": str(start)}}}
+    main_command = ["study", "label-efficiency", "--config"]
+    assert main([*main_command, study(home, "keeps", keep_checkpoints=True, **shared)]) == 0
+    _, _, (run,) = runs_of("keeps")
+    checkpoints = sorted((find_run(run.info.run_id).directory / "checkpoints").iterdir())
+    assert checkpoints
+    again = study(home, "shares", **shared)
+    assert main([*main_command, again]) == 0
+    shown = capsys.readouterr().out
+    assert "from the study keeps" in shown and runs_of("shares")[2] == []
+    assert sorted((find_run(run.info.run_id).directory / "checkpoints").iterdir()) == checkpoints
+
+    # A copy of the same bytes is the same, and so is a file that was touched.
+    os.utime(start)
+    assert main([*main_command, again, "--dry-run"]) == 0
+    assert "0 of 1 cells are left" in capsys.readouterr().out
+    (cell,) = find_run("shares").directory.glob("cells/*.json")
+    outcome = json.loads(cell.read_text())
+    cell.write_text(json.dumps(outcome | {"metrics": outcome["metrics"] | {"test/accuracy": math.nan}}))
+    assert main([*main_command, again, "--dry-run"]) == 0
+    assert "1 of 1 cells are left" in capsys.readouterr().out
+    assert main([*main_command, again]) == 0 and json.loads(cell.read_text()) == outcome
+    pictures = home / "pictures.parquet"
+    before = pictures.read_bytes()
+    try:
+        write_pictures(pictures, 60, seed=5)
+        assert main([*main_command, again, "--dry-run"]) == 0
+    finally:
+        pictures.write_bytes(before)
+    assert "1 of 1 cells are left" in capsys.readouterr().out
+
+
+def test_one_process_does_a_study(home):
+    """The lock is taken before an earlier start is looked for, so that of two new ones one begins."""
+    barrier, begun, refused = threading.Barrier(2), [], []
+
+    def begin():
+        barrier.wait()
+        try:
+            begun.append(StudyRecord("race", "studies", "scaling"))
+        except UserError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=begin) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(begun) == 1 and "race is still going on in another process" in refused[0]
+    assert StudyRecord("race", "studies", "scaling", begin=False).directory == begun[0].directory
+    begun[0].end("FINISHED")
+    again = StudyRecord("race", "studies", "scaling")
+    again.end("FINISHED")
+    assert again.run_id == begun[0].run_id
 
 
 def test_ctrl_c_stops_in_order_and_the_next_start_goes_on(home, capsys):

@@ -65,3 +65,11 @@ def test_too_little_for_a_power_law_is_said():
     assert "at least 4 different sizes; here are 3" in fit_power_law([1, 2, 4, 4.01], [3, 2, 1.5, 1.5])
     assert "does not fall" in fit_power_law([1, 2, 4, 8], [1, 2, 3, 4])
     assert isinstance(fit_power_law([1, 2, 4, 8], [4, 3, 2.5, 2.25]), PowerLaw)
+
+
+def test_a_law_that_the_points_do_not_decide_on_is_called_so():
+    sizes = numpy.geomspace(1e4, 1e6, 5)
+    noisy = fit_power_law(sizes, 4.0 + numpy.array([0.02, -0.01, 0.015, -0.02, -0.012]))
+    assert isinstance(noisy, PowerLaw) and not noisy.determined and str(noisy).startswith("undetermined (exponent ")
+    clear = fit_power_law(sizes, 1.7 + 40 * sizes**-0.3)
+    assert clear.determined and str(clear).startswith("1.7 + 40 x^-0.3 (exponent 0.3 +- ")
