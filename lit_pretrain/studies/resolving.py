@@ -98,12 +98,13 @@ def settle(settings: dict[str, Any]) -> str:
 
 def files_of(path: Path) -> str:
     """Hash of the bytes of a file, or of the files of a directory with their names; a copy has the same."""
-    from lit_pretrain.data.content_hash import file_hash
+    from lit_pretrain.data.content_hash import file_hashes
 
     if not path.is_dir():
-        return file_hash(str(path))
+        return file_hashes([str(path)])[0]
     files = sorted(file for file in path.iterdir() if file.is_file())
-    return " ".join(f"{file.name}:{file_hash(str(file))}" for file in files)
+    hashes = file_hashes([str(file) for file in files])
+    return " ".join(f"{file.name}:{found}" for file, found in zip(files, hashes, strict=True))
 
 
 def data_of(config: dict[str, Any]) -> str:
