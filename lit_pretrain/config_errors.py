@@ -199,8 +199,8 @@ def known_names() -> dict[str, set[str]]:
     from lightning.pytorch.callbacks import Callback
 
     from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
+    from lit_pretrain.class_paths import subclasses
     from lit_pretrain.data.augmentation import ImageAugmentation
-    from lit_pretrain.modules.checkpoints import subclasses
     from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
     from lit_pretrain.objectives import Objective
     from lit_pretrain.tracking.mlflow_logger import MLflowLogger

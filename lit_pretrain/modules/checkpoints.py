@@ -6,11 +6,15 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from lit_pretrain.backbone import TextEncoder, VisionEncoder
+from lit_pretrain.class_paths import class_named, short_name
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.find import find_checkpoint, read_run_file, run_directory_of_checkpoint
 from lit_pretrain.tracking.paths import RUN_FILE_NAME, shown_path
 
 CHECKPOINT_FORMAT = 1
+# In the place of an encoder's class where there are two.
+TWO_TOWERS = "pair of towers"
 # What a checkpoint tells of its encoder beside its shape: how evaluation frames pictures.
 NO_SHAPE = ("crop_share",)
 
@@ -55,9 +59,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def subclasses(kind: type) -> list[type]:
-    """All classes below a class, at any depth."""
-    return [one for child in kind.__subclasses__() for one in (child, *subclasses(child))]
+def encoder_class_named(class_path: str) -> type[nn.Module]:
+    """The class of an encoder by its name in a checkpoint, a user's own one too.
+
+    Raises:
+        UserError: If it cannot be imported, or is no encoder.
+    """
+    base = VisionEncoder if class_path == VisionEncoder.__name__ else TextEncoder
+    kind = class_named(class_path, nn.Module if "." in class_path else base, "an encoder")
+    if not issubclass(kind, TextEncoder | VisionEncoder):
+        raise UserError(f"The checkpoint's encoder is a {class_path}, neither a TextEncoder nor a VisionEncoder.")
+    return kind
+
+
+def objective_names(record: dict[str, Any]) -> list[str]:
+    """The short names of the classes of a record's objectives; empty where it has none."""
+    return [short_name(one["class_path"]) for one in record.get("objectives", [])]
 
 
 Encoder = TypeVar("Encoder", bound=nn.Module)
@@ -80,8 +97,11 @@ def load_encoder(reference: str, kind: type[Encoder], tower: str | None = None) 
     path = find_checkpoint(reference)
     checkpoint = read_checkpoint(path)
     record = checkpoint["lit_pretrain"]
-    if tower is None and record["encoder_class"] != kind.__name__:
-        raise UserError(f"{shown_path(path)} holds a {record['encoder_class']}, a {kind.__name__} is needed here.")
+    if tower is None:
+        found = encoder_class_named(record["encoder_class"])
+        if not issubclass(found, kind):
+            raise UserError(f"{shown_path(path)} holds a {record['encoder_class']}, a {kind.__name__} is needed here.")
+        kind = found
     encoder = kind.from_settings(record["encoder" if tower is None else f"{tower}_encoder"])
     take_framing(encoder, record)
     prefix = "encoder." if tower is None else f"{tower}_tower.encoder."
@@ -96,7 +116,7 @@ def load_encoder(reference: str, kind: type[Encoder], tower: str | None = None) 
             f"The weights in {shown_path(path)} are not those of the encoder it describes: missing "
             f"{missing or 'none'}, unexpected {unexpected or 'none'}."
         )
-    objectives = " + ".join(one["class_path"] for one in record.get("objectives", []))
+    objectives = " + ".join(objective_names(record))
     objectives = objectives if tower is None else "Contrastive"
     lineage = {"init_from": str(path), "init_from_module": record["module"], "init_from_objectives": objectives}
     lineage |= {"init_from_step": str(checkpoint["global_step"]), "init_from_tower": tower or ""}

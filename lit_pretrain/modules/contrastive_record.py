@@ -7,15 +7,12 @@ from typing import Any
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.errors import UserError
-from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, difference, subclasses
+from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, TWO_TOWERS, difference, objective_names
 from lit_pretrain.modules.replay import TextReplay, VisionReplay
 from lit_pretrain.objectives.contrastive import Contrastive
-from lit_pretrain.objectives.objective import Objective
+from lit_pretrain.objectives.objective import objective_from
 
 REPLAYS = {"text": TextReplay, "vision": VisionReplay}
-
-# In the place of an encoder's class.
-TWO_TOWERS = "pair of towers"
 
 
 def record_of(module: Any, data: Any) -> dict[str, Any]:
@@ -50,10 +47,9 @@ def record_of(module: Any, data: Any) -> dict[str, Any]:
 
 def arguments_of(record: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a `ContrastivePretraining` that a record's weights fit."""
-    kinds = {kind.__name__: kind for kind in subclasses(Objective)}
     replays = {}
     for name, settings in record.get("replays", {}).items():
-        objectives = [kinds[one["class_path"]](**one["init_args"]) for one in settings["objectives"]]
+        objectives = [objective_from(one) for one in settings["objectives"]]
         replays[f"{name}_replay"] = REPLAYS[name](objectives, settings["weight"])
     return {
         "text_encoder": TextEncoder.from_settings(record["text_encoder"]),
@@ -97,7 +93,7 @@ def check_record(record: dict[str, Any], module: Any) -> None:
     lines = [line for name in names for line in difference(name, record.get(name), ours.get(name))]
     lines += difference("objective.loss", record["objective"]["loss"], module.objective.loss)
     theirs, own = (
-        {name: " + ".join(one["class_path"] for one in replay["objectives"]) for name, replay in replays.items()}
+        {name: " + ".join(objective_names(replay)) for name, replay in replays.items()}
         for replays in (record.get("replays", {}), ours["replays"])
     )
     lines += [line for name in REPLAYS for line in difference(f"{name}_replay", theirs.get(name), own.get(name))]

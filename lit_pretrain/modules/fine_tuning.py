@@ -22,7 +22,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.evaluation.linear_probe import Regularization, check_regularization
 from lit_pretrain.modules.answering import answer
 from lit_pretrain.modules.base import BaseModule
-from lit_pretrain.modules.checkpoints import read_checkpoint, take_framing
+from lit_pretrain.modules.checkpoints import encoder_class_named, read_checkpoint, take_framing
 from lit_pretrain.modules.fine_tuning_record import check_record, description_of, record_of, take_record
 from lit_pretrain.modules.freezing import FreezingConfig, freeze, unfreezing_steps
 from lit_pretrain.modules.modalities import make_modality
@@ -37,7 +37,6 @@ from lit_pretrain.modules.optimization import (
 from lit_pretrain.modules.picture_mixing import MixingConfig, mix_pictures
 from lit_pretrain.modules.probe_head import fit_probe_head
 from lit_pretrain.modules.starting_points import (
-    ENCODERS,
     StartingPoint,
     load_starting_point,
     named_classes,
@@ -416,7 +415,7 @@ class FineTuning(BaseModule):
         record = checkpoint["lit_pretrain"]
         if record["module"] != cls.__name__:
             raise UserError(f"{path} is a checkpoint of {record['module']}, not of {cls.__name__}.")
-        module = cls(ENCODERS[record["encoder_class"]].from_settings(record["encoder"]))
+        module = cls(encoder_class_named(record["encoder_class"]).from_settings(record["encoder"]))
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
         return module.eval()

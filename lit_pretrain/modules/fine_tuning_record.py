@@ -5,6 +5,7 @@ And what the record of a run says of the module.
 
 from typing import Any
 
+from lit_pretrain.class_paths import class_path_of
 from lit_pretrain.data.label_facts import LabelFacts
 from lit_pretrain.data.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
@@ -24,7 +25,7 @@ def record_of(module: Any, data: Any) -> dict[str, Any]:
     record = {
         "format": CHECKPOINT_FORMAT,
         "module": type(module).__name__,
-        "encoder_class": type(module.encoder).__name__,
+        "encoder_class": class_path_of(type(module.encoder)),
         "encoder": module.encoder.settings(),
         "label_facts": module.facts.to_dict(),
         "lineage": dict(module.lineage),

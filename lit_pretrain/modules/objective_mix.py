@@ -1,5 +1,6 @@
 """What any mix of objectives on one encoder needs, as a whole training or beside another loss."""
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ MEASURED_PICTURES = 2048
 
 
 def check_objectives(objectives: Sequence[Objective], setting: str = "model") -> None:
-    """At least one objective, each once.
+    """At least one objective, each once, and each such that a checkpoint can build it again.
 
     Raises:
         UserError: Else, naming the `objectives` of a setting.
@@ -29,6 +30,15 @@ def check_objectives(objectives: Sequence[Objective], setting: str = "model") ->
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{setting}.objectives names {name} twice: keep one, and set its weight.")
+    for objective in objectives:
+        settings = objective.settings()
+        try:
+            json.dumps(settings)
+        except TypeError as error:
+            raise UserError(
+                f"{settings['class_path']} has arguments that no checkpoint can keep ({error}): give it numbers, words "
+                "and lists of them."
+            ) from error
 
 
 # -- before training

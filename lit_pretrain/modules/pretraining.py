@@ -8,12 +8,20 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.backbone.transformer import prepare_transformers
+from lit_pretrain.class_paths import class_path_of, short_name
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.base import BaseModule
-from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, difference, read_checkpoint, subclasses, take_framing
+from lit_pretrain.modules.checkpoints import (
+    CHECKPOINT_FORMAT,
+    difference,
+    encoder_class_named,
+    objective_names,
+    read_checkpoint,
+    take_framing,
+)
 from lit_pretrain.modules.objective_mix import check_objectives, flatten, mix, perplexities, sum_losses, weights_of
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, remember_dimensions
-from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, compute_objectives
+from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, compute_objectives, objective_from
 
 
 class Pretraining(BaseModule):
@@ -64,9 +72,8 @@ class Pretraining(BaseModule):
         record = checkpoint["lit_pretrain"]
         if record["module"] != cls.__name__:
             raise UserError(f"{path} is a checkpoint of {record['module']}, not of {cls.__name__}.")
-        kinds = {kind.__name__: kind for kind in subclasses(Objective)}
-        chosen = [kinds[one["class_path"]](**one["init_args"]) for one in record["objectives"]]
-        module = cls(cls.encoder_class.from_settings(record["encoder"]), chosen)
+        encoder = encoder_class_named(record["encoder_class"]).from_settings(record["encoder"])
+        module = cls(encoder, [objective_from(settings) for settings in record["objectives"]])
         module.on_load_checkpoint(checkpoint)
         module.configure_model()
         module.load_state_dict(checkpoint["state_dict"])
@@ -186,7 +193,7 @@ class Pretraining(BaseModule):
         return {
             "format": CHECKPOINT_FORMAT,
             "module": type(self).__name__,
-            "encoder_class": type(self.encoder).__name__,
+            "encoder_class": class_path_of(type(self.encoder)),
             "encoder": self.encoder.settings(),
             "objectives": [objective.settings() for objective in self.objectives],
         }
@@ -203,10 +210,11 @@ class Pretraining(BaseModule):
         if theirs is None:
             raise UserError("The checkpoint was not written by lit_pretrain: give one from a run's checkpoints folder.")
         for name in ("module", "encoder_class"):
-            if theirs[name] != ours[name]:
+            # Earlier versions kept short names of a user's own classes too.
+            if short_name(theirs[name]) != short_name(ours[name]):
                 raise UserError(f"The checkpoint is of a {theirs[name]}, this config builds a {ours[name]}.")
         differences = difference("encoder", theirs["encoder"], ours["encoder"])
-        kinds = [[one["class_path"] for one in record["objectives"]] for record in (theirs, ours)]
+        kinds = [objective_names(record) for record in (theirs, ours)]
         if kinds[0] != kinds[1]:
             differences.append(f"objectives ({', '.join(kinds[0])} there, {', '.join(kinds[1])} here)")
         if differences:

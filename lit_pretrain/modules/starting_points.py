@@ -17,11 +17,10 @@ from lit_pretrain.data.label_facts import LabelFacts
 from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.data.tokenizers_by_kind import load_tokenizer, tokenizer_from_json
 from lit_pretrain.errors import UserError
-from lit_pretrain.modules.checkpoints import load_encoder, read_checkpoint
+from lit_pretrain.modules.checkpoints import TWO_TOWERS, encoder_class_named, load_encoder, read_checkpoint
 from lit_pretrain.tracking.find import find_checkpoint, split_tower
 from lit_pretrain.tracking.paths import RUN_FILE_NAME, shown_path
 
-ENCODERS: dict[str, type[nn.Module]] = {"TextEncoder": TextEncoder, "VisionEncoder": VisionEncoder}
 # The towers of a checkpoint that has two.
 TOWERS: dict[str, type[nn.Module]] = {"text": TextEncoder, "vision": VisionEncoder}
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
@@ -127,7 +126,7 @@ def load_starting_point(
             ) from not_ours
         return open_name(reference, named or tower, not_ours)
     record = read_checkpoint(checkpoint)["lit_pretrain"]
-    two_towers = record["encoder_class"] not in ENCODERS
+    two_towers = record["encoder_class"] == TWO_TOWERS
     tower = named or (tower if two_towers else None)
     if two_towers and tower is None:
         raise UserError(
@@ -138,9 +137,9 @@ def load_starting_point(
         raise UserError(
             f"{shown_path(checkpoint)} holds one {record['encoder_class']} and no two towers: leave ':{tower}' out."
         )
-    kind = TOWERS[tower] if tower is not None else ENCODERS[record["encoder_class"]]
+    kind = TOWERS[tower] if tower is not None else encoder_class_named(record["encoder_class"])
     encoder, lineage = load_encoder(str(checkpoint), kind, tower)
-    has_tokenizer = kind is TextEncoder and "tokenizer" in record
+    has_tokenizer = issubclass(kind, TextEncoder) and "tokenizer" in record
     start = StartingPoint(encoder, tokenizer_from_json(record["tokenizer"]) if has_tokenizer else None, lineage)
     if "label_facts" in record:
         start = replace(start, head=head_of(checkpoint, LabelFacts.from_dict(record["label_facts"])))

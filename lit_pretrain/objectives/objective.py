@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from lit_pretrain.class_paths import build, class_path_of
 from lit_pretrain.errors import UserError
 
 Batch = dict[str, Tensor]
@@ -119,9 +120,29 @@ class Objective(nn.Module):
         return {}
 
     def settings(self) -> dict[str, Any]:
-        """The class's name and the arguments that build this objective again, primitives only."""
+        """The class and the arguments that build this objective again, primitives only; see `objective_from`.
+
+        Raises:
+            UserError: If the class keeps an argument under another name than its own.
+        """
         names = list(inspect.signature(type(self).__init__).parameters)[1:]
-        return {"class_path": type(self).__name__, "init_args": {name: getattr(self, name) for name in names}}
+        lost = [name for name in names if not hasattr(self, name)]
+        if lost:
+            raise UserError(
+                f"{class_path_of(type(self))} keeps no attribute of the name of its argument {lost[0]}, so that no "
+                f"checkpoint could build it again: set self.{lost[0]} in its constructor, or write a `settings` of its "
+                "own."
+            )
+        return {"class_path": class_path_of(type(self)), "init_args": {name: getattr(self, name) for name in names}}
+
+
+def objective_from(settings: dict[str, Any]) -> Objective:
+    """Build an objective from what its `settings` returned; a user's own class is imported.
+
+    Raises:
+        UserError: If it cannot be.
+    """
+    return build(settings["class_path"], settings["init_args"], Objective, "an objective")
 
 
 def compute_objectives(

@@ -13,7 +13,7 @@ from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.data.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import FineTuning, TextPretraining, VisionPretraining
-from lit_pretrain.modules.checkpoints import read_checkpoint
+from lit_pretrain.modules.checkpoints import objective_names, read_checkpoint
 from lit_pretrain.objectives import CausalLanguageModeling
 from lit_pretrain.tracking.find import find_checkpoint
 from lit_pretrain.tracking.paths import shown_path
@@ -88,7 +88,7 @@ class Subject:
     @property
     def objective_names(self) -> list[str]:
         """The pretext tasks' classes."""
-        return [one["class_path"] for one in self.record.get("objectives", [])]
+        return objective_names(self.record)
 
     @property
     def facts(self) -> LabelFacts | None:

@@ -1,0 +1,82 @@
+"""Classes by their names in checkpoints: the suite's own by their short names, a user's by their import paths."""
+
+import pydoc
+from typing import Any
+
+from lit_pretrain.errors import UserError
+
+PACKAGE = __name__.partition(".")[0]
+
+
+def is_ours(kind: type) -> bool:
+    """Whether a class is the suite's own."""
+    return kind.__module__.partition(".")[0] == PACKAGE
+
+
+def class_path_of(kind: type) -> str:
+    """What a checkpoint keeps of a class: its name if it is the suite's own, wherever it may lie, else where it is."""
+    return kind.__name__ if is_ours(kind) else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def short_name(class_path: str) -> str:
+    """The class's own name."""
+    return class_path.rpartition(".")[2]
+
+
+def subclasses(kind: type) -> list[type]:
+    """All classes below a class, at any depth."""
+    return [one for child in kind.__subclasses__() for one in (child, *subclasses(child))]
+
+
+def class_named(class_path: str, base: type, what: str) -> type:
+    """The class that a checkpoint names; a user's own is imported.
+
+    Args:
+        class_path: As `class_path_of` made it. Checkpoints of earlier versions have the name alone of any class.
+        base: What it must be, or be below.
+        what: It is in the checkpoint, such as "an objective".
+
+    Raises:
+        UserError: If it cannot be imported, is not below the base, or has a name alone and is not there.
+    """
+    known = [base, *subclasses(base)]
+    if "." not in class_path:
+        named = [kind for kind in known if kind.__name__ == class_path]
+        if not named:
+            raise UserError(
+                f"The checkpoint has {what} of the class {class_path}, which is not known here, and does not say where "
+                "it is defined: import it before, in Python."
+            )
+        return next((kind for kind in named if is_ours(kind)), named[-1])
+    reason = "there is none"
+    try:
+        kind = pydoc.locate(class_path)
+    except pydoc.ErrorDuringImport as error:
+        kind, reason = None, " ".join(str(error.value).split())
+    if kind is None:
+        # Defined in a script or in a function, and there again.
+        kind = next((one for one in known if class_path_of(one) == class_path), None)
+    if kind is None:
+        raise UserError(
+            f"The checkpoint has {what} of the class {class_path}, which cannot be imported ({reason}): install the "
+            "module that defines it, or put its directory into PYTHONPATH."
+        )
+    if not isinstance(kind, type) or not issubclass(kind, base):
+        raise UserError(f"The checkpoint has {what} of {class_path}, which is no {base.__name__} of the suite's.")
+    return kind
+
+
+def build(class_path: str, arguments: dict[str, Any], base: type, what: str) -> Any:
+    """An instance of the class that a checkpoint names; see `class_named`.
+
+    Raises:
+        UserError: If there is no such class, or it takes other arguments by now.
+    """
+    kind = class_named(class_path, base, what)
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise UserError(
+            f"{class_path} does not take the arguments that the checkpoint keeps of it ({error}): use the version of "
+            "it that the checkpoint was made with."
+        ) from error
