@@ -247,13 +247,16 @@ def open_name(name: str, tower: TowerName | None, not_ours: UserError) -> Starti
     """Public weights by their name: timm's models, or a BERT or an open_clip checkpoint on the hub.
 
     Args:
-        name: "vit_small_patch16_224", "owner/name", ...
+        name: "vit_small_patch16_224", "owner/name", "hf-hub:owner/name" (as timm and open_clip write it), ...
         tower: Which of the two that an open_clip checkpoint has.
         not_ours: Why it is no run of ours, raised if it is nothing else either.
     """
     import timm
 
-    if timm.is_model(name) or name.startswith(("hf-hub:", "hf_hub:")):
+    on_hub = timm_vit.name_on_hub(name)
+    if on_hub is not None and (directory := open_clip.find_on_hub(on_hub)) is not None:
+        return replace(open_tower(directory, tower), lineage={"init_from": name})
+    if timm.is_model(name) or on_hub is not None:
         return of_public(timm_vit.load_weights(name), None, name)
     if name.count("/") == 1:
         if (directory := open_clip.find_on_hub(name)) is not None:

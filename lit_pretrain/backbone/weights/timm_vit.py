@@ -5,6 +5,7 @@ embedding's matrix is a convolution's kernel there. What a ViT computes is told 
 config.json; a file of tensors alone needs such a name beside it.
 """
 
+import contextlib
 import json
 import math
 from dataclasses import replace
@@ -53,6 +54,8 @@ CLASSIFIER = ("head.weight", "head.bias")
 DECODER = ("decoder_", "decoder.")
 # Where timm keeps what is, or may be, a plain ViT.
 MODULES = ("vision_transformer", "deit")
+# What precedes a name on the hub; the second is timm's older one.
+HUB_MARKS = ("hf-hub", "hf_hub")
 # What timm calls files of weights in a directory, in its order.
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 
@@ -206,23 +209,26 @@ def as_model_names_them(state: dict[str, Tensor], model: "VisionTransformer") ->
 
 
 def open_name(name: str | Path) -> "tuple[VisionTransformer, dict[str, Tensor]]":
-    """A model and its weights by timm's name for it."""
+    """A model and its weights by timm's name for it, or by "hf-hub:owner/name", whose config tells the architecture."""
     from timm import create_model
+    from timm.models import load_model_config_from_hf
 
     from lit_pretrain.hub import hub_answers, offline
 
-    if not is_vit(str(name)):
+    on_hub = name_on_hub(str(name))
+    if on_hub is None and not is_vit(str(name)):
         raise UserError(
             f"'{name}' is neither a file or directory of ViT weights here nor a ViT of timm's: check the path, or look "
             "for the name with timm.list_models('vit*', pretrained=True)."
         )
     reachable = hub_answers()
     try:
-        if reachable:
+        with contextlib.nullcontext() if reachable else offline():
+            if on_hub is not None and not is_vit(architecture := load_model_config_from_hf(on_hub)[1]):
+                raise UserError(f"'{name}' is {architecture} and no ViT of timm's: give another.")
             model = create_model(str(name), pretrained=True)
-        else:
-            with offline():
-                model = create_model(str(name), pretrained=True)
+    except UserError:
+        raise
     except Exception as error:  # timm and the hub's client raise many kinds
         state = first_line(error) if reachable else "the hub cannot be reached, and no copy is in its cache"
         raise UserError(
@@ -230,6 +236,12 @@ def open_name(name: str | Path) -> "tuple[VisionTransformer, dict[str, Tensor]]"
             "a file of weights."
         ) from error
     return model, model.state_dict()
+
+
+def name_on_hub(name: str) -> str | None:
+    """What a name with timm's mark for the hub says after it: "owner/name", perhaps with "@revision"; else None."""
+    source, _, rest = name.partition(":")
+    return rest if source in HUB_MARKS and rest else None
 
 
 def is_vit(name: str) -> bool:

@@ -14,6 +14,7 @@ from lit_pretrain.backbone import VisionEncoder, VisionTransformerConfig
 from lit_pretrain.backbone.weights.timm_settings import activation_of
 from lit_pretrain.backbone.weights.timm_vit import load_weights
 from lit_pretrain.errors import UserError
+from lit_pretrain.modules.starting_points import load_starting_point
 
 # What each public family of checkpoints does differently; depth and size are cut for speed.
 NARROW = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_heads": 3, "depth": 2}
@@ -228,8 +229,22 @@ def test_a_name_comes_from_the_hubs_cache_without_network(tmp_path: Path, monkey
     encoder = VisionEncoder.from_pretrained("vit_tiny_patch16_224")
     assert encoder.image_size == 224 and encoder.pooling == "cls" and encoder.config.depth == 12
     agree(encoder, model, pictures(encoder)[:1])
-    with pytest.raises(UserError, match="of 'vit_small_patch16_224' .the hub cannot be reached, and no copy is in its"):
-        VisionEncoder.from_pretrained("vit_small_patch16_224")
+    for missing in ("vit_small_patch16_224", "hf-hub:someone/nothing"):
+        with pytest.raises(UserError, match=f"of '{missing}' .the hub cannot be reached, and no copy is in its"):
+            VisionEncoder.from_pretrained(missing)
+    # By where it lies on the hub, as timm writes it: the config there tells the architecture, which must be a ViT's.
+    own = tmp_path / "models--someone--small"
+    encoder.save_pretrained(own / "snapshots" / "1")
+    (own / "refs").mkdir()
+    (own / "refs/main").write_text("1")
+    for name in ("hf-hub:someone/small", "hf_hub:someone/small@main"):
+        found = load_starting_point(name)
+        assert found.lineage == {"init_from": name} and found.tokenizer is None
+        agree(found.encoder, model, pictures(encoder)[:1])
+    config = own / "snapshots/1/config.json"
+    config.write_text(config.read_text().replace("vit_base_patch16_224", "resnet18"))
+    with pytest.raises(UserError, match="'hf-hub:someone/small' is resnet18 and no ViT of timm's"):
+        VisionEncoder.from_pretrained("hf-hub:someone/small")
 
 
 def test_every_key_without_counterpart_is_named(tmp_path: Path) -> None:
