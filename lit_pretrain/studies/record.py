@@ -117,7 +117,7 @@ class StudyRecord:
             }
             write_atomically(self.directory / RUN_FILE_NAME, json.dumps(record, indent=2) + "\n")
         # Cells whose study was killed with them.
-        end_dead_runs(self.client, [experiment_id])
+        end_dead_runs(self.client, [experiment_id], self.runs_directory)
         facts = {"kind": kind, "started": datetime.datetime.now().isoformat(timespec="seconds")}
         write_atomically(self.directory / "study.json", json.dumps(facts) + "\n")
 

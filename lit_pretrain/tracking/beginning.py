@@ -9,16 +9,20 @@ import json
 import shlex
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.tracking.processes import host_name, is_alive, process_identity
+from lit_pretrain.tracking.processes import BEAT_SECONDS, host_name, process_identity, state_of
 from lit_pretrain.tracking.store import HOST_TAG, PROCESS_TAG, TAG_LIMIT, without_credentials
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
+
+# How long another machine's process is looked for, before its run goes on here.
+LOOK_SECONDS = 2.5 * BEAT_SECONDS
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,17 @@ def start_run(
     return Beginning(run.info.run_id, name, *experiment, all_tags)
 
 
-def continue_run(client: "MlflowClient", run_id: str, tracking_uri: str) -> Beginning:
+def continue_run(
+    client: "MlflowClient", run_id: str, tracking_uri: str, directory: Path | None = None, ended: bool = False
+) -> Beginning:
     """Let a run go on: it is RUNNING again, and restored if it had been deleted.
+
+    Args:
+        client: Of the store.
+        run_id: MLflow's.
+        tracking_uri: Address of the store.
+        directory: The run's, if it is here.
+        ended: Whether it is known that no other process works on it.
 
     Raises:
         UserError: If the store does not have it, or another process still works on it.
@@ -96,11 +109,11 @@ def continue_run(client: "MlflowClient", run_id: str, tracking_uri: str) -> Begi
         ) from error
     tags = dict(run.data.tags)
     identity = tags.get(PROCESS_TAG, "")
-    if run.info.status == "RUNNING" and tags.get(HOST_TAG) == host_name() and is_alive(identity):
-        if identity != process_identity():
+    if run.info.status == "RUNNING" and not ended and identity != process_identity():
+        if state_of(identity, directory, wait=LOOK_SECONDS) == "alive":
             raise UserError(
-                f"The run {run.info.run_name} is still going on in process {identity.partition('@')[0]}: stop that "
-                "one first, or start a new run."
+                f"The run {run.info.run_name} is still going on in process {identity.partition('@')[0]} of "
+                f"{tags.get(HOST_TAG)}: stop that one first, or start a new run."
             )
     experiment = client.get_experiment(run.info.experiment_id)
     if experiment.lifecycle_stage == "deleted":

@@ -20,16 +20,18 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.beginning import continue_run, start_run
-from lit_pretrain.tracking.find import read_run_file, run_directory_of_checkpoint
+from lit_pretrain.tracking.find import list_runs, read_run_file, run_directory_of_checkpoint
 from lit_pretrain.tracking.paths import (
     RUN_FILE_NAME,
     make_directory,
+    remove_unfinished,
     resolve_runs_directory,
     safe_name,
     shown_path,
     write_atomically,
 )
 from lit_pretrain.tracking.pictures import write_picture
+from lit_pretrain.tracking.processes import Presence
 from lit_pretrain.tracking.store import (
     TAG_LIMIT,
     end_dead_runs,
@@ -97,6 +99,8 @@ class MLflowLogger(MLFlowLogger):
         self._mlflow_client: MlflowClient | None = None
         self._writer: Writer | None = None
         self._trainer: Trainer | None = None
+        self._presence: Presence | None = None
+        self._ended = False
         self._final_status: str | None = None
         self._parameters: dict[str, str] = {}
         self._sent_tags: dict[str, str] = {}
@@ -108,8 +112,12 @@ class MLflowLogger(MLFlowLogger):
         """Set the first half of the run's name (the config's, say), used if the person gave no name."""
         self._suggested_name = name
 
-    def resume_from(self, checkpoint: str | Path) -> bool:
+    def resume_from(self, checkpoint: str | Path, ended: bool = False) -> bool:
         """Continue the run that wrote `checkpoint`; call it before the run begins.
+
+        Args:
+            checkpoint: Its path.
+            ended: Whether it is known that no other process works on the run, wherever it did.
 
         Returns:
             Whether the checkpoint lies in a run directory; if not, a new run will be started.
@@ -119,12 +127,16 @@ class MLflowLogger(MLFlowLogger):
             return False
         record = read_run_file(directory / RUN_FILE_NAME)
         self._run_id, self._run_directory, self.resumed = record.run_id, directory, True
+        self._ended = ended
         return True
 
     def attach(self, trainer: "Trainer") -> None:
         """Take the steps of metrics from this trainer; Lightning's own count is one behind and drifts on resume."""
         self._trainer = trainer
         self._final_status = None
+        if self._initialized and self._presence is None:
+            # One trainer may fit and then test.
+            self._show_presence()
 
     def adopt(self, run_id: str | None, run_directory: str | None) -> None:
         """Learn on another rank what rank zero began, so that all name the same directories."""
@@ -153,7 +165,11 @@ class MLflowLogger(MLFlowLogger):
             experiment = experiment_id, self._experiment_name
             begun = start_run(client, experiment, self._run_name, self._suggested_name, self.tags)
         else:
-            begun = continue_run(client, self._run_id, self._tracking_uri)
+            if self._run_directory is None:
+                records = list_runs(self.runs_directory)
+                found = (record.directory for record in records if record.run_id == self._run_id)
+                self._run_directory = next(found, None)
+            begun = continue_run(client, self._run_id, self._tracking_uri, self._run_directory, self._ended)
         self._run_id, self._run_name, self.status_before = begun.run_id, begun.run_name, begun.status_before
         self._experiment_id, self._experiment_name = begun.experiment_id, begun.experiment_name
         self._parameters, self._sent_tags, self._tables = begun.parameters, begun.tags, begun.tables
@@ -161,6 +177,9 @@ class MLflowLogger(MLFlowLogger):
             directory = f"{safe_name(self._run_name)}-{self._run_id[:8]}"
             self._run_directory = self.runs_directory / safe_name(self._experiment_name) / directory
         make_directory(self._run_directory)
+        self._show_presence()
+        if self.resumed:
+            remove_unfinished(self._run_directory)
         record = {
             "run_id": self._run_id,
             "experiment": self._experiment_name,
@@ -174,7 +193,16 @@ class MLflowLogger(MLFlowLogger):
             write_journal(journal, [operation for operation in read_journal(journal) if operation["kind"] != "status"])
         self._writer = Writer(lambda operation: send(client, self._run_id, operation), journal, rank_zero_warn)
         self._initialized = True
-        end_dead_runs(client, [self._experiment_id])
+        end_dead_runs(client, [self._experiment_id], self.runs_directory)
+
+    def _show_presence(self) -> None:
+        self._presence = Presence(self._run_directory)
+        if self._presence.taken:
+            self._presence.end()
+            raise UserError(
+                f"The run {self._run_name} is still going on in another process, which holds "
+                f"{shown_path(self._run_directory)}: stop that one first, or start a new run."
+            )
 
     @property
     def resume_count(self) -> int:
@@ -358,7 +386,10 @@ class MLflowLogger(MLFlowLogger):
             # "finished" is what Lightning says before SLURM queues the job anew: the process still goes on.
             final = self._final_status or {"success": "FINISHED", "failed": "FAILED"}.get(status, status)
             self._writer.put({"kind": "status", "status": final})
-        if not self._writer.close():
+        sent = self._writer.close()
+        self._presence.end()
+        self._presence = None
+        if not sent:
             rank_zero_warn(
                 f"Not everything reached the tracking server; the rest is in "
                 f"{shown_path(self._run_directory / 'unsent.jsonl')} and is sent when the run is resumed."

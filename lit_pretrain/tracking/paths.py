@@ -49,6 +49,12 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def remove_unfinished(directory: Path) -> None:
+    """Remove what a process that was killed while it wrote has left below a run's directory; nobody may write there."""
+    for path in directory.rglob(".*.part"):
+        path.unlink(missing_ok=True)
+
+
 def safe_name(name: str) -> str:
     """Return `name` with whatever does not belong in a file name replaced by a dash."""
     return re.sub(r"[^\w.+=-]+", "-", name).strip("-.") or "run"

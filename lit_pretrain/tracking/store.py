@@ -15,8 +15,9 @@ from urllib.parse import urlparse, urlunparse
 from urllib.request import getproxies, proxy_bypass
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.tracking.paths import ARTIFACTS_NAME, DATABASE_NAME, make_directory, safe_name
-from lit_pretrain.tracking.processes import host_name, is_alive
+from lit_pretrain.tracking.find import list_runs
+from lit_pretrain.tracking.paths import ARTIFACTS_NAME, DATABASE_NAME, make_directory, remove_unfinished, safe_name
+from lit_pretrain.tracking.processes import host_name, process_identity, state_of
 from lit_pretrain.tracking.writer import Operation, first_line
 
 if TYPE_CHECKING:
@@ -175,8 +176,14 @@ def open_experiment(client: "MlflowClient", uri: str, runs_directory: Path, name
     return experiment.experiment_id, None
 
 
-def end_dead_runs(client: "MlflowClient", experiment_ids: list[str]) -> list[str]:
+def end_dead_runs(client: "MlflowClient", experiment_ids: list[str], runs_directory: Path | None = None) -> list[str]:
     """Mark as killed the runs of this machine that claim to be running though their process is gone.
+
+    Args:
+        client: Of the store.
+        experiment_ids: Which experiments' runs.
+        runs_directory: Where their directories may lie, by which those of other containers and of machines with this
+            one's name are known to be gone.
 
     Returns:
         Ids of the runs that were marked.
@@ -184,11 +191,20 @@ def end_dead_runs(client: "MlflowClient", experiment_ids: list[str]) -> list[str
     if not experiment_ids:
         return []
     wanted = f"attributes.status = 'RUNNING' and tags.`{HOST_TAG}` = '{host_name()}'"
-    ended = []
+    ended, directories = [], None
     for run in client.search_runs(experiment_ids, wanted, max_results=1000):
-        if not is_alive(run.data.tags.get(PROCESS_TAG, "")):
+        identity = run.data.tags.get(PROCESS_TAG, "")
+        if identity == process_identity():
+            continue
+        if directories is None:
+            records = list_runs(runs_directory) if runs_directory is not None else []
+            directories = {record.run_id: record.directory for record in records}
+        directory = directories.get(run.info.run_id)
+        if state_of(identity, directory) == "dead":
             client.set_terminated(run.info.run_id, "KILLED")
             ended.append(run.info.run_id)
+            if directory is not None:
+                remove_unfinished(directory)
     return ended
 
 
@@ -203,7 +219,7 @@ def end_all_dead_runs(database: Path, runs_directory: Path) -> None:
         return
     if running:
         client = open_store(f"sqlite:///{database}", runs_directory)
-        end_dead_runs(client, sorted({str(experiment_id) for (experiment_id,) in running}))
+        end_dead_runs(client, sorted({str(experiment_id) for (experiment_id,) in running}), runs_directory)
 
 
 def send(client: "MlflowClient", run_id: str, operation: Operation) -> None:

@@ -1,5 +1,6 @@
 """Real processes that start at once on a new database, and end in every way a process can end."""
 
+import ctypes
 import json
 import os
 import signal
@@ -12,9 +13,10 @@ import child_processes
 import pytest
 from toy_training import ToyData, ToyModule, make_trainer, train_in_child
 
+from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.find import list_runs
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
-from lit_pretrain.tracking.processes import is_alive, process_identity
+from lit_pretrain.tracking.processes import Presence, is_alive, process_identity, state_of
 
 
 class Child(NamedTuple):
@@ -119,11 +121,69 @@ def test_interrupted_process_is_gone_on_with_elsewhere(children):
         assert validated + module.validated == [20, 40]
 
 
+def train_in_container(*arguments):
+    """`train_in_child` with process ids of its own, as containers have them; exits with 77 where none may have."""
+    libc = ctypes.CDLL(None)
+    user, pid_and_mount, private = 0x10000000, 0x20020000, 0x44000
+    if libc.unshare(pid_and_mount | (user if os.getuid() else 0)) or libc.mount(b"none", b"/", None, private, None):
+        os._exit(77)
+    if child := os.fork():
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 255)
+    libc.prctl(1, signal.SIGKILL)  # ends with its parent
+    libc.mount(b"proc", b"/proc", b"proc", 0, None)
+    train_in_child(*arguments)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="namespaces of process ids are Linux's")
+def test_the_living_run_of_another_container_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_pretrain.tracking.processes.LINGER_SECONDS", 1.0)
+    runs, progress, output = (tmp_path / name for name in ("runs", "progress.txt", "log.txt"))
+    progress.touch()
+    other = child_processes.children().Process(
+        target=train_in_container, args=(runs, progress, output, {"step_seconds": 1.0})
+    )
+    other.start()
+    try:
+        deadline = time.monotonic() + 120
+        while "step 1" not in progress.read_text() and other.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if other.exitcode == 77:
+            pytest.skip("this machine lets no process have process ids of its own")
+        (record,) = list_runs(runs)
+        client = MLflowLogger(experiment="toy", runs_directory=str(runs)).experiment
+        assert client.get_run(record.run_id).info.status == "RUNNING", output.read_text()
+        with pytest.raises(UserError, match="is still going on in process"):
+            _ = MLflowLogger(runs_directory=str(runs), run_id=record.run_id).experiment
+    finally:
+        other.kill()
+        other.join()
+    # Its lock is gone with it, at once.
+    again = MLflowLogger(runs_directory=str(runs), run_id=record.run_id).experiment
+    assert again.get_run(record.run_id).data.tags["process.identity"] == process_identity()
+
+
+def test_another_machine_is_seen_by_the_time_it_gives_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_pretrain.tracking.processes.BEAT_SECONDS", 0.05)
+    identity = process_identity().replace(process_identity().split(".")[1], "0" * 8)
+    assert state_of(identity) == state_of(identity, tmp_path) == "unknown"
+    presence = Presence(tmp_path)
+    # Of another machine, a lock need not be seen.
+    monkeypatch.setattr("lit_pretrain.tracking.processes._is_locked", lambda path: False)
+    assert (state_of(identity, tmp_path), state_of(identity, tmp_path, wait=5.0)) == ("unknown", "alive")
+    presence.end()
+    time.sleep(0.2)
+    assert (state_of(identity, tmp_path), state_of(identity, tmp_path, wait=0.3)) == ("unknown", "dead")
+    os.utime(tmp_path / ".alive", (0, time.time() - 700))
+    assert state_of(identity, tmp_path) == "dead"
+
+
 def test_a_process_is_told_by_its_start_too():
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     identity = process_identity(process.pid)
     assert is_alive(identity) and is_alive(process_identity())
     assert not is_alive(f"{process.pid}@another-start")
     process.communicate(b"\n")
-    assert not is_alive(identity)
+    assert not is_alive(identity) and state_of(identity) == "dead"
+    # As earlier versions wrote it, of this boot.
+    assert is_alive(process_identity().rpartition(".")[0])
     assert not is_alive("") and not is_alive("nonsense")
