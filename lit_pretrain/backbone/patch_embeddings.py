@@ -108,7 +108,7 @@ class PatchEmbeddings(nn.Module):
             learned = torch.cat(prefix, dim=1)
             if self.positioned_prefix:
                 learned = learned + prefix_position
-            tokens = torch.cat([learned.expand(len(tokens), -1, -1), tokens], dim=1)
+            tokens = torch.cat([learned.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return self.dropout(self.norm(tokens))
 
     def grid_of(self, images: Tensor) -> Grid:

@@ -1,4 +1,4 @@
-"""Export a checkpoint: text for transformers, pictures for timm, either as ONNX, checked by loading it there."""
+"""Export a checkpoint: text for transformers, pictures for timm, both for open_clip, all as ONNX, checked there."""
 
 import argparse
 from pathlib import Path
@@ -7,24 +7,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lit_pretrain.commands.exports.checking import Difference
 
-FORMATS = ("hf", "timm", "onnx")
+FORMATS = ("hf", "timm", "open_clip", "onnx")
 EPILOG = """The export is loaded again in the other library and given the same seeded inputs; how far apart the outputs
 were stands in the last line and in the model card (README.md) beside the weights. Outputs that differ by more than
-rounding explains are an error, and nothing is left in DIR. What --format hf or timm has no place for, onnx has."""
+rounding explains are an error, and nothing is left in DIR. What the other formats have no place for, onnx has."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what can be chosen."""
     parser.epilog = EPILOG
     parser.add_argument(
-        "--ckpt", required=True, metavar="CKPT", help="last, a run's name or id, or a checkpoint's path"
+        "--ckpt",
+        required=True,
+        metavar="CKPT",
+        help="last, a run's name or id, or a checkpoint's path; with :text or :vision for one of two towers",
     )
     parser.add_argument("--to", required=True, metavar="DIR", help="the directory to write; new or empty")
     parser.add_argument(
         "--format",
         choices=FORMATS,
-        help="hf: text for transformers (default for text); timm: pictures for timm (default for pictures); onnx: any, "
-        "for onnxruntime (pip install 'lit_pretrain[export]')",
+        help="hf: text for transformers (default for text); timm: pictures for timm (default for pictures); open_clip: "
+        "both towers of a contrastive pretraining (default for these); onnx: any, for onnxruntime (pip install "
+        "'lit_pretrain[export]')",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in DIR")
     parser.add_argument("--json", metavar="FILE", help="write the check's rows as JSON too")

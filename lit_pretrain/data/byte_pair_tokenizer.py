@@ -11,7 +11,7 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
 from lit_pretrain.data.text_tokenizer import TextTokenizer
@@ -56,6 +56,31 @@ class BytePairTokenizer(TextTokenizer):
     def from_json(cls, text: str) -> "BytePairTokenizer":
         """Read what `to_json` wrote."""
         return cls(Tokenizer.from_str(text))
+
+    def save(self, directory: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads.
+
+        It fills sequences up with the token that ends them, as the hub's CLIPs do; nothing reads what follows the end.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        begin, end = self.id_to_token(self.cls_id), self.id_to_token(self.sep_id)
+        around = Tokenizer.from_str(self.to_json())
+        around.post_processor = processors.TemplateProcessing(
+            single=[begin, "$A", end],
+            pair=[begin, "$A", end, "$B", end],
+            special_tokens=[(begin, self.cls_id), (end, self.sep_id)],
+        )
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_input_names": ["input_ids", "attention_mask"],
+            "model_max_length": 77,
+            "bos_token": begin,
+            "eos_token": end,
+            "pad_token": end,
+        }
+        (directory / "tokenizer.json").write_text(around.to_str(), encoding="utf-8")
+        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def of_open_clip(cls) -> "BytePairTokenizer | None":

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar
 
 from tokenizers import Tokenizer
@@ -71,3 +72,7 @@ class TextTokenizer:
     def to_json(self) -> str:
         """The whole tokenizer as one string, which travels in checkpoints."""
         return self.tokenizer.to_str()
+
+    def save(self, directory: str | Path) -> None:
+        """Write the files that transformers' AutoTokenizer reads; a subclass knows which."""
+        raise NotImplementedError

@@ -117,7 +117,8 @@ class WordPieceTokenizer(TextTokenizer):
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        settings, whole = bert_settings(self.tokenizer), self.to_json()
+        settings, around = bert_settings(self.tokenizer), Tokenizer.from_str(self.to_json())
+        around.post_processor = processors.BertProcessing(("[SEP]", self.sep_id), ("[CLS]", self.cls_id))
         if settings is not None:
             # BertTokenizer makes all but the pieces anew from these settings, whatever tokenizer.json says.
             config = {"tokenizer_class": "BertTokenizer", **settings}
@@ -125,11 +126,8 @@ class WordPieceTokenizer(TextTokenizer):
         else:
             inputs = ["input_ids", "token_type_ids", "attention_mask"]
             config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs}
-            around = Tokenizer.from_str(whole)
-            around.post_processor = processors.BertProcessing(("[SEP]", self.sep_id), ("[CLS]", self.cls_id))
-            whole = around.to_str()
         config |= {"model_max_length": 512} | {f"{name.strip('[]').lower()}_token": name for name in SPECIAL_TOKENS}
-        (directory / "tokenizer.json").write_text(whole, encoding="utf-8")
+        (directory / "tokenizer.json").write_text(around.to_str(), encoding="utf-8")
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

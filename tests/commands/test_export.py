@@ -10,11 +10,14 @@ from types import SimpleNamespace
 import numpy
 import onnx
 import onnxruntime
+import open_clip
 import pytest
 import timm
 import torch
 import yaml
+from clip_models import QUICK, make_clip, write_clip
 from safetensors.torch import load_file, save_file
+from small_pairs import TRANSFORMER, make_pairs, make_rows, write_pairs
 from small_pictures import draw, make_pictures, write_pictures
 from small_pictures import make_encoder as make_picture_encoder
 from small_training import small_config, write_config
@@ -23,16 +26,20 @@ from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.backbone import TextEncoder, VisionEncoder, VisionTransformerConfig
+from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
+from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.commands.exports import making, onnx_format, timm_format, transformers_format
 from lit_pretrain.commands.exports.checking import ExportMismatchError, judge, seeded_texts
 from lit_pretrain.commands.exports.subject import Subject
 from lit_pretrain.data import LabelledDataModule
 from lit_pretrain.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer, from_pieces
-from lit_pretrain.modules import FineTuning, TextPretraining, VisionPretraining
+from lit_pretrain.evaluation.pair_embedder import PairEmbedder
+from lit_pretrain.modules import ContrastivePretraining, FineTuning, TextPretraining, VisionPretraining
 from lit_pretrain.modules.optimization import AdamWConfig
+from lit_pretrain.modules.towers import TowerConfig
 from lit_pretrain.objectives import (
     CausalLanguageModeling,
+    Contrastive,
     MaskedImageModeling,
     MaskedLanguageModeling,
     ReplacedTokenDetection,
@@ -120,6 +127,34 @@ class Made:
     def masked(self, path: Path) -> Path:
         module = VisionPretraining(make_picture_encoder(mean=(0.4, 0.5, 0.6)), [MaskedImageModeling()], seed=0)
         return fit(module, make_pictures(self.pictures, self.directory), path)
+
+    def pair(self, path: Path, **settings: object) -> Path:
+        """As CLIP's, but with word pieces and a bias of the patches."""
+        transformer = TRANSFORMER | {"activation": "gelu_tanh", "bias": False, "feed_forward_width": 77}
+        text = TextEncoder(
+            None, None, TransformerConfig(**transformer), "learned", 16, 2, False, "end_of_text", causal=True
+        )
+        vision = VisionEncoder(
+            16, 4, transformer=VisionTransformerConfig(**transformer), pooling="cls", std=(0.3, 0.2, 0.25)
+        )
+        given = {"text_encoder": text, "vision_encoder": vision, "objective": Contrastive("siglip")}
+        module = ContrastivePretraining(**settings or given, embedding_width=24, seed=0)
+        data = make_pairs(write_pairs(self.directory / "pairs.parquet", make_rows(24)), self.directory)
+        return fit(module, data, path, steps=2)
+
+    def towers(self, path: Path) -> Path:
+        """Of no CLIP's form: a BERT and a ViT with means."""
+        vision = make_picture_encoder(class_token=False)
+        return self.pair(path, text_encoder=make_encoder(max_positions=16), vision_encoder=vision)
+
+    def clip(self, path: Path) -> Path:
+        towers = {name: QUICK[name] | {"layers": 1} for name in ("vision_cfg", "text_cfg")}
+        source = write_clip(self.directory / "clip", make_clip(QUICK | towers), QUICK | towers)
+        start = TowerConfig(init_from=str(source))
+        module = ContrastivePretraining(text=start, vision=start, seed=0)
+        data = make_pairs(self.directory / "pairs.parquet", self.directory, stored_size=32)
+        write_pairs(self.directory / "pairs.parquet", make_rows(24))
+        return fit(module, data, path, steps=2)
 
     def named(self, path: Path) -> Path:
         module = FineTuning(VisionEncoder(16, 8, transformer=SMALL, pooling="map", std=(0.3, 0.2, 0.25)), seed=0)
@@ -363,6 +398,78 @@ def test_a_graph_of_causal_text_gives_tokens_and_is_checked_again_after_damage(m
         judge(onnx_format.check(subject, directory), "onnxruntime")
 
 
+# -- two towers
+
+
+@pytest.mark.parametrize("name", ["pair", "clip"])
+def test_two_towers_compare_texts_and_pictures_in_open_clip(name, made, tmp_path, capsys):
+    target = export(made(name), tmp_path / "both")
+    assert "(CLIP)" in capsys.readouterr().out
+    module = ContrastivePretraining.from_checkpoint(made(name))
+    model, transform = open_clip.create_model_from_pretrained(f"local-dir:{target}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{target}")
+    texts = ["A red number 7", "some sea, " * 20, ""]
+    picture = draw(1, numpy.random.default_rng(0), module.vision_encoder.image_size)
+    pixels = torch.from_numpy(numpy.array(picture)).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        found = model.eval().encode_text(tokenizer(texts), normalize=True)
+        assert torch.allclose(found, module.embed_texts(module.tokenize(texts)), atol=1e-5)
+        found = model.encode_image(transform(picture)[None], normalize=True)
+        assert torch.allclose(found, module.embed_pictures(pixels / 255), atol=1e-5)
+    assert model.logit_scale.item() == pytest.approx(module.objective.log_scale.item())
+    card = (target / "README.md").read_text()
+    assert front_matter(target)["library_name"] == "open_clip" and "the text tower from" in card or name == "pair"
+    if name == "clip":
+        # What was started from, and what it became, are read in the same way.
+        again = ContrastivePretraining.from_pretrained(target)
+        assert all(
+            torch.equal(one, again.state_dict()[key]) for key, one in module.state_dict().items() if "bias" not in key
+        )
+    else:
+        assert model.logit_bias.item() == pytest.approx(module.objective.logit_bias.item())
+
+
+def run_card(directory: Path) -> dict:
+    """What the code in an export's card makes."""
+    code = (directory / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    found: dict = {}
+    exec(code.replace("DIRECTORY", str(directory)).replace('"and another"', repr("many words " * 40)), found)
+    return found
+
+
+def test_two_towers_are_two_graphs_that_cut_long_texts(made, graphs):
+    directory, module = graphs("clip"), ContrastivePretraining.from_checkpoint(made("clip"))
+    found = run_card(directory)
+    assert found["texts"]["input_ids"].shape == (2, 16) == (2, module.inputs["maximum_length"])
+    batch = PairEmbedder(module).encode(["one text", "many words " * 40]).batch(numpy.arange(2))
+    with torch.no_grad():
+        texts, pictures = module.embed_texts(batch), module.embed_pictures(torch.zeros(1, 3, 32, 32))
+    assert torch.allclose(torch.from_numpy(found["text_embeds"]), texts, atol=1e-5)
+    assert torch.allclose(torch.from_numpy(found["image_embeds"]), pictures, atol=1e-5)
+    expected = module.objective.log_scale.exp() * pictures @ texts.T
+    assert torch.allclose(torch.from_numpy(found["logits"]), expected.detach(), atol=1e-4)
+    for name, axes in (("text_model.onnx", ["batch", "tokens"]), ("vision_model.onnx", ["batch", 3, 32, 32])):
+        session = onnxruntime.InferenceSession(directory / name, providers=["CPUExecutionProvider"])
+        assert all(one.shape == axes for one in session.get_inputs())
+        assert session.get_outputs()[-1].shape == ["batch", 24]
+
+
+def test_a_tower_is_exported_by_itself(made, tmp_path):
+    target = export(f"{made('towers')}:text", tmp_path / "text")
+    module = ContrastivePretraining.from_checkpoint(made("towers"))
+    inputs = AutoTokenizer.from_pretrained(target)(["a red number 7", "sea"], padding=True, return_tensors="pt")
+    weight = load_file(target / "projection" / "model.safetensors")["weight"]
+    with torch.no_grad():
+        tokens = AutoModel.from_pretrained(target, add_pooling_layer=False)(**inputs).last_hidden_state
+        theirs = torch.nn.functional.normalize(mean_pool(tokens, inputs["attention_mask"]) @ weight.T, dim=-1)
+        assert torch.allclose(theirs, module.embed_texts(inputs), atol=1e-5)
+
+        target = export(f"{made('towers')}:vision", tmp_path / "vision")
+        model, images = timm.create_model(f"local-dir:{target}", pretrained=True).eval(), torch.rand(2, 3, 16, 16)
+        theirs = torch.nn.functional.normalize(model(module.vision_encoder.normalize(images)), dim=-1)
+        assert torch.allclose(theirs, module.embed_pictures(images), atol=1e-5)
+
+
 # -- what goes wrong
 
 
@@ -486,10 +593,22 @@ def test_what_cannot_be_exported_is_one_sentence(made, tmp_path, monkeypatch, ca
     assert "--format timm does not hold: take hf or onnx" in refused("run", "--format", "timm")
     assert "--format hf does not hold: take timm or onnx" in refused("masked", "--format", "hf")
     assert "There is no last.ckpt" in refused("last")
+    both = refused("towers")
+    assert (
+        "a text tower with causal: false and pooling: mean and embedding_norm: true and norm_order: post and a" in both
+    )
+    assert (
+        "vision tower with class_token: false and pooling: mean" not in both
+        and "--format onnx holds any towers" in both
+    )
+    assert "is two towers, which --format hf does not hold: take open_clip or onnx, or" in refused(
+        "towers", "--format", "hf"
+    )
+    assert "holds one TextEncoder and no two towers: leave ':text' out" in refused(f"{made('run')}:text")
     assert "invalid choice: 'torch'" in refused("run", "--format", "torch")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert "needs onnxruntime" in (sentence := refused("masked", "--format", "onnx"))
     assert "pip install 'lit_pretrain[export]'" in sentence
     assert main(["export", "--ckpt", str(made("masked")), "--to", str(made("masked"))]) == 2
     assert "is a file" in capsys.readouterr().err
-    assert set(making.FORMATS) == {"hf", "timm", "onnx"}
+    assert set(making.FORMATS) == {"hf", "timm", "open_clip", "onnx"}

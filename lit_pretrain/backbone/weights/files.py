@@ -71,13 +71,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read as weights ({reason}): download the checkpoint again.") from error
 
 
-def write_checkpoint(directory: str | Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+def write_checkpoint(
+    directory: str | Path,
+    tensors: dict[str, Tensor],
+    config: dict[str, Any],
+    names: tuple[str, str] = ("model.safetensors", "config.json"),
+) -> None:
     """Write tensors and their description.
 
     Args:
         directory: Made if it does not exist.
         tensors: By name; those that share memory are written apart.
-        config: What goes into config.json.
+        config: Their description.
+        names: Of the files of both.
     """
     from safetensors.torch import save_file
 
@@ -85,8 +91,8 @@ def write_checkpoint(directory: str | Path, tensors: dict[str, Tensor], config: 
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     for name, write in (
-        ("model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"})),
-        ("config.json", lambda path: path.write_text(json.dumps(config, indent=2) + "\n")),
+        (names[0], lambda path: save_file(tensors, path, metadata={"format": "pt"})),
+        (names[1], lambda path: path.write_text(json.dumps(config, indent=2) + "\n")),
     ):
         partial = directory / f".{name}.partial"
         write(partial)

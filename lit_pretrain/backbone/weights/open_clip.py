@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.backbone.vision_encoder import VisionEncoder
+from lit_pretrain.backbone.weights.files import write_checkpoint
 from lit_pretrain.backbone.weights.open_clip_settings import (
     OPENAI_MARKS,
     TowerName,
@@ -57,6 +58,8 @@ NAMES: dict[TowerName, tuple[tuple[str, str], ...]] = {
     ),
 }
 PROJECTIONS: dict[TowerName, str] = {"vision": "visual.proj", "text": "text_projection"}
+# Matrices of a block, each of which has a bias there.
+LINEAR = ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 TEMPERATURE = ("logit_scale", "logit_bias")
 
 
@@ -237,3 +240,66 @@ def load_tensors(encoder: nn.Module, state: dict[str, Tensor], tower: TowerName,
             f"{encoder.width} features: the weights belong to another config."
         )
     return projection.T.contiguous()
+
+
+@torch.no_grad()
+def tensors_of_towers(
+    text: TextEncoder, vision: VisionEncoder, projections: dict[TowerName, Tensor], log_scale: float, bias: float | None
+) -> dict[str, Tensor]:
+    """Two towers' tensors by open_clip's names of `CLIP`; those that it has and we need not are zeros.
+
+    Args:
+        text: The encoder of texts; its one segment, if it has any, goes into the positions.
+        vision: The encoder of pictures; so does the bias of its patches.
+        projections: (E, D) each.
+        log_scale: Logarithm of what cosines are multiplied by.
+        bias: What is added to them then; null for nothing.
+    """
+    found = {name: value.detach() for name, value in named_for_clip(text, "text").items()}
+    if text.segments:
+        found["positional_embedding"] = found["positional_embedding"] + found.pop("embeddings.segment.weight")[0]
+    pictures = {name: value.detach() for name, value in named_for_clip(vision, "vision").items()}
+    kernel = pictures["visual.conv1.weight"]
+    pictures["visual.conv1.weight"] = kernel.unflatten(1, (vision.channels, vision.patch_size, vision.patch_size))
+    pictures["visual.class_embedding"] = pictures["visual.class_embedding"].flatten()
+    prefix, patches = vision.embeddings.positions_for(vision.embeddings.grid)
+    if "visual.conv1.bias" in pictures:
+        patches = patches + pictures.pop("visual.conv1.bias")
+    if not vision.embeddings.positioned_prefix:
+        prefix = torch.zeros_like(patches[:, :1])
+    pictures["visual.positional_embedding"] = torch.cat([prefix, patches], dim=1)[0]
+    found |= pictures
+    for name in [name for name in found if name.endswith(LINEAR)]:
+        found.setdefault(name.removesuffix("weight") + "bias", found[name].new_zeros(len(found[name])))
+    found |= {PROJECTIONS[tower]: projection.T for tower, projection in projections.items()}
+    found["logit_scale"] = torch.tensor(log_scale)
+    return found if bias is None else found | {"logit_bias": torch.tensor(bias)}
+
+
+def named_for_clip(encoder: nn.Module, tower: TowerName) -> dict[str, Tensor]:
+    """An encoder's tensors by open_clip's names."""
+    return {open_clip_name(name, tower): value for name, value in encoder.state_dict().items()}
+
+
+def save_towers(
+    text: TextEncoder,
+    vision: VisionEncoder,
+    projections: dict[TowerName, Tensor],
+    log_scale: float,
+    bias: float | None,
+    config: dict[str, Any],
+    directory: str | Path,
+) -> None:
+    """Write both towers as a directory that `open_clip.create_model("local-dir:DIRECTORY")` loads.
+
+    Args:
+        text: As for `tensors_of_towers`.
+        vision: As for `tensors_of_towers`.
+        projections: As for `tensors_of_towers`.
+        log_scale: As for `tensors_of_towers`.
+        bias: As for `tensors_of_towers`.
+        config: `model_cfg` and `preprocess_cfg`.
+        directory: Made if it does not exist.
+    """
+    tensors = tensors_of_towers(text, vision, projections, log_scale, bias)
+    write_checkpoint(directory, tensors, config, (WEIGHTS[0], CONFIG))

@@ -10,9 +10,10 @@ from lit_pretrain import __version__
 from lit_pretrain.commands.exports.checking import Difference
 from lit_pretrain.commands.exports.provenance import Provenance
 from lit_pretrain.commands.exports.subject import Subject
+from lit_pretrain.modules import ContrastivePretraining
 from lit_pretrain.tracking.paths import shown_path
 
-LIBRARIES = {"hf": "transformers", "timm": "timm", "onnx": "onnx"}
+LIBRARIES = {"hf": "transformers", "timm": "timm", "open_clip": "open_clip", "onnx": "onnx"}
 # By which `--overwrite` knows an export, the only thing that it may remove.
 MARK = "lit_pretrain"
 UNKNOWN = "unknown"
@@ -98,14 +99,18 @@ def write_card(
 
 def front_matter(subject: Subject, format_name: str, architecture: str) -> str:
     """What the hub reads; without a license, which is the person's to choose."""
-    if subject.is_text:
+    if subject.is_pair:
+        pipeline, kind = "zero-shot-image-classification", "clip"
+    elif subject.is_text:
+        kind = "bert"
         pipeline = (
             "text-classification" if subject.has_classifier else PIPELINES.get(architecture, "feature-extraction")
         )
     else:
+        kind = "vit"
         pipeline = "image-classification" if subject.has_classifier else "image-feature-extraction"
     names = [re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower() for name in subject.objective_names]
-    tags = [MARK, "bert" if subject.is_text else "vit", *names]
+    tags = [MARK, kind, *names]
     return f"---\n{ModelCardData(library_name=LIBRARIES[format_name], pipeline_tag=pipeline, tags=tags).to_yaml()}\n---"
 
 
@@ -130,13 +135,10 @@ def figure(value: float | None) -> str:
 
 def description(subject: Subject, architecture: str) -> str:
     """One paragraph: shape, size, what it was trained to do."""
-    config, encoder = subject.encoder.config, subject.encoder
-    kind = "text encoder (BERT)" if subject.is_text else "picture encoder (ViT)"
-    text = (
-        f"A {kind} of {config.depth} blocks, width {config.width}, {config.resolved_heads} heads, "
-        f"{config.norm_order}-norm, {encoder.positions} positions, pooling `{encoder.pooling}`: "
-        f"{subject.parameters:,} parameters. "
-    )
+    parts = list(subject.parts.values()) if subject.is_pair else [subject]
+    text = "A " + " and a ".join(map(shape_of, parts)) + f": {subject.parameters:,} parameters. "
+    if isinstance(subject.module, ContrastivePretraining):
+        text += f"Texts and pictures meet in {subject.module.embedding_width} features. "
     if subject.has_classifier:
         facts = subject.facts
         names = ", ".join(facts.classes[:20]) + (", ..." if len(facts.classes) > 20 else "")
@@ -151,8 +153,20 @@ def description(subject: Subject, architecture: str) -> str:
     return text + f"Exported as `{architecture}` by lit_pretrain {__version__}."
 
 
+def shape_of(subject: Subject) -> str:
+    """An encoder's kind and shape."""
+    config, encoder = subject.encoder.config, subject.encoder
+    kind = f"{'causal ' if subject.causal else ''}text encoder" if subject.is_text else "picture encoder (ViT)"
+    return (
+        f"{kind} of {config.depth} blocks, width {config.width}, {config.resolved_heads} heads, "
+        f"{config.norm_order}-norm, {encoder.positions} positions, pooling `{encoder.pooling}`"
+    )
+
+
 def inputs_of(subject: Subject) -> str:
     """How what goes in is prepared."""
+    if subject.is_pair:
+        return "\n\n".join(map(inputs_of, subject.parts.values()))
     encoder = subject.encoder
     if not subject.is_text:
         means, stds = (", ".join(map(figure, values)) for values in (encoder.channel_means, encoder.channel_stds))
@@ -162,11 +176,14 @@ def inputs_of(subject: Subject) -> str:
             f"{encoder.framed_size} pixels; means [{means}] and standard deviations [{stds}]."
         )
     longest = f"up to {encoder.max_positions} tokens" if encoder.positions == "learned" else "of any length"
-    if subject.has_classifier:
-        longest += f" (fine-tuned on {subject.module.modality.maximum_length} at most)"
+    if subject.has_classifier or subject.tower is not None:
+        longest += f" (trained on {subject.maximum_length} at most)"
+    tokenizer = subject.tokenizer
+    begin, end = (tokenizer.id_to_token(one) for one in (tokenizer.cls_id, tokenizer.sep_id))
+    pair = f", or {begin} text {end} second text {end}" if subject.tower is None else ""
     return (
-        f"[CLS] text [SEP], or [CLS] text [SEP] second text [SEP], {longest}, in {subject.tokenizer.vocabulary_size:,} "
-        f"word pieces; the tokenizer (hash {subject.tokenizer.hash}) lies beside the weights."
+        f"{begin} text {end}{pair}, {longest}, in {tokenizer.vocabulary_size:,} word pieces; the tokenizer (hash "
+        f"{tokenizer.hash}) lies beside the weights."
     )
 
 
@@ -185,7 +202,10 @@ def data(subject: Subject, known: Provenance) -> str:
 def training(subject: Subject, known: Provenance) -> str:
     """Objectives, steps, seeds, code."""
     rows: list[tuple[object, object]] = [("optimiser steps", f"{subject.step:,}")]
-    for objective in subject.record.get("objectives", []):
+    objectives = subject.record.get("objectives", [])
+    if isinstance(subject.module, ContrastivePretraining):
+        objectives = [{"class_path": subject.objective_names[0], "init_args": subject.module.objective.settings()}]
+    for objective in objectives:
         settings = ", ".join(f"{name} {value}" for name, value in objective["init_args"].items())
         rows.append((f"objective {objective['class_path']}", settings))
     rows += [(name, known.settings[key]) for key, name in SETTINGS.items() if key in known.settings]
@@ -212,6 +232,8 @@ def metrics(subject: Subject, known: Provenance) -> str:
         )
     rows = [(one.name, figure(one.here), figure(one.best), figure(one.last)) for one in known.metrics]
     protocol = "all weights and the classifier trained" if subject.has_classifier else "the pretext tasks' own losses"
+    if isinstance(subject.module, ContrastivePretraining):
+        protocol = "retrieval among all pairs of the stage"
     if known.settings.get("model.freeze.blocks") == "all":
         protocol = "a frozen encoder, the classifier trained on its features"
     return (
@@ -222,17 +244,17 @@ def metrics(subject: Subject, known: Provenance) -> str:
 
 def lineage(known: Provenance) -> str:
     """What the weights were initialised from, step by step."""
-    if not known.ancestors or known.ancestors == [{"init_from": "scratch"}]:
+    if all({**one, "tower": ""} == {"init_from": "scratch", "tower": ""} for one in known.ancestors):
         return "Trained from fresh weights."
     lines = []
     for place, one in enumerate(known.ancestors, 1):
-        source = one.get("init_from", UNKNOWN)
+        source, whose = one.get("init_from", UNKNOWN), f"the {one['tower']} tower from " if one.get("tower") else ""
         if source == "scratch":
             shape = f" in the shape of {one['architecture_from']}" if "architecture_from" in one else ""
-            lines.append(f"{place}. fresh weights{shape}")
+            lines.append(f"{place}. {whose}fresh weights{shape}")
             continue
         made = [f"{word} {one[f'init_from_{name}']}" for name, word in ANCESTRY.items() if one.get(f"init_from_{name}")]
-        lines.append(f"{place}. `{shown_path(source)}`" + (f": {', '.join(made)}" if made else ""))
+        lines.append(f"{place}. {whose}`{shown_path(source)}`" + (f": {', '.join(made)}" if made else ""))
     return "Initialised from, the nearest first:\n\n" + "\n".join(lines)
 
 

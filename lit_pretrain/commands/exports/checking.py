@@ -134,7 +134,8 @@ def seeded_texts(subject: Subject) -> list[TextBatch]:
     encoder, generator = subject.encoder, torch.Generator().manual_seed(SEED)
     longest = min(LONGEST, encoder.max_positions) if encoder.positions == "learned" else LONGEST
     batches = []
-    for pairs in (False, True) if encoder.segments != 1 else (False,):
+    # A tower is given one text, and what has one segment has no place for a second.
+    for pairs in (False, True) if encoder.segments != 1 and subject.tower is None else (False,):
         texts = []
         for index in range(TEXTS):
             room = max(1 + int(pairs), round((longest - 2 - int(pairs)) * (index + 1) / TEXTS))

@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_pretrain.commands.exports import onnx_format, timm_format, transformers_format
+from lit_pretrain.commands.exports import onnx_format, open_clip_format, timm_format, transformers_format
 from lit_pretrain.commands.exports.card import MARK, write_card
 from lit_pretrain.commands.exports.checking import Difference, judge, require
 from lit_pretrain.commands.exports.provenance import find_out
@@ -14,7 +14,9 @@ from lit_pretrain.commands.exports.subject import Subject
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.paths import shown_path
 
-FORMATS = {"hf": transformers_format, "timm": timm_format, "onnx": onnx_format}
+FORMATS = {"hf": transformers_format, "timm": timm_format, "open_clip": open_clip_format, "onnx": onnx_format}
+# What each holds.
+KINDS = {"hf": "text", "timm": "pictures", "open_clip": "two towers"}
 CARD_NAME = "README.md"
 
 
@@ -41,9 +43,9 @@ def make_export(reference: str, target: Path, format_name: str | None = None, ov
     """Export a checkpoint.
 
     Args:
-        reference: "last", a run's name or id, or a file.
+        reference: "last", a run's name or id, or a file; "...:text" or "...:vision" for one of two towers.
         target: The directory to make.
-        format_name: hf, timm or onnx; null takes hf for text, timm for pictures.
+        format_name: hf, timm, open_clip or onnx; null takes hf for text, timm for pictures, open_clip for two towers.
         overwrite: Whether an export that lies there is replaced.
 
     Raises:
@@ -53,7 +55,7 @@ def make_export(reference: str, target: Path, format_name: str | None = None, ov
     target = target.expanduser().absolute()
     check_target(target, overwrite)
     subject = Subject.open(reference)
-    format_name = format_name or ("hf" if subject.is_text else "timm")
+    format_name = format_name or next(name for name, kind in KINDS.items() if kind == kind_of(subject))
     check_kind(subject, format_name)
     form = FORMATS[format_name]
     require(form.PACKAGES, format_name)
@@ -103,15 +105,25 @@ def is_export(directory: Path) -> bool:
     return card.is_file() and f"- {MARK}\n" in card.read_text(encoding="utf-8", errors="replace").partition("\n---")[0]
 
 
+def kind_of(subject: Subject) -> str:
+    """What a subject is, as in `KINDS`."""
+    if subject.is_pair:
+        return "two towers"
+    return "text" if subject.is_text else "pictures"
+
+
 def check_kind(subject: Subject, format_name: str) -> None:
-    """Refuse pictures for transformers' BERT and text for timm's ViT."""
-    for name, text, other in (("hf", True, "timm"), ("timm", False, "hf")):
-        if format_name == name and subject.is_text != text:
-            kind = "text" if subject.is_text else "pictures"
-            raise UserError(
-                f"{shown_path(subject.path)} is an encoder of {kind}, which --format {name} does not hold: take "
-                f"{other} or onnx."
-            )
+    """Refuse pictures for transformers' BERT, text for timm's ViT, and so on."""
+    kind = kind_of(subject)
+    if KINDS.get(format_name, kind) == kind:
+        return
+    fitting = next(name for name, held in KINDS.items() if held == kind)
+    what = "two towers" if subject.is_pair else f"an encoder of {kind}"
+    more = ", or name one tower (RUN:text, RUN:vision)" if subject.is_pair else ""
+    raise UserError(
+        f"{shown_path(subject.path)} is {what}, which --format {format_name} does not hold: take {fitting} or "
+        f"onnx{more}."
+    )
 
 
 def make_readable(directory: Path) -> None:

@@ -70,7 +70,12 @@ class Provenance:
 
 def find_out(subject: Subject) -> Provenance:
     """Gather what is known; never fails for what is gone."""
-    known = Provenance(ancestors=ancestors_of(subject.record))
+    known = Provenance(ancestors=ancestors_of(subject.record, subject.tower))
+    if subject.is_pair:
+        # One tower after the other.
+        known.ancestors = [
+            one | {"tower": tower} for tower in subject.parts for one in ancestors_of(subject.record, tower)
+        ]
     directory = run_directory_of_checkpoint(subject.path)
     if directory is None:
         known.unknown.append("The checkpoint does not lie in a run's directory: its data, settings and metrics.")
@@ -133,19 +138,28 @@ def metrics_of(client: "MlflowClient", run: "Run", step: int) -> list[Metric]:
     return found
 
 
-def ancestors_of(record: dict[str, Any]) -> list[dict[str, str]]:
-    """The chain of what weights were initialised from, as far as the checkpoints are still there."""
+def ancestors_of(record: dict[str, Any], tower: str | None = None) -> list[dict[str, str]]:
+    """The chain of what weights were initialised from, as far as the checkpoints are still there.
+
+    Args:
+        record: What a checkpoint tells of itself.
+        tower: Which of two towers it is about; null where there is one encoder.
+    """
     chain: list[dict[str, str]] = []
-    lineage = record.get("lineage") or {}
+    lineage = of_tower(record.get("lineage") or {}, tower)
     while lineage and len(chain) < MOST_ANCESTORS:
         chain.append(lineage)
         try:
-            tower = lineage.get("init_from_tower")
-            lineage = read_checkpoint(lineage["init_from"])["lit_pretrain"].get("lineage") or {}
-            if tower:
-                ours = f"{tower}_"
-                lineage = {key.removeprefix(ours): value for key, value in lineage.items() if key.startswith(ours)}
+            known = read_checkpoint(lineage["init_from"])["lit_pretrain"].get("lineage") or {}
+            lineage = of_tower(known, lineage.get("init_from_tower"))
         except (UserError, KeyError):
             # Gone, or a public model, whose own making is not ours to tell.
             break
     return chain
+
+
+def of_tower(lineage: dict[str, str], tower: str | None) -> dict[str, str]:
+    """Of what is known of two towers, one's."""
+    if not tower:
+        return lineage
+    return {key.removeprefix(f"{tower}_"): value for key, value in lineage.items() if key.startswith(f"{tower}_")}

@@ -1,6 +1,6 @@
 """What is exported: a checkpoint of this suite, opened, with what every format asks of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ from lit_pretrain.data.label_facts import LabelFacts
 from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.data.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
-from lit_pretrain.modules import FineTuning, TextPretraining, VisionPretraining
+from lit_pretrain.modules import ContrastivePretraining, FineTuning, TextPretraining, VisionPretraining
 from lit_pretrain.modules.checkpoints import objective_names, read_checkpoint
 from lit_pretrain.objectives import CausalLanguageModeling
-from lit_pretrain.tracking.find import find_checkpoint
+from lit_pretrain.tracking.find import find_checkpoint, split_tower
 from lit_pretrain.tracking.paths import shown_path
 
-KINDS = {kind.__name__: kind for kind in (TextPretraining, VisionPretraining, FineTuning)}
+KINDS = {kind.__name__: kind for kind in (TextPretraining, VisionPretraining, FineTuning, ContrastivePretraining)}
+# What a tower's embeddings are called, as in transformers.
+EMBEDDINGS = {"text": "text_embeds", "vision": "image_embeds"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Subject:
         record: What the checkpoint tells of itself.
         module: The module with its weights.
         tokenizer: Of text; null for pictures.
+        tower: Which of two towers it is; null for both, and where there is one encoder.
     """
 
     path: Path
@@ -38,17 +41,19 @@ class Subject:
     record: dict[str, Any]
     module: nn.Module
     tokenizer: TextTokenizer | None
+    tower: str | None = None
 
     @classmethod
     def open(cls, reference: str) -> "Subject":
         """Find and load a checkpoint.
 
         Args:
-            reference: "last", a run's name or id, or a file.
+            reference: "last", a run's name or id, or a file; "...:text" or "...:vision" for one of two towers.
 
         Raises:
             UserError: If there is none, or nothing of its kind can be exported.
         """
+        reference, tower = split_tower(reference)
         path = find_checkpoint(reference)
         checkpoint = read_checkpoint(path)
         record = checkpoint["lit_pretrain"]
@@ -57,18 +62,60 @@ class Subject:
                 f"{shown_path(path)} is a checkpoint of {record['module']}, which has no export: give one of "
                 f"{', '.join(KINDS)}."
             )
+        pair = record["module"] == ContrastivePretraining.__name__
+        if tower is not None and not pair:
+            raise UserError(
+                f"{shown_path(path)} holds one {record['encoder_class']} and no two towers: leave ':{tower}' out."
+            )
         module = KINDS[record["module"]].from_checkpoint(path).float().cpu().eval().requires_grad_(False)
         tokenizer = None
-        if isinstance(module.encoder, TextEncoder):
+        if tower != "vision" and (pair or isinstance(module.encoder, TextEncoder)):
             if "tokenizer" not in record:
                 raise UserError(f"{shown_path(path)} holds no tokenizer, without which text weights are worthless.")
             tokenizer = tokenizer_from_json(record["tokenizer"])
-        return cls(path, int(checkpoint["global_step"]), record, module, tokenizer)
+        return cls(path, int(checkpoint["global_step"]), record, module, tokenizer, tower)
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether it is two towers, to be exported together."""
+        return isinstance(self.module, ContrastivePretraining) and self.tower is None
+
+    @property
+    def parts(self) -> "dict[str, Subject]":
+        """The two towers, each by itself."""
+        return {
+            "text": replace(self, tower="text"),
+            "vision": replace(self, tower="vision", tokenizer=None),
+        }
 
     @property
     def encoder(self) -> TextEncoder | VisionEncoder:
-        """The encoder inside."""
-        return self.module.encoder
+        """The encoder inside, of two towers the one that is meant."""
+        return self.module.encoder if self.tower is None else self.module.towers[self.tower].encoder
+
+    @property
+    def projection(self) -> Tensor | None:
+        """(E, D), from a tower's pooled features to where texts and pictures meet; null where there is one encoder."""
+        return None if self.tower is None else self.module.towers[self.tower].projection.weight
+
+    @property
+    def scale_and_bias(self) -> tuple[float, float | None]:
+        """What the cosines of both towers' embeddings are multiplied by, and what is added then; null for nothing."""
+        objective = self.module.objective
+        bias = objective.logit_bias
+        return float(objective.log_scale.exp()), None if bias is None else float(bias)
+
+    @property
+    def maximum_length(self) -> int | None:
+        """Tokens of a text at most, special tokens included: as many as it answers; null where any length is free."""
+        encoder = self.encoder
+        known = encoder.max_positions if encoder.positions == "learned" else None
+        trained = None
+        if self.has_classifier:
+            trained = self.module.modality.maximum_length
+        elif self.tower is not None:
+            trained = self.module.inputs.get("maximum_length")
+        return min((one for one in (known, trained) if one is not None), default=None)
 
     @property
     def causal(self) -> bool:
@@ -88,6 +135,8 @@ class Subject:
     @property
     def objective_names(self) -> list[str]:
         """The pretext tasks' classes."""
+        if isinstance(self.module, ContrastivePretraining):
+            return [type(self.module.objective).__name__]
         return objective_names(self.record)
 
     @property
@@ -121,16 +170,23 @@ class Subject:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the encoder, and in the classifier if there is one."""
-        parts = [self.encoder, self.module.head] if self.has_classifier else [self.encoder]
-        return sum(parameter.numel() for part in parts for parameter in part.parameters())
+        """Numbers in the encoder, and in the classifier or the projection if there is one; of both towers together."""
+        if self.is_pair:
+            parts = list(self.module.towers.values())
+        elif self.tower is not None:
+            parts = [self.module.towers[self.tower]]
+        else:
+            parts = [self.encoder, self.module.head] if self.has_classifier else [self.encoder]
+        # Blocks that both towers share count once.
+        return sum(parameter.numel() for parameter in nn.ModuleList(parts).parameters())
 
     @torch.no_grad()
     def features(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the module computes, as in its training but for dropout, of `seeded_texts` or `seeded_pictures`.
 
         Returns:
-            `token_features` (B, N, D), `pooled_embedding` (B, D), and with a classifier what `answers` gives.
+            `token_features` (B, N, D), `pooled_embedding` (B, D), with a classifier what `answers` gives, and of a
+            tower its embedding (B, E) of length 1, by its name in `EMBEDDINGS`.
         """
         if self.has_classifier:
             pooled = self.module.modality.encode(self.encoder, inputs)
@@ -145,6 +201,10 @@ class Subject:
         if not self.has_classifier:
             pooled = self.encoder.forward_head(tokens, inputs.get("attention_mask"))
         outputs = {"token_features": tokens, "pooled_embedding": pooled}
+        if self.tower == "text":
+            outputs[EMBEDDINGS["text"]] = self.module.embed_texts(inputs)
+        elif self.tower == "vision":
+            outputs[EMBEDDINGS["vision"]] = self.module.embed_pictures(inputs["images"])
         return outputs | (answers(self.module.head(pooled), self.facts) if self.has_classifier else {})
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+import torch.nn.functional as functional
 from safetensors.torch import load_file
 
 from lit_pretrain.backbone.weights.files import write_checkpoint
@@ -15,7 +16,7 @@ from lit_pretrain.commands.exports.checking import (
     named_version,
     seeded_pictures,
 )
-from lit_pretrain.commands.exports.subject import Subject
+from lit_pretrain.commands.exports.subject import EMBEDDINGS, Subject
 from lit_pretrain.errors import UserError
 
 PACKAGES = ("timm",)
@@ -36,13 +37,17 @@ def write(subject: Subject, directory: Path) -> None:
         subject.encoder.save_pretrained(directory)
     except UserError as error:
         raise UserError(f"{str(error).rpartition(':')[0]}; --format onnx holds any encoder.") from error
-    if not subject.has_classifier:
+    if not subject.has_classifier and subject.projection is None:
         return
-    weight, bias = subject.classifier()
+    if subject.projection is not None:
+        weight, bias, told = subject.projection, torch.zeros(len(subject.projection)), {}
+    else:
+        weight, bias = subject.classifier()
+        told = {"label_names": subject.labels, "task": subject.facts.task}
     tensors = load_file(directory / "model.safetensors")
     config = json.loads((directory / "config.json").read_text())
-    count = len(subject.labels)
-    config |= {"num_classes": count, "label_names": subject.labels, "task": subject.facts.task}
+    count = len(weight)
+    config |= {"num_classes": count} | told
     config["model_args"]["num_classes"] = config["pretrained_cfg"]["num_classes"] = count
     tensors |= {"head.weight": weight, "head.bias": bias}
     write_checkpoint(directory, tensors, config)
@@ -60,7 +65,12 @@ def loading(subject: Subject) -> Loading:
 
 def notes(subject: Subject) -> list[str]:
     """What does not show in the code."""
-    if not subject.has_classifier:
+    if subject.projection is not None:
+        told = [
+            "The head is the projection to where texts and pictures meet: image_embeds = normalize(model(images)); "
+            "model.forward_head(tokens, pre_logits=True) pools without it."
+        ]
+    elif not subject.has_classifier:
         told = ["There is no classifier: model(images) gives the pooled embedding; num_classes=N adds a new one."]
     else:
         given = {
@@ -93,7 +103,9 @@ def check(subject: Subject, directory: Path) -> list[Difference]:
     mean, std = (torch.tensor(data[name]).view(-1, 1, 1) for name in ("mean", "std"))
     tokens = model.forward_features((inputs["images"] - mean) / std)
     theirs = {"token_features": tokens, "pooled_embedding": model.forward_head(tokens, pre_logits=True)}
-    if subject.has_classifier:
+    if subject.projection is not None:
+        theirs[EMBEDDINGS["vision"]] = functional.normalize(model.forward_head(tokens), dim=-1)
+    elif subject.has_classifier:
         theirs[subject.answer] = model.forward_head(tokens)
     ours = subject.features(inputs)
     named = f"{len(inputs['images'])} random pictures of {subject.encoder.image_size} pixels"

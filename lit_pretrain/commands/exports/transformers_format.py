@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import torch
+import torch.nn.functional as functional
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,11 +29,13 @@ from lit_pretrain.commands.exports.checking import (
     seeded_texts,
     worst_of_each,
 )
-from lit_pretrain.commands.exports.subject import Subject
+from lit_pretrain.commands.exports.subject import EMBEDDINGS, Subject
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives import CausalLanguageModeling, MaskedLanguageModeling, NextSentencePrediction
 
 PACKAGES = ("transformers",)
+# Where the projection of a tower of a contrastive pretraining lies, of which BertModel has none.
+PROJECTION_FOLDER = "projection"
 
 
 def library() -> str:
@@ -88,10 +91,13 @@ def write(subject: Subject, directory: Path) -> None:
         else:
             settings = label_settings(subject) | {"pooling": subject.encoder.pooling}
             write_checkpoint(directory / CLASSIFIER_FOLDER, {"weight": weight, "bias": bias}, settings)
+    if subject.projection is not None:
+        settings = {"pooling": subject.encoder.pooling, "embedding_width": len(subject.projection)}
+        write_checkpoint(directory / PROJECTION_FOLDER, {"weight": subject.projection}, settings)
     write_checkpoint(directory, tensors, config)
     subject.tokenizer.save(directory)
     path = directory / "tokenizer_config.json"
-    limit = {"model_max_length": subject.encoder.max_positions}
+    limit = {"model_max_length": subject.maximum_length}
     path.write_text(json.dumps(json.loads(path.read_text()) | limit, indent=2) + "\n")
 
 
@@ -130,7 +136,10 @@ def label_settings(subject: Subject) -> dict:
 def loading(subject: Subject) -> Loading:
     """How the export is used."""
     architecture = architecture_of(subject)
-    lines = ['tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")']
+    lines = [
+        'tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")',
+        'inputs = tokenizer(["one text", "and another"], padding=True, truncation=True, return_tensors="pt")',
+    ]
     if architecture == "BertModel":
         pooler = "" if subject.encoder.pooling == "pooler" else ", add_pooling_layer=False"
         lines.append(f'model = AutoModel.from_pretrained("DIRECTORY"{pooler})')
@@ -138,7 +147,7 @@ def loading(subject: Subject) -> Loading:
     else:
         lines.append(f'model = {architecture}.from_pretrained("DIRECTORY")')
         imported = architecture
-    code = "\n".join([f"from transformers import AutoTokenizer, {imported}", *lines])
+    code = "\n".join([f"from transformers import AutoTokenizer, {imported}", *lines, "outputs = model(**inputs)"])
     return Loading(architecture, code, tuple(notes(subject, architecture)))
 
 
@@ -161,6 +170,11 @@ def notes(subject: Subject, architecture: str) -> list[str]:
         told.append(
             "The classifier reads the first token as it is: the pooler is a small multiple of the identity, which "
             "BERT's tanh does not change in fp32; train on from the checkpoint rather than from this."
+        )
+    if subject.projection is not None:
+        told.append(
+            f"Texts and pictures meet in {EMBEDDINGS['text']} = normalize(embedding @ weight.T), whose weight lies in "
+            f"{PROJECTION_FOLDER}/model.safetensors; --format onnx has all in one."
         )
     if subject.causal:
         told.append("A token sees only those before it (is_decoder: true), as in its pretraining.")
@@ -199,6 +213,10 @@ def check(subject: Subject, directory: Path) -> list[Difference]:
             "token_features": (real_tokens(ours["token_features"], inputs), real_tokens(tokens, inputs)),
             "pooled_embedding": (ours["pooled_embedding"], pooled(subject, tokens, theirs.pooler_output, inputs)),
         }
+        if subject.projection is not None:
+            weight = load_file(directory / PROJECTION_FOLDER / "model.safetensors")["weight"]
+            shared = functional.normalize(pairs["pooled_embedding"][1] @ weight.T, dim=-1)
+            pairs[EMBEDDINGS["text"]] = (ours[EMBEDDINGS["text"]], shared)
         if whole is not None:
             pairs |= head_outputs(subject, ours, whole(**inputs), inputs)
         elif subject.has_classifier:
@@ -226,8 +244,10 @@ def load(directory: Path, class_name: str, **settings: object) -> torch.nn.Modul
 
 def compare_pieces(batch: TextBatch, inputs: dict[str, Tensor]) -> None:
     """See that the exported tokenizer makes of the texts what the checkpoint's does."""
+    real = batch.inputs["attention_mask"].bool()
     for name, ours in batch.inputs.items():
-        if name not in inputs or not torch.equal(ours, inputs[name]):
+        # With what they are filled up, nothing reads.
+        if name not in inputs or ours.shape != inputs[name].shape or not torch.equal(ours[real], inputs[name][real]):
             raise ExportMismatchError(
                 f"The tokenizer that transformers loads gives other {name} than the checkpoint's: nothing was exported."
             )
