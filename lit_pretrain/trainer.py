@@ -20,6 +20,8 @@ from lit_pretrain.callbacks import (
     TestReport,
     Throughput,
 )
+from lit_pretrain.modules.base import BaseModule
+from lit_pretrain.modules.strategies import check_strategy
 from lit_pretrain.precision import resolve_precision
 from lit_pretrain.tracking.checkpoint_io import AtomicCheckpointIO
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
@@ -66,11 +68,14 @@ class Trainer(lightning.Trainer):
             enable_model_summary=enable_model_summary,
             **kwargs,
         )
+        check_strategy(self.strategy)
         # Which step is the last one must be known when the others are asked to save it.
         self.callbacks.sort(key=lambda callback: not isinstance(callback, Timer))
 
     def save_checkpoint(self, filepath: Any, weights_only: bool | None = False, storage_options: Any = None) -> None:
         """As Lightning's: everything is saved unless `weights_only` is true."""
+        if isinstance(self.lightning_module, BaseModule):
+            self.lightning_module.shard_again()
         super().save_checkpoint(filepath, weights_only, storage_options)
 
 

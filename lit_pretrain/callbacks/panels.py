@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.modules.strategies import gathered
 from lit_pretrain.tracking.run_record import mlflow_logger
 
 
@@ -44,5 +45,7 @@ class Panels(Callback):
             return
         self._logged_step = step
         # Every rank draws, since a sharded model can only be run by all together; only rank zero's are kept.
-        for name, picture in panels(self.count).items():
+        with gathered(trainer.strategy.model):
+            drawn = panels(self.count)
+        for name, picture in drawn.items():
             logger.log_picture(picture, f"panels/{name}", step)

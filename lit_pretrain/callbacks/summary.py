@@ -6,6 +6,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_pretrain.modules.optimization import count_elements
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.tracking.paths import resolve_runs_directory, shown_path
 from lit_pretrain.tracking.run_record import RunRecorder, mlflow_logger
@@ -21,7 +22,7 @@ class Summary(Callback):
             return
         from rich import get_console
 
-        parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+        parameters = count_elements(pl_module.parameters())
         where = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
         line = f"{type(pl_module).__name__} of {parameters:,} parameters on {where}, {trainer.precision}"
         if trainer.global_step:

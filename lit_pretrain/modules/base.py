@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from lit_pretrain.modules.optimization import (
     make_optimizer,
     make_scheduler,
     rates_of,
+    remember_dimensions,
 )
 from lit_pretrain.modules.statistics import MeanStatistics
 from lit_pretrain.modules.steps import total_steps
+from lit_pretrain.modules.strategies import gathered, prepare_for
 from lit_pretrain.objectives.objective import Batch
 
 # Where a checkpoint has the sums since the last report.
@@ -98,9 +101,21 @@ class BaseModule(LightningModule):
         self._statistics: dict[str, MeanStatistics] = {}
         # Of a training that is resumed, by stage, until its first batch.
         self._earlier_sums: dict[str, dict[str, list]] = {}
+        self._gathered = ExitStack()
         self._reported_step = 0
         self._used_rates: dict[str, float] = {}
         self._watched: WatchedLosses | None = None
+
+    # -- before training
+
+    def configure_model(self) -> None:
+        """Let the strategy know what it wraps; Lightning calls this before every run, once the data is set up.
+
+        Subclasses make first what waits for the data.
+        """
+        if self._trainer is not None:
+            remember_dimensions(self)
+            prepare_for(self._trainer.strategy, self)
 
     # -- optimiser
 
@@ -148,6 +163,39 @@ class BaseModule(LightningModule):
         parts = (self.seed, self.trainer.global_step, batch_index, self.trainer.global_rank)
         torch.manual_seed(derive_seed("dropout", *parts))
         return parts
+
+    # -- evaluation
+
+    def on_validation_start(self) -> None:
+        """Gather what FSDP shards, see `gathered`; collective."""
+        self._gather()
+
+    def on_validation_end(self) -> None:
+        """Shard it again; collective."""
+        self.shard_again()
+
+    def on_test_start(self) -> None:
+        """As `on_validation_start`."""
+        self._gather()
+
+    def on_test_end(self) -> None:
+        """As `on_validation_end`."""
+        self.shard_again()
+
+    def on_predict_start(self) -> None:
+        """As `on_validation_start`."""
+        self._gather()
+
+    def on_predict_end(self) -> None:
+        """As `on_validation_end`."""
+        self.shard_again()
+
+    def _gather(self) -> None:
+        self._gathered.enter_context(gathered(self.trainer.strategy.model))
+
+    def shard_again(self) -> None:
+        """End what an evaluation has gathered; before a checkpoint is saved too, which callbacks do within it."""
+        self._gathered.close()
 
     # -- means
 

@@ -17,15 +17,16 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.modules.checkpoints import read_checkpoint, take_framing
 from lit_pretrain.modules.contrastive_data import check_replayed, fit_to_pairs, parts_of
 from lit_pretrain.modules.contrastive_evaluation import ContrastiveEvaluation
-from lit_pretrain.modules.contrastive_record import arguments_of, check_kind, check_record, description_of, record_of
-from lit_pretrain.modules.operations import encoder_operations, picture_operations
-from lit_pretrain.modules.optimization import (
-    AdamWConfig,
-    ScheduleConfig,
-    TrainedPart,
-    make_optimizer,
-    remember_dimensions,
+from lit_pretrain.modules.contrastive_record import (
+    arguments_of,
+    check_kind,
+    check_record,
+    description_of,
+    record_of,
+    widen_scalars,
 )
+from lit_pretrain.modules.operations import encoder_operations, picture_operations
+from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, TrainedPart, make_optimizer
 from lit_pretrain.modules.replay import TextReplay, VisionReplay
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.modules.towers import (
@@ -149,17 +150,33 @@ class ContrastivePretraining(TwoTowers):
         Raises:
             UserError: If they do not.
         """
-        if self.built:
-            return
         data = self._trainer.datamodule if self._trainer is not None else None
         parts = parts_of(data) if hasattr(data, "batch_fields") else {}
+        if not self.built:
+            self.build(parts)
+            self.built = True
+        if self._trainer is not None and self._trainer.training:
+            if self._trainer.accumulate_grad_batches > 1:
+                raise UserError(
+                    f"trainer.accumulate_grad_batches is {self._trainer.accumulate_grad_batches}, and pairs of "
+                    "different batches would not be compared: set it to 1, data.batch_size to the whole batch, and "
+                    "model.chunk_size to what fits the memory."
+                )
+            if parts:
+                self.objective.fit_to(self.batch_size)
+        super().configure_model()
+
+    def build(self, parts: dict[str, Any]) -> None:
+        """Take the tokenizer and make what waits for it; see `configure_model`.
+
+        Args:
+            parts: Data modules by what they are for; empty without data.
+        """
         if parts:
             check_replayed(self.replays, parts)
             fit_to_pairs(self, parts[PAIRS])
         if self.tokenizer is None:
             raise UserError("ContrastivePretraining has no tokenizer: train with data of pairs (PairDataModule).")
-        if parts and self._trainer.training:
-            self.objective.fit_to(self.batch_size)
         self.text_encoder.set_vocabulary(self.tokenizer.vocabulary_size)
         if self.text_encoder.lacks_ngrams and parts:
             raise UserError(
@@ -168,15 +185,7 @@ class ContrastivePretraining(TwoTowers):
             )
         for name, replay in self.replays.items():
             replay.build(self.towers[name].encoder, self.tokenizer, parts.get(name))
-        if self._trainer is not None and self._trainer.training and self._trainer.accumulate_grad_batches > 1:
-            raise UserError(
-                f"trainer.accumulate_grad_batches is {self._trainer.accumulate_grad_batches}, and pairs of different "
-                "batches would not be compared: set it to 1, data.batch_size to the whole batch, and model.chunk_size "
-                "to what fits the memory."
-            )
         prepare_transformers(self, self.compile_blocks, self.gradient_checkpointing)
-        remember_dimensions(self)
-        self.built = True
 
     @property
     def batch_size(self) -> int:
@@ -318,6 +327,7 @@ class ContrastivePretraining(TwoTowers):
             self.configure_model()
         self.inputs = self.inputs or dict(record.get("inputs", {}))
         check_record(record, self)
+        widen_scalars(checkpoint)
         # Where the weights come from in truth, whatever this was built from to take them.
         self.lineage = dict(record["lineage"])
         if self._trainer is None or not self._trainer.training:

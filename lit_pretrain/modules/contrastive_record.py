@@ -8,6 +8,7 @@ from typing import Any
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, TWO_TOWERS, difference, objective_names
+from lit_pretrain.modules.optimization import count_elements
 from lit_pretrain.modules.replay import TextReplay, VisionReplay
 from lit_pretrain.objectives.contrastive import Contrastive
 from lit_pretrain.objectives.objective import objective_from
@@ -104,10 +105,23 @@ def check_record(record: dict[str, Any], module: Any) -> None:
         )
 
 
+def widen_scalars(checkpoint: dict[str, Any]) -> None:
+    """Give the optimiser's means of temperature and bias the one dimension that these have, if they are older.
+
+    Args:
+        checkpoint: As a whole; the weights themselves are widened where they are loaded.
+    """
+    for optimizer in checkpoint.get("optimizer_states", ()):
+        for state in optimizer.get("state", {}).values():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if name in state and state[name].ndim == 0:
+                    state[name] = state[name].reshape(1)
+
+
 def description_of(module: Any) -> dict[str, Any]:
     """What a `ContrastivePretraining` is made of and where its towers come from, for the record of a run."""
     description: dict[str, Any] = {
-        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "parameters": count_elements(module.parameters()),
         "objectives": module.objective.loss,
         "duplicates": module.objective.duplicates,
         **{f"{name}_replay": replay.describe() for name, replay in module.replays.items()},
@@ -119,7 +133,7 @@ def description_of(module: Any) -> dict[str, Any]:
     }
     for name, tower in module.towers.items():
         config = tower.encoder.config
-        parameters = sum(parameter.numel() for parameter in tower.encoder.parameters())
+        parameters = count_elements(tower.encoder.parameters())
         description |= {f"{name}_depth": config.depth, f"{name}_width": config.width}
         description |= {f"{name}_parameters": parameters, f"{name}_locked": module.configs[name].locked}
     if module.tokenizer is not None:

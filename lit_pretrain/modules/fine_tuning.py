@@ -32,7 +32,6 @@ from lit_pretrain.modules.optimization import (
     TrainedPart,
     layer_parts,
     make_optimizer,
-    remember_dimensions,
 )
 from lit_pretrain.modules.picture_mixing import MixingConfig, mix_pictures
 from lit_pretrain.modules.probe_head import fit_probe_head
@@ -44,6 +43,7 @@ from lit_pretrain.modules.starting_points import (
     without_weights,
 )
 from lit_pretrain.modules.steps import total_steps
+from lit_pretrain.modules.strategies import gathered
 from lit_pretrain.modules.tasks import Task, class_weights_of, count_none, make_task
 from lit_pretrain.objectives.objective import Batch
 from lit_pretrain.tracking.find import find_checkpoint
@@ -179,8 +179,18 @@ class FineTuning(BaseModule):
         Raises:
             UserError: If the data has no labels, is of another modality, or does not fit the encoder.
         """
-        if self.head is not None:
-            return
+        if self.head is None:
+            self.build()
+        # Outside of training a checkpoint that is read after this brings them.
+        if self._trainer is not None and self._trainer.training and getattr(self.encoder, "lacks_ngrams", False):
+            raise UserError(
+                "The encoder has ngrams, and which ones are frequent is counted in pretraining on text: set "
+                "model.init_from to such a run (pretrained: false keeps its n-grams only), or leave encoder.ngrams out."
+            )
+        super().configure_model()
+
+    def build(self) -> None:
+        """The head, and what the data says of texts and labels; see `configure_model`."""
         data = self._trainer.datamodule if self._trainer is not None else None
         if data is not None:
             self.facts = getattr(data, "label_facts", None) or self.facts
@@ -203,7 +213,6 @@ class FineTuning(BaseModule):
         self.metrics.update({stage: self.task.metrics() for stage in ("validating", "testing")})
         self.freeze_parts()
         prepare_transformers(self, self.compile_blocks, self.gradient_checkpointing)
-        remember_dimensions(self)
 
     def freeze_parts(self) -> None:
         """Stop the gradients of what is not trained."""
@@ -214,7 +223,7 @@ class FineTuning(BaseModule):
         """Take the data's tokenizer where the weights have none; else the two must be the same.
 
         Raises:
-            UserError: If they are not, or nobody has counted the n-grams that the encoder has embeddings for.
+            UserError: If they are not.
         """
         if self.modality.name != "text":
             return
@@ -228,12 +237,6 @@ class FineTuning(BaseModule):
                 f"trained with tokenizer {self.tokenizer.hash}: leave data.tokenizer out, so that theirs is taken."
             )
         self.encoder.set_vocabulary(self.tokenizer.vocabulary_size)
-        # Outside of training a checkpoint that is read after this brings them.
-        if self._trainer is not None and self._trainer.training and self.encoder.lacks_ngrams:
-            raise UserError(
-                "The encoder has ngrams, and which ones are frequent is counted in pretraining on text: set "
-                "model.init_from to such a run (pretrained: false keeps its n-grams only), or leave encoder.ngrams out."
-            )
 
     @torch.no_grad()
     def take_head(self) -> None:
@@ -287,7 +290,8 @@ class FineTuning(BaseModule):
             return
         if self.linear_probe_first:
             self.start = self.start.without_head("linear_probe_first fits another")
-            fit_probe_head(self)
+            with gathered(self.trainer.strategy.model, writeback=True):
+                fit_probe_head(self)
         if self.trainer.is_global_zero and (self.start.fresh or self.start.left_out or self.start.head is not None):
             print(self.start.told(), flush=True)
 
@@ -295,6 +299,7 @@ class FineTuning(BaseModule):
         """Refuse to answer with a head that has learned nothing."""
         if self.head is None:
             raise UserError("What to predict is not known without a fine-tuned checkpoint: give it by --ckpt_path.")
+        super().on_predict_start()
 
     # -- steps
 

@@ -10,6 +10,7 @@ from lit_pretrain.data.label_facts import LabelFacts
 from lit_pretrain.data.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, difference
+from lit_pretrain.modules.optimization import count_elements
 
 
 def record_of(module: Any, data: Any) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def description_of(module: Any) -> dict[str, Any]:
     """What a `FineTuning` is made of and where it comes from, for the record of a run."""
     encoder = module.encoder
     description: dict[str, Any] = {
-        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "parameters": count_elements(module.parameters()),
         "encoder": type(encoder).__name__,
         "depth": encoder.config.depth,
         "width": encoder.config.width,

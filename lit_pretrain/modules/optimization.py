@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -208,17 +209,27 @@ def undecayed_parameters(module: nn.Module) -> set[int]:
 
 
 def remember_dimensions(module: nn.Module) -> None:
-    """Note how many dimensions each parameter has, before FSDP makes shards of one dimension of all of them.
+    """Note which shape each parameter has, before FSDP makes shards of one dimension of all of them.
 
-    To be called at the end of `configure_model`.
+    To be called when all parameters are there; a shard's note stays as it is.
     """
     for parameter in module.parameters():
-        parameter.whole_dimensions = parameter.ndim
+        parameter.whole_shape = whole_shape(parameter)
 
 
 def dimensions_of(parameter: nn.Parameter) -> int:
     """Dimensions of a parameter, or of the whole that it is a shard of."""
-    return getattr(parameter, "whole_dimensions", parameter.ndim)
+    return len(whole_shape(parameter))
+
+
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """Shape of a parameter, or of the whole that it is a shard of."""
+    return getattr(parameter, "whole_shape", parameter.shape)
+
+
+def count_elements(parameters: Iterable[nn.Parameter]) -> int:
+    """How many numbers parameters hold, in all processes together."""
+    return sum(whole_shape(parameter).numel() for parameter in parameters)
 
 
 def layers_of(encoder: nn.Module) -> dict[str, int]:

@@ -20,7 +20,7 @@ from lit_pretrain.modules.checkpoints import (
     take_framing,
 )
 from lit_pretrain.modules.objective_mix import check_objectives, flatten, mix, perplexities, sum_losses, weights_of
-from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, remember_dimensions
+from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, count_elements
 from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, compute_objectives, objective_from
 
 
@@ -82,17 +82,16 @@ class Pretraining(BaseModule):
     # -- before training
 
     def configure_model(self) -> None:
-        """Make whatever waits for the data (vocabulary, heads); Lightning calls this once the data is set up."""
-        if self.built:
-            return
-        self.build()
-        self.built = True
+        """Make whatever waits for the data (vocabulary, heads), once; Lightning calls this before every run."""
+        if not self.built:
+            self.build()
+            self.built = True
+            prepare_transformers(self, self.compile_blocks, self.gradient_checkpointing)
         if self._trainer is not None and self._trainer.training:
             # Gradients that never come would keep processes that train together waiting.
             for parameter in self.idle_parameters().values():
                 parameter.requires_grad_(False)
-        prepare_transformers(self, self.compile_blocks, self.gradient_checkpointing)
-        remember_dimensions(self)
+        super().configure_model()
 
     def idle_parameters(self) -> dict[str, torch.nn.Parameter]:
         """The encoder's parameters that no objective uses, by name: its pooling, or its positions."""
@@ -176,10 +175,10 @@ class Pretraining(BaseModule):
 
     def describe(self) -> dict[str, str | int | float]:
         """What this is made of, for the record of the run."""
-        idle = sum(parameter.numel() for parameter in self.idle_parameters().values())
+        idle = count_elements(self.idle_parameters().values())
         return ({"untrained_encoder_parameters": idle} if idle else {}) | {
-            "parameters": sum(parameter.numel() for parameter in self.parameters()),
-            "encoder_parameters": sum(parameter.numel() for parameter in self.encoder.parameters()),
+            "parameters": count_elements(self.parameters()),
+            "encoder_parameters": count_elements(self.encoder.parameters()),
             "objectives": mix(self.objectives),
             "encoder": type(self.encoder).__name__,
             "depth": self.encoder.config.depth,

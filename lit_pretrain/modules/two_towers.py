@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
@@ -92,7 +92,7 @@ class TwoTowers(BaseModule):
 
     def embed(self, tower: Tower, encode: Callable[[Batch], Tensor], inputs: Batch) -> Tensor:
         """What `encode` makes of inputs with a tower, a chunk at a time."""
-        sharded = self._trainer is not None and isinstance(self._trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+        sharded = self._trainer is not None and isinstance(self._trainer.strategy, FSDPStrategy)
         return encode_in_chunks(encode, inputs, self.chunk_size, tower.parameters(), sharded)
 
     def views(self, images: Tensor, **draws: Tensor) -> Tensor:

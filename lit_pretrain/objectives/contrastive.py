@@ -87,8 +87,10 @@ class Contrastive(nn.Module):
         self.bias = bias
         self.duplicates = duplicates
         start = temperature or {"clip": 0.07, "siglip": 0.1}[loss]
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(start)))
-        self.logit_bias = nn.Parameter(torch.tensor(bias or 0.0)) if loss == "siglip" else None
+        # Of one dimension, since FSDP takes none without any.
+        self.log_scale = nn.Parameter(torch.tensor([-math.log(start)]))
+        self.logit_bias = nn.Parameter(torch.tensor([bias or 0.0])) if loss == "siglip" else None
+        self.fitted = bias is not None
 
     def settings(self) -> dict[str, Any]:
         """Arguments that build this again, primitives only."""
@@ -96,7 +98,7 @@ class Contrastive(nn.Module):
 
     @torch.no_grad()
     def fit_to(self, batch_size: int) -> None:
-        """Set the bias that waits for the batch's size, of all processes together.
+        """Set the bias that waits for the batch's size, of all processes together; once, since it is trained then.
 
         Raises:
             UserError: If there is nothing to compare with.
@@ -106,8 +108,9 @@ class Contrastive(nn.Module):
                 f"A batch of {batch_size} has no other pair to compare with: raise data.batch_size, many times if the "
                 "memory allows it (model.chunk_size saves some)."
             )
-        if self.logit_bias is not None and self.bias is None:
+        if self.logit_bias is not None and not self.fitted:
             self.logit_bias.fill_(-math.log(batch_size - 1))
+        self.fitted = True
 
     @torch.no_grad()
     def start_at(self, log_scale: float, bias: float | None = None) -> None:
@@ -119,7 +122,7 @@ class Contrastive(nn.Module):
         """
         self.log_scale.fill_(log_scale)
         if self.logit_bias is not None and bias is not None:
-            self.bias = bias
+            self.bias, self.fitted = bias, True
             self.logit_bias.fill_(bias)
 
     @torch.no_grad()
@@ -127,6 +130,14 @@ class Contrastive(nn.Module):
         """Keep the scale within 1 and 100, after each step of the optimiser; siglip's is free."""
         if self.loss == "clip":
             self.log_scale.clamp_(0.0, math.log(LARGEST_SCALE))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """As nn.Module's; scalars of earlier versions are taken, and what is loaded is trained already."""
+        for name in ("log_scale", "logit_bias"):
+            if (value := state_dict.get(prefix + name)) is not None:
+                state_dict[prefix + name] = value.reshape(1) if value.ndim == 0 else value
+                self.fitted = True
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def chance(self, batch_size: int) -> float:
         """Loss (nats) of a model that knows nothing but how many pairs there are."""
@@ -153,12 +164,12 @@ class Contrastive(nn.Module):
         learning = torch.is_grad_enabled()
         total, *sums = _SomeRowsAtATime.apply(self, learning, first, keys, all_keys, both, all_both, *self.parameters())
         loss, count = total / len(both), torch.full((), len(both), device=both.device)
-        scale = self.log_scale.detach().float().exp()
+        scale = self.log_scale.detach().float().exp().squeeze()
         statistics = {
             "loss": (loss.detach() * count, count),
             "loss_over_chance": (loss.detach() / self.chance(len(all_both)) * count, count),
             "temperature": (count / scale, count),
-            **({} if self.logit_bias is None else {"bias": (self.logit_bias.detach() * count, count)}),
+            **({} if self.logit_bias is None else {"bias": (self.logit_bias.detach().squeeze() * count, count)}),
             **{name: (one, count) for name, one in zip(COUNTED, sums, strict=True)},
         }
         return ObjectiveOutput(loss, statistics)

@@ -217,11 +217,31 @@ def test_accumulation_and_batches_of_one_are_refused(pairs, tmp_path):
     with pytest.raises(UserError, match="accumulate_grad_batches is 2.*model.chunk_size"):
         fit(make_module(), pairs, tmp_path, accumulate_grad_batches=2)
     trainer = Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False)
+    # A validation before makes no difference, nor to the bias that waits for the batch's size.
+    module = make_module(objective=Contrastive(loss="siglip"))
+    trainer.validate(module, make_pairs(pairs, tmp_path), verbose=False)
+    with pytest.raises(UserError, match="accumulate_grad_batches is 2"):
+        fit(module, pairs, tmp_path, accumulate_grad_batches=2)
+    fit(module, pairs, tmp_path, max_steps=1)
+    assert float(module.objective.logit_bias) == pytest.approx(-math.log(7), abs=0.01)
     with pytest.raises(UserError, match="batch of 1 has no other pair"):
         trainer.fit(make_module(), make_pairs(pairs, tmp_path, batch_size=1))
 
 
 # -- going on
+
+
+def with_scalars(checkpoint, path):
+    """A checkpoint as earlier versions wrote it, whose temperature and bias have no dimension."""
+    content = torch.load(checkpoint, weights_only=True)
+    (optimizer,) = content["optimizer_states"]
+    states = [content["state_dict"], *optimizer["state"].values()]
+    scalars = [(state, name) for state in states for name, value in state.items() if value.shape == (1,)]
+    assert len(scalars) == 6
+    for state, name in scalars:
+        state[name] = state[name].squeeze()
+    torch.save(content, path)
+    return path
 
 
 def test_resumed_in_mid_epoch_is_the_same_to_the_bit(pairs, tmp_path):
@@ -233,7 +253,7 @@ def test_resumed_in_mid_epoch_is_the_same_to_the_bit(pairs, tmp_path):
     save = ModelCheckpoint(tmp_path / "saved", filename="{step}", every_n_train_steps=8, save_top_k=-1)
     straight = fit(make(), pairs, tmp_path, callbacks=[save])
     (checkpoint,) = (tmp_path / "saved").glob("step=8.ckpt")
-    resumed = fit(make(), pairs, tmp_path, checkpoint=checkpoint)
+    resumed = fit(make(), pairs, tmp_path, checkpoint=with_scalars(checkpoint, tmp_path / "old.ckpt"))
     for name, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 

@@ -16,7 +16,8 @@ MAP = {"pooling": "map"}
 CASES = {
     "a mix": ([Rotation, PatchLocation, Colorization, MaskedImageModeling], TOKEN, ()),
     "rotation": ([Rotation], MAP, ()),
-    "crops": ([PatchLocation], MAP | {"norm_after_pooling": True}, ()),
+    # A crop of one patch leaves its pooling nothing to choose among.
+    "crops": ([PatchLocation], MAP | {"norm_after_pooling": True}, ("pooler.attention.latent",)),
     "tokens": ([lambda: PatchLocation(mode="tokens")], {}, ("embeddings.position",)),
     "tokens, map": ([lambda: PatchLocation(mode="tokens")], MAP, ("embeddings.position", "pooler.")),
     "tokens, class token": ([lambda: PatchLocation(mode="tokens")], TOKEN, ()),
@@ -63,9 +64,27 @@ def train(name, directory, processes):
     return {"before": before, "after": module.state_dict(), "metrics": metrics, "trainable": trainable}
 
 
+def train_again(directory):
+    """Whether a module whose pooling is idle trains after a validation, and once more; and what DDP was told."""
+    module = VisionPretraining(make_encoder(image_size=24, **MAP), [MaskedImageModeling()], seed=0)
+    data = make_pictures(directory / "pictures.parquet", directory / "caches", batch_size=4)
+    trained, kept = [], []
+    for _ in range(2):
+        settings = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "precision": "32-true", "max_steps": 1}
+        trainer = Trainer(**settings, limit_val_batches=1, logger=False, enable_checkpointing=False)
+        trainer.validate(module, data, verbose=False)
+        before = module.objectives[0].decoder.prediction.weight.clone()
+        trainer.fit(module, data)
+        trained.append(not torch.equal(before, module.objectives[0].decoder.prediction.weight))
+        kept.append(
+            {name: trainer.strategy._ddp_kwargs[name] for name in ("broadcast_buffers", "gradient_as_bucket_view")}
+        )
+    return {"trained": trained, "kept": kept}
+
+
 def train_all(directory):
     """What one of two processes does."""
-    return {name: train(name, directory, 2) for name in CASES}
+    return {name: train(name, directory, 2) for name in CASES} | {"again": train_again(directory)}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +112,12 @@ def test_processes_agree_and_train_all_that_is_used(ranks, name):
         assert same == key.startswith(idle) if idle else not same, key
     # Whoever takes the encoder afterwards can train all of it.
     assert first["trainable"]
+
+
+def test_a_part_may_be_idle_in_any_fit_and_constant_buffers_stay_where_they_are(ranks):
+    for rank in ranks:
+        assert rank["again"]["trained"] == [True, True]
+        assert rank["again"]["kept"] == 2 * [{"broadcast_buffers": False, "gradient_as_bucket_view": True}]
 
 
 @pytest.mark.parametrize("name", UNDRAWN)
