@@ -155,6 +155,7 @@ class TextEncoder(nn.Module):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         causal: bool = False,
+        padded: bool = True,
     ) -> Tensor:
         """Encode word pieces.
 
@@ -162,13 +163,16 @@ class TextEncoder(nn.Module):
             input_ids: (B, N) integers.
             attention_mask: (B, N), True or 1 where a token is real; null when all are.
             token_type_ids: (B, N) segments; null means the first for all.
-            causal: Whether a token sees only itself and earlier ones; always so if the encoder is causal.
+            causal: Whether a token sees only itself and earlier ones; always so if the encoder is causal. Padding then
+                has to follow the texts.
+            padded: Whether the mask may be False or 0 anywhere. Where it is known not to be, attention runs without it.
 
         Returns:
             (B, N, D) features.
         """
         tokens = self.embeddings(input_ids, token_type_ids)
-        mask, rotation = self.needed_mask(attention_mask), self.rotation(input_ids.shape[1], tokens.device)
+        mask = self.needed_mask(attention_mask, causal, padded)
+        rotation = self.rotation(input_ids.shape[1], tokens.device)
         return self.transformer(tokens, mask, causal or self.causal, rotation)
 
     def forward_intermediates(
@@ -178,6 +182,7 @@ class TextEncoder(nn.Module):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         causal: bool = False,
+        padded: bool = True,
     ) -> list[Tensor]:
         """Features after some blocks, for probing; see `Transformer.forward_intermediates`.
 
@@ -187,17 +192,22 @@ class TextEncoder(nn.Module):
             attention_mask: As for `forward_features`.
             token_type_ids: As for `forward_features`.
             causal: As for `forward_features`.
+            padded: As for `forward_features`.
 
         Returns:
             (B, N, D) for every index, the last block's with the final norm if there is one.
         """
         tokens = self.embeddings(input_ids, token_type_ids)
-        mask, rotation = self.needed_mask(attention_mask), self.rotation(input_ids.shape[1], tokens.device)
+        mask = self.needed_mask(attention_mask, causal, padded)
+        rotation = self.rotation(input_ids.shape[1], tokens.device)
         return self.transformer.forward_intermediates(tokens, indices, mask, causal or self.causal, rotation)
 
-    def needed_mask(self, attention_mask: Tensor | None) -> Tensor | None:
-        """The mask, or null where no token sees the padding that follows it: attention without one is faster."""
-        return None if self.causal else attention_mask
+    def needed_mask(self, attention_mask: Tensor | None, causal: bool = False, padded: bool = True) -> Tensor | None:
+        """The mask, or None where nothing is padded or no token sees the padding that follows it.
+
+        Attention without one is faster: flash attention takes none, and the causal one need not be made.
+        """
+        return None if causal or self.causal or not padded else attention_mask
 
     def forward_head(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Pool (B, N, D) features to (B, D), over the real tokens only."""
@@ -212,7 +222,11 @@ class TextEncoder(nn.Module):
         return self.pooler(tokens)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        padded: bool = True,
     ) -> Tensor:
         """Pooled features (B, D) of word pieces (B, N); see `forward_features`.
 
@@ -220,7 +234,8 @@ class TextEncoder(nn.Module):
         """
         if attention_mask is None and self.pooling == "end_of_text":
             attention_mask = up_to_end_of_text(input_ids)
-        return self.forward_head(self.forward_features(input_ids, attention_mask, token_type_ids), attention_mask)
+        tokens = self.forward_features(input_ids, attention_mask, token_type_ids, padded=padded)
+        return self.forward_head(tokens, attention_mask)
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that must not decay although they have several dimensions: the learned query that pools.

@@ -179,7 +179,7 @@ class DocumentDataModule(EpochDataModule):
     @property
     def batch_fields(self) -> tuple[str, ...]:
         """What a batch holds."""
-        fields = ("input_ids", "attention_mask", "token_type_ids", "sample_id")
+        fields = ("input_ids", "attention_mask", "token_type_ids", "sample_id", "padded")
         return (*fields, "next_sentence_label") if self.layout == "sentence_pairs" else fields
 
     def val_dataloader(self) -> ResumableDataLoader | list:

@@ -72,7 +72,7 @@ class DocumentDataset:
         return self._planned[1]
 
     def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
-        """A clean batch of (epoch, index) keys; every tensor is (B, L), labels and ids (B,)."""
+        """A clean batch of (epoch, index) keys: every tensor is (B, L), labels and ids (B,); `padded` is a bool."""
         plan = self.plan(keys[0][0])
         indices = numpy.array([index for _, index in keys])
         input_ids = numpy.full((len(keys), self.sequence_length), self.pad_id, dtype=numpy.int64)
@@ -86,6 +86,7 @@ class DocumentDataset:
             "attention_mask": torch.from_numpy(numpy.arange(self.sequence_length) < ends[:, None]),
             "token_type_ids": torch.from_numpy(segments),
             "sample_id": torch.from_numpy(indices),
+            "padded": bool((ends < self.sequence_length).any()),
         }
         if isinstance(plan, PairPlan):
             batch["next_sentence_label"] = torch.from_numpy(plan.is_random[indices].astype(numpy.int64))

@@ -212,7 +212,8 @@ class LabelledDataModule(EpochDataModule):
     @property
     def batch_fields(self) -> tuple[str, ...]:
         """What a training batch holds."""
-        contents = ("images",) if self.text is None else ("input_ids", "attention_mask", "token_type_ids")
+        texts = ("input_ids", "attention_mask", "token_type_ids", "padded")
+        contents = ("images",) if self.text is None else texts
         return (*contents, "sample_id", "label")
 
     def val_dataloader(self) -> ResumableDataLoader | list:

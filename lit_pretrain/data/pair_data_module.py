@@ -224,7 +224,7 @@ class PairDataModule(EpochDataModule):
     @property
     def batch_fields(self) -> tuple[str, ...]:
         """What a training batch holds."""
-        texts = ("input_ids", "attention_mask", "caption_id", "caption_key")
+        texts = ("input_ids", "attention_mask", "padded", "caption_id", "caption_key")
         return ("images", "sample_id", "picture_key", *texts)
 
     @property

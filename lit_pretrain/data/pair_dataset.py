@@ -59,13 +59,14 @@ class CaptionedPictures:
         return {"images": images, "sample_id": rows, "picture_key": keys}
 
     def encoded(self, captions: numpy.ndarray) -> dict[str, Tensor]:
-        """Captions as word pieces: `input_ids`, `attention_mask` (T, L), `caption_id` and `caption_key` (T,)."""
+        """Captions as word pieces: `input_ids`, `attention_mask` (T, L), `padded`, `caption_id`, `caption_key` (T,)."""
         batch = self.texts.batch(captions)
         ends = self.texts.ends
         keys = [key_of(self.texts.tokens[ends[one - 1] if one else 0 : ends[one]].tobytes()) for one in captions]
         return {
             "input_ids": batch["input_ids"],
             "attention_mask": batch["attention_mask"],
+            "padded": batch["padded"],
             "caption_id": torch.from_numpy(captions),
             "caption_key": torch.tensor(keys, dtype=torch.long),
         }

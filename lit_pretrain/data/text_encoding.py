@@ -82,8 +82,8 @@ class EncodedTexts:
             indices: (B,) which.
 
         Returns:
-            `input_ids`, `attention_mask`, `token_type_ids` (B, L'), L' the longest's length up to a multiple of 4, and
-            `sample_id` (B,) rows of the source.
+            `input_ids`, `attention_mask`, `token_type_ids` (B, L'), L' the longest's length up to a multiple of 4,
+            `sample_id` (B,) rows of the source, and whether anything is `padded`.
         """
         lengths = self.lengths[indices]
         width = padded_length(int(lengths.max()), self.settings.maximum_length)
@@ -105,6 +105,7 @@ class EncodedTexts:
             "attention_mask": torch.from_numpy(numpy.arange(width) < lengths[:, None]),
             "token_type_ids": torch.from_numpy(segments),
             "sample_id": torch.from_numpy(self.rows[indices]),
+            "padded": bool((lengths < width).any()),
         }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
@@ -16,7 +17,7 @@ from lit_pretrain.errors import UserError
 
 # Mean over patches or real tokens, the first token, or what the encoder's own `forward_head` makes of the last block.
 FeaturePooling = Literal["mean", "cls", "encoder"]
-TEXT_FIELDS = ("input_ids", "attention_mask", "token_type_ids")
+TEXT_FIELDS = ("input_ids", "attention_mask", "token_type_ids", "padded")
 
 
 def probe_depths(depth: int, count: int = 3) -> list[int]:
@@ -103,7 +104,7 @@ def _features(
         inputs = encoder.normalize(encoder.frame(batch["images"].to(device)))
         outputs = encoder.forward_intermediates(inputs, indices)
     else:
-        inputs = {name: batch[name].to(device) for name in TEXT_FIELDS if name in batch}
+        inputs = move_data_to_device({name: batch[name] for name in TEXT_FIELDS if name in batch}, device)
         mask = inputs.get("attention_mask")
         outputs = encoder.forward_intermediates(indices=indices, causal=causal, **inputs)
     for tokens in outputs:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import datasets
 import numpy
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from lit_pretrain.data.text_encoding import EncodedTexts, TextSettings, encode_texts
@@ -62,7 +63,7 @@ class PairEmbedder:
             starts = range(0, len(order), AT_ONCE)
             for start in with_bar(starts, len(starts), "texts"):
                 places = order[start : start + AT_ONCE]
-                batch = {name: value.to(self.module.device) for name, value in encoded.batch(places).items()}
+                batch = move_data_to_device(encoded.batch(places), self.module.device)
                 found[torch.from_numpy(places)] = self.module.embed_texts(batch).float().cpu()
         return check_finite(found, "embeddings of texts")
 

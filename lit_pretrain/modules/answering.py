@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 
 
 @torch.no_grad()
@@ -13,7 +14,7 @@ def answer(module: Any, samples: list[Any], batch_size: int) -> list[dict[str, A
     rows: list[dict[str, Any]] = []
     for start in range(0, len(samples), batch_size):
         batch = module.modality.batch_of(samples[start : start + batch_size], module.encoder, module.tokenizer)
-        answers = module.task.answers(module.logits({name: value.to(module.device) for name, value in batch.items()}))
+        answers = module.task.answers(module.logits(move_data_to_device(batch, module.device)))
         if "probability" in answers:
             probabilities = answers["probability"].tolist()
             answers["probability"] = [dict(zip(module.classes, row, strict=True)) for row in probabilities]

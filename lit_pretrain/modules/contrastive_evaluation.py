@@ -36,7 +36,8 @@ class ContrastiveEvaluation:
         pictures = module.embed_pictures(batch["images"])
         texts = batch["input_ids"].split(len(pictures)), batch["attention_mask"].split(len(pictures))
         embedded = [
-            module.embed_texts({"input_ids": ids, "attention_mask": mask}) for ids, mask in zip(*texts, strict=True)
+            module.embed_texts({"input_ids": ids, "attention_mask": mask, "padded": batch.get("padded", True)})
+            for ids, mask in zip(*texts, strict=True)
         ]
         if batch.get(SURPLUS):
             return

@@ -53,6 +53,7 @@ class Texts:
         inputs = clean_inputs(batch)
         if self.token_dropout:
             inputs["attention_mask"] = hide_tokens(inputs["attention_mask"], self.token_dropout, generator)
+            inputs["padded"] = True
         return inputs
 
     def encode(self, encoder: TextEncoder, inputs: dict[str, Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ first leaves them in place, and fine-tuning begins at the probe's accuracy. It c
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from lit_pretrain.data.loading import SURPLUS
@@ -40,7 +41,7 @@ def fit_probe_head(module: Any) -> None:
         place = index * processes + module.trainer.global_rank
         if batch.pop(SURPLUS, False) or (place and int(place * share) == int((place - 1) * share)):
             continue
-        moved = {name: value.to(module.device) for name, value in batch.items()}
+        moved = move_data_to_device(batch, module.device)
         parts.append((module.features(moved).float(), moved["label"]))
     module.train(training)
     if processes > 1:

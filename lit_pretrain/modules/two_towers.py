@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
@@ -57,7 +58,7 @@ class TwoTowers(BaseModule):
         """
         self.check_tokenizer()
         settings = TextSettings(("text",), self.text_encoder.max_positions)
-        return {name: one.to(self.device) for name, one in batch_of({"text": texts}, self.tokenizer, settings).items()}
+        return move_data_to_device(batch_of({"text": texts}, self.tokenizer, settings), self.device)
 
     def check_tokenizer(self) -> None:
         """See that texts can be told in word pieces.
@@ -72,9 +73,10 @@ class TwoTowers(BaseModule):
             )
 
     def embed_texts(self, batch: Batch) -> Tensor:
-        """(T, E) embeddings of length 1 of `input_ids` and `attention_mask` (T, L)."""
+        """(T, E) embeddings of length 1 of `input_ids` and `attention_mask` (T, L), which may be said not `padded`."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return self.embed(self.text_tower, self.text_tower, inputs)
+        padded = batch.get("padded", True)
+        return self.embed(self.text_tower, lambda part: self.text_tower(part | {"padded": padded}), inputs)
 
     def embed_pictures(self, images: Tensor, draws: dict[str, Tensor] | None = None) -> Tensor:
         """(B, E) embeddings of length 1.

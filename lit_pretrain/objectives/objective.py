@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from lit_pretrain.class_paths import build, class_path_of
 from lit_pretrain.errors import UserError
 
+# Tensors by name; of texts also `padded`, a plain bool: whether there is any padding, which only their loader knows
+# without waiting for the device. A batch that does not say may have some.
 Batch = dict[str, Tensor]
 
 
@@ -205,9 +207,9 @@ def count_passes(objectives: Sequence[Objective]) -> int:
     return len(passes_run(objectives))
 
 
-def clean_inputs(batch: Batch) -> dict[str, Tensor]:
+def clean_inputs(batch: Batch) -> dict[str, Any]:
     """The encoder's arguments for a text batch as it is."""
-    return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
+    return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids", "padded") if name in batch}
 
 
 def global_mean(total: Tensor, count: Tensor, training: bool) -> Tensor:

@@ -7,6 +7,7 @@ cross-entropy. The published failure is a generator that is too good too early; 
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
             initialise(self)
         super().build(encoder, vocabulary)
 
-    def generate(self, inputs: dict[str, Tensor], encoder: TextEncoder) -> Tensor:
+    def generate(self, inputs: dict[str, Any], encoder: TextEncoder) -> Tensor:
         """The generator's features (B, N, generator width) of a masked input."""
         tokens = self.projection(encoder.embeddings(inputs["input_ids"], inputs.get("token_type_ids")))
         rotation = None
@@ -84,7 +85,8 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
             config = self.generator.config
             places = torch.arange(tokens.shape[1], device=tokens.device)
             rotation = rotation_for(places, config.width // config.resolved_heads, encoder.rotary_base)
-        return self.generator(tokens, inputs.get("attention_mask"), rotation=rotation)
+        mask = inputs.get("attention_mask") if inputs.get("padded", True) else None
+        return self.generator(tokens, mask, rotation=rotation)
 
     def make_pass(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> EncoderPass:
         """Hide positions, let the generator fill them in, and hand the result to the encoder."""

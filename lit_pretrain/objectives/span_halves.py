@@ -32,7 +32,9 @@ def halves_pass(batch: Batch, generator: torch.Generator, token_dropout: float =
     if token_dropout:
         same = torch.Generator(mask.device).manual_seed(generator.initial_seed() ^ HIDDEN_STREAM)
         mask = hide_tokens(mask, token_dropout, same)
-    inputs = {"input_ids": ids, "attention_mask": mask}
+    # Of an odd number of tokens, the first half has one token less.
+    padded = batch.get("padded", True) or batch["input_ids"].shape[1] % 2 == 1 or token_dropout > 0
+    inputs = {"input_ids": ids, "attention_mask": mask, "padded": padded}
     if "token_type_ids" in batch:
         inputs["token_type_ids"] = torch.zeros_like(ids)
     return EncoderPass(inputs, {"ids": ids, "mask": mask, "words": words})

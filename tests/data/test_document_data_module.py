@@ -21,6 +21,7 @@ def test_a_batch_of_pairs(data):
         assert set(batch) == set(data.batch_fields)
         ids, mask, segments = batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
         assert ids.shape == mask.shape == segments.shape == (8, 32)
+        assert batch["padded"] is not bool(mask.all())
         assert ids.dtype == segments.dtype == batch["next_sentence_label"].dtype == torch.int64
         for row in range(8):
             length = int(mask[row].sum())
@@ -38,7 +39,7 @@ def test_any_batch_can_be_made_again(data):
     for epoch in (0, 3):
         for index, batch in enumerate(rows_of(data.train_dataloader(), epoch)):
             again = data.batch_at(epoch, index)
-            assert all(torch.equal(batch[name], again[name]) for name in batch)
+            torch.testing.assert_close(batch, again, rtol=0, atol=0)
 
 
 def test_validation_has_documents_of_its_own_and_is_the_same_for_every_seed(corpus, tmp_path):
@@ -107,7 +108,7 @@ def test_more_workers_give_the_same_batches(corpus, tmp_path):
         batches.append(rows_of(data.train_dataloader(), epoch=2))
     assert len(batches[0]) == len(batches[1]) > 3
     for one, other in zip(*batches, strict=True):
-        assert all(torch.equal(one[name], other[name]) for name in one)
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

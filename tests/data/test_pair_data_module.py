@@ -53,6 +53,7 @@ def test_a_caption_is_drawn_for_each_picture_and_epoch(pairs, tmp_path):
     texts = data.captions("train", batch["caption_id"].tolist())
     pieces = [ids[mask][1:-1].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
     assert pieces == data.tokenizer.encode_batch(texts)
+    assert batch["padded"] is not bool(batch["attention_mask"].all())
     same = [(one, other) for one in range(8) for other in range(8) if pieces[one] == pieces[other]]
     keys = batch["caption_key"].tolist()
     assert same == [(one, other) for one in range(8) for other in range(8) if keys[one] == keys[other]]
@@ -76,7 +77,7 @@ def test_the_loader_goes_on_in_mid_epoch(pairs, tmp_path):
     rest = list(again)
     assert len(straight) == 6 and len(rest) == 2
     for one, other in zip(straight[4:], rest, strict=True):
-        assert all(torch.equal(one[name], other[name]) for name in one)
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_rows_of_one_picture_are_one_picture(tmp_path):

@@ -70,7 +70,16 @@ def test_shared_weights_are_the_same_and_learn_from_both_sides(sharing):
     assert counts[0] - counts[1] == saved
 
     module.text_encoder.set_vocabulary(20)
-    text = module.embed_texts({"input_ids": torch.arange(12).view(3, 4), "attention_mask": torch.ones(3, 4).bool()})
+    captions = {"input_ids": torch.arange(12).view(3, 4), "attention_mask": torch.ones(3, 4).bool()}
+    text = module.embed_texts(captions)
+    # Attention has no mask where nothing is padded, in chunks too.
+    masks = []
+    hook = lambda _, arguments: masks.append(arguments[1])  # noqa: E731
+    with module.text_encoder.transformer.blocks[0].register_forward_pre_hook(hook):
+        module.chunk_size = 2
+        torch.testing.assert_close(module.embed_texts(captions | {"padded": False}), text)
+        module.chunk_size = None
+    assert masks == [None, None]
     picture = module.embed_pictures(torch.rand(3, 3, 16, 16))
     weights = [one for name, one in ours.items() if name in shared]
     by_text = torch.autograd.grad(text[:, 0].sum(), weights)

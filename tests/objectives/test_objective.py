@@ -7,6 +7,7 @@ from fake_device import NoWaiting, to_fake_cuda
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
+from lit_pretrain.backbone.transformer import Block
 from lit_pretrain.objectives import (
     BagOfNgrams,
     BagOfWords,
@@ -68,6 +69,46 @@ def test_all_together_give_finite_losses_and_gradients_everywhere(encoder, vocab
     for module in (encoder, *objectives):
         for name, parameter in module.named_parameters():
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("make", OBJECTIVES)
+@pytest.mark.parametrize("length", [24, 23])
+def test_attention_has_a_mask_only_where_something_is_padded(make, length, vocabulary, batch) -> None:
+    config = TransformerConfig(depth=2, width=16, heads=2)
+    encoder = TextEncoder(50, transformer=config, ngrams=2, ngram_rows=8)
+    objective = make()
+    objective.build(encoder, vocabulary)
+    for parameter in [*encoder.parameters(), *objective.parameters()]:
+        torch.nn.init.normal_(parameter, std=0.3)
+    full = {name: value[:, :length] if value.ndim == 2 else value for name, value in batch.items()}
+    full["input_ids"] = torch.where(full["attention_mask"], full["input_ids"], 7)
+    full["attention_mask"] = torch.ones_like(full["attention_mask"])
+    seen = []
+    for module in (encoder, objective):
+        for part in module.modules():
+            if isinstance(part, Block):
+                part.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1:3]))
+    losses = []
+    for clean in (full, full | {"padded": False}, batch):
+        losses.append(float(objective(encoder, clean, torch.Generator().manual_seed(3)).loss))
+        masked = {mask is not None for mask, _ in seen}
+        causal = {causal for _, causal in seen}
+        # No token sees the padding that follows it; and of an odd number of tokens, one half is shorter.
+        if isinstance(objective, CausalLanguageModeling):
+            assert masked == {False} and causal == {True}
+        else:
+            halves = isinstance(objective, (ContrastiveSpans, BagOfWords, BagOfNgrams))
+            assert masked == {clean.get("padded", True) or (halves and length == 23)} and causal == {False}
+        seen.clear()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_causal_features_of_real_tokens_are_those_with_a_mask(encoder, batch) -> None:
+    real, ids = batch["attention_mask"], batch["input_ids"]
+    masked = encoder.transformer(encoder.embeddings(ids), real, causal=True)
+    torch.testing.assert_close(encoder.forward_features(ids, real, causal=True)[real], masked[real])
+    (intermediate,) = encoder.forward_intermediates(ids, [-1], real, causal=True)
+    torch.testing.assert_close(intermediate[real], masked[real])
 
 
 def _two_processes(rank: int, address: str, results) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningDataModule, LightningModule
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from lit_pretrain.commands.benchmarks.contest import Contestant, hold
@@ -72,7 +73,7 @@ def measure_fit(
         module, data = make()
         data.prepare_data()
         data.setup("fit")
-        batch = {name: value.to(setting.device) for name, value in data.batch_at(0, 0).items()}
+        batch = move_data_to_device(data.batch_at(0, 0), setting.device)
         if isinstance(module, Pretraining):
             batch = module.prepare(batch, torch.Generator(device=setting.device))
         bare = make_bare(batch)
