@@ -7,7 +7,8 @@ from jsonargparse import Namespace
 
 from lit_pretrain.arguments import CONFIG_OPTIONS, value_of, values_of
 from lit_pretrain.data.image_source import FOLDER, ImageSource
-from lit_pretrain.data.sources import ending, everything_in
+from lit_pretrain.data.reading import ending
+from lit_pretrain.data.sources import everything_in
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.checkpoints import read_checkpoint
 

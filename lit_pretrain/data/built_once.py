@@ -5,11 +5,15 @@ complete, so a killed build leaves nothing half done.
 """
 
 import errno
+import glob
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy
 from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,7 +25,12 @@ FACTS = "facts.json"
 
 def default_cache_directory() -> Path:
     """caches/ under the runs directory."""
-    return Path(os.environ.get("LIT_PRETRAIN_RUNS", "runs")) / "caches"
+    return Path(os.environ.get("LIT_PRETRAIN_RUNS") or "runs").expanduser() / "caches"
+
+
+def chosen_cache_directory(given: str | None) -> Path:
+    """The directory that a person gives for caches, or the default one."""
+    return Path(given).expanduser() if given else default_cache_directory()
 
 
 def build_once(directory: Path, build: Callable[[Path], None], what: str) -> None:
@@ -33,29 +42,82 @@ def build_once(directory: Path, build: Callable[[Path], None], what: str) -> Non
         what: What it is, for messages.
 
     Raises:
-        UserError: If the disk is full.
+        UserError: If the disk is full, or cannot be written.
     """
     if (directory / FACTS).is_file():
         return
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{directory}.lock"):
+    with locked(directory, what):
         if (directory / FACTS).is_file():
             return
-        for left_over in directory.parent.glob(f"{directory.name}.partial-*"):
+        for left_over in directory.parent.glob(f"{glob.escape(directory.name)}.partial-*"):
             shutil.rmtree(left_over, ignore_errors=True)
         partial = directory.parent / f"{directory.name}.partial-{os.getpid()}"
         try:
             build(partial)
             partial.replace(directory)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if not is_full(error):
                 raise
-            raise UserError(
-                f"The disk of {directory.parent} is full, so the {what} could not be written: free some space, or set "
-                "data.cache_directory to another disk."
-            ) from error
+            raise disk_is_full(directory.parent, what) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def locked(directory: Path, what: str) -> Iterator[None]:
+    """Let one process at a time make a folder.
+
+    Raises:
+        UserError: If its parent cannot be written.
+    """
+    lock = FileLock(f"{directory}.lock")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        full = is_full(error)
+        raise (disk_is_full(directory.parent, what) if full else read_only(directory.parent, what, error)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_array(file: BinaryIO, array: numpy.ndarray) -> None:
+    """Append an array's bytes; what `numpy.ndarray.tofile` raises where the disk is full has no number."""
+    file.write(numpy.ascontiguousarray(array).data)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether something could not be written for want of space, or of a share of it."""
+    if not isinstance(error, OSError):
+        return False
+    # Libraries raise it anew, of the number keeping at most the words.
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error) or "disk space" in str(error)
+
+
+def disk_is_full(directory: Path, what: str) -> UserError:
+    """What is said of a disk without space."""
+    return UserError(
+        f"The disk of {directory} is full, or your share of it is, so the {what} could not be written: free some "
+        "space, or set data.cache_directory to another disk."
+    )
+
+
+def is_read_only(error: BaseException, directory: Path) -> bool:
+    """Whether something could not be written in a directory for want of permission."""
+    if not isinstance(error, OSError) or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return False
+    return error.filename is None or Path(os.path.abspath(error.filename)).is_relative_to(os.path.abspath(directory))
+
+
+def read_only(directory: Path, what: str, error: OSError | None = None) -> UserError:
+    """What is said of a directory that cannot be written and lacks something."""
+    reason = error.strerror if error is not None else os.strerror(errno.EACCES)
+    return UserError(
+        f"{directory} cannot be written ({reason}), and the {what} is not there yet: set data.cache_directory to "
+        "another place."
+    )
 
 
 def build_progress(unit: str) -> Progress:

@@ -1,16 +1,13 @@
 """Documents for pretraining on text: any source, one tokenised cache, sentence pairs or segments."""
 
 import hashlib
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
-from filelock import FileLock
 from torch import Tensor
 
-from lit_pretrain.data.built_once import default_cache_directory
+from lit_pretrain.data.built_once import FACTS, build_once, chosen_cache_directory
 from lit_pretrain.data.document_dataset import DocumentDataset, DocumentStarts, Layout
 from lit_pretrain.data.document_source import DocumentSeparator, DocumentSource, open_documents
 from lit_pretrain.data.epoch_data_module import EpochDataModule
@@ -107,7 +104,7 @@ class DocumentDataModule(EpochDataModule):
         self.workers = workers
         self.validation_share = validation_share
         self.document_budget = document_budget
-        self.cache_directory = Path(cache_directory) if cache_directory else default_cache_directory()
+        self.cache_directory = chosen_cache_directory(cache_directory)
         self.seed = default_seed() if seed is None else seed
         self.tokenizer: WordPieceTokenizer | None = None
         self.cache: TokenCache | None = None
@@ -141,15 +138,8 @@ class DocumentDataModule(EpochDataModule):
         """The tokenizer of this corpus and these settings, trained once."""
         key = f"{source_fingerprint}\n{self.vocabulary_size}\n{self.lowercase}"
         directory = self.cache_directory / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()[:16]
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{directory}.lock"):
-            if not directory.is_dir():
-                texts = DocumentTexts(data, self.source.text_column)
-                partial = directory.with_name(f"{directory.name}.partial-{os.getpid()}")
-                shutil.rmtree(partial, ignore_errors=True)
-                WordPieceTokenizer.train(texts, self.vocabulary_size, self.lowercase).save(partial)
-                partial.replace(directory)
-        return WordPieceTokenizer.load(directory)
+        texts = DocumentTexts(data, self.source.text_column)
+        return trained_once(directory, texts, self.vocabulary_size, self.lowercase)
 
     def setup(self, stage: str) -> None:
         """Split the documents and plan the first epoch."""
@@ -209,6 +199,27 @@ class DocumentDataModule(EpochDataModule):
         if self.layout == "sentence_pairs":
             facts["random_share"] = round(float(self.train_dataset.plan(0).is_random.mean()), 4)
         return facts
+
+
+def trained_once(directory: Path, texts: "DocumentTexts", vocabulary_size: int, lowercase: bool) -> WordPieceTokenizer:
+    """A tokenizer of some texts, from the disk if it was trained before.
+
+    Args:
+        directory: Where it is kept, named by all that it depends on.
+        texts: What it learns from.
+        vocabulary_size: See `WordPieceTokenizer.train`.
+        lowercase: See there.
+
+    Raises:
+        UserError: If it cannot be trained, or the disk is full.
+    """
+
+    def build(partial: Path) -> None:
+        WordPieceTokenizer.train(texts, vocabulary_size, lowercase).save(partial)
+        (partial / FACTS).write_text("{}\n")
+
+    build_once(directory, build, "tokenizer")
+    return WordPieceTokenizer.load(directory)
 
 
 class DocumentTexts:

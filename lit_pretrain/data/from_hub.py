@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import datasets
 
@@ -43,6 +44,44 @@ def load_from_hub(
         f"'{path}' is neither a file or directory here nor a data set that the Hugging Face hub gave ({state}): "
         f"check {setting}, or the network."
     ) from reason
+
+
+def load_remote(
+    builder: str, addresses: list[str], options: dict[str, Any], split: str, setting: str = "data.path"
+) -> datasets.Dataset:
+    """Read files from elsewhere, by whatever protocol `fsspec` knows; a copy is kept in the cache of `datasets`.
+
+    Args:
+        builder: Of `datasets`.
+        addresses: Such as https://host/file.csv or s3://bucket/file.parquet.
+        options: Of the builder.
+        split: What to call the rows, or the part of them to read (train[:10%]).
+        setting: Where the address was given, for the message.
+
+    Raises:
+        UserError: If a package for the protocol is missing, or the files cannot be read.
+    """
+    protocol = addresses[0].split("://")[0]
+    try:
+        return datasets.load_dataset(builder, data_files={split.split("[")[0]: addresses}, split=split, **options)
+    except (ImportError, ValueError) as error:
+        if "nstall" not in str(error) and "Protocol not known" not in str(error):
+            raise no_remote(addresses, error, setting) from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"{addresses[0]} cannot be read, since a package for {protocol}:// is missing ({reason}): install it, or "
+            f"copy the files here and set {setting} to them."
+        ) from error
+    except Exception as error:  # every protocol and format fails in its own way
+        raise no_remote(addresses, error, setting) from error
+
+
+def no_remote(addresses: list[str], error: Exception, setting: str) -> UserError:
+    """What is said of files elsewhere that cannot be read."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return UserError(f"{addresses[0]} cannot be read ({reason}): check {setting}, and the network.")
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from lit_pretrain.data.built_once import FACTS, build_once, build_progress
+from lit_pretrain.data.built_once import FACTS, build_once, build_progress, write_array
 from lit_pretrain.data.decoding import decode_blocks, no_readable
 from lit_pretrain.data.image_source import EncodedPictures
 from lit_pretrain.data.picture_statistics import PictureStatistics
@@ -115,7 +115,7 @@ def build(pictures: EncodedPictures, square: Square, corrupt: Corrupt, directory
     with (directory / "images.bin").open("wb") as file, build_progress("pictures") as progress:
         task = progress.add_task("Decoding", total=len(pictures))
         for block in decode_blocks(pictures, range(len(pictures)), square):
-            block.images.tofile(file)
+            write_array(file, block.images)
             rows.append(numpy.array(block.rows, dtype=numpy.int64))
             statistics.add(block.statistics)
             unreadable += block.unreadable
@@ -129,7 +129,8 @@ def build(pictures: EncodedPictures, square: Square, corrupt: Corrupt, directory
             f"{naming(unreadable, len(pictures), pictures.source, unreadable_list(final))}: repair or remove them, or "
             "set data.corrupt to skip."
         )
-    numpy.concatenate(rows).tofile(directory / "rows.bin")
+    with (directory / "rows.bin").open("wb") as file:
+        write_array(file, numpy.concatenate(rows))
     facts = {"stored_size": square.side, "pictures": statistics.pictures, "skipped_pictures": len(unreadable)}
     (directory / FACTS).write_text(json.dumps(facts | statistics.facts()) + "\n")
 

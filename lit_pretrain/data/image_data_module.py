@@ -1,12 +1,11 @@
 """Pictures for pretraining on images: any source, decoded once, labels where there are any."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy
 
-from lit_pretrain.data.built_once import default_cache_directory
+from lit_pretrain.data.built_once import chosen_cache_directory
 from lit_pretrain.data.epoch_data_module import EpochDataModule
 from lit_pretrain.data.image_cache import Corrupt
 from lit_pretrain.data.image_dataset import ImageDataset
@@ -113,7 +112,7 @@ class ImageDataModule(EpochDataModule):
         elif test_split is not None:
             self.test_source = ImageSource(path, name, data_files, test_split, prefix="test_", **columns)
         self.splits_needed = test_path is None and test_data_files is None and test_split is not None
-        directory = Path(cache_directory) if cache_directory else default_cache_directory()
+        directory = chosen_cache_directory(cache_directory)
         self.storage = StorageSettings(stored_size, cache, cache_gigabytes, corrupt, directory)
         self.stored_size = stored_size
         self.batch_size = batch_size

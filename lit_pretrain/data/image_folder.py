@@ -13,16 +13,15 @@ import pyarrow
 
 from lit_pretrain.data.content_hash import content_hash
 from lit_pretrain.data.notices import say_once
+from lit_pretrain.data.reading import ending, without_bars
 from lit_pretrain.data.resolution import some
 from lit_pretrain.data.sources import (
     TABLES,
     LocalFiles,
     OpenedSource,
     Source,
-    ending,
     read_tables,
     shown,
-    without_bars,
 )
 from lit_pretrain.errors import UserError
 

@@ -16,6 +16,7 @@ from lit_pretrain.data.content_hash import checked_once, content_hash, folder_ha
 from lit_pretrain.data.image_folder import FOLDER, check_folder_labels, folder_classes, folder_rows, metadata_rows
 from lit_pretrain.data.labels import Labels, read_labels
 from lit_pretrain.data.pictures import EncodedPicture
+from lit_pretrain.data.reading import read_split
 from lit_pretrain.data.shards import SHARDS, check_shards, shard_features
 from lit_pretrain.data.sources import (
     TABLES,
@@ -25,7 +26,6 @@ from lit_pretrain.data.sources import (
     check_column,
     no_rows,
     open_source,
-    read_split,
     shown,
 )
 from lit_pretrain.errors import UserError

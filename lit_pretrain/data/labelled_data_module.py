@@ -1,12 +1,11 @@
 """Labelled texts, pairs of texts or pictures, for fine-tuning and for evaluation."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lit_pretrain.data.built_once import default_cache_directory
+from lit_pretrain.data.built_once import chosen_cache_directory
 from lit_pretrain.data.epoch_data_module import EpochDataModule
 from lit_pretrain.data.image_cache import Corrupt
 from lit_pretrain.data.image_source import ImageSource
@@ -120,7 +119,7 @@ class LabelledDataModule(EpochDataModule):
             raise UserError("data.image_column and data.text_column are both set: learn from pictures or from texts.")
         if text_pair_column is not None and truncation == "head_tail":
             raise UserError("data.truncation head_tail is for single texts: set it to head for pairs.")
-        self.cache_directory = Path(cache_directory) if cache_directory else default_cache_directory()
+        self.cache_directory = chosen_cache_directory(cache_directory)
         self.text: TextSettings | None = None
         if image_column is None:
             columns = (text_column or "text", *([text_pair_column] if text_pair_column is not None else []))

@@ -1,13 +1,12 @@
 """Pictures with captions, for contrastive pretraining: any source, one caption of a picture drawn in every epoch."""
 
 import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy
 
-from lit_pretrain.data.built_once import FACTS, build_once, default_cache_directory
-from lit_pretrain.data.document_data_module import DocumentTexts
+from lit_pretrain.data.built_once import chosen_cache_directory
+from lit_pretrain.data.document_data_module import DocumentTexts, trained_once
 from lit_pretrain.data.epoch_data_module import EpochDataModule
 from lit_pretrain.data.image_cache import Corrupt
 from lit_pretrain.data.image_source import ImageSource
@@ -142,7 +141,7 @@ class PairDataModule(EpochDataModule):
         self.vocabulary_size = vocabulary_size
         self.lowercase = lowercase
         self.maximum_length = maximum_length
-        directory = Path(cache_directory) if cache_directory else default_cache_directory()
+        directory = chosen_cache_directory(cache_directory)
         self.storage = StorageSettings(stored_size, cache, cache_gigabytes, corrupt, directory)
         self.batch_size = batch_size
         self.workers = workers
@@ -196,14 +195,8 @@ class PairDataModule(EpochDataModule):
         parts = [contents.fingerprint, str(self.vocabulary_size), str(self.lowercase)]
         name = hashlib.sha256("\n".join(parts).encode() + captions.tobytes()).hexdigest()[:16]
         directory = self.storage.directory / "tokenizers" / name
-
-        def build(partial: Path) -> None:
-            texts = DocumentTexts(contents.captions.data.select(captions), CAPTION)
-            WordPieceTokenizer.train(texts, self.vocabulary_size, self.lowercase).save(partial)
-            (partial / FACTS).write_text("{}\n")
-
-        build_once(directory, build, "tokenizer")
-        return WordPieceTokenizer.load(directory)
+        texts = DocumentTexts(contents.captions.data.select(captions), CAPTION)
+        return trained_once(directory, texts, self.vocabulary_size, self.lowercase)
 
     def setup(self, stage: str) -> None:
         """Gather the pictures of each part with their captions."""

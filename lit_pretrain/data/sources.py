@@ -7,20 +7,19 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
-from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from lit_pretrain.data.content_hash import content_hash
-from lit_pretrain.data.from_hub import load_from_hub
+from lit_pretrain.data.from_hub import load_from_hub, load_remote
 from lit_pretrain.data.notices import say_once
+from lit_pretrain.data.reading import NoRowsError, UnreadableError, ending, read_files, read_split
 from lit_pretrain.data.resolution import Splits, find_splits, is_hidden, list_directory, some
 from lit_pretrain.errors import UserError, nearest
 
@@ -156,6 +155,9 @@ def open_source(source: Source, cache_directory: Path) -> OpenedSource:
         content = source.content(local, cache_directory)
         data = source.read(local, content, cache_directory)
         opened = OpenedSource(data, content, tuple(local.all_files), local.builder)
+    elif (remote := remote_files(source)) is not None:
+        data = load_remote(*remote, source.split, source.setting("path"))
+        opened = OpenedSource(data, f"hub:{data._fingerprint}")
     else:
         data = load_from_hub(source.path, source.name, source.data_files, source.split, source.setting("path"))
         opened = OpenedSource(data, f"hub:{data._fingerprint}")
@@ -184,6 +186,8 @@ def has_splits(source: Source) -> bool:
     if source.path is not None and (Path(source.path) / "dataset_dict.json").is_file():
         return True
     if is_saved(source):
+        return False
+    if remote_files(source) is not None:
         return False
     local = local_patterns(source)
     return local is None or any(
@@ -225,13 +229,6 @@ def saved_rows(source: Source) -> datasets.Dataset | None:
     return read_split(splits, source.split)
 
 
-def read_split(parts: Mapping[str, datasets.Dataset], split: str) -> datasets.Dataset:
-    """What a split of `datasets` means, where its parts are there already."""
-    chosen = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(part) for name, part in parts.items()})
-    rows = [parts[one.splitname].select(range(one.from_ or 0, one.to)) for one in chosen]
-    return rows[0] if len(rows) == 1 else datasets.concatenate_datasets(rows)
-
-
 def local_patterns(source: Source) -> tuple[str | None, list[str]] | None:
     """The builder that a local source names, if it names one, and its files, directories or patterns; null for the hub.
 
@@ -240,6 +237,8 @@ def local_patterns(source: Source) -> tuple[str | None, list[str]] | None:
     """
     patterns = [source.data_files] if isinstance(source.data_files, str) else list(source.data_files or [])
     builder = source.path if source.path in set(source.builders.values()) else None
+    if any("://" in place for place in (source.path or "", *patterns)):
+        return None
     if source.path is not None and builder is None:
         path = Path(source.path)
         if not path.exists():
@@ -252,7 +251,29 @@ def local_patterns(source: Source) -> tuple[str | None, list[str]] | None:
         patterns = [inner if expand(inner) else one for inner, one in zip(within, patterns, strict=True)] or [str(path)]
     elif source.path is None and source.data_files is None:
         return "parquet", [str(sample_path(source.sample))]
-    return None if any("://" in pattern for pattern in patterns) else (builder, patterns)
+    return builder, patterns
+
+
+def remote_files(source: Source) -> tuple[str, list[str], dict[str, Any]] | None:
+    """Builder, addresses and options of a source of files elsewhere (https://, s3://), or null for a name on the hub.
+
+    Raises:
+        UserError: If nothing says of which kind the files are.
+    """
+    given = [source.data_files] if isinstance(source.data_files, str) else list(source.data_files or [])
+    builder = source.path if source.path in set(source.builders.values()) else None
+    if source.path is not None and "://" in source.path:
+        given = [source.path] if not given else [f"{source.path.rstrip('/')}/{file}" for file in given]
+    elif not any("://" in file for file in given) or (source.path is not None and builder is None):
+        return None
+    endings = [ending(place.split("::")[0].split("?")[0]) for place in given]
+    builder = builder or source.builder_of({source.builders.get(one) for one in endings} - {None})
+    if builder is None:
+        raise UserError(
+            f"{shown(source)} does not say by its ending what it holds: set {source.setting('path')} to "
+            f"{builder_names(source)} and {source.setting('data_files')} to the address."
+        )
+    return builder, given, source.options(builder, [place.split("?")[0] for place in given])
 
 
 def local_files(source: Source) -> LocalFiles | None:
@@ -344,11 +365,6 @@ def chosen_splits(source: Source, found: Splits, by_path: bool) -> dict[str, lis
     raise no_split(source, found.files)
 
 
-def ending(file: str) -> str:
-    """What a file's name ends with, in lower case."""
-    return os.path.splitext(file)[1].lower()
-
-
 def builder_names(source: Source) -> str:
     """The builders as an enumeration; arrow files are what `datasets` writes, so few people name that one."""
     names = [name for name in dict.fromkeys(source.builders.values()) if name != "arrow"]
@@ -392,40 +408,19 @@ def expand(pattern: str) -> list[str]:
 
 
 def read_tables(source: Source, found: LocalFiles, content: str, cache_directory: Path) -> datasets.Dataset:
-    """Read local files with the builder of their kind."""
-    builder = found.builder
-    # As lists of files rather than of patterns, which names with brackets would be; and by their content, not their
-    # time of change, so that no converted copy of another content is found.
-    files = {split: DataFilesList(files, [(content,)] * len(files)) for split, files in found.files.items()}
+    """Read local files with the builder of their kind.
+
+    Raises:
+        UserError: If they cannot be read, or hold nothing.
+    """
     try:
-        with without_bars():
-            return datasets.load_dataset(
-                builder,
-                data_files=DataFilesDict(files),
-                split=source.split,
-                cache_dir=str(cache_directory),
-                **found.options,
-            )
-    except Exception as error:  # each format fails in its own way
-        cause = error.__cause__ or error
-        if "corresponds to no data" in str(cause):
-            raise no_rows(source) from error
-        reason = (str(cause).splitlines() or [type(cause).__name__])[0][:200]
+        return read_files(found.builder, found.files, source.split, found.options, content, cache_directory)
+    except NoRowsError as error:
+        raise no_rows(source) from error
+    except UnreadableError as error:
         raise UserError(
-            f"{shown(source)} cannot be read as {builder} ({reason}): repair or remove the file."
+            f"{error.file or shown(source)} cannot be read as {found.builder} ({error.reason}): {error.advice}."
         ) from error
-
-
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """Let `datasets` show no bars."""
-    disabled = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not disabled:
-            datasets.enable_progress_bars()
 
 
 def check_column(data: datasets.Dataset, column: str, source: str, setting: str) -> None:

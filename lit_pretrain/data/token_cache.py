@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy
 
-from lit_pretrain.data.built_once import FACTS, build_once, build_progress
+from lit_pretrain.data.built_once import FACTS, build_once, build_progress, write_array
 from lit_pretrain.data.sentences import split_sentences
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
@@ -132,10 +132,10 @@ def build(data: Any, text_column: str, tokenizer: WordPieceTokenizer, directory:
                     kept_rows.append(row)
                 ends = total_tokens + numpy.cumsum(sentence_lengths, dtype=numpy.int64)
                 counts = total_sentences + numpy.cumsum(sentence_counts, dtype=numpy.int64)
-                numpy.fromiter(chain.from_iterable(kept), dtype).tofile(files["tokens"])
-                ends.tofile(files["sentence_ends"])
-                counts.tofile(files["document_ends"])
-                numpy.array(kept_rows, dtype=numpy.int64).tofile(files["document_rows"])
+                write_array(files["tokens"], numpy.fromiter(chain.from_iterable(kept), dtype))
+                write_array(files["sentence_ends"], ends)
+                write_array(files["document_ends"], counts)
+                write_array(files["document_rows"], numpy.array(kept_rows, dtype=numpy.int64))
                 total_tokens += sum(sentence_lengths)
                 total_sentences += len(sentence_lengths)
                 documents += len(kept_rows)

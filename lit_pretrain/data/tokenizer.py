@@ -137,7 +137,7 @@ def read_tokenizer(path: str | Path) -> tuple[Tokenizer, str]:
     Raises:
         UserError: If there is none, or it cannot be read.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.exists():
         raise UserError(f"There is no tokenizer at {path}: give a directory with tokenizer.json or vocab.txt.")
     files = [path] if path.is_file() else [path / "tokenizer.json", path / "vocab.txt"]

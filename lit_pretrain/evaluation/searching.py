@@ -17,7 +17,8 @@ from lit_pretrain.data.image_source import FOLDER, EncodedPictures, ImageSource,
 from lit_pretrain.data.labelled_source import LabelledTextSource
 from lit_pretrain.data.pair_source import CAPTION, open_captions
 from lit_pretrain.data.pictures import EncodedPicture, Square, UnreadablePictureError, opened, to_rgb
-from lit_pretrain.data.sources import check_column, ending, everything_in, expand, open_source
+from lit_pretrain.data.reading import ending
+from lit_pretrain.data.sources import check_column, everything_in, expand, open_source
 from lit_pretrain.errors import UserError, nearest
 from lit_pretrain.evaluation.bars import with_bar
 from lit_pretrain.evaluation.finite import check_finite

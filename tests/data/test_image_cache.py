@@ -1,6 +1,5 @@
 """Decoded pictures on disk: their arrays by hand, damaged ones, memory, lock, a full disk."""
 
-import errno
 import multiprocessing
 import os
 import pickle
@@ -155,16 +154,6 @@ def test_the_fingerprint_follows_what_the_pixels_depend_on():
     cases += [(one, Square(8), "skip"), (one, Square(8, like="row 0"), "error")]
     assert len({image_fingerprint(*case) for case in cases}) == len(cases)
     assert image_fingerprint(one, Square(8, like="a"), "skip") == image_fingerprint(one, Square(8, like="b"), "skip")
-
-
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(image_cache, "decode_blocks", full)
-    with pytest.raises(UserError, match=r"is full, so the decoded pictures.*data\.cache_directory"):
-        open_or_build(numbered(2), Square(8), "error", tmp_path / "cache")
-    assert os.listdir(tmp_path) == ["cache.lock"]
 
 
 def build_slowly(directory, answers):
