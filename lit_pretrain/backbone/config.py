@@ -3,7 +3,7 @@
 Every option exists because a public checkpoint needs it: BERT (Devlin et al. 2019, arXiv:1810.04805) is post-norm with
 an epsilon of 1e-12; ViT (Dosovitskiy et al. 2021, arXiv:2010.11929) and CLIP (Radford et al. 2021, arXiv:2103.00020)
 are pre-norm, CLIP with quick GELU; DeiT III (Touvron et al. 2022, arXiv:2204.07118) adds LayerScale and stochastic
-depth.
+depth; DINOv2 (Oquab et al. 2023, arXiv:2304.07193) has a SwiGLU in its largest.
 """
 
 from dataclasses import dataclass, replace
@@ -44,7 +44,8 @@ class TransformerConfig:
         heads: Attention heads; null means one for every 64 features, at least one.
         feed_forward_width: Features inside the feed-forward; null means 4 times the width.
         norm_order: `post` normalises after each residual sum (BERT), `pre` before each branch and at the end (ViT).
-        activation: `gelu` (by erf), `gelu_tanh` or `quick_gelu` (x sigmoid(1.702 x), CLIP's).
+        activation: `gelu` (by erf), `gelu_tanh`, `quick_gelu` (x sigmoid(1.702 x), CLIP's) or `swiglu`, silu(A x) B x,
+            which makes three matrices of two (Shazeer 2020, arXiv:2002.05202; DINOv2's largest).
         norm_epsilon: Epsilon of the layer norms (BERT 1e-12, ViT 1e-6).
         bias: Whether the linear layers of a block have a bias.
         dropout: Dropout on the branches' outputs; BERT's authors use 0.1, a small budget does better with 0.
@@ -52,6 +53,7 @@ class TransformerConfig:
         stochastic_depth: Probability that the last block's branches are skipped, growing linearly from 0 at the first.
         layer_scale: Initial value of a learned gain per feature on each branch; null means none.
         final_norm: Whether `pre` normalises the tokens at the end (`post` has done so already).
+        query_key_norm: Whether each head's queries and keys are normalised (Dehghani et al. 2023, arXiv:2302.05442).
     """
 
     family: ClassVar[str] = "BERT"
@@ -65,7 +67,7 @@ class TransformerConfig:
     heads: int | None = None
     feed_forward_width: int | None = None
     norm_order: Literal["post", "pre"] = "post"
-    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"] = "gelu"
     norm_epsilon: float = 1e-12
     bias: bool = True
     dropout: float = 0.0
@@ -73,6 +75,7 @@ class TransformerConfig:
     stochastic_depth: float = 0.0
     layer_scale: float | None = None
     final_norm: bool = True
+    query_key_norm: bool = False
 
     def __post_init__(self) -> None:
         """Refuse shapes that cannot be built."""
@@ -136,7 +139,8 @@ class TransformerConfig:
         Args:
             sequence_length: Number of tokens that attend to each other.
         """
-        projections = 4 * self.width * self.width + 2 * self.width * self.resolved_feed_forward_width
+        matrices = 3 if self.activation == "swiglu" else 2
+        projections = 4 * self.width * self.width + matrices * self.width * self.resolved_feed_forward_width
         attention = 2 * sequence_length * self.width
         return 2.0 * self.depth * (projections + attention)
 

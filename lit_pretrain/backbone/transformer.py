@@ -29,8 +29,9 @@ class QuickGELU(nn.Module):
 
 
 def make_activation(name: str) -> nn.Module:
-    """The activation of a feed-forward by its name in `TransformerConfig`."""
-    return {"gelu": nn.GELU, "gelu_tanh": lambda: nn.GELU(approximate="tanh"), "quick_gelu": QuickGELU}[name]()
+    """The activation of a feed-forward by its name in `TransformerConfig`; of `swiglu` that of the gate."""
+    kinds = {"gelu": nn.GELU, "gelu_tanh": lambda: nn.GELU(approximate="tanh"), "quick_gelu": QuickGELU}
+    return (kinds | {"swiglu": nn.SiLU})[name]()
 
 
 class Attention(nn.Module):
@@ -42,6 +43,12 @@ class Attention(nn.Module):
         self.dropout = config.attention_dropout
         self.query_key_value = nn.Linear(config.width, 3 * config.width, bias=config.bias)
         self.projection = nn.Linear(config.width, config.width, bias=config.bias)
+        self.query_norm: nn.Module | None = None
+        self.key_norm: nn.Module | None = None
+        if config.query_key_norm:
+            head_width = config.width // self.heads
+            self.query_norm = nn.LayerNorm(head_width, eps=config.norm_epsilon)
+            self.key_norm = nn.LayerNorm(head_width, eps=config.norm_epsilon)
 
     def forward(self, tokens: Tensor, mask: Tensor | None, causal: bool, rotation: Rotation | None) -> Tensor:
         """Mix tokens of shape (B, N, D); `mask` is boolean, broadcastable to (B, heads, N, N), True where attended."""
@@ -49,6 +56,8 @@ class Attention(nn.Module):
         query, key, value = (
             self.query_key_value(tokens).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         )
+        if self.query_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
         mixed = attend(query, key, value, mask, causal, self.dropout if self.training else 0.0)
@@ -60,13 +69,19 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.expand = nn.Linear(config.width, config.resolved_feed_forward_width, bias=config.bias)
+        self.gated = config.activation == "swiglu"
+        inner = config.resolved_feed_forward_width * (2 if self.gated else 1)
+        self.expand = nn.Linear(config.width, inner, bias=config.bias)
         self.activation = make_activation(config.activation)
         self.contract = nn.Linear(config.resolved_feed_forward_width, config.width, bias=config.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map (B, N, D) to (B, N, D)."""
-        return self.contract(self.activation(self.expand(tokens)))
+        features = self.expand(tokens)
+        if self.gated:
+            gate, features = features.chunk(2, dim=-1)
+            return self.contract(self.activation(gate) * features)
+        return self.contract(self.activation(features))
 
 
 class DropPath(nn.Module):

@@ -20,6 +20,7 @@ from lit_pretrain.errors import UserError
 
 ACTIVATIONS = {
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
@@ -348,6 +349,8 @@ def refuse_what_bert_lacks(encoder: TextEncoder) -> None:
         ("norm_order: pre", config.norm_order != "post"),
         ("bias: false", not config.bias),
         ("layer_scale", config.layer_scale is not None),
+        ("query_key_norm: true", config.query_key_norm),
+        (f"activation: {config.activation}", config.activation not in ACTIVATIONS.values()),
         ("embedding_norm: false", not encoder.embedding_norm),
         ("segments: 0", encoder.segments < 1),
         ("no vocabulary", encoder.vocabulary_size is None),

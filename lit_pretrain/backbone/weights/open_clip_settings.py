@@ -339,6 +339,8 @@ def refuse_what_clip_lacks(text: TextEncoder, vision: VisionEncoder) -> None:
         config = encoder.config
         normed = config.final_norm or getattr(encoder, "norm_after_pooling", False)
         lacking[tower] |= {
+            f"activation: {config.activation}": config.activation == "swiglu",
+            "query_key_norm: true": config.query_key_norm,
             f"norm_order: {config.norm_order}": config.norm_order != "pre",
             "final_norm: false": not normed,
         }

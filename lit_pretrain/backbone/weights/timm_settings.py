@@ -20,6 +20,8 @@ POOLINGS = {"token": "cls", "avg": "mean", "map": "map"}
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
 # Architectures of timm whose norms have this epsilon, which its config.json cannot say; everything else it can.
 ARCHITECTURES = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}
+# Of the feed-forward SwiGLUPacked, which its config.json cannot say either.
+GATED_ARCHITECTURES = {1e-6: "vit_giant_patch14_dinov2"}
 # What no tensor tells.
 UNTOLD = ("heads", "activation", "norm_epsilon", "pooling", "mean", "std")
 # What timm's names call these widths.
@@ -39,7 +41,7 @@ def settings_of_state(state: dict[str, Tensor], source: str | Path, **untold: An
     """
     kernel, position = state.get("patch_embed.proj.weight"), state.get("pos_embed")
     blocks = [name.split(".") for name in state if name.startswith("blocks.")]
-    if kernel is None or position is None or kernel.ndim != 4 or not blocks or "blocks.0.mlp.fc1.weight" not in state:
+    if kernel is None or position is None or kernel.ndim != 4 or not blocks or "blocks.0.mlp.fc2.weight" not in state:
         raise UserError(
             f"{source} holds no ViT in timm's format, which has patch_embed.proj.weight, pos_embed and blocks.0.*: its "
             f"tensors are {', '.join(list(state)[:5])}, ..."
@@ -50,6 +52,10 @@ def settings_of_state(state: dict[str, Tensor], source: str | Path, **untold: An
     grid_size, class_position = grid_of(position.shape[1], int(class_token) + registers, source)
     if "attn_pool.latent" in state:
         untold["pooling"] = "map"
+    if "blocks.0.attn.q_norm.weight" in state:
+        untold["heads"] = width // len(state["blocks.0.attn.q_norm.weight"])
+    if "blocks.0.mlp.fc1_g.weight" in state:
+        untold["activation"] = "swiglu"
     missing = [name for name in UNTOLD if untold.get(name) is None]
     if missing:
         raise UserError(
@@ -64,11 +70,12 @@ def settings_of_state(state: dict[str, Tensor], source: str | Path, **untold: An
             depth=1 + max(int(parts[1]) for parts in blocks),
             width=width,
             heads=untold["heads"],
-            feed_forward_width=state["blocks.0.mlp.fc1.weight"].shape[0],
+            feed_forward_width=state["blocks.0.mlp.fc2.weight"].shape[1],
             activation=untold["activation"],
             norm_epsilon=untold["norm_epsilon"],
             bias="blocks.0.attn.proj.bias" in state,
             layer_scale=1e-5 if "blocks.0.ls1.gamma" in state else None,
+            query_key_norm="blocks.0.attn.q_norm.weight" in state,
             final_norm="norm.weight" in state,
         ),
         "class_token": class_token,
@@ -124,8 +131,8 @@ def settings_of_model(model: nn.Module, source: str | Path) -> dict[str, Any]:
             depth=len(model.blocks),
             width=model.embed_dim,
             heads=block.attn.num_heads,
-            feed_forward_width=block.mlp.fc1.out_features,
-            activation=activation_of(block.mlp.act),
+            feed_forward_width=block.mlp.fc2.in_features,
+            activation="swiglu" if is_swiglu(block.mlp) else activation_of(block.mlp.act),
             norm_epsilon=block.norm1.eps,
             bias=block.attn.proj.bias is not None,
             dropout=block.attn.proj_drop.p,
@@ -133,6 +140,7 @@ def settings_of_model(model: nn.Module, source: str | Path) -> dict[str, Any]:
             stochastic_depth=getattr(model.blocks[-1].drop_path1, "drop_prob", 0.0),
             layer_scale=None if isinstance(block.ls1, nn.Identity) else getattr(block.ls1, "init_values", 1e-5),
             final_norm=isinstance(model.norm, nn.LayerNorm),
+            query_key_norm=isinstance(block.attn.q_norm, nn.LayerNorm),
         ),
         "class_token": model.has_class_token,
         "registers": model.num_reg_tokens,
@@ -153,6 +161,14 @@ def activation_of(module: nn.Module) -> str | None:
     return ACTIVATIONS.get(type(module).__name__)
 
 
+def is_swiglu(module: nn.Module) -> bool:
+    """Whether a feed-forward of timm's is silu(A x) * B x and a matrix more."""
+    from timm.layers import GluMlp, SwiGLU
+
+    packed = type(module) is GluMlp and not module.gate_last
+    return (packed or type(module) is SwiGLU) and isinstance(module.act, nn.SiLU)
+
+
 def refuse_what_we_lack(model: nn.Module, source: str | Path) -> None:
     """Raise a `UserError` naming whatever of this model of timm's a `VisionEncoder` does not compute."""
     from timm.layers import Attention, Mlp, PatchEmbed
@@ -166,14 +182,16 @@ def refuse_what_we_lack(model: nn.Module, source: str | Path) -> None:
     lacking = {f"blocks of kind {type(block).__name__}": type(block) is not Block}
     if type(block) is Block:
         attention, feed_forward = block.attn, block.mlp
-        normalised = [getattr(attention, name, None) for name in ("q_norm", "k_norm", "norm")]
+        gated = is_swiglu(feed_forward)
         lacking |= {
             f"attention of kind {type(attention).__name__}": type(attention) is not Attention,
-            "norms inside the attention": any(isinstance(norm, nn.LayerNorm) for norm in normalised),
-            f"a feed-forward of kind {type(feed_forward).__name__}": type(feed_forward) is not Mlp,
+            "a norm of what the attention mixes": isinstance(getattr(attention, "norm", None), nn.LayerNorm),
+            "a gate in the attention": getattr(attention, "gate", None) is not None,
+            "biases of queries, keys and values alone": attention.proj.bias is None and attention.qkv.bias is not None,
+            f"a feed-forward of kind {type(feed_forward).__name__}": type(feed_forward) is not Mlp and not gated,
             "norms inside the feed-forward": not isinstance(getattr(feed_forward, "norm", None), nn.Identity),
             f"norms of kind {type(block.norm1).__name__}": not isinstance(block.norm1, nn.LayerNorm),
-            f"the activation {type(feed_forward.act).__name__}": activation_of(feed_forward.act) is None,
+            f"the activation {type(feed_forward.act).__name__}": not gated and activation_of(feed_forward.act) is None,
         }
     lacking |= {
         f"a patch embedding of kind {type(patches).__name__}": type(patches) is not PatchEmbed,
@@ -194,11 +212,14 @@ def refuse_what_we_lack(model: nn.Module, source: str | Path) -> None:
 def config_of(encoder: "VisionEncoder") -> dict[str, Any]:
     """The config.json of an encoder: timm's arguments, and how pictures are prepared."""
     config = encoder.config
+    gated = config.activation == "swiglu"
     pooling = {ours: theirs for theirs, ours in POOLINGS.items()}[encoder.pooling]
-    ratio = config.resolved_feed_forward_width / config.width
-    if int(config.width * ratio) != config.resolved_feed_forward_width:
+    # timm counts what both halves of a SwiGLU take in.
+    inner = config.resolved_feed_forward_width * (2 if gated else 1)
+    ratio = inner / config.width
+    if int(config.width * ratio) != inner:
         # timm rounds down: half a feature more makes that exact.
-        ratio = (config.resolved_feed_forward_width + 0.5) / config.width
+        ratio = (inner + 0.5) / config.width
     arguments = {
         "img_size": encoder.image_size,
         "patch_size": encoder.patch_size,
@@ -217,7 +238,8 @@ def config_of(encoder: "VisionEncoder") -> dict[str, Any]:
         "pre_norm": encoder.embedding_norm,
         "final_norm": config.final_norm or encoder.norm_after_pooling,
         "fc_norm": encoder.norm_after_pooling,
-        "act_layer": config.activation,
+        "act_layer": "silu" if gated else config.activation,
+        "qk_norm": config.query_key_norm,
         "pos_drop_rate": config.dropout,
         "proj_drop_rate": config.dropout,
         "attn_drop_rate": config.attention_dropout,
@@ -227,7 +249,7 @@ def config_of(encoder: "VisionEncoder") -> dict[str, Any]:
         # Only whether it is 0 matters to timm: then it would leave the gains out.
         arguments["init_values"] = config.layer_scale or 1e-5
     return {
-        "architecture": ARCHITECTURES[config.norm_epsilon],
+        "architecture": (GATED_ARCHITECTURES if gated else ARCHITECTURES)[config.norm_epsilon],
         "num_classes": 0,
         "num_features": config.width,
         "global_pool": pooling,
@@ -249,12 +271,12 @@ def config_of(encoder: "VisionEncoder") -> dict[str, Any]:
 def refuse_what_timm_lacks(encoder: "VisionEncoder") -> None:
     """Raise a `UserError` naming whatever of this encoder timm's VisionTransformer has no place for."""
     config = encoder.config
+    known = GATED_ARCHITECTURES if config.activation == "swiglu" else ARCHITECTURES
     lacking = {
         "norm_order: post": config.norm_order != "pre",
         "embedding_norm: true and patch_bias: true": encoder.embedding_norm and encoder.patch_bias,
-        f"norm_epsilon: {config.norm_epsilon} (only {' and '.join(map(str, ARCHITECTURES))})": (
-            config.norm_epsilon not in ARCHITECTURES
-        ),
+        f"norm_epsilon: {config.norm_epsilon} (only {' and '.join(map(str, known))})": config.norm_epsilon not in known,
+        "activation: swiglu and pooling: map": config.activation == "swiglu" and encoder.pooling == "map",
     }
     names = [name for name, present in lacking.items() if present]
     if names:

@@ -41,6 +41,8 @@ NAMES = (
     ("transformer.final_norm", "norm"),
     ("transformer.blocks", "blocks"),
     ("attention.query_key_value", "attn.qkv"),
+    ("attention.query_norm", "attn.q_norm"),
+    ("attention.key_norm", "attn.k_norm"),
     ("attention.projection", "attn.proj"),
     ("attention_norm", "norm1"),
     ("attention_branch.0.gamma", "ls1.gamma"),
@@ -296,10 +298,21 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def with_one_matrix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors whose SwiGLUs have one matrix for the gate and what it lets through, as timm's packed ones have."""
+    joined = dict(state)
+    for name in [name for name in state if ".mlp.fc1_g." in name]:
+        other = name.replace("fc1_g", "fc1_x")
+        if other in state:
+            joined[name.replace("fc1_g", "fc1")] = torch.cat([joined.pop(name), joined.pop(other)])
+    return joined
+
+
 @torch.no_grad()
 def load_tensors(encoder: VisionEncoder, state: dict[str, Tensor], source: str | Path) -> None:
     """Copy timm's tensors into an encoder's own; every one of either must have its counterpart of the same shape."""
     plan = {timm_name(name): target for name, target in encoder.state_dict().items()}
+    state = with_one_matrix(state)
     query_key_value_bias = {name for name in plan if name.endswith("attn.qkv.bias")}
     if not query_key_value_bias & state.keys():
         # Models without these biases (but with the others) compute the same with zeros.

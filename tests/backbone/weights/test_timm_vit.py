@@ -8,10 +8,11 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.layers import SwiGLU
 from timm.models import save_for_hf
 
 from lit_pretrain.backbone import VisionEncoder, VisionTransformerConfig
-from lit_pretrain.backbone.weights.timm_settings import activation_of
+from lit_pretrain.backbone.weights.timm_settings import activation_of, is_swiglu
 from lit_pretrain.backbone.weights.timm_vit import load_weights
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.starting_points import load_starting_point
@@ -36,13 +37,21 @@ KINDS = {
         "vit_base_patch32_clip_224",
         NARROW | {"qkv_bias": False, "proj_bias": False, "final_norm": False},
     ),
+    "norms of queries and keys": ("vit_small_patch16_224", NARROW | {"qk_norm": True}),
+    "SwiGLU": ("vit_giant_patch14_dinov2", NARROW | {"mlp_ratio": 3.5, "qk_norm": True}),
     "no query, key and value bias": ("vit_small_patch16_224", NARROW | {"qkv_bias": False, "in_chans": 1}),
+}
+
+
+# What no config.json of timm's can tell.
+UNTOLD_KINDS = {
+    "SwiGLU in two matrices": ("vit_small_patch16_224", NARROW | {"mlp_layer": SwiGLU, "act_layer": "silu"}),
 }
 
 
 def theirs(kind: str, **settings: object) -> torch.nn.Module:
     """A model of timm's with weights far from their start, so that no bias, norm or gain is trivially right."""
-    name, arguments = KINDS[kind]
+    name, arguments = (KINDS | UNTOLD_KINDS)[kind]
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=5, **arguments | settings)
     for parameter in model.parameters():
@@ -106,7 +115,7 @@ def untold(model: torch.nn.Module) -> dict[str, object]:
     """What the tensors of a model do not tell."""
     return {
         "heads": model.blocks[0].attn.num_heads,
-        "activation": activation_of(model.blocks[0].mlp.act),
+        "activation": "swiglu" if is_swiglu(model.blocks[0].mlp) else activation_of(model.blocks[0].mlp.act),
         "norm_epsilon": model.blocks[0].norm1.eps,
         "pooling": POOLINGS[model.global_pool],
         "mean": (0.5,) * model.in_chans,
@@ -114,7 +123,9 @@ def untold(model: torch.nn.Module) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize(("kind", "suffix"), [("tiny", ".pth"), *((kind, ".safetensors") for kind in KINDS)])
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [("tiny", ".pth"), *((kind, ".safetensors") for kind in KINDS | UNTOLD_KINDS)]
+)
 @torch.no_grad()
 def test_a_file_alone_gives_the_shape_and_no_more(kind: str, suffix: str, tmp_path: Path) -> None:
     model = theirs(kind)
@@ -127,7 +138,9 @@ def test_a_file_alone_gives_the_shape_and_no_more(kind: str, suffix: str, tmp_pa
     encoder = VisionEncoder.from_pretrained(path, **untold(model))
     agree(encoder, model, pictures(encoder))
     for name in untold(model):
-        if (name, model.global_pool) != ("pooling", "map"):
+        proven = {"pooling": model.global_pool == "map", "heads": hasattr(model.blocks[0].attn.q_norm, "weight")}
+        proven["activation"] = hasattr(model.blocks[0].mlp, "fc1_g")
+        if not proven.get(name):
             rest = {other: value for other, value in untold(model).items() if other != name}
             with pytest.raises(UserError, match=f"do not tell {name}: give the name of timm's model"):
                 VisionEncoder.from_pretrained(path, **rest)
@@ -269,7 +282,12 @@ def test_every_key_without_counterpart_is_named(tmp_path: Path) -> None:
     [
         ("resnet18", {}, "is a ResNet, not a VisionTransformer"),
         ("deit_tiny_distilled_patch16_224", {}, "is a VisionTransformerDistilled, not"),
-        ("vit_tiny_patch16_224", {"qk_norm": True}, "has norms inside the attention, which VisionEncoder lacks"),
+        (
+            "vit_tiny_patch16_224",
+            {"scale_attn_norm": True},
+            "has a norm of what the attention mixes, which VisionEncoder",
+        ),
+        ("vit_tiny_patch16_224", {"proj_bias": False}, "has biases of queries, keys and values alone"),
         ("vit_tiny_patch16_224", {"global_pool": "avgmax"}, "has pooling 'avgmax', which"),
         ("vit_tiny_patch16_224", {"pos_embed": "none", "act_layer": "relu"}, "the activation ReLU and no position"),
         ("vit_tiny_patch16_224", {"img_size": (224, 112)}, "has oblong pictures"),
