@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.backbone.transformer import prepare_transformers
+from lit_pretrain.backbone.weights.files import read_once
 from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.data.joint_data_module import PAIRS, part_of
 from lit_pretrain.data.text_tokenizer import TextTokenizer
@@ -104,10 +105,11 @@ class ContrastivePretraining(TwoTowers):
         for name, value in (("embedding_width", embedding_width), ("chunk_size", chunk_size)):
             if value is not None and value < 1:
                 raise UserError(f"model.{name} is {value}: give at least 1.")
-        starts = {
-            "text": starting_tower("text", text_encoder, text, TextEncoder),
-            "vision": starting_tower("vision", vision_encoder, vision, VisionEncoder),
-        }
+        with read_once():
+            starts = {
+                "text": starting_tower("text", text_encoder, text, TextEncoder),
+                "vision": starting_tower("vision", vision_encoder, vision, VisionEncoder),
+            }
         keep = check_sharing(share_weights, text, vision, blocks_from)
         replays = {"text": text_replay, "vision": vision_replay}
         check_replays(replays, {"text": text, "vision": vision})

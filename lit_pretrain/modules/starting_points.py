@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.backbone.weights import huggingface_bert, open_clip, timm_vit
+from lit_pretrain.backbone.weights.files import read_once
 from lit_pretrain.backbone.weights.open_clip_settings import HEAD_WIDTH, TowerName
 from lit_pretrain.backbone.weights.public import LinearHead, PublicWeights, shortened
 from lit_pretrain.data.byte_pair_tokenizer import BytePairTokenizer
@@ -83,6 +84,7 @@ def named_classes(classes: Sequence[str]) -> str:
     return ", ".join(classes[:8]) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
 
 
+@read_once()
 def load_starting_point(
     reference: str, tower: TowerName | None = None, architecture: str | None = None
 ) -> StartingPoint:

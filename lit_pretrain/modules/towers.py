@@ -245,9 +245,18 @@ class Tower(nn.Module):
             self.encoder.eval()
         return self
 
+    @property
+    def locked(self) -> bool:
+        """Whether nothing of the encoder is trained."""
+        return not any(parameter.requires_grad for parameter in self.encoder.parameters())
+
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Embeddings (B, E) of length 1, float32."""
-        return functional.normalize(self.projection(self.encoder(**inputs)).float(), dim=-1)
+        return self.project(self.encoder(**inputs))
+
+    def project(self, features: Tensor) -> Tensor:
+        """Embeddings (B, E) of length 1, float32, of the encoder's pooled features (B, D)."""
+        return functional.normalize(self.projection(features).float(), dim=-1)
 
 
 def share(text: nn.Module, vision: nn.Module, sharing: Sharing, keep: TowerName = "text") -> None:

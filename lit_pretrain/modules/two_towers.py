@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
@@ -12,7 +13,7 @@ from lit_pretrain.data.text_encoding import TextSettings, batch_of
 from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.base import BaseModule
-from lit_pretrain.modules.chunking import encode_in_chunks
+from lit_pretrain.modules.chunking import encode_in_chunks, split
 from lit_pretrain.modules.contrastive_identity import embedding_metadata
 from lit_pretrain.modules.towers import Tower
 from lit_pretrain.objectives.objective import Batch
@@ -76,7 +77,7 @@ class TwoTowers(BaseModule):
         """(T, E) embeddings of length 1 of `input_ids` and `attention_mask` (T, L), which may be said not `padded`."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         padded = batch.get("padded", True)
-        return self.embed(self.text_tower, lambda part: self.text_tower(part | {"padded": padded}), inputs)
+        return self.embed(self.text_tower, inputs, lambda part: part | {"padded": padded})
 
     def embed_pictures(self, images: Tensor, draws: dict[str, Tensor] | None = None) -> Tensor:
         """(B, E) embeddings of length 1.
@@ -86,16 +87,28 @@ class TwoTowers(BaseModule):
             draws: What `augmentation` has drawn for stored pictures; null takes their middles.
         """
 
-        def encode(part: dict[str, Tensor]) -> Tensor:
-            # Here, so that there are never more pictures as floats than those of a chunk.
-            return self.vision_tower({"images": self.vision_encoder.normalize(self.views(**part))})
+        def prepare(part: Batch) -> Batch:
+            return {"images": self.vision_encoder.normalize(self.views(**part))}
 
-        return self.embed(self.vision_tower, encode, {"images": images} | (draws or {}))
+        return self.embed(self.vision_tower, {"images": images} | (draws or {}), prepare)
 
-    def embed(self, tower: Tower, encode: Callable[[Batch], Tensor], inputs: Batch) -> Tensor:
-        """What `encode` makes of inputs with a tower, a chunk at a time."""
+    def embed(self, tower: Tower, inputs: Batch, prepare: Callable[[Batch], Batch]) -> Tensor:
+        """Embeddings (B, E) of inputs, a chunk at a time.
+
+        Args:
+            tower: Whose.
+            inputs: (B, ...) each.
+            prepare: Makes the encoder's arguments of a chunk of them, so that there are never more pictures as floats
+                than those of a chunk.
+        """
+        if tower.locked:
+            # Nothing is carried on to it, so that no second pass is needed to keep its activations few.
+            parts = split(inputs, self.chunk_size or len(next(iter(inputs.values()))))
+            with torch.no_grad():
+                features = torch.cat([tower.encoder(**prepare(part)) for part in parts])
+            return tower.project(features)
         sharded = self._trainer is not None and isinstance(self._trainer.strategy, FSDPStrategy)
-        return encode_in_chunks(encode, inputs, self.chunk_size, tower.parameters(), sharded)
+        return encode_in_chunks(lambda part: tower(prepare(part)), inputs, self.chunk_size, tower.parameters(), sharded)
 
     def views(self, images: Tensor, **draws: Tensor) -> Tensor:
         """What the encoder is shown of pictures, before they are normalised; see `embed_pictures`."""

@@ -24,9 +24,10 @@ from lit_pretrain.objectives.objective import ObjectiveOutput
 
 # The authors keep CLIP's logits from growing beyond 100 times the cosine.
 LARGEST_SCALE = 100.0
-# Logits of more pairs than these (4 MiB) are made some rows at a time: with all of them at once, memory would grow with
-# the square of the batch.
-LOGITS_AT_A_TIME = 2**20
+# Logits of more pairs than these are made some rows at a time: with all of them at once, memory would grow with the
+# square of the batch. 4 MiB stay in a CPU's cache; an accelerator needs large products, and has room for 256 MiB.
+LOGITS_AT_A_TIME = {"cpu": 2**20}
+ACCELERATOR_LOGITS_AT_A_TIME = 2**26
 # What is counted beside the loss, in the order of `Contrastive.sums`.
 COUNTED = (
     "text_to_picture_accuracy",
@@ -162,7 +163,14 @@ class Contrastive(nn.Module):
         all_both, all_keys = everyone(both), everyone(keys)
         # Asked here: within the function gradients are always off, and its inputs require them in any mode.
         learning = torch.is_grad_enabled()
-        total, *sums = _SomeRowsAtATime.apply(self, learning, first, keys, all_keys, both, all_both, *self.parameters())
+        total, *sums, scores, nearest = _SomeRowsAtATime.apply(
+            self, learning, first, keys, all_keys, both, all_both, *self.parameters()
+        )
+        if self.loss == "siglip":
+            # Of all texts the nearest picture of each process's own, and so of all.
+            best = everyone(scores[None]).argmax(dim=0, keepdim=True)
+            chosen = everyone(nearest[None]).gather(0, best)[0, first : first + len(both)]
+            sums[0] = hits(chosen, keys, all_keys)
         loss, count = total / len(both), torch.full((), len(both), device=both.device)
         scale = self.log_scale.detach().float().exp().squeeze()
         statistics = {
@@ -176,6 +184,10 @@ class Contrastive(nn.Module):
 
     def sums(self, both: Tensor, keys: Tensor, all_both: Tensor, all_keys: Tensor, first: int) -> tuple[Tensor, ...]:
         """Sums over some rows: of the loss, with its gradient, and of each of `COUNTED`.
+
+        For siglip every pair stands in one row from pictures; that the same pairs are seen from texts too is needed for
+        the first of `COUNTED` alone, which is 0 here. It follows from what comes last: for each of all texts (B,) the
+        highest logit of these rows' pictures, and where that picture stands.
 
         Args:
             both: (R, 2 E) embeddings of the rows' texts and pictures.
@@ -192,19 +204,24 @@ class Contrastive(nn.Module):
         with torch.autocast(both.device.type, enabled=False):
             scale = self.log_scale.float().exp()
             from_pictures = scale * own_pictures @ all_texts.T
-            # Every pair of siglip's stands in one of the processes' rows from pictures already.
-            from_texts = scale * (own_texts if self.loss == "clip" else own_texts.detach()) @ all_pictures.T
             if self.loss == "clip":
+                from_texts = scale * own_texts @ all_pictures.T
                 loss = sum(self._choice(logits, own, by_chance) for logits in (from_pictures, from_texts)) / 2
+                found = hits(from_texts.detach().argmax(dim=1), keys, all_keys)
+                scores, nearest = both.new_empty(0), own[:0]
             else:
                 loss = self._yes_or_no(from_pictures + self.logit_bias.float(), own, by_chance)
+                found = torch.zeros_like(loss)
+                scores, nearest = from_pictures.detach().max(dim=0)
         return (
             loss,
-            self._hits(from_texts, own, by_chance),
-            self._hits(from_pictures, own, by_chance),
+            found,
+            hits(from_pictures.detach().argmax(dim=1), keys, all_keys),
             same_text.any(dim=1).sum().float(),
             same_picture.any(dim=1).sum().float(),
             by_chance.sum().float(),
+            scores,
+            nearest + first,
         )
 
     def _choice(self, logits: Tensor, own: Tensor, by_chance: Tensor) -> Tensor:
@@ -227,12 +244,6 @@ class Contrastive(nn.Module):
             losses = losses.masked_fill(by_chance, 0.0)
         return losses.sum()
 
-    @staticmethod
-    def _hits(logits: Tensor, own: Tensor, by_chance: Tensor) -> Tensor:
-        """Rows whose highest logit stands at a right answer, by chance or not."""
-        chosen = logits.detach().argmax(dim=1)
-        return ((chosen == own) | by_chance.gather(1, chosen[:, None])[:, 0]).sum().float()
-
 
 class _SomeRowsAtATime(torch.autograd.Function):
     """The sums of `Contrastive.sums` over all rows of this process.
@@ -244,13 +255,12 @@ class _SomeRowsAtATime(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, objective, learning, first, keys, all_keys, both, all_both, *parameters):  # noqa: ANN001, ANN002, ANN205, D102
-        rows = max(1, LOGITS_AT_A_TIME // len(all_both))
+        elements = LOGITS_AT_A_TIME.get(both.device.type, ACCELERATOR_LOGITS_AT_A_TIME)
+        rows = max(1, elements // len(all_both))
         wanted = [place for place, one in enumerate(ctx.needs_input_grad[5:]) if one and learning]
-        totals = [
-            torch.zeros_like(one) if place in wanted else None
-            for place, one in enumerate((both, all_both, *parameters))
-        ]
-        everyone, sums = all_both.detach().requires_grad_(1 in wanted), 0.0
+        inputs = (both, all_both, *parameters)
+        totals = [torch.zeros_like(one) if place in wanted else None for place, one in enumerate(inputs)]
+        everyone, blocks, best = all_both.detach().requires_grad_(1 in wanted), [], None
         for start in range(0, len(both), rows):
             some = slice(start, start + rows)
             own = both[some].detach().requires_grad_(0 in wanted)
@@ -261,11 +271,16 @@ class _SomeRowsAtATime(torch.autograd.Function):
                 found = torch.autograd.grad(block[0], [leaves[place] for place in wanted])
                 for place, one in zip(wanted, found, strict=True):
                     (totals[0][some] if place == 0 else totals[place]).add_(one)
-            sums = sums + torch.stack(block).detach()
+            *sums, scores, nearest = block
+            blocks.append(torch.stack(sums).detach())
+            if best is not None:
+                earlier = best[0] >= scores
+                scores, nearest = (torch.where(earlier, *pair) for pair in zip(best, (scores, nearest), strict=True))
+            best = scores, nearest
         ctx.save_for_backward(*totals)
-        total, *counted = sums.unbind()
-        ctx.mark_non_differentiable(*counted)
-        return total, *counted
+        total, *counted = torch.stack(blocks).sum(dim=0).unbind()
+        ctx.mark_non_differentiable(*counted, *best)
+        return total, *counted, *best
 
     @staticmethod
     @once_differentiable
@@ -279,6 +294,17 @@ def at_own(own: Tensor, rows: int) -> Tensor:
     By comparison: to write a number at indices has it copied to the GPU, which waits.
     """
     return own[:, None] == torch.arange(rows, device=own.device)
+
+
+def hits(chosen: Tensor, keys: Tensor, all_keys: Tensor) -> Tensor:
+    """How many rows have chosen a right answer, their own or one that is right by chance.
+
+    Args:
+        chosen: (R,) where the answers stand among all rows.
+        keys: (R, 2) keys of text and picture of the rows that choose.
+        all_keys: (B, 2) of all rows.
+    """
+    return (all_keys[chosen] == keys).any(dim=1).sum().float()
 
 
 def equal_keys(keys: Tensor, all_keys: Tensor, own: Tensor) -> Sequence[Tensor]:

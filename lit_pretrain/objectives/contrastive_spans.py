@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.errors import UserError
-from lit_pretrain.objectives.gathering import first_row, gather_rows
+from lit_pretrain.objectives.gathering import first_row, gather_rows, processes
 from lit_pretrain.objectives.objective import Batch, EncoderPass, Objective, ObjectiveOutput, Vocabulary
 from lit_pretrain.objectives.span_halves import check_halves, halves_pass, name_of_pass, shape_of_halves
 
@@ -49,7 +49,7 @@ class ContrastiveSpans(Objective):
         Raises:
             UserError: If there is nothing to choose among.
         """
-        if self.training and len(gather_rows(batch["input_ids"][:, :1])) < 2:
+        if self.training and len(batch["input_ids"]) * processes() < 2:
             raise UserError(
                 "ContrastiveSpans chooses among the sequences of a batch, and this batch has one: raise "
                 "data.batch_size (32 and more serve it well)."

@@ -18,23 +18,26 @@ class Gather(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, rows: Tensor) -> Tensor:
         """(B, ...) to (world size * B, ...)."""
-        context.own = len(rows)
-        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+        whole = rows.new_empty(distributed.get_world_size() * len(rows), *rows.shape[1:])
+        distributed.all_gather_into_tensor(whole, rows.contiguous())
+        return whole
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
         """This process's part of the sum over processes."""
-        total = gradient.contiguous().clone()
-        distributed.all_reduce(total)
-        first = distributed.get_rank() * context.own
-        return total[first : first + context.own]
+        own = gradient.new_empty(len(gradient) // distributed.get_world_size(), *gradient.shape[1:])
+        distributed.reduce_scatter_tensor(own, gradient.contiguous())
+        return own
 
 
 def together() -> bool:
     """Whether there are several processes."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def processes() -> int:
+    """How many processes train together."""
+    return distributed.get_world_size() if together() else 1
 
 
 def gather_rows(rows: Tensor) -> Tensor:

@@ -206,6 +206,22 @@ def test_a_graph_in_chunks_keeps_no_activations_and_draws_dropout_alike(sharded)
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
+def test_a_locked_tower_is_encoded_once():
+    module = make_module(vision=TowerConfig(locked=True))
+    images, seen = torch.rand(8, 3, 16, 16), []
+    module.vision_encoder.register_forward_hook(lambda *call: seen.append(len(call[2])))
+    weights = [*module.vision_tower.projection.parameters()]
+
+    def gradients(chunk_size):
+        module.chunk_size = chunk_size
+        return torch.autograd.grad(module.embed_pictures(images).mul(torch.arange(16.0)).sum(), weights)
+
+    whole = gradients(None)
+    seen.clear()
+    torch.testing.assert_close(gradients(3), whole)
+    assert seen == [3, 3, 2]
+
+
 def test_chunks_in_bf16_spoil_nothing_that_follows():
     module = make_module()
     tower, images = module.vision_tower, torch.rand(12, 3, 16, 16)

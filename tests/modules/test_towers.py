@@ -5,6 +5,7 @@ import math
 
 import open_clip
 import pytest
+import timm
 import torch
 from clip_models import QUICK, RICH, make_clip, write_clip
 from small_pairs import make_encoders, pair_config, write_pairs
@@ -105,9 +106,17 @@ def test_the_tokenizer_is_the_one_beside_the_weights_or_the_packages(tmp_path, m
     assert load_starting_point(str(path), "text").tokenizer.hash == packages.hash
 
 
-def test_what_a_bare_file_does_not_tell_is_said(tmp_path, capsys):
+def test_what_a_bare_file_does_not_tell_is_said_and_it_is_read_once(tmp_path, capsys, monkeypatch):
     torch.save(make_clip(QUICK).state_dict(), tmp_path / "clip.pt")
+    read, read_files = timm.models.load_state_dict, []
+    monkeypatch.setattr(
+        timm.models, "load_state_dict", lambda path, **settings: read_files.append(path) or read(path, **settings)
+    )
+    # Its kind, both towers, and nothing that stays behind.
+    both = ContrastivePretraining.from_pretrained(tmp_path / "clip.pt")
+    assert len(read_files) == 1 and both.embedding_width == 24
     start = load_starting_point(str(tmp_path / "clip.pt"))
+    assert len(read_files) == 2
     assert start.projection.shape == (24, 48) and start.encoder.config.activation == "gelu"
     assert "the vision tower: heads of 64 features and gelu are taken" in capsys.readouterr().err
 

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.objectives import Contrastive
+from lit_pretrain.objectives import Contrastive, contrastive
 from lit_pretrain.objectives.contrastive import Pairs
 
 TEXTS = functional.normalize(torch.tensor([[1.0, 0.2], [0.1, 1.0], [1.0, 0.9]]), dim=1)
@@ -72,7 +73,7 @@ def test_some_rows_at_a_time_are_as_all_at_once(loss, duplicates, monkeypatch):
     keys = torch.randint(12, (2, 20), generator=generator)
 
     def everything(logits_at_a_time):
-        monkeypatch.setattr("lit_pretrain.objectives.contrastive.LOGITS_AT_A_TIME", logits_at_a_time)
+        monkeypatch.setitem(contrastive.LOGITS_AT_A_TIME, "cpu", logits_at_a_time)
         objective = Contrastive(loss=loss, duplicates=duplicates)
         leaves = [one.clone().requires_grad_() for one in towers]
         held = []
@@ -120,6 +121,27 @@ def test_gradients_are_made_only_where_somebody_wants_them(loss, monkeypatch):
     for one in leaves:
         one.requires_grad_(False)
     assert not objective.compute(Pairs(*towers, TWICE, ONCE)).loss.requires_grad and not calls
+
+
+@pytest.mark.parametrize(("loss", "products"), [("clip", 2), ("siglip", 1)])
+def test_an_accelerator_makes_all_logits_at_once_and_none_for_a_metric_alone(loss, products, monkeypatch):
+    # As on an accelerator, but for where it runs.
+    monkeypatch.delitem(contrastive.LOGITS_AT_A_TIME, "cpu")
+    count, width = 2048, 4
+    towers = functional.normalize(torch.randn(2, count, width), dim=-1)
+    keys = torch.arange(count)
+
+    class Products(TorchDispatchMode):
+        made = 0
+
+        def __torch_dispatch__(self, function, types, arguments=(), settings=None):
+            found = function(*arguments, **(settings or {}))
+            self.made += function is torch.ops.aten.mm.default and found.shape == (count, count)
+            return found
+
+    with Products() as watch, torch.no_grad():
+        Contrastive(loss=loss).compute(Pairs(*towers, keys, keys))
+    assert watch.made == products
 
 
 def test_the_temperature_stays_within_its_bounds():

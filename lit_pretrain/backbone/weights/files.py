@@ -5,6 +5,9 @@ be mixed up with them; the names are those of transformers and timm.
 """
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,31 @@ from lit_pretrain.errors import UserError
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 # In this order; the index beside a name lists the files of weights that were cut into several.
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
+_read: ContextVar[dict[Path, dict[str, Tensor]] | None] = ContextVar("read", default=None)
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Within this, a file that `read_or_held` reads is read a single time, however many towers are taken from it."""
+    if _read.get() is not None:
+        yield
+        return
+    token = _read.set({})
+    try:
+        yield
+    finally:
+        _read.reset(token)
+
+
+def read_or_held(path: Path, read: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of a file; within `read_once` those that were read before, whose values must not be changed."""
+    held = _read.get()
+    if held is None:
+        return read()
+    key = path.resolve()
+    if key not in held:
+        held[key] = read()
+    return dict(held[key])
 
 
 def weight_files(directory: Path, names: tuple[str, ...] = WEIGHT_NAMES) -> list[Path]:
