@@ -4,7 +4,9 @@ Differences from Lightning's own: a mistake in a config is one sentence with the
 the person win over those in a checkpoint; `--ckpt_path` takes "last", a run or a path and continues the same run.
 """
 
+import dataclasses
 import pkgutil
+import typing
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +21,7 @@ import lit_pretrain.data
 import lit_pretrain.modules
 import lit_pretrain.objectives
 from lit_pretrain.arguments import CONFIG_OPTIONS, replaced, value_of, values_of, without
-from lit_pretrain.config_errors import check_top_level, explain
+from lit_pretrain.config_errors import check_top_level, explain, explain_instantiation, explain_lightning
 from lit_pretrain.data.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.memory import keep_memory
@@ -77,8 +79,13 @@ class CommandLine(LightningCLI):
             # Other data may be of another class, which only the checkpoint tells.
             training = parser.parse_args(without(args, "--data"))["predict"]
             args = with_data_to_predict(args, training, checkpoint_named_in(training))
+        if any(argument.partition("=")[0] == "--print_config" for argument in args):
+            # It prints and leaves while it parses: what cannot be made must be told before.
+            unprinted = [argument for argument in args if argument.partition("=")[0] != "--print_config"]
+            check_nulls(parser.parse_args(unprinted)[args[0]])
         super().parse_arguments(parser, args)
         settings = self.config[self.config.subcommand]
+        check_nulls(settings)
         if (checkpoint := checkpoint_named_in(settings)) is not None:
             settings.ckpt_path = str(checkpoint)
 
@@ -243,9 +250,34 @@ def command_line(arguments: list[str], kind: type[CommandLine]) -> CommandLine:
         )
     except ConfigError as error:
         raise UserError(explain(Parser.messages, values_of(arguments, *CONFIG_OPTIONS))) from error
-    except ValueError as error:
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise_user_error_within(error)
+        if sentence := explain_instantiation(error) or explain_lightning(error):
+            raise UserError(sentence) from error
         raise
+
+
+def check_nulls(settings: Namespace) -> None:
+    """Refuse null for settings that are a group, which no class could be made with.
+
+    Args:
+        settings: Of a command, parsed.
+
+    Raises:
+        UserError: If a group is null.
+    """
+    for section in ("model", "data"):
+        chosen = settings.get(section)
+        if not isinstance(chosen, Namespace) or not chosen.get("init_args"):
+            continue
+        kind = class_named(chosen.class_path)
+        hints = typing.get_type_hints(kind.__init__) if kind.__module__.startswith("lit_pretrain") else {}
+        for name, value in vars(chosen.init_args).items():
+            if value is None and dataclasses.is_dataclass(hints.get(name)):
+                raise UserError(
+                    f"{section}.{name} is null, and holds settings of {kind.__name__}: leave it out for its defaults, "
+                    f"or set {', '.join(field.name for field in dataclasses.fields(hints[name])[:3])}, ..."
+                )
 
 
 def class_named(class_path: str) -> type:

@@ -6,6 +6,7 @@ message tells of all of them. Its first one names the key or the value that stop
 
 import inspect
 import re
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ TOP_LEVEL = (
     "verbose",
     "return_predictions",
 )
+# Modules of Lightning that look at settings when a training begins, and raise plain errors.
+COMPLAINING = ("fit_loop", "evaluation_loop", "early_stopping", "model_checkpoint", "data_connector")
 TYPES = {
     "<class 'int'>": "a whole number",
     "<class 'float'>": "a number",
@@ -141,6 +144,34 @@ def explain_value(text: str, section: str, configs: list[str]) -> str | None:
         # Of a class within a class jsonargparse 4.47 takes null from a file only.
         return f"'{name}' cannot be null on the command line: set it in a config file, one more --config."
     return f"'{name}' is {value.group(1)}, but takes {needs}{guess}: {correct(place)}."
+
+
+def explain_instantiation(error: Exception) -> str | None:
+    """What jsonargparse says of a class of a config that could not be made, such as a logger without its package.
+
+    Returns:
+        A sentence with the reason that the class gave; None if it is not such an error.
+    """
+    text = " ".join(str(error).split())
+    match = re.search(r"Problem with given class_path '([\w.]+)': (.+?)(?: - Expected| Given value|$)", text)
+    if match is None:
+        return None
+    name, reason = match.group(1), match.group(2).strip().rstrip(".")
+    return f"{name.rpartition('.')[2]} cannot be made ({reason[:300]}): correct its settings, or install what it needs."
+
+
+def explain_lightning(error: Exception) -> str | None:
+    """What Lightning itself finds wrong with settings of its trainer or callbacks once a training begins.
+
+    Returns:
+        A sentence; None if the error came from elsewhere, or says nothing of settings.
+    """
+    place = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    by_lightning = place.parent.parent.name == "pytorch" and place.stem in COMPLAINING
+    if not by_lightning and type(error).__name__ != "MisconfigurationException":
+        return None
+    text = " ".join(str(error).split())
+    return f"The trainer's settings do not fit this training ({text[:400].rstrip('.')}): correct them."
 
 
 def correct(place: Place | None) -> str:

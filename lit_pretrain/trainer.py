@@ -6,12 +6,16 @@ import lightning
 from lightning.fabric.connector import _PRECISION_INPUT
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, Timer, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import _PLUGIN_INPUT
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
 from lit_pretrain.callbacks import (
     BestCheckpoint,
     Examples,
     Interruption,
     LastCheckpoint,
+    MonitorCheck,
     Panels,
     PredictionWriter,
     ProgressBar,
@@ -20,6 +24,7 @@ from lit_pretrain.callbacks import (
     TestReport,
     Throughput,
 )
+from lit_pretrain.errors import UserError
 from lit_pretrain.modules.base import BaseModule
 from lit_pretrain.modules.strategies import check_strategy
 from lit_pretrain.precision import resolve_precision
@@ -35,7 +40,7 @@ class Trainer(lightning.Trainer):
         precision: As Lightning's, or `auto`: bf16-mixed where the GPU or CPU has bf16 in hardware, else 32-true.
         logger: null is MLflow in the runs directory, false is none.
         callbacks: Added to the suite's own, or in the place of one of the same class.
-        plugins: As Lightning's; checkpoints are written atomically unless a plugin says otherwise.
+        plugins: As Lightning's; checkpoints are written atomically unless a CheckpointIO among them says otherwise.
         enable_checkpointing: As Lightning's.
         enable_progress_bar: As Lightning's.
         enable_model_summary: As Lightning's, but off unless asked for: one line says what is trained.
@@ -47,22 +52,34 @@ class Trainer(lightning.Trainer):
         precision: _PRECISION_INPUT | Literal["auto"] = "auto",
         logger: Logger | list[Logger] | bool | None = None,
         callbacks: list[Callback] | Callback | None = None,
-        plugins: Any = None,
+        plugins: _PLUGIN_INPUT | list[_PLUGIN_INPUT] | None = None,
         enable_checkpointing: bool | None = None,
         enable_progress_bar: bool | None = None,
         enable_model_summary: bool | None = False,
         **kwargs: Any,
     ) -> None:
-        if logger is None or logger is True:
-            logger = MLflowLogger()
+        for name in ("accumulate_grad_batches", "log_every_n_steps"):
+            if kwargs.get(name) is not None and kwargs[name] < 1:
+                raise UserError(f"trainer.{name} is {kwargs[name]}: give at least 1.")
         own = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+        if barebones := bool(kwargs.get("barebones")):
+            # Nothing beside the training, whatever else a config asks for: logs, checkpoints, progress.
+            logger, enable_checkpointing, enable_progress_bar, enable_model_summary = False, None, None, None
+            own = [one for one in own if not isinstance(one, ModelCheckpoint)]
+            kwargs |= dict.fromkeys(("log_every_n_steps", "num_sanity_val_steps", "profiler"))
+            kwargs |= {"fast_dev_run": False, "detect_anomaly": False}
+        elif logger is None or logger is True:
+            logger = MLflowLogger()
         fast = bool(kwargs.get("fast_dev_run"))
-        own += default_callbacks(own, enable_checkpointing is not False and not fast, enable_progress_bar is not False)
+        if not barebones:
+            own += default_callbacks(
+                own, enable_checkpointing is not False and not fast, enable_progress_bar is not False
+            )
         super().__init__(
             precision=resolve_precision(precision),
             logger=logger,
             callbacks=own,
-            plugins=AtomicCheckpointIO() if plugins is None else plugins,
+            plugins=with_atomic_checkpoints(plugins),
             enable_checkpointing=enable_checkpointing,
             enable_progress_bar=enable_progress_bar,
             enable_model_summary=enable_model_summary,
@@ -79,10 +96,20 @@ class Trainer(lightning.Trainer):
         super().save_checkpoint(filepath, weights_only, storage_options)
 
 
+def with_atomic_checkpoints(given: _PLUGIN_INPUT | list[_PLUGIN_INPUT] | None) -> list[_PLUGIN_INPUT]:
+    """Plugins with the suite's way of writing checkpoints: alone, within one that wraps another, or not beside one."""
+    plugins = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+    writers = [plugin for plugin in plugins if isinstance(plugin, CheckpointIO)]
+    for writer in writers:
+        if isinstance(writer, _WrappingCheckpointIO) and writer.checkpoint_io is None:
+            writer.checkpoint_io = AtomicCheckpointIO()
+    return plugins if writers else [*plugins, AtomicCheckpointIO()]
+
+
 def default_callbacks(given: list[Callback], checkpointing: bool, progress_bar: bool) -> list[Callback]:
     """The suite's callbacks of whose class none is given."""
     kinds: list[type[Callback]] = [RunRecorder, Resuming, Throughput, Examples, Panels, TestReport]
-    kinds += [Interruption, PredictionWriter, Summary]
+    kinds += [Interruption, MonitorCheck, PredictionWriter, Summary]
     if progress_bar and not any(isinstance(one, RichProgressBar | TQDMProgressBar) for one in given):
         kinds.append(ProgressBar)
     if checkpointing:

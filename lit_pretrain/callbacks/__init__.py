@@ -4,6 +4,7 @@ from lit_pretrain.callbacks.best_checkpoint import BestCheckpoint
 from lit_pretrain.callbacks.examples import Examples
 from lit_pretrain.callbacks.interruption import Interruption
 from lit_pretrain.callbacks.last_checkpoint import LastCheckpoint
+from lit_pretrain.callbacks.monitor_check import MonitorCheck
 from lit_pretrain.callbacks.online_probe import OnlineProbe
 from lit_pretrain.callbacks.panels import Panels
 from lit_pretrain.callbacks.prediction_writer import PredictionWriter
@@ -20,6 +21,7 @@ __all__ = [
     "Examples",
     "Interruption",
     "LastCheckpoint",
+    "MonitorCheck",
     "OnlineProbe",
     "Panels",
     "PredictionWriter",

@@ -37,7 +37,13 @@ class EpochDataModule(LightningDataModule):
                 f"The {len(self.train_dataset)} training {self.samples_name} do not fill one batch of all devices: "
                 f"lower data.batch_size, or give more {self.contents_name}."
             )
+        sampler.repeats = self.overfits
         return ResumableDataLoader(self.train_dataset, sampler, self.workers)
+
+    @property
+    def overfits(self) -> bool:
+        """Whether the trainer is to overfit a few batches, which must be the same in every epoch."""
+        return self.trainer is not None and self.trainer.overfit_batches > 0
 
     def batch_at(self, epoch: int, batch_index: int, rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
         """Make any training batch again.

@@ -75,6 +75,11 @@ class JointDataModule(LightningDataModule):
     def train_dataloader(self) -> CombinedLoader:
         """Batches of all parts together, for an epoch of the pairs."""
         loaders = {name: part.train_dataloader() for name, part in self.parts.items()}
+        if self.overfits:
+            # The same few batches of each part in every epoch: nothing goes on from where it stood.
+            for loader in loaders.values():
+                loader.batch_sampler.repeats = True
+            return CombinedLoader(loaders, "min_size")
         batches = len(loaders[PAIRS])
         return CombinedLoader(
             {name: one if name == PAIRS else ContinuedLoader(one, batches) for name, one in loaders.items()}, "min_size"
@@ -189,7 +194,7 @@ class ContinuedLoader:
         """One batch; the next epoch's first if this one is through."""
         while True:
             if self._rest is None:
-                self.loader.sampler.set_epoch(self._epoch)
+                self.loader.batch_sampler.set_epoch(self._epoch)
                 self._rest = iter(self.loader)
             try:
                 return next(self._rest)

@@ -45,6 +45,9 @@ class EpochBatchSampler(Sampler):
             (training), or keeps the data's order and every sample exactly once (evaluation). Evaluation batches are
             those of one process, dealt out whole, so that nothing that is drawn for a batch, or compares its samples,
             depends on the number of processes.
+
+    Attributes:
+        repeats: Whether every epoch is the first one again, as where a few batches are to be learned by heart.
     """
 
     def __init__(self, dataset: EpochDataset, batch_size: int, seed: int, shuffle: bool) -> None:
@@ -54,11 +57,12 @@ class EpochBatchSampler(Sampler):
         self.shuffle = shuffle
         self.epoch = 0
         self.first_batch = 0
+        self.repeats = False
         self.sampler = self  # where Lightning looks for set_epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration is."""
-        self.epoch = epoch
+        """Say which epoch the next iteration is; one that repeats is the first for ever."""
+        self.epoch = 0 if self.repeats else epoch
 
     def order(self, epoch: int) -> numpy.ndarray:
         """Indices of an epoch's samples in their order, the same in every process.
@@ -134,27 +138,28 @@ class ResumableDataLoader:
             pin_memory=torch.cuda.is_available(),
         )
         self.dataset = dataset
-        self.sampler = self.batch_sampler = sampler
+        # Not as `sampler`, which Lightning would put one of its own in the place of to overfit a few batches.
+        self.batch_sampler = sampler
         self._handed_out = 0
         self._epoch = 0
         self._resume: dict[str, int] | None = None
 
     def __len__(self) -> int:
         """Batches of this process in an epoch, whether some of them are done already or not."""
-        return len(self.sampler)
+        return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Any]:
         """Hand out batches; everything is decided at the first one, when Lightning has set the epoch."""
-        self._epoch = self.sampler.epoch
+        self._epoch = self.batch_sampler.epoch
         resume, self._resume = self._resume, None
         self._handed_out = resume["batches"] if resume and resume["epoch"] == self._epoch else 0
-        self.sampler.first_batch = self._handed_out
+        self.batch_sampler.first_batch = self._handed_out
         # Made before workers start, so that they inherit it instead of each making it again.
         self.dataset.population(self._epoch)
         for batch in self.loader:
             if isinstance(batch, UserError):
                 raise batch
-            if self.sampler.surplus(self._handed_out):
+            if self.batch_sampler.surplus(self._handed_out):
                 batch = {**batch, SURPLUS: True}
             self._handed_out += 1
             yield batch

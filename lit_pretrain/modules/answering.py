@@ -9,6 +9,7 @@ from lightning.fabric.utilities import move_data_to_device
 @torch.no_grad()
 def answer(module: Any, samples: list[Any], batch_size: int) -> list[dict[str, Any]]:
     """Answer raw samples; see `FineTuning.predict`."""
+    samples = module.modality.as_samples(samples)
     training = module.training
     module.eval()
     rows: list[dict[str, Any]] = []

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,15 @@ class BaseModule(LightningModule):
 
     # -- optimiser
 
+    @property
+    def learning_rate(self) -> float:
+        """Highest learning rate of the schedule; Lightning's LearningRateFinder sets it."""
+        return self.optimizer_config.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.optimizer_config = replace(self.optimizer_config, learning_rate=value)
+
     def trained_modules(self) -> list[torch.nn.Module]:
         """Modules whose parameters are trained; each may name parameters that must not decay."""
         return [self.encoder]
@@ -222,8 +232,8 @@ class BaseModule(LightningModule):
             self._write_report()
 
     def _report_is_due(self) -> bool:
-        step = self.trainer.global_step
-        return step % self.trainer.log_every_n_steps == 0 and step != self._reported_step
+        step, every = self.trainer.global_step, self.trainer.log_every_n_steps  # 0 in barebones trainings
+        return every > 0 and step % every == 0 and step != self._reported_step
 
     def _write_report(self) -> None:
         """Give the loggers the means since the last report, where Lightning writes nothing; collective."""

@@ -369,11 +369,12 @@ class FineTuning(BaseModule):
         answers = self.task.answers(self.head(embedding).float())
         return {"sample_id": batch["sample_id"], **answers, "embedding": embedding.float()}
 
-    def predict(self, samples: list[Any], batch_size: int = 64) -> list[dict[str, Any]]:
+    def predict(self, samples: Any, batch_size: int = 64) -> list[dict[str, Any]]:
         """Answer raw samples.
 
         Args:
-            samples: Texts, pairs of texts, pictures of Pillow's or their file names.
+            samples: A list of texts, of pairs of texts (tuples), of pictures of Pillow's or of their file names; or
+                one of these alone, which has one answer.
             batch_size: Samples at a time.
 
         Returns:

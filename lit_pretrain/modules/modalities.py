@@ -70,6 +70,10 @@ class Texts:
         total = torch.full((), mask.numel(), device=mask.device)
         return {"padding_share": (total - mask.sum(), total)}
 
+    def as_samples(self, given: Any) -> list[Any]:
+        """Samples as a list: one text, or a tuple of two, which is a pair of texts, is a single one."""
+        return [given] if isinstance(given, str | tuple) else list(given)
+
     def batch_of(self, samples: list[Any], encoder: TextEncoder, tokenizer: Any) -> dict[str, Tensor]:
         """Texts, or pairs of texts, as a batch."""
         from lit_pretrain.data.text_encoding import TextSettings, batch_of
@@ -145,6 +149,10 @@ class Pictures:
     def statistics(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Nothing more is counted."""
         return {}
+
+    def as_samples(self, given: Any) -> list[Any]:
+        """Samples as a list: one picture, or one file's name, is a single one."""
+        return list(given) if isinstance(given, list | tuple) else [given]
 
     def batch_of(self, samples: list[Any], encoder: VisionEncoder, tokenizer: Any) -> dict[str, Tensor]:
         """Pictures of Pillow's, or files, as a batch of squares that `encoder.frame` takes the middle of."""

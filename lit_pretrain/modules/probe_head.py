@@ -35,7 +35,7 @@ def fit_probe_head(module: Any) -> None:
     parts: list[tuple[Tensor, Tensor]] = []
     loader, data = module.trainer.datamodule.evaluation_loader("train"), module.trainer.datamodule
     # At even distances, as files are often sorted by their labels.
-    share = min(1.0, MOST_SAMPLES / (loader.sampler.evaluation_batches * data.batch_size))
+    share = min(1.0, MOST_SAMPLES / (loader.batch_sampler.evaluation_batches * data.batch_size))
     for index, batch in enumerate(loader):
         # Among the batches of all processes, so that the same are taken however many share them.
         place = index * processes + module.trainer.global_rank

@@ -10,7 +10,7 @@ from lit_pretrain.errors import UserError
 
 
 def rows_of(loader, epoch=0):
-    loader.sampler.set_epoch(epoch)
+    loader.batch_sampler.set_epoch(epoch)
     return list(loader)
 
 

@@ -30,7 +30,7 @@ def ready(tmp_path, path, **settings):
 
 
 def batches_of(loader, epoch=0):
-    loader.sampler.set_epoch(epoch)
+    loader.batch_sampler.set_epoch(epoch)
     return list(loader)
 
 
@@ -80,7 +80,7 @@ def test_an_interrupted_epoch_goes_on_where_it_was(table, tmp_path, cache, worke
     straight = ready(tmp_path, table).train_dataloader()
     expected = batches_of(straight, 1)
     first = ready(tmp_path, table, cache=cache, workers=workers).train_dataloader()
-    first.sampler.set_epoch(1)
+    first.batch_sampler.set_epoch(1)
     iterator = iter(first)
     seen = [next(iterator) for _ in range(2)]
     second = ready(tmp_path, table, cache=cache, workers=workers).train_dataloader()

@@ -75,7 +75,7 @@ def ready(tmp_path, path, stage="fit", **settings):
 
 
 def batches_of(loader, epoch=0):
-    loader.sampler.set_epoch(epoch)
+    loader.batch_sampler.set_epoch(epoch)
     return list(loader)
 
 
@@ -234,7 +234,7 @@ def ready_loader(data, stage):
 def test_an_interrupted_epoch_goes_on_where_it_was(table, tmp_path, workers):
     expected = batches_of(ready(tmp_path, table).train_dataloader(), 1)
     first = ready(tmp_path, table, workers=workers).train_dataloader()
-    first.sampler.set_epoch(1)
+    first.batch_sampler.set_epoch(1)
     iterator = iter(first)
     seen = [next(iterator) for _ in range(2)]
     second = ready(tmp_path, table, workers=workers).train_dataloader()

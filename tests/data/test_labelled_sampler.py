@@ -98,16 +98,16 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 def test_an_interrupted_epoch_goes_on_where_it_was(size):
     data = data_of(size)
     straight = ResumableDataLoader(data, LengthBatchSampler(data, 8, seed=1))
-    straight.sampler.set_epoch(1)
+    straight.batch_sampler.set_epoch(1)
     expected = [batch.tolist() for batch in straight]
     for stop in range(1, len(expected) + 1):
         first = ResumableDataLoader(data, LengthBatchSampler(data, 8, seed=1))
-        first.sampler.set_epoch(1)
+        first.batch_sampler.set_epoch(1)
         iterator = iter(first)
         seen = [next(iterator).tolist() for _ in range(stop)]
         second = ResumableDataLoader(data, LengthBatchSampler(data, 8, seed=1))
         second.load_state_dict(first.state_dict())
-        second.sampler.set_epoch(1)
+        second.batch_sampler.set_epoch(1)
         seen += [batch.tolist() for batch in second]
         assert seen == expected
 

@@ -30,7 +30,7 @@ def loader(workers=0, size=23, batch_size=4, shuffle=True, seed=0, drift=0):
 
 
 def epoch_of(one, epoch):
-    one.sampler.set_epoch(epoch)
+    one.batch_sampler.set_epoch(epoch)
     return [batch.tolist() for batch in one]
 
 
@@ -41,7 +41,7 @@ def test_an_interrupted_epoch_goes_on_where_it_was(workers):
     assert [len(one) for one in epochs] == [5, 5, 5] and len({str(one) for one in epochs}) == 3
     for stop in range(1, 6):
         first = loader(workers)
-        first.sampler.set_epoch(1)
+        first.batch_sampler.set_epoch(1)
         iterator = iter(first)
         seen = [next(iterator).tolist() for _ in range(stop)]
         state = first.state_dict()
@@ -80,7 +80,7 @@ def test_processes_share_an_epoch_out(world_size, monkeypatch):
         taken.append(epoch_of(one, 2))
         assert len(taken[-1]) == len(one) == 50 // (4 * world_size)
         for index, batch in enumerate(taken[-1]):
-            assert [tuple(key) for key in batch] == one.sampler.batch(2, index, rank, world_size)
+            assert [tuple(key) for key in batch] == one.batch_sampler.batch(2, index, rank, world_size)
     indices = [index for batches in taken for batch in batches for _, index in batch]
     assert len(set(indices)) == len(indices)
     # Together they see the same samples at a step as one process with as many times the batch.

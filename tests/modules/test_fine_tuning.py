@@ -76,6 +76,8 @@ def test_pictures_are_learned_and_the_checkpoint_answers_alone(data, tmp_path):
     plain[0].save(tmp_path / "apple.png")
     answers = loaded.predict([tmp_path / "apple.png", *plain[1:]], batch_size=2)
     assert [sum(one["probability"].values()) for one in answers] == pytest.approx([1, 1, 1])
+    for alone in (plain[0], tmp_path / "apple.png", str(tmp_path / "apple.png")):
+        assert [answer["label"] for answer in loaded.predict(alone)] == [answers[0]["label"]]
     rows = trainer(default_root_dir=tmp_path).predict(module, data)
     assert set(rows[0]["label"]) <= set(loaded.classes) and rows[0]["embedding"].shape[1] == 32
     assert torch.allclose(rows[0]["probability"].sum(dim=1), torch.ones(len(rows[0]["label"])))
@@ -103,6 +105,8 @@ def test_texts_are_learned(texts, tmp_path, settings, metric, least):
     loaded = FineTuning.from_checkpoint(tmp_path / "fine.ckpt")
     sample = ("the army builds new roads", "the army builds new roads")
     (answer,) = loaded.predict([sample if "text_pair_column" in settings else sample[0]])
+    # One text, or one pair, is one sample, not one a character or a part.
+    assert loaded.predict(sample if "text_pair_column" in settings else sample[0]) == [answer]
     # Alone or in a batch of longer ones: padding changes nothing.
     longer = (sample[0] + " the common law" * 4, sample[1])
     again = loaded.predict([longer, sample] if "text_pair_column" in settings else [longer[0], sample[0]])[1]

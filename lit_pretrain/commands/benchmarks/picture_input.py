@@ -153,6 +153,6 @@ def torchvision_reader(pictures: Sequence[EncodedPicture], size: int, batch_size
 def endless(loader: object) -> Iterator:
     """A loader's batches, epoch after epoch."""
     for epoch in itertools.count():
-        if hasattr(loader.sampler, "set_epoch"):
-            loader.sampler.set_epoch(epoch)
+        if hasattr(loader.batch_sampler, "set_epoch"):
+            loader.batch_sampler.set_epoch(epoch)
         yield from loader
