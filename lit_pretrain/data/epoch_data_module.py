@@ -37,13 +37,8 @@ class EpochDataModule(LightningDataModule):
                 f"The {len(self.train_dataset)} training {self.samples_name} do not fill one batch of all devices: "
                 f"lower data.batch_size, or give more {self.contents_name}."
             )
-        sampler.repeats = self.overfits
+        sampler.repeats = overfits(self)
         return ResumableDataLoader(self.train_dataset, sampler, self.workers)
-
-    @property
-    def overfits(self) -> bool:
-        """Whether the trainer is to overfit a few batches, which must be the same in every epoch."""
-        return self.trainer is not None and self.trainer.overfit_batches > 0
 
     def batch_at(self, epoch: int, batch_index: int, rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
         """Make any training batch again.
@@ -64,3 +59,8 @@ class EpochDataModule(LightningDataModule):
         if dataset is None:
             return []
         return ResumableDataLoader(dataset, EpochBatchSampler(dataset, self.batch_size, 0, shuffle=False), self.workers)
+
+
+def overfits(data: LightningDataModule) -> bool:
+    """Whether a data module's trainer is to overfit a few batches, which must be the same in every epoch."""
+    return data.trainer is not None and data.trainer.overfit_batches > 0

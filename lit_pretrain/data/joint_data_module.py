@@ -8,6 +8,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
 
 from lit_pretrain.data.document_data_module import DocumentDataModule
+from lit_pretrain.data.epoch_data_module import overfits
 from lit_pretrain.data.image_data_module import ImageDataModule
 from lit_pretrain.data.loading import ResumableDataLoader
 from lit_pretrain.data.pair_data_module import PairDataModule
@@ -75,7 +76,7 @@ class JointDataModule(LightningDataModule):
     def train_dataloader(self) -> CombinedLoader:
         """Batches of all parts together, for an epoch of the pairs."""
         loaders = {name: part.train_dataloader() for name, part in self.parts.items()}
-        if self.overfits:
+        if overfits(self):
             # The same few batches of each part in every epoch: nothing goes on from where it stood.
             for loader in loaders.values():
                 loader.batch_sampler.repeats = True
