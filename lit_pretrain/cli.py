@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import lit_pretrain.backbone
 import lit_pretrain.data
@@ -30,9 +31,12 @@ from lit_pretrain.modules.checkpoints import read_checkpoint
 from lit_pretrain.modules.pretraining import Pretraining
 from lit_pretrain.predicting import with_data_to_predict
 from lit_pretrain.quiet import quieten
-from lit_pretrain.tracking.find import find_checkpoint, run_directory_of_checkpoint
+from lit_pretrain.tracking.find import find_checkpoint, last_checkpoint_of, run_directory_of_checkpoint
 from lit_pretrain.tracking.mlflow_logger import DEFAULT_EXPERIMENT, MLflowLogger
+from lit_pretrain.tracking.paths import shown_path
+from lit_pretrain.tracking.run_record import RunRecorder
 from lit_pretrain.tracking.save_config import SaveConfig, flatten_config
+from lit_pretrain.tracking.slurm import run_to_go_on_with
 from lit_pretrain.trainer import Trainer
 
 # Classes that a config may name shortly, with their modules imported above.
@@ -68,6 +72,9 @@ class CommandLine(LightningCLI):
     """LightningCLI with the suite's trainer, errors and resuming."""
 
     config_name: str = "run"
+    # Words of the command line, and whether SLURM has given the same ones before.
+    command: ClassVar[list[str]] = []
+    requeued: bool = False
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """As Lightning's; what `ckpt_path` names, in a file or on the command line, is a checkpoint's path afterwards.
@@ -86,8 +93,28 @@ class CommandLine(LightningCLI):
         super().parse_arguments(parser, args)
         settings = self.config[self.config.subcommand]
         check_nulls(settings)
-        if (checkpoint := checkpoint_named_in(settings)) is not None:
+        checkpoint = checkpoint_named_in(settings)
+        if checkpoint is None and self.config.subcommand == "fit":
+            checkpoint = self.checkpoint_of_job(settings)
+        if checkpoint is not None:
             settings.ckpt_path = str(checkpoint)
+
+    def checkpoint_of_job(self, settings: Namespace) -> Path | None:
+        """The checkpoint that a SLURM job which was queued anew goes on from, or null."""
+        plugins = settings.trainer.get("plugins")
+        for plugin in plugins if isinstance(plugins, list) else [plugins]:
+            arguments = plugin.get("init_args", Namespace()) if isinstance(plugin, Namespace) else Namespace()
+            if arguments.get("auto_requeue") is False:
+                return None
+        run = run_to_go_on_with(self.command, place_of_runs(settings)[1])
+        if run is None:
+            return None
+        self.requeued = True
+        checkpoint = last_checkpoint_of(run)
+        rank_zero_info(
+            f"This SLURM job was queued anew: it goes on with the run {run.run_name}, {shown_path(checkpoint)}."
+        )
+        return checkpoint
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's settings override the person's; here they stay as they are given."""
@@ -144,7 +171,10 @@ class CommandLine(LightningCLI):
             if isinstance(logger, MLflowLogger):
                 logger.suggest_name(self.config_name)
                 if checkpoint:
-                    logger.resume_from(checkpoint)
+                    logger.resume_from(checkpoint, ended=self.requeued)
+        for callback in trainer.callbacks:
+            if isinstance(callback, RunRecorder):
+                callback.command = self.command
         return trainer
 
 
@@ -230,6 +260,7 @@ def command_line(arguments: list[str], kind: type[CommandLine]) -> CommandLine:
     Raises:
         UserError: If an argument or a config is wrong.
     """
+    CommandLine.command = arguments
     arguments = with_config_of_run(arguments)
     CommandLine.config_name = config_name(arguments)
     Parser.messages.clear()

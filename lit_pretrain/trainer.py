@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import _PLUGIN_INPUT
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
 from lit_pretrain.callbacks import (
     BestCheckpoint,
@@ -86,6 +87,7 @@ class Trainer(lightning.Trainer):
             **kwargs,
         )
         check_strategy(self.strategy)
+        self._checkpoint_connector = CheckpointConnector(self)
         # Which step is the last one must be known when the others are asked to save it.
         self.callbacks.sort(key=lambda callback: not isinstance(callback, Timer))
 
@@ -115,6 +117,19 @@ def default_callbacks(given: list[Callback], checkpointing: bool, progress_bar: 
     if checkpointing:
         kinds.append(LastCheckpoint)
     made = [kind() for kind in kinds if not any(isinstance(one, kind) for one in given)]
-    if checkpointing and not any(isinstance(one, ModelCheckpoint) for one in given):
-        made.append(BestCheckpoint())
+    if checkpointing:
+        own = [one for one in given if isinstance(one, ModelCheckpoint)]
+        # What a person adds, one for every thousand steps say, takes the place only of what it does itself.
+        best = not any(one.monitor is not None and one.save_top_k != 0 for one in own)
+        last = not any(one.save_last for one in own)
+        if best or last:
+            made.append(BestCheckpoint(save_top_k=int(best), save_last=last))
     return made
+
+
+class CheckpointConnector(_CheckpointConnector):
+    """Lightning's, which on SLURM would take any hpc_ckpt_N.ckpt of the working directory, whichever job's it is."""
+
+    @property
+    def _hpc_resume_path(self) -> None:
+        return None

@@ -14,17 +14,18 @@ class BestCheckpoint(ModelCheckpoint):
     A module with a property `monitor` (metric, "min" or "max") is compared by it, others by validation/loss.
 
     Args:
-        save_top_k: How many of the best are kept.
+        save_top_k: How many of the best are kept; 0 keeps the last only.
+        save_last: Whether last.ckpt is kept.
     """
 
-    def __init__(self, save_top_k: int = 1) -> None:
+    def __init__(self, save_top_k: int = 1, save_last: bool = True) -> None:
         super().__init__(
             filename="best-step={step:06d}",
             auto_insert_metric_name=False,
             monitor="validation/loss",
             mode="min",
             save_top_k=save_top_k,
-            save_last=True,
+            save_last=save_last,
         )
         self._training = False
         self._compared_by: str | None = None

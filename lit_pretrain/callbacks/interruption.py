@@ -2,6 +2,9 @@
 
 Lightning turns SIGTERM into exit status 0 and saves nothing on Ctrl-C. Here the process ends with 130 (SIGINT) or 143
 (SIGTERM), as shells expect, and `--ckpt_path last` goes on with the very next batch. A second Ctrl-C stops at once.
+
+SLURM's signal before a job's time is up (SIGUSR1, `sbatch --signal=SIGUSR1@90`) ends it in the same way, with 138, and
+the job is queued anew; Lightning would save in the middle of a step, into the working directory.
 """
 
 import os
@@ -14,12 +17,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_pretrain.tracking.paths import shown_path
+from lit_pretrain.tracking.run_record import checkpointers, keeper_of_last, mlflow_logger
+from lit_pretrain.tracking.slurm import mark_requeued, requeue, requeue_signal
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SECONDS_TO_FLUSH = 10.0
+# More than any signal's number.
+FIRST = 1000
 # Some launchers pass on a signal that the process has already got from the terminal.
 SAME_SIGNAL_SECONDS = 0.5
 
@@ -33,7 +40,7 @@ class Interrupted(SystemExit):
 
 
 class Interruption(Callback):
-    """Handles SIGINT and SIGTERM while the trainer runs; SLURM's own signal for queueing anew stays Lightning's.
+    """Handles SIGINT, SIGTERM and SLURM's signal for queueing anew while the trainer runs.
 
     With several processes all must stop after the same step, so they agree on it after every optimiser step; then an
     interruption waits for the end of a validation.
@@ -51,6 +58,7 @@ class Interruption(Callback):
         self._launcher: Any = None
         self._validation_total: int | None = None
         self._saving_in_validation = False
+        self._requeue_signal: int | None = None
 
     # -- signals
 
@@ -63,13 +71,16 @@ class Interruption(Callback):
             # On the CPU, so that asking after every step never makes a GPU wait.
             self._group = torch.distributed.new_group(backend="gloo")
         if threading.current_thread() is threading.main_thread() and not self._previous:
-            self._previous = {number: signal.getsignal(number) for number in SIGNALS}
+            self._requeue_signal = None
+            if stage == "fit":
+                self._requeue_signal = requeue_signal(trainer._accelerator_connector.cluster_environment)
+            signals = SIGNALS if self._requeue_signal is None else (*SIGNALS, self._requeue_signal)
+            self._previous = {number: signal.getsignal(number) for number in signals}
             self._install()
 
     def _install(self) -> None:
-        if self._previous:
-            for number in SIGNALS:
-                signal.signal(number, self._handle)
+        for number in self._previous:
+            signal.signal(number, self._handle)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
@@ -101,6 +112,9 @@ class Interruption(Callback):
             if self._rank == 0:
                 # Straight to the file descriptor: a signal may arrive in the middle of a print.
                 os.write(2, b"\nStopping after this step; press Ctrl-C again to stop at once.\n")
+        elif self.requested == self._requeue_signal and number == signal.SIGTERM:
+            # Time is up in the middle of a long step: until SLURM kills, there is a chance to save it.
+            return
         elif now - self._requested_at > SAME_SIGNAL_SECONDS and (number == signal.SIGINT or self._rank == 0):
             raise Interrupted(number)
 
@@ -160,9 +174,11 @@ class Interruption(Callback):
         """Whether any rank was asked to stop; all ranks get the same answer at the same step."""
         if trainer.world_size == 1:
             return self.requested is not None
-        asked = torch.tensor(self.requested or 0)
+        # Where one is asked to stop and another to be queued anew, all are queued anew.
+        first = FIRST if self.requested is not None and self.requested == self._requeue_signal else 0
+        asked = torch.tensor((self.requested or 0) + first)
         torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, group=self._group)
-        self.requested = int(asked) or None
+        self.requested = int(asked) % FIRST or None
         return self.requested is not None
 
     def _stop(self, trainer: Trainer, in_validation: bool = False) -> None:
@@ -199,6 +215,25 @@ class Interruption(Callback):
                 rank_zero_info(f"{where}; go on with --ckpt_path {shown_path(self.saved_to)}")
             else:
                 rank_zero_info(f"{where}; nothing was saved since the last checkpoint.")
+            if exception.code == 128 + (self._requeue_signal or 0):
+                self._queue_anew(trainer)
+
+    def _queue_anew(self, trainer: Trainer) -> None:
+        """Let SLURM start the job again, once all is written that it will go on with."""
+        if threading.current_thread() is threading.main_thread():
+            # Queueing anew ends this process, which is about to end by itself.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if not trainer.is_global_zero:
+            return
+        logger = mlflow_logger(trainer)
+        if logger is not None:
+            logger.flush(SECONDS_TO_FLUSH)
+            mark_requeued(logger.run_directory)
+        problem = requeue()
+        if problem is None:
+            rank_zero_info("The job is queued anew, and goes on with this run.")
+        else:
+            rank_zero_warn(f"The job cannot be queued anew ({problem}): start it again, with --ckpt_path last.")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back."""
@@ -207,12 +242,12 @@ class Interruption(Callback):
 
 
 def last_checkpoint_path(trainer: Trainer) -> str | None:
-    """Where the trainer's ModelCheckpoint keeps its last.ckpt; null if this training keeps no checkpoints.
+    """Where a last.ckpt is kept; null if this training keeps no checkpoints.
 
-    The callback is told, so that it goes on with the same file when the run is resumed.
+    The callback that keeps it is told, so that it goes on with the same file when the run is resumed.
     """
-    callback = trainer.checkpoint_callback
-    if not isinstance(callback, ModelCheckpoint) or trainer.fast_dev_run or callback.dirpath is None:
+    callback = keeper_of_last(trainer) or next(iter(checkpointers(trainer)), None)
+    if callback is None or trainer.fast_dev_run or callback.dirpath is None:
         return None
     name = callback.CHECKPOINT_NAME_LAST + callback.FILE_EXTENSION
     callback.last_model_path = callback.last_model_path or str(Path(callback.dirpath) / name)

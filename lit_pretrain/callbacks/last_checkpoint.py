@@ -4,9 +4,9 @@ import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_pretrain.callbacks.interruption import last_checkpoint_path
+from lit_pretrain.tracking.run_record import keeper_of_last
 
 
 class LastCheckpoint(Callback):
@@ -37,8 +37,7 @@ class LastCheckpoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if no step follows, or if it is time."""
-        checkpoint = trainer.checkpoint_callback
-        if not isinstance(checkpoint, ModelCheckpoint) or not checkpoint.save_last:
+        if keeper_of_last(trainer) is None:
             return
         if not is_last_step(trainer) and not self._is_time(trainer):
             return

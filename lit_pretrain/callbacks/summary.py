@@ -4,12 +4,11 @@ import shlex
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_pretrain.modules.optimization import count_elements
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.tracking.paths import resolve_runs_directory, shown_path
-from lit_pretrain.tracking.run_record import RunRecorder, mlflow_logger
+from lit_pretrain.tracking.run_record import RunRecorder, keeper_of_best, keeper_of_last, mlflow_logger
 from lit_pretrain.tracking.store import without_credentials
 
 
@@ -70,13 +69,11 @@ class Summary(Callback):
     def lines(trainer: Trainer) -> list[str]:
         """Where the checkpoint lies, and the command that opens the run."""
         lines = []
-        checkpoint = trainer.checkpoint_callback
-        if isinstance(checkpoint, ModelCheckpoint):
-            best, last = checkpoint.best_model_path, checkpoint.last_model_path
-            if best and Path(best).exists():
-                lines.append(f"Best checkpoint: {shown_path(best)}")
-            if last and Path(last).exists():
-                lines.append(f"Last checkpoint: {shown_path(last)}")
+        best, last = keeper_of_best(trainer), keeper_of_last(trainer)
+        if best is not None and best.best_model_path and Path(best.best_model_path).exists():
+            lines.append(f"Best checkpoint: {shown_path(best.best_model_path)}")
+        if last is not None and last.last_model_path and Path(last.last_model_path).exists():
+            lines.append(f"Last checkpoint: {shown_path(last.last_model_path)}")
         logger = mlflow_logger(trainer)
         if logger is not None:
             lines.append(f"Look at the run: {view_command(logger)}")

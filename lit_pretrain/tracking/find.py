@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_pretrain.errors import UserError, nearest
-from lit_pretrain.tracking.paths import RUN_FILE_NAME, resolve_runs_directory, safe_name, shown_path
+from lit_pretrain.tracking.paths import RUN_FILE_NAME, resolve_runs_directory, safe_name, shown_path, write_atomically
 
 CHECKPOINTS_NAME = "checkpoints"
+RECORD_NAME = "checkpoints.json"
+# Where a checkpoint says which run has written it.
+RUN_KEY = "lit_pretrain_run"
 SHORTEST_PREFIX = 4
 # What a checkpoint of contrastive pretraining holds two of.
 TOWERS = ("text", "vision")
@@ -91,7 +94,7 @@ def find_run(
     Raises:
         UserError: If no run or more than one fits; the sentence names the nearest, or all that fit.
     """
-    given = Path(reference)
+    given = Path(reference).expanduser()
     if (given / RUN_FILE_NAME).is_file():
         return read_run_file(given / RUN_FILE_NAME)
     records = list_runs(runs_directory)
@@ -101,7 +104,7 @@ def find_run(
         [record for record in records if len(reference) >= SHORTEST_PREFIX and record.run_id.startswith(reference)],
     ):
         if with_checkpoints and len(found) > 1:
-            found = [record for record in found if any(record.checkpoints.glob("*.ckpt"))] or found
+            found = [record for record in found if checkpoints_of(record)] or found
         if len(found) > 1:
             found = [record for record in found if record.experiment == experiment] or found
         if len(found) == 1:
@@ -130,29 +133,29 @@ def find_checkpoint(reference: str, experiment: str | None = None, runs_director
     path = Path(reference).expanduser()
     if path.is_file():
         return path.resolve()
-    if reference == "last":
-        found = newest(
-            path for record in list_runs(runs_directory, experiment) for path in last_checkpoints(record.checkpoints)
-        )
+    if reference in ("last", "last:best"):
+        runs = {last_checkpoint_of(record): record for record in list_runs(runs_directory, experiment)}
+        found = newest(path for path in runs if path is not None)
         if found is None:
             where = f"of experiment '{experiment}' in" if experiment else "in"
             raise UserError(
                 f"There is no last.ckpt {where} {shown_path(resolve_runs_directory(runs_directory))} to go on from: "
                 "train without --ckpt_path first, or name a checkpoint's path."
             )
-        return found
-    if path.suffix == ".ckpt" or len(path.parts) > 1 and not (path / RUN_FILE_NAME).is_file():
-        siblings = [str(path.parent / other.name) for other in path.parent.glob("*.ckpt")]
-        raise UserError(f"The checkpoint {reference} does not exist{nearest(reference, siblings)}.")
+        if reference == "last":
+            return found
+        reference = f"{runs[found].directory}:best"
     name, _, which = reference.rpartition(":")
     best = bool(name) and which == "best"
-    if best and name == "last":
-        name = str(find_checkpoint("last", experiment, runs_directory).parent.parent)
+    run = Path(name if best else reference).expanduser()
+    if path.suffix == ".ckpt" or len(run.parts) > 1 and not (run / RUN_FILE_NAME).is_file():
+        siblings = [str(path.parent / other.name) for other in path.parent.glob("*.ckpt")]
+        raise UserError(f"The checkpoint {reference} does not exist{nearest(reference, siblings)}.")
     record = find_run(name if best else reference, runs_directory, experiment, with_checkpoints=True)
     if best:
-        found = best_checkpoint(record.checkpoints)
+        found = best_checkpoint_of(record)
     else:
-        found = newest(last_checkpoints(record.checkpoints)) or newest(record.checkpoints.glob("*.ckpt"))
+        found = last_checkpoint_of(record) or newest(checkpoints_of(record))
     if found is None:
         raise UserError(f"The run {record.run_name} has no checkpoint in {shown_path(record.checkpoints)}.")
     return found
@@ -170,16 +173,75 @@ def split_tower(reference: str) -> tuple[str, str | None]:
     return rest, tower
 
 
-def best_checkpoint(directory: Path) -> Path | None:
-    """The best checkpoint of a directory, or null; where several are kept, the latest one knows which it is."""
-    kept = list(directory.glob("best-*.ckpt"))
-    last = newest(last_checkpoints(directory))
-    if len(kept) > 1 and last is not None:
-        import torch
+def note_checkpoints(directory: Path, last: str | None, best: str | None, folders: Iterable[str]) -> None:
+    """Write down in a run's directory where its checkpoints lie, which may be anywhere and be called anything.
 
-        callbacks = torch.load(last, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
-        name = Path(callbacks.get("BestCheckpoint", {}).get("best_model_path", "")).name
-        kept = [path for path in kept if path.name == name] or kept
+    Args:
+        directory: The run's.
+        last: Path of the last one, if it is kept.
+        best: Path of the best one, if there is one.
+        folders: Where all of them lie.
+    """
+
+    def shortened(path: str) -> str:
+        # A run's directory may be moved.
+        return str(Path(path).relative_to(directory)) if Path(path).is_relative_to(directory) else path
+
+    record = {name: shortened(path) for name, path in (("last", last), ("best", best)) if path}
+    record["folders"] = sorted(shortened(folder) for folder in folders)
+    write_atomically(directory / RECORD_NAME, json.dumps(record, indent=2) + "\n")
+
+
+def noted_checkpoints(directory: Path) -> dict[str, list[Path]]:
+    """What `note_checkpoints` has written, as paths: `last`, `best` and `folders`, each empty if unknown."""
+    try:
+        record = json.loads((directory / RECORD_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = {}
+    paths = {
+        "folders": record.get("folders", []),
+        **{name: [record[name]] for name in ("last", "best") if name in record},
+    }
+    return {name: [directory / path for path in paths.get(name, [])] for name in ("last", "best", "folders")}
+
+
+def last_checkpoint_of(record: RunRecord) -> Path | None:
+    """The newest last.ckpt of a run, or null."""
+    return newest([*noted_checkpoints(record.directory)["last"], *last_checkpoints(record.checkpoints)])
+
+
+def best_checkpoint_of(record: RunRecord) -> Path | None:
+    """The checkpoint of a run that was best by the metric it was kept for, or null."""
+    noted = newest(noted_checkpoints(record.directory)["best"])
+    return noted or best_checkpoint(record.checkpoints)
+
+
+def checkpoints_of(record: RunRecord) -> list[Path]:
+    """All checkpoints of a run; where its metric's name makes a folder, also those within."""
+    noted = noted_checkpoints(record.directory)
+    return [*record.checkpoints.rglob("*.ckpt"), *(path for path in (*noted["last"], *noted["best"]) if path.exists())]
+
+
+def best_checkpoint(directory: Path) -> Path | None:
+    """The best checkpoint of a directory whose run has not noted it, or null: the newest one knows which it is."""
+    kept = list(directory.glob("best-*.ckpt"))
+    latest = newest(last_checkpoints(directory)) or newest(directory.rglob("*.ckpt"))
+    if len(kept) == 1 or latest is None:
+        return newest(kept)
+    import torch
+
+    try:
+        callbacks = torch.load(latest, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
+    except Exception:  # a damaged file fails in many ways, and another one may be whole
+        return newest(kept)
+    for name, state in callbacks.items():
+        if name.startswith(("BestCheckpoint", "ModelCheckpoint")) and state.get("monitor"):
+            path = Path(state.get("best_model_path", ""))
+            folder = Path(state.get("dirpath") or path.parent)
+            # The directory may have been moved since.
+            moved = directory / (path.relative_to(folder) if path.is_relative_to(folder) else path.name)
+            if path.is_file() or moved.is_file():
+                return path if path.is_file() else moved
     return newest(kept)
 
 
@@ -194,10 +256,24 @@ def newest(paths: Iterable[Path]) -> Path | None:
 
 
 def run_directory_of_checkpoint(checkpoint: Path) -> Path | None:
-    """The directory of the run that wrote a checkpoint, or null if it does not lie in one."""
-    for directory in list(checkpoint.expanduser().resolve().parents)[:3]:
+    """The directory of the run that wrote a checkpoint; null for a copy that lies where the run keeps none."""
+    checkpoint = checkpoint.expanduser().resolve()
+    for directory in checkpoint.parents:
         if (directory / RUN_FILE_NAME).is_file():
             return directory
+    if not checkpoint.is_file():
+        return None
+    import torch
+
+    try:
+        run = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get(RUN_KEY, {})
+    except Exception:  # nothing that any run has written
+        return None
+    for directory in [Path(run.get("directory", "")), *(one.directory for one in list_runs())]:
+        path = directory / RUN_FILE_NAME
+        if run and path.is_file() and read_run_file(path).run_id == run["run_id"]:
+            folders = noted_checkpoints(directory)["folders"]
+            return directory if any(checkpoint.is_relative_to(folder.resolve()) for folder in folders) else None
     return None
 
 

@@ -364,9 +364,13 @@ class MLflowLogger(MLFlowLogger):
         self.log_artifact(path, None if folder == "." else folder)
 
     def after_save_checkpoint(self, checkpoint_callback: "ModelCheckpoint") -> None:
-        """Note where the checkpoints lie; they are not copied into the artifacts."""
+        """Note where the checkpoints lie; they are not copied into the artifacts.
+
+        Of several callbacks, only one that compares by a metric knows what is best, and only one keeps the last.
+        """
+        compared = checkpoint_callback.monitor is not None and checkpoint_callback.save_top_k != 0
         paths = {
-            "checkpoint.best": checkpoint_callback.best_model_path,
+            "checkpoint.best": checkpoint_callback.best_model_path if compared else "",
             "checkpoint.last": checkpoint_callback.last_model_path,
         }
         self.set_tags({key: path for key, path in paths.items() if path})

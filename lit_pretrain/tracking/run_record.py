@@ -1,6 +1,7 @@
 """Writes down what a run is: code, versions, machine, model, data, best metrics, and how it ended."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.best import direction, is_better
-from lit_pretrain.tracking.find import read_run_file, run_directory_of_checkpoint
+from lit_pretrain.tracking.find import RUN_KEY, note_checkpoints, read_run_file, run_directory_of_checkpoint
 from lit_pretrain.tracking.machine import git_state, machine_description, package_versions
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.tracking.paths import RUN_FILE_NAME
+from lit_pretrain.tracking.slurm import write_job
 from lit_pretrain.tracking.writer import first_line
 
 # What a checkpoint waits for a store that hangs; what it has not taken by then goes to the journal.
@@ -26,6 +28,22 @@ def mlflow_logger(trainer: Trainer) -> MLflowLogger | None:
     return next((logger for logger in trainer.loggers if isinstance(logger, MLflowLogger)), None)
 
 
+def keeper_of_best(trainer: Trainer) -> ModelCheckpoint | None:
+    """The first callback that keeps checkpoints by a metric, or null."""
+    found = (one for one in checkpointers(trainer) if one.monitor is not None and one.save_top_k != 0)
+    return next(found, None)
+
+
+def keeper_of_last(trainer: Trainer) -> ModelCheckpoint | None:
+    """The first callback that keeps a last.ckpt, or null."""
+    return next((one for one in checkpointers(trainer) if one.save_last), None)
+
+
+def checkpointers(trainer: Trainer) -> list[ModelCheckpoint]:
+    """The trainer's callbacks that save checkpoints."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)]
+
+
 class RunRecorder(Callback):
     """Records the run with tags and parameters, and the best value of each validation metric as best/<metric>.
 
@@ -34,6 +52,8 @@ class RunRecorder(Callback):
 
     def __init__(self) -> None:
         self.best: dict[str, float] = {}
+        self.command: list[str] = sys.argv[1:]
+        self._noted: tuple[Any, ...] = ()
         self._recorded = False
         self._trained = False
 
@@ -50,6 +70,8 @@ class RunRecorder(Callback):
         identity = [logger._run_id, str(logger.run_directory)] if trainer.is_global_zero else None
         logger.adopt(*trainer.strategy.broadcast(identity))
         self._recorded = False
+        if stage == "fit" and trainer.is_global_zero:
+            write_job(logger.run_directory, self.command)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record; the model is built by now."""
@@ -99,6 +121,28 @@ class RunRecorder(Callback):
                 torch.load(path, mmap=True, weights_only=True, map_location="cpu")["global_step"]
             )
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note checkpoints that were saved since the last batch."""
+        self._note_checkpoints(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the last ones."""
+        self._note_checkpoints(trainer)
+
+    def _note_checkpoints(self, trainer: Trainer) -> None:
+        logger = mlflow_logger(trainer)
+        if logger is None or not trainer.is_global_zero or not self._trained:
+            return
+        last, best = keeper_of_last(trainer), keeper_of_best(trainer)
+        found = (
+            last.last_model_path if last is not None else None,
+            best.best_model_path if best is not None else None,
+            tuple(str(one.dirpath) for one in checkpointers(trainer) if one.dirpath),
+        )
+        if found != self._noted:
+            self._noted = found
+            note_checkpoints(logger.run_directory, *found)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the validation metrics that are the best so far."""
         if trainer.sanity_checking or trainer.state.fn.value != "fit":
@@ -118,7 +162,10 @@ class RunRecorder(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let store or journal have what was logged before: a run resumed from here logs only what follows."""
         logger = mlflow_logger(trainer)
-        if logger is not None and trainer.is_global_zero:
+        if logger is None:
+            return
+        checkpoint[RUN_KEY] = {"run_id": logger._run_id, "directory": str(logger.run_directory)}
+        if trainer.is_global_zero:
             logger.flush(SECONDS_TO_FLUSH)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -126,6 +173,7 @@ class RunRecorder(Callback):
         logger = mlflow_logger(trainer)
         if logger is None or not logger._initialized:
             return
+        self._note_checkpoints(trainer)
         interrupted = isinstance(exception, KeyboardInterrupt | SystemExit | SIGTERMException)
         if logger.status_before is not None and not self._trained:
             # An attempt to resume that did not come so far as a step: the run is what it was.
@@ -139,12 +187,14 @@ class RunRecorder(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note the checkpoints once more, with the best one's score."""
         logger = mlflow_logger(trainer)
-        checkpoint = trainer.checkpoint_callback
-        if logger is None or stage != "fit" or not isinstance(checkpoint, ModelCheckpoint):
+        if logger is None or stage != "fit":
             return
-        logger.after_save_checkpoint(checkpoint)
-        if checkpoint.best_model_score is not None:
-            logger.set_tags({"checkpoint.best_score": f"{checkpoint.monitor} = {float(checkpoint.best_model_score):g}"})
+        self._note_checkpoints(trainer)
+        for checkpoint in checkpointers(trainer):
+            logger.after_save_checkpoint(checkpoint)
+        best = keeper_of_best(trainer)
+        if best is not None and best.best_model_score is not None:
+            logger.set_tags({"checkpoint.best_score": f"{best.monitor} = {float(best.best_model_score):g}"})
 
     def state_dict(self) -> dict[str, Any]:
         """The best values, so that a resumed run goes on comparing with them."""

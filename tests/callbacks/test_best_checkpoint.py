@@ -1,14 +1,16 @@
 """The best checkpoint by the metric that a module names, in a training, when it is gone on with, and by its name."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from toy_training import ToyData, ToyModule
 
 from lit_pretrain.callbacks import BestCheckpoint
-from lit_pretrain.tracking.find import find_checkpoint
+from lit_pretrain.tracking.find import find_checkpoint, run_directory_of_checkpoint
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.trainer import Trainer
 
@@ -113,3 +115,51 @@ def test_measuring_a_checkpoint_says_nothing_of_its_directory(runs, recwarn):
     other = make_trainer(runs, BestCheckpoint())
     other.validate(Scored([0.3]), ToyData(), ckpt_path=last, verbose=False)
     assert not [one for one in recwarn if "dirpath" in str(one.message)]
+
+
+def test_a_persons_own_checkpoints_are_found_and_drop_neither_best_nor_last(runs, tmp_path):
+    own = ModelCheckpoint(
+        tmp_path / "mine", "{epoch}-{validation/score:.1f}", monitor="validation/score", mode="max", save_last=False
+    )
+    periodic = ModelCheckpoint(filename="{step}", every_n_train_steps=4, save_top_k=-1)
+    trainer = make_trainer(runs, own, steps=10)
+    trainer.callbacks.insert(0, periodic)
+    trainer.fit(Scored([0.2, 0.7, 0.1]), ToyData(batches=4))
+    run = trainer.logger.run_id
+    best, last = (
+        tmp_path / "mine" / "epoch=1-validation" / "score=0.7.ckpt",
+        trainer.logger.run_directory / "checkpoints",
+    )
+    assert find_checkpoint(f"{run}:best") == best and find_checkpoint(run) == last / "last.ckpt"
+    assert {path.name for path in last.glob("*.ckpt")} == {"last.ckpt", "step=4.ckpt", "step=8.ckpt"}
+    trainer.logger.flush()
+    tags = trainer.logger.experiment.get_run(run).data.tags
+    assert (tags["checkpoint.best"], tags["checkpoint.last"]) == (str(best), str(last / "last.ckpt"))
+    # Where it keeps them, the run's own; a copy elsewhere is a start of another run.
+    assert run_directory_of_checkpoint(best) == trainer.logger.run_directory
+    assert run_directory_of_checkpoint(Path(shutil.copy(best, tmp_path / "copy.ckpt"))) is None
+
+
+def test_without_a_metric_the_last_and_the_modules_best_are_kept(runs):
+    trainer = make_trainer(runs, ModelCheckpoint(filename="every", every_n_epochs=1), steps=12)
+    trainer.fit(Scored([0.2, 0.7, 0.1]), ToyData(batches=4))
+    directory = trainer.logger.run_directory
+    assert find_checkpoint(f"{trainer.logger.run_id}:best").name == "best-step=000008.ckpt"
+    assert find_checkpoint(trainer.logger.run_id).name == "last.ckpt"
+    # Of an earlier version, which noted nothing, and moved.
+    (directory / "checkpoints.json").unlink()
+    (directory / "checkpoints" / "best-step=000008.ckpt").rename(directory / "checkpoints" / "chosen.ckpt")
+    moved = directory.rename(directory.with_name("moved"))
+    state = torch.load(moved / "checkpoints" / "last.ckpt", weights_only=True)
+    state["callbacks"]["BestCheckpoint"]["best_model_path"] = str(directory / "checkpoints" / "chosen.ckpt")
+    torch.save(state, moved / "checkpoints" / "last.ckpt")
+    assert find_checkpoint(f"{moved}:best") == moved / "checkpoints" / "chosen.ckpt"
+
+
+def test_a_moved_run_goes_on_comparing_with_what_was_best(runs):
+    trainer, _ = fit(runs, [0.7], 20)
+    moved = trainer.logger.run_directory.rename(trainer.logger.run_directory.with_name("moved-too"))
+    again, best = fit(runs, [0.5], 40, checkpoint=str(moved / "checkpoints" / "last.ckpt"))
+    assert best.best_model_path == str(moved / "checkpoints" / "best-step=000020.ckpt")
+    assert sorted(path.name for path in (moved / "checkpoints").iterdir()) == ["best-step=000020.ckpt", "last.ckpt"]
+    assert again.logger.run_id == trainer.logger.run_id

@@ -172,28 +172,3 @@ def test_loader_workers_outlive_a_terminals_signal(runs):
         trainer.fit(module, WorkerData())
     # Far more batches than were fetched ahead when the workers got the signal.
     assert len(module.seen) == 21
-
-
-def test_slurm_keeps_its_signal_for_queueing_anew(runs, monkeypatch):
-    from lightning.pytorch.plugins.environments import SLURMEnvironment
-
-    for name, value in {"NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "JOB_ID": 7, "JOB_NAME": "x"}.items():
-        monkeypatch.setenv(f"SLURM_{name}", str(value))
-    monkeypatch.setenv("SLURM_NODELIST", "localhost")
-    handlers = {}
-
-    class Look(Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            handlers["queue"] = signal.getsignal(signal.SIGUSR1)
-            handlers["end"] = signal.getsignal(signal.SIGTERM)
-
-    before = signal.getsignal(signal.SIGUSR1)
-    interruption = Interruption()
-    trainer, _, stopped = train(
-        runs, [Look(), SendSignal(3, signal.SIGTERM), interruption], plugins=[SLURMEnvironment(auto_requeue=True)]
-    )
-    assert [handler.__name__ for handler in handlers["queue"].signal_handlers] == ["_slurm_sigusr_handler_fn"]
-    assert handlers["end"] == interruption._handle
-    assert stopped.code == 143
-    assert (trainer.logger.run_directory / "checkpoints" / "last.ckpt").exists()
-    assert signal.getsignal(signal.SIGUSR1) == before
