@@ -225,6 +225,8 @@ class Interruption(Callback):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if not trainer.is_global_zero:
             return
+        # A plugin may still be writing the checkpoint.
+        trainer.strategy.checkpoint_io.teardown()
         logger = mlflow_logger(trainer)
         if logger is not None:
             logger.flush(SECONDS_TO_FLUSH)
