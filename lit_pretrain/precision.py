@@ -2,7 +2,15 @@
 
 bf16 multiplies matrices several times faster than fp32 on recent GPUs and on CPUs with AMX or AVX512-BF16; on other
 CPUs PyTorch emulates it, ten to a hundred times slower than fp32. So it is asked for only where the hardware has it.
+
+What stays in fp32 under mixed precision (logits, losses) may be multiplied in TF32 on a GPU: fp32's range with ten bits
+of mantissa, three more than what it is made of has in bf16. A training that is said to be in fp32 is.
 """
+
+from typing import Literal
+
+# As torch.set_float32_matmul_precision takes them.
+MatmulPrecision = Literal["highest", "high", "medium"]
 
 
 def hardware_bf16() -> bool:
@@ -19,3 +27,23 @@ def resolve_precision(precision: str | int) -> str | int:
     if precision != "auto":
         return precision
     return "bf16-mixed" if hardware_bf16() else "32-true"
+
+
+def resolve_matmul_precision(
+    chosen: MatmulPrecision | Literal["auto"], precision: str | int, on_cuda: bool
+) -> MatmulPrecision | None:
+    """How fp32 matrices are to be multiplied.
+
+    Args:
+        chosen: What was asked for; `auto` is `high` (TF32) on a CUDA GPU with less than fp32 elsewhere, else `highest`.
+        precision: Lightning's, resolved.
+        on_cuda: Whether a CUDA GPU trains.
+
+    Returns:
+        What torch.set_float32_matmul_precision is to be given; None leaves it, so that nothing changes on a CPU.
+    """
+    if chosen != "auto":
+        return chosen
+    if not on_cuda:
+        return None
+    return "highest" if str(precision).startswith(("32", "64")) else "high"

@@ -3,7 +3,9 @@
 from typing import Any, Literal
 
 import lightning
+import torch
 from lightning.fabric.connector import _PRECISION_INPUT
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, Timer, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import _PLUGIN_INPUT
@@ -28,7 +30,7 @@ from lit_pretrain.callbacks import (
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.base import BaseModule
 from lit_pretrain.modules.strategies import check_strategy
-from lit_pretrain.precision import resolve_precision
+from lit_pretrain.precision import MatmulPrecision, resolve_matmul_precision, resolve_precision
 from lit_pretrain.tracking.checkpoint_io import AtomicCheckpointIO
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.tracking.run_record import RunRecorder
@@ -45,6 +47,9 @@ class Trainer(lightning.Trainer):
         enable_checkpointing: As Lightning's.
         enable_progress_bar: As Lightning's.
         enable_model_summary: As Lightning's, but off unless asked for: one line says what is trained.
+        float32_matmul_precision: How matrices that are in fp32 are multiplied, for torch.set_float32_matmul_precision:
+            `highest` (exact), `high` (TF32 on GPUs) or `medium`; `auto` is `high` on CUDA GPUs in mixed or half
+            precision and `highest` there in 32-true, and changes nothing elsewhere. It holds for the whole process.
         kwargs: As Lightning's.
     """
 
@@ -57,6 +62,7 @@ class Trainer(lightning.Trainer):
         enable_checkpointing: bool | None = None,
         enable_progress_bar: bool | None = None,
         enable_model_summary: bool | None = False,
+        float32_matmul_precision: MatmulPrecision | Literal["auto"] = "auto",
         **kwargs: Any,
     ) -> None:
         for name in ("accumulate_grad_batches", "log_every_n_steps"):
@@ -88,6 +94,10 @@ class Trainer(lightning.Trainer):
         )
         check_strategy(self.strategy)
         self._checkpoint_connector = CheckpointConnector(self)
+        on_cuda = isinstance(self.accelerator, CUDAAccelerator)
+        matmul_precision = resolve_matmul_precision(float32_matmul_precision, self.precision, on_cuda)
+        if matmul_precision is not None:
+            torch.set_float32_matmul_precision(matmul_precision)
         # Which step is the last one must be known when the others are asked to save it.
         self.callbacks.sort(key=lambda callback: not isinstance(callback, Timer))
 
