@@ -9,7 +9,7 @@ depth; DINOv2 (Oquab et al. 2023, arXiv:2304.07193) has a SwiGLU in its largest.
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
-from lit_pretrain.errors import UserError, nearest
+from lit_pretrain.errors import UserError, check_number, nearest
 
 BertSize = Literal["tiny", "mini", "small", "medium", "base", "large"]
 VitSize = Literal["tiny", "small", "base", "large"]
@@ -87,6 +87,9 @@ class TransformerConfig:
                 f"transformer.width {self.width} is not a multiple of transformer.heads {self.resolved_heads}: "
                 "choose a number of heads that divides the width."
             )
+        check_number("transformer.feed_forward_width", self.feed_forward_width, least=1)
+        check_number("transformer.norm_epsilon", self.norm_epsilon, above=0)
+        check_number("transformer.layer_scale", self.layer_scale, least=0)
         for name in ("dropout", "attention_dropout", "stochastic_depth"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f"transformer.{name} is {getattr(self, name)}: give a probability from 0 to below 1.")

@@ -23,7 +23,7 @@ from lit_pretrain.backbone.pooling import (
 )
 from lit_pretrain.backbone.rotary import Rotation, rotation_for
 from lit_pretrain.backbone.transformer import Transformer, initialise
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, check_number
 
 
 class TextEncoder(nn.Module):
@@ -61,6 +61,14 @@ class TextEncoder(nn.Module):
         ngram_rows: int = 100_000,
     ) -> None:
         super().__init__()
+        for name, value, least in (
+            ("vocabulary_size", vocabulary_size, 1),
+            ("max_positions", max_positions, 1),
+            ("segments", segments, 0),
+            ("ngram_rows", ngram_rows, 1),
+        ):
+            check_number(f"encoder.{name}", value, least=least)
+        check_number("encoder.rotary_base", rotary_base, above=0)
         config = transformer if size is None else transformer.sized(size)
         head_width = config.width // config.resolved_heads
         if positions == "rotary" and head_width % 2:

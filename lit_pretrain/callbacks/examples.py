@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_pretrain.errors import check_number
 from lit_pretrain.tracking.run_record import mlflow_logger
 
 
@@ -19,6 +20,8 @@ class Examples(Callback):
     """
 
     def __init__(self, count: int = 8, keep: int = 400) -> None:
+        check_number("Examples.count", count, least=1)
+        check_number("Examples.keep", keep, least=1)
         self.count = count
         self.keep = keep
 

@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_pretrain.callbacks.interruption import last_checkpoint_path
+from lit_pretrain.errors import check_number
 from lit_pretrain.tracking.run_record import keeper_of_last
 
 
@@ -22,6 +23,7 @@ class LastCheckpoint(Callback):
     """
 
     def __init__(self, minutes: float | None = 15.0) -> None:
+        check_number("LastCheckpoint.minutes", minutes, above=0)
         self.minutes = minutes
         self._saved_at = 0.0
 

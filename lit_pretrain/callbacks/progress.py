@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
 from lit_pretrain.callbacks.throughput import Throughput
+from lit_pretrain.errors import check_number
 
 
 class ProgressBar(RichProgressBar):
@@ -24,6 +25,9 @@ class ProgressBar(RichProgressBar):
     """
 
     def __init__(self, refresh_rate: int = 2, lines: int = 20, line_seconds: float = 10.0) -> None:
+        check_number("ProgressBar.refresh_rate", refresh_rate, least=0)
+        check_number("ProgressBar.lines", lines, least=1)
+        check_number("ProgressBar.line_seconds", line_seconds, least=0)
         super().__init__(refresh_rate=refresh_rate, leave=False)
         self.lines = lines
         self.line_seconds = line_seconds

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_pretrain.errors import check_number
 from lit_pretrain.evaluation.task_report import TaskReport, report_of
 from lit_pretrain.objectives.picture_panels import Caption, grid
 from lit_pretrain.tracking.run_record import mlflow_logger
@@ -25,6 +26,7 @@ class TestReport(Callback):
     __test__ = False
 
     def __init__(self, mistakes: int = 20) -> None:
+        check_number("TestReport.mistakes", mistakes, least=0)
         self.mistakes = mistakes
         self._parts: list[dict[str, torch.Tensor]] = []
 

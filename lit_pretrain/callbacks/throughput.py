@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils._pytree import tree_leaves
 
 from lit_pretrain.callbacks.peak import dtype_of_precision, measured_peak
+from lit_pretrain.errors import check_number
 from lit_pretrain.tracking.run_record import mlflow_logger
 
 
@@ -45,6 +46,7 @@ class Throughput(Callback):
     """
 
     def __init__(self, warm_up_batches: int = 5, measure_peak: bool = True) -> None:
+        check_number("Throughput.warm_up_batches", warm_up_batches, least=0)
         self.warm_up_batches = warm_up_batches
         self.measure_peak = measure_peak
         self.peak: float | None = None

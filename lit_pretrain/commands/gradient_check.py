@@ -35,10 +35,10 @@ LOW_PRECISION_TOLERANCE = 0.1
 # Parameters whose gradients are smaller than this share of the largest of all are compared with that share of it: what
 # should be zero (an attention's key bias) is nothing but rounding.
 SMALL_SHARE = 0.1
-# What one step needs nothing of.
+# What one step needs nothing of. The training keeps its length, which its schedule is laid over, and is stopped.
 ONE_STEP = {
-    "max_steps": "1",
-    "max_epochs": "null",
+    "min_steps": "null",
+    "min_epochs": "null",
     "logger": "false",
     "enable_checkpointing": "false",
     "enable_progress_bar": "false",
@@ -115,7 +115,8 @@ class OneStep(Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: ContrastivePretraining, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Compare."""
+        """Compare, and end the training."""
+        trainer.should_stop = True
         losses = [loss.cpu() for loss in everyone(outputs["loss"].detach())]
         found = Found(torch.stack(losses).mean(), self.gradients)
         low = trainer.precision not in ("32-true", "64-true")

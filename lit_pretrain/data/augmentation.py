@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, check_number
 
 # Luma of ITU-R BT.601, torchvision's weights for grey.
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)
@@ -46,8 +46,7 @@ class ImageAugmentation:
     def __post_init__(self) -> None:
         """Refuse what is no probability, area or strength."""
         for name in ("padding", "brightness", "contrast", "saturation"):
-            if getattr(self, name) < 0:
-                raise UserError(f"augmentation.{name} is {getattr(self, name)}: give 0 or more.")
+            check_number(f"augmentation.{name}", getattr(self, name), least=0)
         if not 0.0 <= self.flip <= 1.0:
             raise UserError(f"augmentation.flip is {self.flip}: give a probability from 0 to 1.")
         if not 0.0 < self.smallest_area <= 1.0:

@@ -20,7 +20,7 @@ from lit_pretrain.data.splits import budgeted_rows, split_rows
 from lit_pretrain.data.text_encoding import choose_tokenizer
 from lit_pretrain.data.token_cache import TokenCache, cache_fingerprint, open_or_build
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, check_length, check_number
 
 # Enough text for any vocabulary; a larger corpus is read at even distances.
 TOKENIZER_DOCUMENTS = 200_000
@@ -87,8 +87,14 @@ class DocumentDataModule(EpochDataModule):
         super().__init__()
         if sequence_length < 8:
             raise UserError(f"data.sequence_length is {sequence_length}: give at least 8 tokens.")
-        if batch_size < 1:
-            raise UserError(f"data.batch_size is {batch_size}: give at least 1.")
+        for name, value, least in (
+            ("vocabulary_size", vocabulary_size, 6),
+            ("batch_size", batch_size, 1),
+            ("workers", workers, 0),
+            ("max_documents", max_documents, 1),
+        ):
+            check_number(f"data.{name}", value, least=least)
+        check_length("data.document_budget", document_budget, above_zero=True)
         for label, share in (("validation_share", validation_share), ("short_share", short_share)):
             if not 0.0 <= share < 1.0:
                 raise UserError(f"data.{label} is {share}: give a share from 0 to below 1.")

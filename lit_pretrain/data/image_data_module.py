@@ -19,7 +19,7 @@ from lit_pretrain.data.pictures import opened, to_rgb
 from lit_pretrain.data.randomness import default_seed, sample_generator
 from lit_pretrain.data.sources import has_splits, shown
 from lit_pretrain.data.splits import split_rows
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, check_length, check_number
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,8 +96,8 @@ class ImageDataModule(EpochDataModule):
             ("cache_gigabytes", cache_gigabytes, 0),
             ("max_pictures", max_pictures, 1),
         ):
-            if value is not None and value < least:
-                raise UserError(f"data.{setting} is {value}: give at least {least}.")
+            check_number(f"data.{setting}", value, least=least)
+        check_length("data.label_budget", label_budget, above_zero=True)
         if not 0.0 <= validation_share < 1.0:
             raise UserError(f"data.validation_share is {validation_share}: give a share from 0 to below 1.")
         if label_budget is not None and label_column is None:

@@ -21,7 +21,7 @@ from lit_pretrain.data.randomness import default_seed
 from lit_pretrain.data.sources import Source
 from lit_pretrain.data.text_encoding import TextSettings, Truncation, choose_tokenizer
 from lit_pretrain.data.text_tokenizer import TextTokenizer
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, check_length, check_number
 
 Stage = Literal["train", "validation", "test"]
 
@@ -109,8 +109,8 @@ class LabelledDataModule(EpochDataModule):
             ("workers", workers, 0),
             ("cache_gigabytes", cache_gigabytes, 0),
         ):
-            if value is not None and value < least:
-                raise UserError(f"data.{setting} is {value}: give at least {least}.")
+            check_number(f"data.{setting}", value, least=least)
+        check_length("data.label_budget", label_budget, above_zero=True)
         if not 0.0 <= validation_share < 1.0:
             raise UserError(f"data.validation_share is {validation_share}: give a share from 0 to below 1.")
         if task is not None and task not in TASKS:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_pretrain.data.label_facts import LabelFacts, Task
 from lit_pretrain.data.sources import check_column
-from lit_pretrain.errors import UserError, nearest
+from lit_pretrain.errors import UserError, is_share, nearest
 
 CLASSES = ("int", "uint", "bool", "string", "large_string")
 NUMBERS = ("int", "uint", "bool", "float", "double", "halffloat")
@@ -261,7 +261,7 @@ def budget_size(budget: int | float, samples: int, classes: int, contents: str =
     """How many samples a label budget is.
 
     Args:
-        budget: A number of samples, or a share of them below 1.
+        budget: A number of samples, or a share of them; see `errors.is_share`.
         samples: How many there are.
         classes: How many classes they have.
         contents: What the samples are, for messages.
@@ -269,7 +269,7 @@ def budget_size(budget: int | float, samples: int, classes: int, contents: str =
     Raises:
         UserError: If it is more than there are, or does not give every class one.
     """
-    share = isinstance(budget, float) and 0.0 < budget < 1.0
+    share = is_share(budget)
     if not share and budget != int(budget):
         raise UserError(f"data.label_budget is {budget}: give a whole number of {contents}, or a share below 1.")
     count = round(budget * samples) if share else int(budget)

@@ -31,7 +31,7 @@ from lit_pretrain.data.splits import split_rows
 from lit_pretrain.data.text_encoding import choose_tokenizer
 from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, check_number
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -126,8 +126,7 @@ class PairDataModule(EpochDataModule):
             ("cache_gigabytes", cache_gigabytes, 0),
             ("max_pictures", max_pictures, 1),
         ):
-            if value is not None and value < least:
-                raise UserError(f"data.{setting} is {value}: give at least {least}.")
+            check_number(f"data.{setting}", value, least=least)
         if not 0.0 <= validation_share < 1.0:
             raise UserError(f"data.validation_share is {validation_share}: give a share from 0 to below 1.")
         self.source = ImageSource(path, name, data_files, split, image_column=image_column, max_pictures=max_pictures)

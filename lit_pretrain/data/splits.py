@@ -3,7 +3,7 @@
 import numpy
 
 from lit_pretrain.data.randomness import sample_generator
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, is_share
 
 
 def split_rows(
@@ -34,7 +34,7 @@ def budgeted_rows(
 
     Args:
         rows: All of them, sorted.
-        budget: How many, or a share of them below 1.
+        budget: How many, or a share of them; see `errors.is_share`.
         seed: Of the draw.
         setting: The budget's name, for messages.
         contents: What the rows are.
@@ -46,7 +46,7 @@ def budgeted_rows(
     Raises:
         UserError: If the budget is more than there are, or too few.
     """
-    share = isinstance(budget, float) and 0.0 < budget < 1.0
+    share = is_share(budget)
     if not share and budget != int(budget):
         raise UserError(f"data.{setting} is {budget}: give a whole number of {contents}, or a share below 1.")
     count = round(budget * len(rows)) if share else int(budget)

@@ -16,6 +16,7 @@ from torch import Tensor
 from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.data.loading import SURPLUS
 from lit_pretrain.data.randomness import default_seed, derive_seed
+from lit_pretrain.errors import check_number
 from lit_pretrain.modules.clipping import clip_gradients
 from lit_pretrain.modules.optimization import (
     AdamWConfig,
@@ -96,6 +97,7 @@ class BaseModule(LightningModule):
         self.encoder = encoder
         self.optimizer_config = optimizer
         self.schedule_config = schedule
+        check_number("model.gradient_clip_norm", gradient_clip_norm, above=0)
         self.gradient_clip_norm = gradient_clip_norm
         self.seed = default_seed() if seed is None else seed
         self._generators: dict[torch.device, torch.Generator] = {}
@@ -137,7 +139,10 @@ class BaseModule(LightningModule):
         """AdamW over what is trained, and its schedule over the trainer's steps."""
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         optimizer = self.make_optimizer(fused=not scaled)
-        scheduler = make_scheduler(optimizer, self.schedule_config, total_steps(self.trainer))
+        steps = total_steps(self.trainer)
+        if not self.trainer.fast_dev_run:
+            self.schedule_config.check(steps)
+        scheduler = make_scheduler(optimizer, self.schedule_config, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def make_optimizer(self, fused: bool) -> torch.optim.Optimizer:

@@ -18,7 +18,7 @@ from lit_pretrain.backbone.transformer import prepare_transformers
 from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.data.label_facts import LabelFacts
 from lit_pretrain.data.loading import SURPLUS
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.evaluation.linear_probe import Regularization, check_regularization
 from lit_pretrain.modules.answering import answer
 from lit_pretrain.modules.base import BaseModule
@@ -120,8 +120,7 @@ class FineTuning(BaseModule):
         if architecture is not None and init_from is None:
             raise UserError("model.architecture tells what the file model.init_from holds: give that too, or leave it.")
         for name, value in (("layer_decay", layer_decay), ("head_factor", head_factor)):
-            if value <= 0:
-                raise UserError(f"model.{name} is {value}: give a number above 0.")
+            check_number(f"model.{name}", value, above=0)
         for name, value in (("label_smoothing", label_smoothing), ("head_dropout", head_dropout)):
             if not 0.0 <= value < 1.0:
                 raise UserError(f"model.{name} is {value}: give a share from 0 to below 1.")

@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import nn
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, check_length
 from lit_pretrain.modules.optimization import in_steps, named_parameters
 
 
@@ -23,8 +23,8 @@ class FreezingConfig:
         blocks: How many of the encoder's first blocks stay as they are, the embeddings with them; `all` for the whole
             encoder, so that only the head is trained.
         unfreeze_every: Gradual unfreezing: the head is trained at first, with what stands between the last block and
-            it (final norm, pooling), and after every so many steps (an integer from 1) or such a share of all steps
-            (below 1) one more block is, from the last to the first that is not frozen, and then the embeddings; None
+            it (final norm, pooling), and after every so many steps (an integer) or such a share of all steps (0.1) one
+            more block is, from the last to the first that is not frozen, and then the embeddings; None
             trains all of them from the start.
     """
 
@@ -35,10 +35,11 @@ class FreezingConfig:
         """Refuse what has no meaning."""
         if self.blocks != "all" and self.blocks < 0:
             raise UserError(f"model.freeze.blocks is {self.blocks}: give a number from 0, or all.")
-        if self.unfreeze_every is not None and (self.unfreeze_every <= 0 or self.blocks == "all"):
+        check_length("model.freeze.unfreeze_every", self.unfreeze_every, above_zero=True)
+        if self.unfreeze_every is not None and self.blocks == "all":
             raise UserError(
-                f"model.freeze.unfreeze_every is {self.unfreeze_every} with blocks: {self.blocks}: give steps or a "
-                "share of them above 0, and a number of blocks that stay frozen."
+                f"model.freeze.unfreeze_every is {self.unfreeze_every} with blocks: all: give a number of blocks that "
+                "stay frozen."
             )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.data.augmentation import ImageAugmentation
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.modules.operations import encoder_operations, is_trained, passes_of
 from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, passes_run
 from lit_pretrain.objectives.vision_objective import VisionObjective
@@ -31,6 +31,7 @@ def check_objectives(objectives: Sequence[Objective], setting: str = "model") ->
         if names.count(name) > 1:
             raise UserError(f"{setting}.objectives names {name} twice: keep one, and set its weight.")
     for objective in objectives:
+        check_number(f"{type(objective).__name__}.weight", objective.weight, above=0)
         settings = objective.settings()
         try:
             json.dumps(settings)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, check_length, check_number, is_share
 
 # What FSDP and its activation checkpointing put into the names of what they wrap.
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
@@ -44,8 +44,11 @@ class AdamWConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot train."""
-        if self.learning_rate <= 0 or not math.isfinite(self.learning_rate):
-            raise UserError(f"optimizer.learning_rate is {self.learning_rate}: give a number above 0.")
+        check_number("optimizer.learning_rate", self.learning_rate, above=0)
+        check_number("optimizer.weight_decay", self.weight_decay, least=0)
+        check_number("optimizer.beta1", self.beta1, least=0, below=1)
+        check_number("optimizer.beta2", self.beta2, least=0, below=1)
+        check_number("optimizer.epsilon", self.epsilon, above=0)
 
 
 @dataclass(frozen=True)
@@ -54,21 +57,49 @@ class ScheduleConfig:
 
     Args:
         shape: After the warm-up `linear` or `cosine` decay to `final`, or `constant_then_decay`: constant, then linear.
-        warm_up: Steps (an integer above 1) or share of all steps (below 1) to rise linearly from 0.
-        decay: Steps or share of the final linear decay of `constant_then_decay`.
-        final: Factor at the end.
+        warm_up: Steps (an integer) or share of all steps (0.1; 1.0 is the whole training, 1 one step) to rise linearly
+            from 0.
+        decay: Steps or share, as of `warm_up`, of the final linear decay of `constant_then_decay`.
+        final: Factor at the end, from 0 to 1.
     """
 
     shape: Literal["linear", "cosine", "constant_then_decay"] = "linear"
-    warm_up: float = 0.1
-    decay: float = 0.2
+    warm_up: int | float = 0.1
+    decay: int | float = 0.2
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse negative lengths."""
-        for name in ("warm_up", "decay", "final"):
-            if getattr(self, name) < 0:
-                raise UserError(f"schedule.{name} is {getattr(self, name)}: give 0 or more.")
+        """Refuse what is no length, and shares that are more than the whole."""
+        check_length("schedule.warm_up", self.warm_up)
+        check_length("schedule.decay", self.decay)
+        check_number("schedule.final", self.final, least=0, most=1)
+        decays = self.shape == "constant_then_decay"
+        if decays and is_share(self.warm_up) and is_share(self.decay) and self.warm_up + self.decay > 1 + 1e-9:
+            raise UserError(
+                f"schedule.warm_up {self.warm_up} and schedule.decay {self.decay} are shares of one training: give two "
+                "whose sum is at most 1."
+            )
+
+    def check(self, total_steps: int) -> None:
+        """Refuse a schedule that is longer than the training, and would end before its rate was reached.
+
+        Args:
+            total_steps: Optimiser steps of the whole training.
+
+        Raises:
+            UserError: In one sentence.
+        """
+        lengths = {"warm_up": self.warm_up}
+        if self.shape == "constant_then_decay":
+            lengths["decay"] = self.decay
+        # Shares of few steps may round to one more than all.
+        most = total_steps + all(is_share(length) for length in lengths.values())
+        if sum(in_steps(length, total_steps) for length in lengths.values()) > most:
+            told = " and ".join(f"schedule.{name} is {length}" for name, length in lengths.items())
+            raise UserError(
+                f"{told}, and the training ends at step {total_steps}: give a share of its steps (0.1), or raise "
+                "trainer.max_steps."
+            )
 
     def factor(self, step: int, total_steps: int) -> float:
         """Factor of the learning rate for the step that follows `step` finished ones.
@@ -89,9 +120,9 @@ class ScheduleConfig:
         return self.final + (1.0 - self.final) * left
 
 
-def in_steps(length: float, total_steps: int) -> int:
-    """A length given in steps (1 and above) or as a share of all steps (below 1), in steps."""
-    return round(length * total_steps) if length < 1 else int(length)
+def in_steps(length: int | float, total_steps: int) -> int:
+    """A length given in steps or as a share of all steps, in steps; see `errors.is_share`."""
+    return round(length * total_steps) if is_share(length) else int(length)
 
 
 @dataclass(frozen=True)

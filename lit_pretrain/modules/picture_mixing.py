@@ -10,7 +10,7 @@ import numpy
 from torch import Tensor
 
 from lit_pretrain.data.randomness import derive_seed
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, check_number
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class MixingConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
-        if min(self.mixup, self.cutmix) < 0:
-            raise UserError("model.mixing.mixup and model.mixing.cutmix must be 0 or more.")
+        for name in ("mixup", "cutmix"):
+            check_number(f"model.mixing.{name}", getattr(self, name), least=0)
         for name in ("probability", "switch_probability"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"model.mixing.{name} is {getattr(self, name)}: give a probability from 0 to 1.")

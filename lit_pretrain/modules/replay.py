@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.data.augmentation import ImageAugmentation
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import check_number
 from lit_pretrain.modules.objective_mix import (
     build_on_pictures,
     build_on_texts,
@@ -45,8 +45,7 @@ class Replay(nn.Module):
     def __init__(self, objectives: Sequence[Objective], weight: float = 1.0) -> None:
         super().__init__()
         check_objectives(objectives, self.setting)
-        if weight <= 0:
-            raise UserError(f"{self.setting}.weight is {weight}: give a number above 0, or leave the replay out.")
+        check_number(f"{self.setting}.weight", weight, above=0)
         self.objectives = nn.ModuleList(objectives)
         self.weight = weight
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, check_length, check_number
 from lit_pretrain.modules.optimization import in_steps
 from lit_pretrain.modules.starting_points import StartingPoint, load_starting_point, without_weights
 from lit_pretrain.objectives.contrastive import Contrastive
@@ -37,8 +37,8 @@ class TowerConfig:
         pretrained: Whether `init_from`'s weights are taken; false takes its architecture and tokenizer only, with new
             weights: what pretraining is compared with.
         locked: Whether the encoder stays as it is; its projection is always trained.
-        unlock_after: Steps (1 and above) or share of all steps (below 1) after which a locked encoder is trained; null
-            for never.
+        unlock_after: Steps (an integer) or share of all steps (0.1) after which a locked encoder is trained; null for
+            never.
         learning_rate_factor: Of the encoder's learning rate; less than 1 spares what was pretrained.
         architecture: timm's name for the ViT whose weights a file holds, as `FineTuning.architecture`.
     """
@@ -46,19 +46,18 @@ class TowerConfig:
     init_from: str | None = None
     pretrained: bool = True
     locked: bool = False
-    unlock_after: float | None = None
+    unlock_after: int | float | None = None
     learning_rate_factor: float = 1.0
     architecture: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
-        if self.unlock_after is not None and (self.unlock_after <= 0 or not self.locked):
+        check_length("unlock_after", self.unlock_after, above_zero=True)
+        if self.unlock_after is not None and not self.locked:
             raise UserError(
-                f"unlock_after is {self.unlock_after} with locked: {self.locked}: give steps or a share above 0 of a "
-                "tower that is locked."
+                f"unlock_after is {self.unlock_after} with locked: {self.locked}: give it of a tower that is locked."
             )
-        if self.learning_rate_factor <= 0:
-            raise UserError(f"learning_rate_factor is {self.learning_rate_factor}: give a number above 0.")
+        check_number("learning_rate_factor", self.learning_rate_factor, above=0)
         if self.architecture is not None and self.init_from is None:
             raise UserError(f"architecture is {self.architecture} without an init_from, a file of weights: give both.")
         if not self.pretrained and self.init_from is None:

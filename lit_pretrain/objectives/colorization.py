@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lit_pretrain.backbone.transformer import initialise
 from lit_pretrain.data.picture_facts import PictureFacts
-from lit_pretrain.errors import UserError
-from lit_pretrain.objectives.color_bins import LIMIT, ColorBins
+from lit_pretrain.errors import UserError, check_number
+from lit_pretrain.objectives.color_bins import LARGEST_BIN, LIMIT, SMALLEST_BIN, ColorBins
 from lit_pretrain.objectives.color_cells import COLORLESS, cell_means, has_colors, lightness_and_colors, paint
 from lit_pretrain.objectives.linear_cross_entropy import linear_cross_entropy
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary, global_mean
@@ -72,8 +72,10 @@ class Colorization(VisionObjective):
     ) -> None:
         super().__init__()
         for name, value in (("sigma", sigma), ("temperature", temperature)):
-            if value <= 0:
-                raise UserError(f"Colorization.{name} is {value}: give a number above 0.")
+            check_number(f"Colorization.{name}", value, above=0)
+        for name, value in (("cells_per_patch", cells_per_patch), ("neighbors", neighbors)):
+            check_number(f"Colorization.{name}", value, least=1)
+        check_number("Colorization.bin_size", bin_size, least=SMALLEST_BIN, most=LARGEST_BIN)
         if not 0.0 <= rebalancing <= 1.0:
             raise UserError(f"Colorization.rebalancing is {rebalancing}: give a share from 0 to 1.")
         if not 0.0 < cell_share <= 1.0:

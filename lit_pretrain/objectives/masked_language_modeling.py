@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.backbone.text_encoder import TextEncoder
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.objectives.heads import LanguageModelingHead
 from lit_pretrain.objectives.masking import (
     MaskedPositions,
@@ -56,7 +56,8 @@ class MaskedLanguageModeling(Objective):
         super().__init__()
         if not 0.0 < probability < 1.0:
             raise UserError(f"MaskedLanguageModeling.probability is {probability}: give a share between 0 and 1.")
-        if min(mask_share, random_share) < 0 or mask_share + random_share > 1 + 1e-9:
+        check_number(f"{type(self).__name__}.max_predictions", max_predictions, least=1)
+        if not (mask_share >= 0 and random_share >= 0 and mask_share + random_share <= 1 + 1e-9):
             raise UserError(
                 f"MaskedLanguageModeling.mask_share {mask_share} and random_share {random_share} must be shares whose "
                 "sum is at most 1."

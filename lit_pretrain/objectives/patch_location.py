@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lit_pretrain.backbone.transformer import initialise
 from lit_pretrain.data.picture_facts import PictureFacts
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.objectives.classification import classification_output
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary
 from lit_pretrain.objectives.patch_cutting import CELLS, PatchGrid, cut, drop_channels, drop_to_grey, standardize
@@ -74,7 +74,9 @@ class PatchLocation(VisionObjective):
         weight: float = 1.0,
     ) -> None:
         super().__init__()
-        if min(gap, jitter) < 0 or gap + jitter >= 1:
+        for name, value in (("patch_pixels", patch_pixels), ("hidden_width", hidden_width)):
+            check_number(f"PatchLocation.{name}", value, least=1)
+        if not (gap >= 0 and jitter >= 0 and gap + jitter < 1):
             raise UserError(
                 f"PatchLocation.gap {gap} and jitter {jitter} must be shares of a cell whose sum is below 1."
             )

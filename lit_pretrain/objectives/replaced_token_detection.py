@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lit_pretrain.backbone.rotary import rotation_for
 from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
 from lit_pretrain.backbone.transformer import Transformer
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.objectives.heads import LanguageModelingHead
 from lit_pretrain.objectives.masked_language_modeling import MaskedLanguageModeling
 from lit_pretrain.objectives.masking import MaskedPositions, corrupt
@@ -58,6 +58,7 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
             raise UserError(
                 f"ReplacedTokenDetection.generator_width_share is {generator_width_share}: give a share in (0, 1]."
             )
+        check_number("ReplacedTokenDetection.discriminator_weight", discriminator_weight, above=0)
         self.generator_width_share = generator_width_share
         self.discriminator_weight = discriminator_weight
         self.generator: Transformer | None = None

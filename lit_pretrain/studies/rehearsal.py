@@ -10,7 +10,7 @@ from lit_pretrain.tracking.paths import write_atomically
 
 
 class Rehearsal(Callback):
-    """Writes down a training's metrics, costs and sizes.
+    """Writes down a training's metrics, costs and sizes, and ends it after a step.
 
     Args:
         path: JSON file: `metrics` (names), `cost` of an optimiser step on all devices (samples, tokens, flops),
@@ -25,6 +25,12 @@ class Rehearsal(Callback):
         """Ask what the batch costs."""
         factor = trainer.world_size * trainer.accumulate_grad_batches
         self.cost = {name: value * factor for name, value in pl_module.step_cost(batch).items()}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """End it; that asks for a validation before."""
+        trainer.should_stop = trainer.global_step > 0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write."""
@@ -43,6 +49,8 @@ class Rehearsal(Callback):
 def rehearse(config: dict[str, Any], path: str) -> None:
     """Train one step of a config, in a process of the study.
 
+    The training keeps its length, which schedules and unfreezing are laid over, and is stopped.
+
     Args:
         config: Resolved, as a cell's.
         path: As the callback's.
@@ -50,8 +58,8 @@ def rehearse(config: dict[str, Any], path: str) -> None:
     from lit_pretrain import cli
 
     trainer = config["trainer"] | {
-        "max_steps": 1,
-        "max_epochs": None,
+        "min_steps": None,
+        "min_epochs": None,
         "limit_val_batches": 1,
         "val_check_interval": 1,
         "check_val_every_n_epoch": None,

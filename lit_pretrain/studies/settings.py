@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import yaml
 
 from lit_pretrain.config_errors import correct, find_key
-from lit_pretrain.errors import UserError, nearest
+from lit_pretrain.errors import UserError, check_length, check_number, nearest
 
 ALL = "all"
 Amount = int | float | Literal["all"] | None
@@ -103,8 +103,11 @@ class LabelEfficiencySettings(StudySettings):
             if name and name not in self.encoders:
                 raise unknown_encoder("learning_rates", name, self.encoders)
             check_list(f"learning_rates.{name}" if name else "learning_rates", values)
-            if min(values) <= 0:
-                raise UserError(f"'learning_rates' has {min(values)}: give numbers above 0.")
+            for value in values:
+                check_number("'learning_rates'", value, above=0)
+        check_number("'target'", self.target)
+        for value in self.steps if isinstance(self.steps, list) else [self.steps]:
+            check_number("'steps'", value, least=1)
         if isinstance(self.steps, list) and len(self.steps) != len(self.label_budgets):
             raise UserError(
                 f"'steps' has {len(self.steps)} numbers for {len(self.label_budgets)} label_budgets: give one for each."
@@ -170,8 +173,7 @@ class ScalingSettings(StudySettings):
         (kind,) = self.budget
         if kind not in BUDGETS:
             raise UserError(f"'budget' has no '{kind}'{nearest(kind, BUDGETS)}: give one of {', '.join(BUDGETS)}.")
-        if self.budget[kind] <= 0:
-            raise UserError(f"'budget' of {kind} is {self.budget[kind]:g}: give a number above 0.")
+        check_number(f"'budget' of {kind}", self.budget[kind], above=0)
 
     @property
     def configs(self) -> list[str]:
@@ -204,8 +206,8 @@ def check_amounts(name: str, amounts: list[Amount]) -> None:
     """Amounts of data must be above 0, and none twice."""
     check_list(name, [ALL if is_all(amount) else amount for amount in amounts])
     for amount in amounts:
-        if not is_all(amount) and (amount <= 0 or (isinstance(amount, float) and amount > 1 and amount % 1)):
-            raise UserError(f"'{name}' has {amount}: give whole numbers, shares below 1, or '{ALL}'.")
+        if not is_all(amount):
+            check_length(f"'{name}'", amount, above_zero=True)
 
 
 def unknown_encoder(key: str, name: str, encoders: dict[str, Any]) -> UserError:

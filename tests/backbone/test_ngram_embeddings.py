@@ -92,7 +92,7 @@ def test_an_encoder_starts_as_the_one_without_and_learns_what_order_says() -> No
     [
         ({"ngrams": 0}, "encoder.ngrams is 0: give 1 for none, or the longest n-gram, up to 3"),
         ({"ngrams": 4}, "encoder.ngrams is 4"),
-        ({"ngrams": 2, "ngram_rows": 0}, "encoder.ngram_rows is 0: give a number from 1"),
+        ({"ngrams": 2, "ngram_rows": 0}, "encoder.ngram_rows is 0: give at least 1"),
         (
             {"ngrams": 2, "vocabulary_size": 2**20},
             "1048576 pieces is too large for encoder.ngrams, .* set encoder.ngrams to 1",

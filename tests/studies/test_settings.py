@@ -59,7 +59,7 @@ def test_amounts_of_labels(tmp_path):
         ({"fine_tuning": "left out"}, "lacks 'fine_tuning'"),
         ({"label_budgets": []}, "'label_budgets' is empty"),
         ({"label_budgets": ["all", 1.0]}, "'label_budgets' has all twice"),
-        ({"label_budgets": [0.1, -3]}, "'label_budgets' has -3"),
+        ({"label_budgets": [0.1, -3]}, "'label_budgets' is -3"),
         ({"label_budgets": [0.1, "some"]}, "'label_budgets.1' is 'some'"),
         ({"seeds": [0, 0]}, "'seeds' has 0 twice"),
         ({"encoders": {}}, "'encoders' is empty"),
@@ -67,7 +67,7 @@ def test_amounts_of_labels(tmp_path):
         ({"steps": [5]}, "'steps' has 1 numbers for 2 label_budgets"),
         ({"reference": "scrach"}, "encoder 'scrach', which is not among encoders (did you mean 'scratch'?)"),
         ({"learning_rates": {"maee": [0.1]}}, "encoder 'maee', which is not among encoders (did you mean 'mae'?)"),
-        ({"learning_rates": [0.1, 0]}, "'learning_rates' has 0"),
+        ({"learning_rates": [0.1, 0]}, "'learning_rates' is 0"),
         ({"validations": 0}, "'validations' is 0"),
     ],
 )
@@ -84,7 +84,7 @@ def test_a_mistake_is_one_sentence(tmp_path, settings, words):
         ({"budget": {"steps": 5, "flops": 1}}, "'budget' names 2 things"),
         ({"budget": {"flops": 0}}, "'budget' of flops is 0"),
         ({"widths": [0]}, "'widths' has 0"),
-        ({"data_sizes": [2.5]}, "'data_sizes' has 2.5"),
+        ({"data_sizes": [2.5]}, "'data_sizes' is 2.5"),
     ],
 )
 def test_a_mistake_in_a_scaling_study_too(tmp_path, settings, words):
