@@ -41,6 +41,7 @@ def make(name, directory, processes):
     """A module with a decay that shows, and its data: 16 samples a step, an odd number of batches to validate with."""
     torch.manual_seed(0)
     settings = {"optimizer": AdamWConfig(learning_rate=3e-3, weight_decay=10.0), "seed": 0}
+    settings["gradient_checkpointing"] = processes > 1
     if name == "text":
         encoder = TextEncoder(transformer=TransformerConfig(depth=2, width=32, heads=2), max_positions=32)
         objectives = [MaskedLanguageModeling(), NextSentencePrediction()]
