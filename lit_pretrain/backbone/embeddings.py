@@ -53,18 +53,21 @@ class TextEmbeddings(nn.Module):
     def set_vocabulary(self, vocabulary_size: int) -> None:
         """Make the token table, once the tokenizer is known.
 
+        A table may have more rows than there are pieces, as many public ones have, filled up to a round number.
+
         Raises:
-            UserError: If there is a table of another size already, or more pieces than n-grams can number.
+            UserError: If there is a smaller table already, or there are more pieces than n-grams can number.
         """
         if self.ngrams is not None:
             check_vocabulary(vocabulary_size)
         if self.token is None:
             self.token = nn.Embedding(vocabulary_size, self.width)
             nn.init.normal_(self.token.weight, std=0.02)
-        elif self.token.num_embeddings != vocabulary_size:
+        elif self.token.num_embeddings < vocabulary_size:
             raise UserError(
                 f"The encoder has {self.token.num_embeddings} word pieces and the tokenizer {vocabulary_size}: give "
-                "encoder.vocabulary_size the tokenizer's value, or null to take it from the tokenizer."
+                "encoder.vocabulary_size the tokenizer's value, or null to take it from the tokenizer; weights need "
+                "the tokenizer that they were trained with."
             )
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:

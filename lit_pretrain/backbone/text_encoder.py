@@ -122,7 +122,7 @@ class TextEncoder(nn.Module):
         return None if self.embeddings.token is None else self.embeddings.token.num_embeddings
 
     def set_vocabulary(self, vocabulary_size: int) -> None:
-        """Make the token table once the tokenizer is known; a table of another size is a `UserError`."""
+        """Make the token table once the tokenizer is known; a smaller table is a `UserError`."""
         self.embeddings.set_vocabulary(vocabulary_size)
 
     @property

@@ -1,9 +1,9 @@
-"""CLIP's byte-pair encoding (Radford et al. 2021, arXiv:2103.00020), for weights that were trained with it.
+"""Byte-pair encodings of public weights: CLIP's (Radford et al. 2021, arXiv:2103.00020) and RoBERTa's.
 
-It is read from a tokenizer.json, as the hub's CLIP repositories have, or made of the vocabulary that `open_clip` brings
-in its package. Both put texts in lower case and make white space single. open_clip passes texts through `ftfy` first,
-which straightens quotes, as is done here too, and repairs broken characters, and it resolves HTML's entities: clean
-captions come out alike, such others need to be cleaned before.
+CLIP's is read from a tokenizer.json, as the hub's CLIP repositories have, or made of the vocabulary that `open_clip`
+brings in its package. Both put texts in lower case and make white space single. open_clip passes texts through `ftfy`
+first, which straightens quotes, as is done here too, and repairs broken characters, and it resolves HTML's entities:
+clean captions come out alike, such others need to be cleaned before.
 """
 
 import gzip
@@ -19,6 +19,8 @@ from lit_pretrain.errors import UserError
 
 # How the tokens that begin and end a text are called: by OpenAI and on the hub, and by open_clip.
 ENDS = (("<|startoftext|>", "<|endoftext|>"), ("<start_of_text>", "<end_of_text>"))
+# RoBERTa's, in the order of their ids.
+ROBERTA_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 END_OF_WORD = "</w>"
 # Merges that CLIP uses, of more in the file: with 256 bytes, each inside and at the end of a word, 49,406 pieces.
@@ -89,6 +91,54 @@ class BytePairTokenizer(TextTokenizer):
         folders = package.submodule_search_locations if package is not None else None
         paths = [Path(folder) / VOCABULARY for folder in folders or ()]
         return next((cls(from_merges(path)) for path in paths if path.is_file()), None)
+
+
+class RobertaTokenizer(TextTokenizer):
+    """RoBERTa's tokenizer (Liu et al. 2019, arXiv:1907.11692): pieces of bytes, those that begin a word with a space.
+
+    Args:
+        tokenizer: A BPE tokenizer of the `tokenizers` library with RoBERTa's five special tokens.
+        source: Where it comes from, for error messages.
+
+    Raises:
+        UserError: If it is of another kind or lacks a special token.
+    """
+
+    model = "BPE"
+    separators = 2
+
+    def __init__(self, tokenizer: Tokenizer, source: str = "the tokenizer") -> None:
+        kind = json.loads(tokenizer.to_str())["model"]["type"]
+        missing = [token for token in ROBERTA_TOKENS if tokenizer.token_to_id(token) is None]
+        if kind != self.model or missing:
+            lacking = f"without {' and '.join(missing)}" if missing else ""
+            raise UserError(f"{source} is a {kind} tokenizer {lacking}, not RoBERTa's: use the one of its weights.")
+        super().__init__(tokenizer, "<s>", "</s>")
+        ids = [tokenizer.token_to_id(token) for token in ROBERTA_TOKENS]
+        self.cls_id, self.pad_id, self.sep_id, self.unk_id, self.mask_id = ids
+        self.special_ids = sorted(ids)
+
+    @classmethod
+    def from_json(cls, text: str) -> "RobertaTokenizer":
+        """Read what `to_json` wrote."""
+        return cls(Tokenizer.from_str(text))
+
+    def save(self, directory: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        around = Tokenizer.from_str(self.to_json())
+        around.post_processor = processors.RobertaProcessing(("</s>", self.sep_id), ("<s>", self.cls_id))
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_input_names": ["input_ids", "attention_mask"],
+            "model_max_length": 512,
+            **{f"{name}_token": "<s>" for name in ("bos", "cls")},
+            **{f"{name}_token": "</s>" for name in ("eos", "sep")},
+            **{f"{name}_token": f"<{name}>" for name in ("pad", "unk", "mask")},
+        }
+        (directory / "tokenizer.json").write_text(around.to_str(), encoding="utf-8")
+        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def from_merges(path: Path) -> Tokenizer:

@@ -1,6 +1,7 @@
 """Texts and pairs of texts as word pieces in memory, cut to what a sequence holds.
 
-A sequence is [CLS] text [SEP], or [CLS] text [SEP] other text [SEP] (BERT, arXiv:1810.04805). Of a text that is too
+A sequence is [CLS] text [SEP], or [CLS] text [SEP] other text [SEP] (BERT, arXiv:1810.04805; RoBERTa has two tokens
+between them). Of a text that is too
 long its beginning is kept, or its beginning and its end, which Sun et al. 2019 (arXiv:1905.05583) found best for
 reviews; as there, a quarter is for the beginning (128 of 510). Of a pair, the longer text loses pieces until both are
 equally long, then both do.
@@ -44,6 +45,10 @@ class TextSettings:
         """[CLS], and [SEP] after each text."""
         return 1 + len(self.columns)
 
+    def special_tokens_of(self, tokenizer: TextTokenizer) -> int:
+        """As `special_tokens`, with all that a tokenizer puts between two texts."""
+        return self.special_tokens + (len(self.columns) - 1) * (tokenizer.separators - 1)
+
 
 @dataclass(frozen=True)
 class EncodedTexts:
@@ -59,6 +64,7 @@ class EncodedTexts:
         empty: Samples without any piece; they are [CLS] and [SEP] alone.
         settings: How they were made.
         special_ids: Ids of [CLS], [SEP] and [PAD].
+        separators: How many [SEP] stand between two texts.
     """
 
     rows: numpy.ndarray
@@ -70,6 +76,7 @@ class EncodedTexts:
     empty: int
     settings: TextSettings
     special_ids: tuple[int, int, int]
+    separators: int = 1
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -97,9 +104,11 @@ class EncodedTexts:
             input_ids[row, 1 : first + 1] = self.tokens[start : start + first]
             input_ids[row, first + 1] = sep_id
             if pair:
-                input_ids[row, first + 2 : length - 1] = self.tokens[start + first : end]
+                second = first + 1 + self.separators
+                input_ids[row, first + 1 : second] = sep_id
+                input_ids[row, second : length - 1] = self.tokens[start + first : end]
                 input_ids[row, length - 1] = sep_id
-                segments[row, first + 2 : length] = 1
+                segments[row, second:length] = 1
         return {
             "input_ids": torch.from_numpy(input_ids),
             "attention_mask": torch.from_numpy(numpy.arange(width) < lengths[:, None]),
@@ -121,7 +130,8 @@ def encode_texts(
         settings: How they become sequences.
     """
     dtype = numpy.dtype(numpy.uint16 if tokenizer.vocabulary_size <= 2**16 else numpy.uint32)
-    room = settings.maximum_length - settings.special_tokens
+    special_tokens = settings.special_tokens_of(tokenizer)
+    room = settings.maximum_length - special_tokens
     parts: list[numpy.ndarray] = []
     firsts: list[int] = []
     pieces: list[int] = []
@@ -145,11 +155,12 @@ def encode_texts(
         tokens=numpy.concatenate([*parts, numpy.zeros(0, dtype)]),
         ends=numpy.cumsum(counts),
         firsts=numpy.array(firsts, dtype=numpy.int64),
-        lengths=counts + settings.special_tokens,
+        lengths=counts + special_tokens,
         truncated=truncated,
         empty=empty,
         settings=settings,
         special_ids=(tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id),
+        separators=tokenizer.separators,
     )
 
 

@@ -58,4 +58,5 @@ def find_or_encode(
     arrays = {array: numpy.load(kept / f"{array}.npy", mmap_mode="r") for array in ARRAYS}
     facts = json.loads((kept / FACTS).read_text())
     special = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
-    return EncodedTexts(rows, settings=settings, special_ids=special, **arrays, **facts)
+    separators = tokenizer.separators
+    return EncodedTexts(rows, settings=settings, special_ids=special, separators=separators, **arrays, **facts)

@@ -19,6 +19,8 @@ class TextTokenizer:
     """
 
     model: ClassVar[str]
+    # Tokens that end a text where another follows it.
+    separators: ClassVar[int] = 1
     cls_id: int
     sep_id: int
     pad_id: int
@@ -64,8 +66,8 @@ class TextTokenizer:
         return self.tokenizer.decode(list(ids), skip_special_tokens=not keep_special)
 
     def id_to_token(self, token_id: int) -> str:
-        """A piece by its id."""
-        return self.vocabulary[token_id]
+        """A piece by its id; a table of embeddings may have rows that are nobody's."""
+        return self.vocabulary[token_id] if token_id < self.vocabulary_size else f"[{token_id}]"
 
     # -- keeping it
 

@@ -3,23 +3,31 @@
 import json
 from pathlib import Path
 
-from lit_pretrain.data.byte_pair_tokenizer import BytePairTokenizer
+from tokenizers import Tokenizer
+
+from lit_pretrain.data.byte_pair_tokenizer import ROBERTA_TOKENS, BytePairTokenizer, RobertaTokenizer
 from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.data.tokenizer import WordPieceTokenizer, read_tokenizer
 
 
 def load_tokenizer(path: str | Path) -> TextTokenizer:
-    """Read BERT's or CLIP's tokenizer from a directory or its file.
+    """Read BERT's, RoBERTa's or CLIP's tokenizer from a directory or its file.
 
     Raises:
         UserError: If there is none, or it is of another kind.
     """
     tokenizer, source = read_tokenizer(path)
-    kind = json.loads(tokenizer.to_str())["model"]["type"]
-    return (BytePairTokenizer if kind == BytePairTokenizer.model else WordPieceTokenizer)(tokenizer, source)
+    return kind_of(tokenizer)(tokenizer, source)
 
 
 def tokenizer_from_json(text: str) -> TextTokenizer:
     """Read what a tokenizer's `to_json` wrote."""
-    kind = json.loads(text)["model"]["type"]
-    return (BytePairTokenizer if kind == BytePairTokenizer.model else WordPieceTokenizer).from_json(text)
+    tokenizer = Tokenizer.from_str(text)
+    return kind_of(tokenizer)(tokenizer)
+
+
+def kind_of(tokenizer: Tokenizer) -> type[TextTokenizer]:
+    """Which of ours a tokenizer of the library is, by its model and its special tokens."""
+    if json.loads(tokenizer.to_str())["model"]["type"] != BytePairTokenizer.model:
+        return WordPieceTokenizer
+    return RobertaTokenizer if tokenizer.token_to_id(ROBERTA_TOKENS[0]) is not None else BytePairTokenizer

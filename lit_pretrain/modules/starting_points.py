@@ -26,7 +26,7 @@ from lit_pretrain.tracking.paths import RUN_FILE_NAME, shown_path
 TOWERS: dict[str, type[nn.Module]] = {"text": TextEncoder, "vision": VisionEncoder}
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 # What a directory of public weights says that it holds: transformers' model_type, timm's architecture.
-BERT_TYPES = ("bert",)
+BERT_TYPES = tuple(huggingface_bert.FAMILIES)
 
 
 @dataclass(frozen=True)

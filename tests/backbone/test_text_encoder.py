@@ -146,5 +146,5 @@ def test_causal_tokens_see_nothing_later_and_the_last_real_one_is_pooled() -> No
     torch.testing.assert_close(encoder.forward_head(features, nothing), features[:, 0])
     again = TextEncoder.from_settings(encoder.settings())
     assert again.causal and again.pooling == "end_of_text"
-    with pytest.raises(UserError, match="segments: 0 and pooling: end_of_text"):
+    with pytest.raises(UserError, match="encoder with pooling: end_of_text"):
         encoder.save_pretrained("nowhere")

@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from small_pairs import TRANSFORMER, make_pairs, make_rows, write_pairs
 from small_pictures import draw, make_pictures, write_pictures
 from small_pictures import make_encoder as make_picture_encoder
+from small_roberta import small_roberta_tokenizer
 from small_training import small_config, write_config
 from text_corpus import make_data, make_encoder, write_corpus
 from tokenizers import normalizers, pre_tokenizers
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, RobertaConfig, RobertaModel, pipeline
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
@@ -106,7 +107,8 @@ class Made:
 
     def tuned(self, path: Path, **settings: object) -> Path:
         columns = {name: settings.pop(name) for name in list(settings) if name.endswith("column")}
-        data = {"path": str(self.labels), "batch_size": 8, "maximum_length": 32, "validation_share": 0.2, "seed": 0}
+        data = {"path": str(self.labels), "batch_size": 8, "validation_share": 0.2, "seed": 0}
+        data["maximum_length"] = settings.pop("maximum_length", 32)
         module = FineTuning(optimizer=AdamWConfig(learning_rate=1e-2), seed=0, **settings)
         caches = str(self.directory / "caches")
         return fit(module, LabelledDataModule(**data, cache_directory=caches, **columns), path, steps=10)
@@ -114,6 +116,17 @@ class Made:
     def pairs(self, path: Path) -> Path:
         columns = {"text_pair_column": "next", "label_column": "kind"}
         return self.tuned(path, init_from=str(self("run")), pooling="cls", **columns)
+
+    def roberta(self, path: Path) -> Path:
+        """A public RoBERTa, fine-tuned on pairs."""
+        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+        tokenizer = small_roberta_tokenizer()
+        rows = {"vocab_size": tokenizer.vocabulary_size + 3, "max_position_embeddings": 66, "type_vocab_size": 1}
+        RobertaModel(RobertaConfig(**sizes, **rows)).save_pretrained(self.directory / "roberta")
+        tokenizer.save(self.directory / "roberta")
+        columns = {"text_pair_column": "next", "label_column": "kind"}
+        source = str(self.directory / "roberta")
+        return self.tuned(path, init_from=source, pooling="cls", maximum_length=64, **columns)
 
     def several(self, path: Path) -> Path:
         return self.tuned(path, init_from=str(self("pooler")), label_column="kinds")
@@ -250,12 +263,13 @@ def module_record(path: Path) -> dict:
     return torch.load(path, weights_only=True)["lit_pretrain"]
 
 
-def test_a_classifier_of_pairs_answers_in_transformers_as_here(made, tmp_path):
-    target = export(made("pairs"), tmp_path / "pairs")
+@pytest.mark.parametrize("name", ["pairs", "roberta"])
+def test_a_classifier_of_pairs_answers_in_transformers_as_here(name, made, tmp_path):
+    target = export(made(name), tmp_path / "pairs")
     pairs = [("The army pays a fair wage.", "The army builds."), ("A farmer needs peace abroad.", "It pays.")]
-    module = FineTuning.from_checkpoint(made("pairs"))
+    module = FineTuning.from_checkpoint(made(name))
     expected = module.predict(pairs)
-    for source in (target, made("pairs")):
+    for source in (target, made(name)):
         for one, other in zip(answers_again(source, module, pairs), expected, strict=True):
             assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
     classifier = pipeline("text-classification", model=str(target), top_k=None)
@@ -264,8 +278,9 @@ def test_a_classifier_of_pairs_answers_in_transformers_as_here(made, tmp_path):
         assert answers == pytest.approx(row["probability"], abs=1e-5)
         assert set(answers) == {"pays", "other"}
     card = (target / "README.md").read_text()
-    # From the fine-tuning to the run that it started from.
-    assert "TextPretraining" in card and "at step 20" in card and "MaskedLanguageModeling + NextSentence" in card
+    if name == "pairs":
+        # From the fine-tuning to the run that it started from.
+        assert "TextPretraining" in card and "at step 20" in card and "MaskedLanguageModeling + NextSentence" in card
     assert "train on from the checkpoint" in card
 
 
@@ -589,7 +604,7 @@ def test_what_cannot_be_exported_is_one_sentence(made, tmp_path, monkeypatch, ca
         return errors
 
     rotary = refused("rotary")
-    assert "positions: rotary and segments: 0 and ngrams: 3; --format onnx" in rotary
+    assert "positions: rotary and ngrams: 3; --format onnx" in rotary
     assert "--format timm does not hold: take hf or onnx" in refused("run", "--format", "timm")
     assert "--format hf does not hold: take timm or onnx" in refused("masked", "--format", "hf")
     assert "There is no last.ckpt" in refused("last")

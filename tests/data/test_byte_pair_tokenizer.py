@@ -1,4 +1,4 @@
-"""CLIP's tokenizer: piece for piece as open_clip's own, from its vocabulary and from files."""
+"""Byte-pair tokenizers: CLIP's piece for piece as open_clip's own, RoBERTa's as transformers'."""
 
 import json
 
@@ -6,11 +6,14 @@ import open_clip
 import pyarrow.parquet
 import pytest
 from labelled_texts import TOKENIZER
+from small_roberta import small_roberta_tokenizer
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
+from transformers import AutoTokenizer
 
-from lit_pretrain.data.byte_pair_tokenizer import BytePairTokenizer
+from lit_pretrain.data.byte_pair_tokenizer import ROBERTA_TOKENS, BytePairTokenizer, RobertaTokenizer
 from lit_pretrain.data.sources import sample_path
+from lit_pretrain.data.text_encoding import TextSettings, batch_of
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
 from lit_pretrain.data.tokenizers_by_kind import load_tokenizer, tokenizer_from_json
 from lit_pretrain.errors import UserError
@@ -60,3 +63,28 @@ def test_what_is_no_clip_is_refused():
         BytePairTokenizer(TOKENIZER.tokenizer)
     with pytest.raises(UserError, match=r"has neither <\|startoftext\|> nor <\|endoftext\|>"):
         BytePairTokenizer(Tokenizer(BPE({"a": 0}, [])))
+
+
+def test_robertas_pieces_and_pairs_are_those_of_transformers(tmp_path):
+    ours = small_roberta_tokenizer()
+    ours.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for one in (load_tokenizer(tmp_path), tokenizer_from_json(ours.to_json())):
+        assert isinstance(one, RobertaTokenizer) and one.hash == ours.hash
+    texts, others = ["The lowest", "", "naïve 東京 <mask> a"], ["newer", " low", "er"]
+    for length in (40, 7):
+        settings = TextSettings(("text", "other"), length)
+        found = batch_of({"text": texts, "other": others}, ours, settings)
+        rows = [
+            theirs(*pair, truncation="longest_first", max_length=length)["input_ids"]
+            for pair in zip(texts, others, strict=True)
+        ]
+        for row, ids, real in zip(rows, found["input_ids"], found["attention_mask"], strict=True):
+            assert len(row) == real.sum() and (length == 7 or row == ids[real].tolist())
+        alone = batch_of({"text": texts}, ours, TextSettings(("text",), length))
+        rows = theirs(texts, truncation=True, max_length=length)["input_ids"]
+        assert rows == [
+            ids[real].tolist() for ids, real in zip(alone["input_ids"], alone["attention_mask"], strict=True)
+        ]
+    with pytest.raises(UserError, match="is a BPE tokenizer without <mask>, not RoBERTa's"):
+        RobertaTokenizer(Tokenizer(BPE({token: place for place, token in enumerate(ROBERTA_TOKENS[:4])}, [])))

@@ -139,10 +139,10 @@ def test_public_weights_of_pictures_as_a_directory_and_as_a_file(tmp_path):
 
 
 def bert(kind, path, **settings):
-    """A BERT of transformers' with a head and the small tokenizer."""
+    """A BERT of transformers' with a head and the small tokenizer, its table filled up to a round number of rows."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     torch.manual_seed(0)
-    model = kind(BertConfig(vocab_size=TOKENIZER.vocabulary_size, **sizes, **settings)).eval()
+    model = kind(BertConfig(vocab_size=TOKENIZER.vocabulary_size + 7, **sizes, **settings)).eval()
     model.save_pretrained(path)
     TOKENIZER.save(path)
     return model

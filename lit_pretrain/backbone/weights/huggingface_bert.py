@@ -2,6 +2,8 @@
 
 Names are those that `transformers` reads and writes for `BertModel` and `BertForPreTraining`; old checkpoints that call
 a norm's gain and shift gamma and beta, and those with or without the `bert.` prefix, pooler and heads, are understood.
+RoBERTa (Liu et al. 2019, arXiv:1907.11692) and DistilBERT (Sanh et al. 2019, arXiv:1910.01108) compute the same as a
+BERT without segments, and come in as such; what goes out is always called BERT.
 """
 
 import json
@@ -45,6 +47,35 @@ BLOCK_NAMES = {
     "feed_forward.contract": ("output.dense",),
     "feed_forward_norm": ("output.LayerNorm",),
 }
+# By transformers' model_type.
+FAMILIES = {"bert": "BERT", "roberta": "RoBERTa", "distilbert": "DistilBERT"}
+# Theirs -> BERT's.
+DISTILBERT_CONFIG = {
+    "n_layers": "num_hidden_layers",
+    "dim": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "hidden_dim": "intermediate_size",
+    "activation": "hidden_act",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "max_position_embeddings": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+}
+DISTILBERT_NAMES = (
+    (r"^transformer[.]layer[.]", "encoder.layer."),
+    (r"attention[.]q_lin", "attention.self.query"),
+    (r"attention[.]k_lin", "attention.self.key"),
+    (r"attention[.]v_lin", "attention.self.value"),
+    (r"attention[.]out_lin", "attention.output.dense"),
+    (r"sa_layer_norm", "attention.output.LayerNorm"),
+    (r"ffn[.]lin1", "intermediate.dense"),
+    (r"ffn[.]lin2", "output.dense"),
+    (r"output_layer_norm", "output.LayerNorm"),
+)
+ROBERTA_NAMES = (
+    (r"^classifier[.]dense[.]", "pooler.dense."),
+    (r"^classifier[.]out_proj[.]", "classifier."),
+)
 # Of `BertForSequenceClassification`, on the pooler's output.
 CLASSIFIER = ("classifier.weight", "classifier.bias")
 # Where an export puts a classifier that reads something else.
@@ -65,7 +96,7 @@ IGNORED = {"embeddings.position_ids", "cls.predictions.decoder.weight", "cls.pre
 
 
 def load_encoder(path_or_hub_name: str | Path) -> TextEncoder:
-    """Build a `TextEncoder` from a directory (or a hub name) in Hugging Face's BERT format.
+    """Build a `TextEncoder` from a directory (or a hub name) of a BERT, a RoBERTa or a DistilBERT of transformers'.
 
     Heads are left out, which is said on stderr.
 
@@ -84,12 +115,16 @@ def load_encoder(path_or_hub_name: str | Path) -> TextEncoder:
 def load_weights(path_or_hub_name: str | Path) -> PublicWeights:
     """As `load_encoder`, with the classifier on pooled features, if there is one, and the names of other heads."""
     directory = find_directory(path_or_hub_name)
-    config, state = read_config(directory), read_state(directory)
+    config, state = read_config(directory), read_tensors_of(directory)
+    family = family_of(config, state, directory)
+    config, state = as_bert(family, config, unprefixed(state), directory)
     head, state = take_classifier(config, state, directory)
     has_pooler = "pooler.dense.weight" in state
     encoder = encoder_for_config(config, has_pooler)
     names = list(STEM_NAMES.items()) + (list(POOLER_NAMES.items()) if has_pooler else [])
-    plan: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in names}
+    plan: dict[str, tuple[str, ...]] = {
+        ours: (theirs,) for ours, theirs in names if encoder.segments or "segment" not in ours
+    }
     for index in range(encoder.config.depth):
         for ours, theirs in BLOCK_NAMES.items():
             for part in ("weight", "bias"):
@@ -101,7 +136,7 @@ def load_weights(path_or_hub_name: str | Path) -> PublicWeights:
     unexpected = sorted(name for name in others if name.partition(".")[0] in ("embeddings", "encoder", "pooler"))
     if missing or unexpected:
         raise UserError(
-            f"The weights in {directory} are not those of the BERT that its config.json describes: "
+            f"The weights in {directory} are not those of the {FAMILIES[family]} that its config.json describes: "
             f"missing {missing or 'none'}, unexpected {unexpected or 'none'}."
         )
     load_tensors(encoder, {ours: [state[name] for name in theirs] for ours, theirs in plan.items()}, directory)
@@ -203,7 +238,7 @@ def save_encoder(encoder: TextEncoder, directory: str | Path, heads: tuple[nn.Mo
     """Write an encoder (and pretraining heads) as a directory that `transformers` loads.
 
     Args:
-        encoder: Post-norm, with learned positions, two or more segments and biases, as BERT is.
+        encoder: Post-norm, with learned positions and biases, as BERT is; without segments there are two of zeros.
         directory: Made if it does not exist.
         heads: Modules with `huggingface_names()` (ours -> theirs), saved beside the encoder.
 
@@ -212,6 +247,9 @@ def save_encoder(encoder: TextEncoder, directory: str | Path, heads: tuple[nn.Mo
     """
     refuse_what_bert_lacks(encoder)
     ours = encoder.state_dict()
+    if not encoder.segments:
+        # Two rows of zeros, so that whoever tells texts of a pair apart may do so.
+        ours["embeddings.segment.weight"] = ours["embeddings.token.weight"].new_zeros(2, encoder.width)
     prefix = "bert." if heads else ""
     theirs: dict[str, Tensor] = {prefix + name: ours[mine] for mine, name in STEM_NAMES.items()}
     if encoder.pooling == "pooler":
@@ -269,26 +307,95 @@ def read_config(directory: Path) -> dict:
         config = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON ({error}): download the checkpoint again.") from error
-    if config.get("model_type", "bert") != "bert":
-        raise UserError(f"{path} describes a '{config['model_type']}', not a BERT: TextEncoder loads BERT weights.")
+    if config.get("model_type", "bert") not in FAMILIES:
+        raise UserError(
+            f"{path} describes a '{config['model_type']}', not a BERT, a RoBERTa or a DistilBERT, which TextEncoder "
+            "loads: give one of these."
+        )
     if config.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(f"{path} asks for {config['position_embedding_type']} positions, which BERT's encoder lacks.")
     return config
 
 
 def read_state(directory: Path) -> dict[str, Tensor]:
-    """A directory's tensors by their names without the `bert.` prefix, read without running any pickled code."""
+    """A directory's tensors by their names without the model's prefix, read without running any pickled code."""
+    return unprefixed(read_tensors_of(directory))
+
+
+def read_tensors_of(directory: Path) -> dict[str, Tensor]:
+    """A directory's tensors by their own names."""
     files = weight_files(directory)
     if not files:
         raise UserError(f"{directory} has neither model.safetensors nor pytorch_model.bin: give a complete checkpoint.")
-    state: dict[str, Tensor] = {}
-    for path in files:
-        state |= read_tensors(path)
+    return {name: tensor for path in files for name, tensor in read_tensors(path).items()}
+
+
+def unprefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by the names of today's bare model."""
     renamed = {}
     for name, tensor in state.items():
-        name = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
+        name = re.sub(f"^({'|'.join(FAMILIES)})[.]", "", name).replace("LayerNorm.gamma", "LayerNorm.weight")
         renamed[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
     return renamed
+
+
+def family_of(config: dict, state: dict[str, Tensor], directory: Path) -> str:
+    """Which of `FAMILIES` it is: as the config says, else as the tensors' names and shapes do.
+
+    Raises:
+        UserError: If they say nothing, or another than the config.
+    """
+    prefixes = {name.partition(".")[0] for name in state} & FAMILIES.keys()
+    kinds = {name for name in FAMILIES for kind in config.get("architectures") or () if kind.lower().startswith(name)}
+    told = {config["model_type"]} if "model_type" in config else kinds or prefixes
+    if not told:
+        segments = unprefixed(state).get("embeddings.token_type_embeddings.weight")
+        if any(".q_lin." in name for name in state):
+            told = {"distilbert"}
+        elif any(name.startswith("lm_head.") for name in state):
+            told = {"roberta"}
+        elif any(name.startswith("cls.") for name in state) or (segments is not None and len(segments) > 1):
+            # RoBERTa has one segment.
+            told = {"bert"}
+    if len(told | prefixes) != 1:
+        found = f"{' and '.join(sorted(told | prefixes))} at once" if told | prefixes else "neither BERT nor RoBERTa"
+        raise UserError(
+            f"{directory} tells of {found} by its config.json and its tensors' names: write the right "
+            '"model_type" into config.json, or download the checkpoint again.'
+        )
+    return told.pop()
+
+
+def as_bert(family: str, config: dict, state: dict[str, Tensor], directory: Path) -> tuple[dict, dict[str, Tensor]]:
+    """The config and the tensors of a BERT that computes the same.
+
+    RoBERTa counts positions from the padding's id on, of which the first rows are never read, and its one segment is
+    part of every position; its classifier has a pooler of its own. DistilBERT has no segments, and other names.
+    """
+    if family == "distilbert":
+        config = {theirs: config[name] for name, theirs in DISTILBERT_CONFIG.items() if name in config} | {
+            "type_vocab_size": 0,
+            "layer_norm_eps": 1e-12,
+            "architectures": config.get("architectures"),
+        }
+        for pattern, other in DISTILBERT_NAMES:
+            state = {re.sub(pattern, other, name): tensor for name, tensor in state.items()}
+    elif family == "roberta":
+        first = config.get("pad_token_id", 1) + 1
+        config = config | {
+            "max_position_embeddings": config["max_position_embeddings"] - first,
+            "type_vocab_size": 0,
+            "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
+        }
+        position, segment = (f"embeddings.{name}_embeddings.weight" for name in ("position", "token_type"))
+        missing = [name for name in (position, segment) if name not in state]
+        if missing:
+            raise UserError(f"The weights in {directory} are not those of a RoBERTa: missing {', '.join(missing)}.")
+        state = dict(state)
+        state[position] = state[position][first:] + state.pop(segment)[0]
+        for pattern, other in ROBERTA_NAMES:
+            state = {re.sub(pattern, other, name): tensor for name, tensor in state.items()}
+    return config, state
 
 
 def encoder_for_config(config: dict, has_pooler: bool) -> TextEncoder:
@@ -333,7 +440,7 @@ def config_of(encoder: TextEncoder, with_heads: bool) -> dict:
         "hidden_dropout_prob": config.dropout,
         "attention_probs_dropout_prob": config.attention_dropout,
         "max_position_embeddings": encoder.max_positions,
-        "type_vocab_size": encoder.segments,
+        "type_vocab_size": encoder.segments or 2,
         "is_decoder": encoder.causal,
         "layer_norm_eps": config.norm_epsilon,
         "initializer_range": 0.02,
@@ -352,7 +459,6 @@ def refuse_what_bert_lacks(encoder: TextEncoder) -> None:
         ("query_key_norm: true", config.query_key_norm),
         (f"activation: {config.activation}", config.activation not in ACTIVATIONS.values()),
         ("embedding_norm: false", not encoder.embedding_norm),
-        ("segments: 0", encoder.segments < 1),
         ("no vocabulary", encoder.vocabulary_size is None),
         (f"pooling: {encoder.pooling}", encoder.pooling in ("map", "end_of_text")),
         (f"ngrams: {encoder.ngrams}", encoder.ngrams != 1),

@@ -180,7 +180,9 @@ def inputs_of(subject: Subject) -> str:
         longest += f" (trained on {subject.maximum_length} at most)"
     tokenizer = subject.tokenizer
     begin, end = (tokenizer.id_to_token(one) for one in (tokenizer.cls_id, tokenizer.sep_id))
-    pair = f", or {begin} text {end} second text {end}" if subject.tower is None else ""
+    pair = (
+        f", or {begin} text {' '.join([end] * tokenizer.separators)} second text {end}" if subject.tower is None else ""
+    )
     return (
         f"{begin} text {end}{pair}, {longest}, in {tokenizer.vocabulary_size:,} word pieces; the tokenizer (hash "
         f"{tokenizer.hash}) lies beside the weights."

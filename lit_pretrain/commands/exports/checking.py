@@ -136,14 +136,14 @@ def seeded_texts(subject: Subject) -> list[TextBatch]:
     batches = []
     # A tower is given one text, and what has one segment has no place for a second.
     for pairs in (False, True) if encoder.segments != 1 and subject.tower is None else (False,):
-        texts = []
+        texts, special = [], 2 + int(pairs) * subject.tokenizer.separators
         for index in range(TEXTS):
-            room = max(1 + int(pairs), round((longest - 2 - int(pairs)) * (index + 1) / TEXTS))
+            room = max(1 + int(pairs), round((longest - special) * (index + 1) / TEXTS))
             first = write_text(subject, room - room // 2 if pairs else room, generator)
             texts.append((first, write_text(subject, room // 2, generator) if pairs else ""))
         for place, first in enumerate(TRICKY):
             second = TRICKY[place - 1] if pairs else ""
-            if len(subject.tokenizer.encode(first) + subject.tokenizer.encode(second)) + 2 + int(pairs) <= longest:
+            if len(subject.tokenizer.encode(first) + subject.tokenizer.encode(second)) + special <= longest:
                 texts.append((first, second))
         batches.append(text_batch(subject.tokenizer, texts, pairs))
     return batches
@@ -154,6 +154,7 @@ def text_batch(tokenizer: TextTokenizer, texts: list[tuple[str, str]], pairs: bo
     rows, kinds = [], []
     for first, second in texts:
         pieces = [tokenizer.cls_id, *tokenizer.encode(first), tokenizer.sep_id]
+        pieces += [tokenizer.sep_id] * (tokenizer.separators - 1) if pairs else []
         follow = [*tokenizer.encode(second), tokenizer.sep_id] if pairs else []
         rows.append(pieces + follow)
         kinds.append([0] * len(pieces) + [1] * len(follow))
@@ -172,11 +173,12 @@ def write_text(subject: Subject, pieces: int, generator: torch.Generator) -> str
     words = [piece for piece in tokenizer.vocabulary if piece.isalpha()] or TRICKY[:1]
     chosen, room = [], pieces
     while room > 0:
-        word = words[int(torch.randint(len(words), (1,), generator=generator))]
+        # Some tokenizers have a piece for the space before a word.
+        word = " " * bool(chosen) + words[int(torch.randint(len(words), (1,), generator=generator))]
         room -= len(tokenizer.encode(word))
         if room >= 0:
             chosen.append(word)
-    return " ".join(chosen)
+    return "".join(chosen)
 
 
 def seeded_pictures(subject: Subject, count: int = PICTURES) -> dict[str, Tensor]:

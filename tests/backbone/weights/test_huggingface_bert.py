@@ -9,10 +9,21 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+    RobertaModel,
+)
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
-from lit_pretrain.backbone.weights.huggingface_bert import load_heads
+from lit_pretrain.backbone.weights.huggingface_bert import load_heads, load_weights
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives import MaskedLanguageModeling, NextSentencePrediction
 
@@ -173,6 +184,80 @@ def test_weights_are_the_file_that_is_called_so_and_nothing_beside_it(cut: bool,
         for name in ("model.other.safetensors", "zero.safetensors", "optimizer.pt"):
             (tmp_path / name).unlink()
         close(TextEncoder.from_pretrained(tmp_path)(**inputs), theirs(**inputs).pooler_output)
+
+
+SMALL = {"vocab_size": 101, "max_position_embeddings": 24}
+ROBERTA = RobertaConfig(
+    **SMALL | {"max_position_embeddings": 26}, **SHAPES["odd feed-forward"], pad_token_id=1, type_vocab_size=1
+)
+DISTILBERT = DistilBertConfig(**SMALL, dim=48, n_layers=3, n_heads=4, hidden_dim=77, activation="gelu_new")
+
+
+@pytest.mark.parametrize(("kind", "settings"), [(RobertaModel, ROBERTA), (DistilBertModel, DISTILBERT)])
+@torch.no_grad()
+def test_robertas_and_distilberts_are_berts_without_segments(kind: type, settings: object, tmp_path: Path) -> None:
+    theirs = randomise(kind(settings, **({"add_pooling_layer": False} if kind is RobertaModel else {})))
+    theirs.save_pretrained(tmp_path / "theirs")
+    encoder = TextEncoder.from_pretrained(tmp_path / "theirs")
+    inputs = batch()
+    del inputs["token_type_ids"]
+    real = inputs["attention_mask"].bool()
+    # Padding is told by its id there.
+    inputs["input_ids"] = (inputs["input_ids"] % 90 + 5).masked_fill(~real, 1)
+    expected = theirs(**inputs).last_hidden_state[real]
+    close(encoder.forward_features(**inputs)[real], expected)
+    assert encoder.segments == 0 and encoder.max_positions == 24 and encoder.pooling == "mean"
+    encoder.save_pretrained(tmp_path / "ours")
+    back = BertModel.from_pretrained(tmp_path / "ours", add_pooling_layer=False).eval()
+    # BERT knows segments, which change nothing.
+    close(back(**inputs, token_type_ids=real.long()).last_hidden_state[real], expected)
+
+
+@torch.no_grad()
+def test_a_robertas_classifier_has_a_pooler_of_its_own(tmp_path: Path) -> None:
+    theirs = randomise(RobertaForSequenceClassification(ROBERTA))
+    theirs.save_pretrained(tmp_path)
+    found = load_weights(tmp_path)
+    inputs = {"input_ids": torch.arange(5, 17).view(2, 6), "attention_mask": torch.ones(2, 6).long()}
+    close(found.encoder(**inputs) @ found.head.weight.T + found.head.bias, theirs(**inputs).logits)
+    assert found.left_out == [] and found.encoder.pooling == "pooler"
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "told"),
+    [
+        (BertModel, config("narrow"), "bert"),
+        (RobertaForMaskedLM, ROBERTA, "roberta"),
+        (DistilBertModel, DISTILBERT, "distilbert"),
+        (RobertaModel, ROBERTA, None),
+    ],
+)
+def test_without_a_model_type_names_and_shapes_decide(
+    kind: type, settings: object, told: str | None, tmp_path: Path
+) -> None:
+    kind(settings).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+
+    def write(*absent: str, **changes: object) -> None:
+        (tmp_path / "config.json").write_text(
+            json.dumps({k: v for k, v in content.items() if k not in absent} | changes)
+        )
+
+    write("model_type")
+    assert load_weights(tmp_path).encoder.max_positions == 24
+    write("model_type", "architectures")
+    if told is None:
+        # One segment may be a BERT's too.
+        with pytest.raises(
+            UserError, match='neither BERT nor RoBERTa .* write the right "model_type" into config.json'
+        ):
+            load_weights(tmp_path)
+    else:
+        assert load_weights(tmp_path).encoder.segments == (2 if told == "bert" else 0)
+    if kind is RobertaForMaskedLM:
+        write(model_type="bert")
+        with pytest.raises(UserError, match="tells of bert and roberta at once"):
+            load_weights(tmp_path)
 
 
 @pytest.mark.skipif(
