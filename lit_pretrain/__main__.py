@@ -20,6 +20,7 @@ COMMANDS = {
     "search": "find pictures for a text, texts for a picture, or pictures like a picture",
     "export": "write a checkpoint for transformers, timm or onnxruntime, checked there, with a model card",
     "ui": "open MLflow's pages on the runs",
+    "sync": "send what runs have logged and the tracking store has not taken",
     "doctor": "check this machine: versions, devices, directories, database, a second of training",
     "benchmark": "measure training speed beside peers",
     "study": "many trainings as one result: label efficiency of encoders, scaling of width, depth and data",

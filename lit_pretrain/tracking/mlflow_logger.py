@@ -41,7 +41,7 @@ from lit_pretrain.tracking.store import (
     send,
     without_credentials,
 )
-from lit_pretrain.tracking.writer import Writer, read_journal, write_journal
+from lit_pretrain.tracking.writer import UNSENT_NAME, Writer, gather_journals
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -187,11 +187,12 @@ class MLflowLogger(MLFlowLogger):
             "run_name": self._run_name,
         }
         write_atomically(self._run_directory / RUN_FILE_NAME, json.dumps(record, indent=2) + "\n")
-        journal = self._run_directory / "unsent.jsonl"
-        if journal.exists():
-            # Sent first thing, but for the status of a run that is now going on again.
-            write_journal(journal, [operation for operation in read_journal(journal) if operation["kind"] != "status"])
-        self._writer = Writer(lambda operation: send(client, self._run_id, operation), journal, rank_zero_warn)
+        journal = self._run_directory / UNSENT_NAME
+        # Sent first thing, but for the status of a run that is now going on again.
+        gather_journals(self._run_directory, but_for=("status",))
+        self._writer = Writer(
+            lambda operation: send(client, self._run_id, operation, self._run_directory), journal, rank_zero_warn
+        )
         self._initialized = True
         end_dead_runs(client, [self._experiment_id], self.runs_directory)
 
@@ -317,7 +318,10 @@ class MLflowLogger(MLFlowLogger):
             folder: Folder among the artifacts; null for the top.
         """
         _ = self.experiment
-        self._writer.put({"kind": "artifact", "file": str(Path(path).resolve()), "folder": folder or None})
+        path = Path(path).resolve()
+        # The run's directory may be another when it is sent.
+        file = path.relative_to(self._run_directory) if path.is_relative_to(self._run_directory) else path
+        self._writer.put({"kind": "artifact", "file": str(file), "folder": folder or None})
 
     @rank_zero_only
     def log_text(self, text: str, artifact_file: str) -> None:
@@ -396,7 +400,8 @@ class MLflowLogger(MLFlowLogger):
         if not sent:
             rank_zero_warn(
                 f"Not everything reached the tracking server; the rest is in "
-                f"{shown_path(self._run_directory / 'unsent.jsonl')} and is sent when the run is resumed."
+                f"{shown_path(self._run_directory / UNSENT_NAME)} and is sent when the run is resumed, or by "
+                "python -m lit_pretrain sync."
             )
 
     def flush(self, timeout: float = 30.0) -> bool:

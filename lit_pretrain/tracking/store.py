@@ -12,13 +12,13 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse, urlunparse
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import getproxies, proxy_bypass, url2pathname
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.tracking.find import list_runs
+from lit_pretrain.tracking.find import RunRecord, list_runs
 from lit_pretrain.tracking.paths import ARTIFACTS_NAME, DATABASE_NAME, make_directory, remove_unfinished, safe_name
 from lit_pretrain.tracking.processes import host_name, process_identity, state_of
-from lit_pretrain.tracking.writer import Operation, first_line
+from lit_pretrain.tracking.writer import GONE, Operation, first_line, is_gone, is_refusal
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -80,6 +80,19 @@ def without_credentials(uri: str) -> str:
     return urlunparse(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
+def address_of(record: RunRecord) -> str:
+    """The store that has a run: as it noted it, with the credentials of $MLFLOW_TRACKING_URI if it is the same."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if given and without_credentials(given) == record.tracking_uri:
+        return given
+    beside = record.directory.parent.parent / DATABASE_NAME
+    noted = Path(record.tracking_uri.removeprefix("sqlite:///"))
+    if record.tracking_uri.startswith("sqlite:///") and not noted.is_file() and beside.is_file():
+        # The runs directory was moved with its database.
+        return f"sqlite:///{beside}"
+    return resolve_tracking_uri(record.tracking_uri, record.directory.parent.parent)
+
+
 def check_reachable(uri: str) -> None:
     """Try to connect to a tracking server.
 
@@ -130,7 +143,10 @@ def open_store(uri: str, runs_directory: Path) -> "MlflowClient":
             return client
         make_directory(Path(uri.removeprefix("sqlite:///")).parent)
         with database_lock(runs_directory):
-            return MlflowClient(uri)
+            client = MlflowClient(uri)
+            if uri == f"sqlite:///{runs_directory / DATABASE_NAME}":
+                relocate_artifacts(runs_directory)
+            return client
     except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
         if uri.startswith("sqlite"):
             raise UserError(
@@ -138,6 +154,32 @@ def open_store(uri: str, runs_directory: Path) -> "MlflowClient":
                 "set LIT_PRETRAIN_RUNS to another place."
             ) from error
         raise unreachable(uri, error) from error
+
+
+def relocate_artifacts(runs_directory: Path) -> None:
+    """Let the database of a runs directory that was moved or copied look for artifacts beside it.
+
+    MLflow notes their places with their whole paths; what is logged would go to the old place, or nowhere.
+    """
+    database, artifacts = runs_directory / DATABASE_NAME, runs_directory / ARTIFACTS_NAME
+    try:
+        with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection, connection:
+            found = connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
+            places = {Path(url2pathname(urlparse(one).path)) for (one,) in found if str(one).startswith("file:")}
+            for former in {place.parent for place in places} - {artifacts}:
+                beside = former.parent / DATABASE_NAME
+                if former.name != ARTIFACTS_NAME or beside.exists() and beside.samefile(database):
+                    # Somewhere of a person's choice, or the same directory by another of its names.
+                    continue
+                start = f"{former.as_uri()}/"
+                for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+                    connection.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                        (f"{artifacts.as_uri()}/", len(start) + 1, len(start), start),
+                    )
+    except sqlite3.Error:
+        # Of an earlier schema, or read-only: MLflow says what is wrong with it.
+        return
 
 
 def database_lock(runs_directory: Path) -> Any:
@@ -217,24 +259,49 @@ def end_all_dead_runs(database: Path, runs_directory: Path) -> None:
     except sqlite3.Error:
         # Not a database MLflow has made; the server will say what is wrong with it.
         return
+    if database == runs_directory / DATABASE_NAME:
+        relocate_artifacts(runs_directory)
     if running:
         client = open_store(f"sqlite:///{database}", runs_directory)
         end_dead_runs(client, sorted({str(experiment_id) for (experiment_id,) in running}), runs_directory)
 
 
-def send(client: "MlflowClient", run_id: str, operation: Operation) -> None:
-    """Send one operation of a run to the store, and wait until it is there."""
-    from mlflow.entities import Metric, Param, RunTag
+class RunGoneError(Exception):
+    """The run was deleted, or is not in the store."""
 
-    match operation["kind"]:
-        case "metrics":
-            client.log_batch(run_id, metrics=[Metric(*row) for row in operation["metrics"]])
-        case "params":
-            client.log_batch(run_id, params=[Param(*pair) for pair in operation["params"].items()])
-        case "tags":
-            client.log_batch(run_id, tags=[RunTag(*pair) for pair in operation["tags"].items()])
-        case "artifact":
-            if Path(operation["file"]).exists():
-                client.log_artifact(run_id, operation["file"], operation["folder"])
-        case "status":
-            client.set_terminated(run_id, operation["status"])
+    error_code = GONE
+
+
+def send(client: "MlflowClient", run_id: str, operation: Operation, directory: Path) -> None:
+    """Send one operation of a run to the store, and wait until it is there.
+
+    Args:
+        client: Of the store.
+        run_id: MLflow's.
+        operation: What to send.
+        directory: The run's, below which the files of artifacts lie.
+
+    Raises:
+        RunGoneError: If the store takes nothing of this run any more.
+    """
+    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.exceptions import MlflowException
+
+    try:
+        match operation["kind"]:
+            case "metrics":
+                client.log_batch(run_id, metrics=[Metric(*row) for row in operation["metrics"]])
+            case "params":
+                client.log_batch(run_id, params=[Param(*pair) for pair in operation["params"].items()])
+            case "tags":
+                client.log_batch(run_id, tags=[RunTag(*pair) for pair in operation["tags"].items()])
+            case "artifact":
+                if (file := directory / operation["file"]).exists():
+                    client.log_artifact(run_id, str(file), operation["folder"])
+            case "status":
+                client.set_terminated(run_id, operation["status"])
+    except MlflowException as error:
+        # A deleted run is refused as a wrong value is, whose neighbours would be tried one by one.
+        if is_refusal(error) and (is_gone(error) or client.get_run(run_id).info.lifecycle_stage == "deleted"):
+            raise RunGoneError(first_line(error)) from error
+        raise
