@@ -38,7 +38,13 @@ class EpochDataModule(LightningDataModule):
                 f"lower data.batch_size, or give more {self.contents_name}."
             )
         sampler.repeats = overfits(self)
-        return ResumableDataLoader(self.train_dataset, sampler, self.workers)
+        return ResumableDataLoader(self.train_dataset, sampler, self.workers, self._ahead)
+
+    def _ahead(self) -> tuple[int, tuple[str, ...]]:
+        """Batches of an optimiser step, and what the module has to know of them at the first one."""
+        if self.trainer is None:
+            return 1, ()
+        return self.trainer.accumulate_grad_batches, getattr(self.trainer.lightning_module, "fields_ahead", ())
 
     def batch_at(self, epoch: int, batch_index: int, rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
         """Make any training batch again.

@@ -5,7 +5,8 @@ some samples twice. Here a loader's state is the number of batches handed out, w
 fetched ahead.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy
@@ -19,6 +20,8 @@ Key = tuple[int, int]  # epoch, index within it
 # What an evaluation batch has that is there for the number alone: all processes have as many batches, and whatever
 # counts samples leaves these out.
 SURPLUS = "surplus"
+# What the first of the batches whose gradients are accumulated has of the others: a list of their fields.
+FOLLOWING = "following"
 
 
 class EpochDataset(Protocol):
@@ -127,9 +130,17 @@ class ResumableDataLoader:
         dataset: Gives whole batches by `__getitems__`.
         sampler: Which batches.
         workers: Processes that make batches ahead; 0 makes them in this one.
+        ahead: Tells how many batches make an optimiser step, and which fields of the later ones their first one brings
+            with it as `FOLLOWING`; asked before every step.
     """
 
-    def __init__(self, dataset: EpochDataset, sampler: EpochBatchSampler, workers: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: EpochDataset,
+        sampler: EpochBatchSampler,
+        workers: int = 0,
+        ahead: Callable[[], tuple[int, Sequence[str]]] | None = None,
+    ) -> None:
         self.loader = DataLoader(
             MistakesAsValues(dataset),
             batch_sampler=sampler,
@@ -140,6 +151,7 @@ class ResumableDataLoader:
         self.dataset = dataset
         # Not as `sampler`, which Lightning would put one of its own in the place of to overfit a few batches.
         self.batch_sampler = sampler
+        self.ahead = ahead or (lambda: (1, ()))
         self._handed_out = 0
         self._epoch = 0
         self._resume: dict[str, int] | None = None
@@ -156,12 +168,27 @@ class ResumableDataLoader:
         self.batch_sampler.first_batch = self._handed_out
         # Made before workers start, so that they inherit it instead of each making it again.
         self.dataset.population(self._epoch)
-        for batch in self.loader:
-            if isinstance(batch, UserError):
-                raise batch
+        for batch in self._with_following():
             if self.batch_sampler.surplus(self._handed_out):
                 batch = {**batch, SURPLUS: True}
             self._handed_out += 1
+            yield batch
+
+    def _with_following(self) -> Iterator[Any]:
+        batches = self._batches()
+        for first in batches:
+            number, fields = self.ahead()
+            if number == 1 or not fields:
+                yield first
+                continue
+            others = list(islice(batches, number - 1 - self._handed_out % number))
+            yield {**first, FOLLOWING: [{name: one[name] for name in fields} for one in others]}
+            yield from others
+
+    def _batches(self) -> Iterator[Any]:
+        for batch in self.loader:
+            if isinstance(batch, UserError):
+                raise batch
             yield batch
 
     def state_dict(self) -> dict[str, int]:

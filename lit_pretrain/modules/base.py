@@ -17,6 +17,7 @@ from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.data.loading import SURPLUS
 from lit_pretrain.data.randomness import default_seed, derive_seed
 from lit_pretrain.errors import check_number
+from lit_pretrain.modules.accumulation import Accumulation
 from lit_pretrain.modules.clipping import clip_gradients
 from lit_pretrain.modules.optimization import (
     AdamWConfig,
@@ -108,6 +109,7 @@ class BaseModule(LightningModule):
         self._reported_step = 0
         self._used_rates: dict[str, float] = {}
         self._watched: WatchedLosses | None = None
+        self.accumulation = Accumulation()
 
     # -- before training
 
@@ -173,9 +175,13 @@ class BaseModule(LightningModule):
         place = batch_index * self.trainer.world_size + self.trainer.global_rank
         return self.generator_for("evaluation", place, 0)
 
+    def draw_parts(self, batch_index: int) -> tuple[int, int, int, int]:
+        """What a step's draws are a function of: seed, global step, batch, rank."""
+        return (self.seed, self.trainer.global_step, batch_index, self.trainer.global_rank)
+
     def step_parts(self, batch_index: int) -> tuple[int, int, int, int]:
-        """What a step's draws are a function of: seed, global step, batch, rank; dropout is seeded with them here."""
-        parts = (self.seed, self.trainer.global_step, batch_index, self.trainer.global_rank)
+        """As `draw_parts`; dropout is seeded with them here."""
+        parts = self.draw_parts(batch_index)
         torch.manual_seed(derive_seed("dropout", *parts))
         return parts
 
@@ -213,6 +219,15 @@ class BaseModule(LightningModule):
         self._gathered.close()
 
     # -- means
+
+    @property
+    def fields_ahead(self) -> tuple[str, ...]:
+        """Fields of accumulated batches that must be known at the first of a step, for `count_terms`; none for none."""
+        return ()
+
+    def count_terms(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+        """How many terms the loss's means have on a training batch, which has `fields_ahead` only, by name."""
+        raise NotImplementedError
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
         """Report the means since the last report, at the optimiser steps at which the trainer writes its logs."""

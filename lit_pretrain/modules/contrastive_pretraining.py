@@ -229,16 +229,14 @@ class ContrastivePretraining(TwoTowers):
         batches = batch if PAIRS in batch else {PAIRS: batch}
         pairs = batches[PAIRS]
         output = self.contrast(pairs, self.generator_for("augmentation", *parts))
-        losses, statistics = {self.objective.loss: output.loss}, dict(output.statistics)
+        losses = {self.objective.loss: output.loss}
         for name, replay in self.replays.items():
             draws = partial(self.generator_for, "replay", name, *parts)
             losses[f"{name} replay"], replayed = replay.train_on(self.towers[name].encoder, batches[name], draws)
             self.statistics_for(f"train/{name}", replayed).update(replayed)
         loss = torch.stack([*losses.values()]).sum()
-        if self.replays:
-            statistics["total_loss"] = (loss.detach(), torch.ones_like(loss))
         self.watch_losses(loss, losses, pairs)
-        self.statistics_for("train", statistics).update(statistics)
+        self.statistics_for("train", output.statistics).update(output.statistics)
         self.note_learning_rate()
         return loss
 
@@ -277,6 +275,16 @@ class ContrastivePretraining(TwoTowers):
         """As the base's, and of what is replayed."""
         for name in ("", *(f"/{name}" for name in self.replays)):
             super().report(stage + name)
+
+    def means(self, stage: str) -> dict[str, Tensor]:
+        """As the base's; of a training that replays, the sum of all losses too."""
+        found = super().means(stage)
+        if stage == "train" and self.replays:
+            found["train/total_loss"] = found["train/loss"]
+            for name, replay in self.replays.items():
+                replayed = super().means(f"train/{name}").get(f"train/{name}/loss", 0.0)
+                found["train/total_loss"] = found["train/total_loss"] + replay.weight * replayed
+        return found
 
     def derived(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """Perplexities of what is replayed; the means of training pairs are kept for what a validation suggests."""

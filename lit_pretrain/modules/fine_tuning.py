@@ -45,7 +45,7 @@ from lit_pretrain.modules.starting_points import (
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.modules.strategies import gathered
 from lit_pretrain.modules.tasks import Task, class_weights_of, count_none, make_task
-from lit_pretrain.objectives.objective import Batch
+from lit_pretrain.objectives.objective import Batch, global_mean
 from lit_pretrain.tracking.find import find_checkpoint
 
 
@@ -312,7 +312,7 @@ class FineTuning(BaseModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch, every draw from (seed, global step, batch, rank)."""
-        parts = self.step_parts(batch_index)
+        parts, shares = self.step_parts(batch_index), self.accumulation.shares(self, batch, batch_index)
         labels = targets = batch["label"]
         inputs = self.modality.varied(self.encoder, batch, self.generator_for("augmentation", *parts))
         if self.mixing.on:
@@ -322,15 +322,30 @@ class FineTuning(BaseModule):
                 )
             inputs["images"], targets = mix_pictures(inputs["images"], labels, self.task.outputs, self.mixing, parts)
         logits = self.head(self.head_dropout(self.modality.encode(self.encoder, inputs))).float()
-        loss = self.task.loss(logits, targets, training=True)
+        total, weight = self.task.total(logits, targets, training=True), self.task.weight(targets, training=True)
+        loss = global_mean(total, weight, training=True)
         self.watch_losses(loss, {self.facts.task: loss}, batch)
-        samples = torch.full((), len(labels), device=loss.device)
-        statistics = {"loss": (loss.detach() * samples, samples), **self.modality.statistics(batch)}
+        statistics = {"loss": (total.detach(), weight), **self.modality.statistics(batch)}
         if not self.mixing.on:
             statistics |= self.task.correct(logits.detach(), labels)
         self.statistics_for("train", statistics).update(statistics)
         self.note_learning_rate()
-        return loss
+        return shares.of("loss") * loss
+
+    @property
+    def fields_ahead(self) -> tuple[str, ...]:
+        """The labels, whose classes may be weighted; an epoch's last batch is smaller, too."""
+        return ("label",)
+
+    def count_terms(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+        """The weight of a training batch's losses, its labels mixed as its pictures are going to be."""
+        targets = batch["label"]
+        if self.mixing.on:
+            size, parts = self.encoder.image_size, self.draw_parts(batch_index)
+            # How labels are mixed depends on the pictures' size alone.
+            images = torch.zeros(len(targets), 1, size, size, device=targets.device)
+            targets = mix_pictures(images, targets, self.task.outputs, self.mixing, parts)[1]
+        return {"loss": self.task.weight(targets, training=True)}
 
     def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
         """Metrics of one batch."""
@@ -343,8 +358,7 @@ class FineTuning(BaseModule):
     def evaluation_step(self, stage: str, batch: Batch) -> dict[str, Any]:
         """Count one batch; returns its `logits`, `label` and `sample_id`, for reports."""
         logits, labels = self.logits(batch), batch["label"]
-        samples = torch.full((), len(labels), device=logits.device)
-        self.count(stage, batch, {"loss": (self.task.loss(logits, labels) * samples, samples)})
+        self.count(stage, batch, {"loss": (self.task.total(logits, labels), self.task.weight(labels))})
         outputs = {"logits": logits, "label": labels, "sample_id": batch["sample_id"]}
         if batch.get(SURPLUS):
             count_none(self.metrics[METRICS_OF[stage]])

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.errors import UserError, check_number
+from lit_pretrain.modules.accumulation import Shares
 from lit_pretrain.modules.operations import encoder_operations, is_trained, passes_of
 from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, passes_run
 from lit_pretrain.objectives.vision_objective import VisionObjective
@@ -110,14 +111,50 @@ def weights_of(objectives: Iterable[Objective]) -> dict[str, float]:
     return {objective.name: objective.weight for objective in objectives}
 
 
-def sum_losses(outputs: dict[str, ObjectiveOutput], weights: dict[str, float]) -> Tensor:
-    """Weighted sum of the objectives' losses."""
-    return torch.stack([weights[name] * output.loss for name, output in outputs.items()]).sum()
+def sum_losses(outputs: dict[str, ObjectiveOutput], weights: dict[str, float], shares: Shares = Shares()) -> Tensor:  # noqa: B008 (frozen)
+    """Weighted sum of the objectives' losses.
+
+    Args:
+        outputs: By the objectives' names.
+        weights: By the same.
+        shares: What the batch counts among accumulated ones.
+    """
+    terms = []
+    for name, output in outputs.items():
+        parts = output.parts if shares.counted and output.parts else {"loss": output.loss}
+        terms += [weights[name] * shares.of(f"{name}/{part}") * value for part, value in parts.items()]
+    return torch.stack(terms).sum()
 
 
-def flatten(outputs: dict[str, ObjectiveOutput], weights: dict[str, float]) -> dict[str, tuple[Tensor, Tensor]]:
-    """All statistics by "objective/statistic", and the weighted sum of losses as "loss"."""
+def count_terms(
+    objectives: Sequence[Objective], encoder: nn.Module, batch: Batch, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """How many terms the objectives' means have on a training batch, by "objective/mean", without the encoder.
+
+    Args:
+        objectives: In their order, in which they draw.
+        encoder: That the batch is corrupted for.
+        batch: As the objectives read it.
+        generator: As `compute_objectives` is going to have it.
+    """
+    found = {}
+    last = max((place for place, objective in enumerate(objectives) if objective.uneven), default=-1)
+    for objective in objectives[: last + 1]:
+        counts = objective.count_terms(batch, encoder, generator)
+        found |= {f"{objective.name}/{name}": count for name, count in counts.items()}
+    return found
+
+
+def flatten(outputs: dict[str, ObjectiveOutput], objectives: Iterable[Objective]) -> dict[str, tuple[Tensor, Tensor]]:
+    """All statistics by "objective/statistic".
+
+    The weighted sum of losses follows from their means (`total_loss`), which are exact however many terms batches have;
+    where an objective's loss does not, the sum is among them as "loss", a mean over batches.
+    """
     flat = {f"{name}/{key}": pair for name, output in outputs.items() for key, pair in output.statistics.items()}
+    if all(f"{one.name}/{name}" in flat for one in objectives for name in one.loss_factors):
+        return flat
+    weights = weights_of(objectives)
     total = torch.stack([weights[name] * output.loss.detach().float() for name, output in outputs.items()]).sum()
     return {"loss": (total, torch.ones_like(total))} | flat
 
@@ -130,6 +167,13 @@ def perplexities(objectives: Iterable[Objective], means: dict[str, Tensor]) -> d
             if (key := f"{objective.name}/{name}") in means:
                 found[f"{objective.name}/{name.replace('loss', 'perplexity')}"] = means[key].exp()
     return found
+
+
+def total_loss(objectives: Iterable[Objective], means: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weighted sum of losses as "loss", of means by "objective/statistic" that `flatten` gave the sums of."""
+    factors = {f"{one.name}/{name}": one.weight * by for one in objectives for name, by in one.loss_factors.items()}
+    found = [factor * means[key] for key, factor in factors.items() if key in means]
+    return {"loss": torch.stack(found).sum()} if found and "loss" not in means else {}
 
 
 def mix(objectives: Iterable[Objective]) -> str:

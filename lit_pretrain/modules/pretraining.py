@@ -10,6 +10,7 @@ from torch import Tensor
 from lit_pretrain.backbone.transformer import prepare_transformers
 from lit_pretrain.class_paths import class_path_of, short_name
 from lit_pretrain.errors import UserError
+from lit_pretrain.modules.accumulation import Shares
 from lit_pretrain.modules.base import BaseModule
 from lit_pretrain.modules.checkpoints import (
     CHECKPOINT_FORMAT,
@@ -19,7 +20,16 @@ from lit_pretrain.modules.checkpoints import (
     read_checkpoint,
     take_framing,
 )
-from lit_pretrain.modules.objective_mix import check_objectives, flatten, mix, perplexities, sum_losses, weights_of
+from lit_pretrain.modules.objective_mix import (
+    check_objectives,
+    count_terms,
+    flatten,
+    mix,
+    perplexities,
+    sum_losses,
+    total_loss,
+    weights_of,
+)
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, count_elements
 from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, compute_objectives, objective_from
 
@@ -41,6 +51,8 @@ class Pretraining(BaseModule):
 
     # Builds the encoder that a checkpoint describes.
     encoder_class: ClassVar[type]
+    # Fields of a batch that tell how many terms the losses' means have.
+    counted_fields: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -91,6 +103,7 @@ class Pretraining(BaseModule):
             # Gradients that never come would keep processes that train together waiting.
             for parameter in self.idle_parameters().values():
                 parameter.requires_grad_(False)
+            self.accumulation.tell_what_is_compared(self.trainer.accumulate_grad_batches, self.objectives)
         super().configure_model()
 
     def idle_parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -130,15 +143,26 @@ class Pretraining(BaseModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch; every draw comes from (seed, global step, batch, rank), so any step can be replayed."""
-        parts = self.step_parts(batch_index)
+        parts, shares = self.step_parts(batch_index), self.accumulation.shares(self, batch, batch_index)
         batch = self.prepare(batch, self.generator_for("augmentation", *parts))
         outputs = compute_objectives(self.encoder, self.objectives, batch, self.generator_for("corruption", *parts))
-        loss = self.sum_losses(outputs)
+        loss = self.sum_losses(outputs, shares)
         self.watch_losses(loss, {name: output.loss for name, output in outputs.items()}, batch)
-        statistics = flatten(outputs, self.weights)
+        statistics = flatten(outputs, self.objectives)
         self.statistics_for("train", statistics).update(statistics)
         self.note_learning_rate()
         return loss
+
+    @property
+    def fields_ahead(self) -> tuple[str, ...]:
+        """What must be known of accumulated batches ahead: what the loss is a mean over, if that varies."""
+        return self.counted_fields if any(objective.uneven for objective in self.objectives) else ()
+
+    def count_terms(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+        """How many terms the means of a training batch's losses have, with the draws of its step."""
+        parts = self.draw_parts(batch_index)
+        batch = self.prepare(batch, self.generator_for("augmentation", *parts))
+        return count_terms(self.objectives, self.encoder, batch, self.generator_for("corruption", *parts))
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Statistics of one batch, with the same draws in every run and at every step."""
@@ -154,7 +178,7 @@ class Pretraining(BaseModule):
         if batch_index == 0 and stage == "validation":
             self._example_batch = {name: value for name, value in batch.items()}
         outputs = compute_objectives(self.encoder, self.objectives, batch, self.evaluation_generator(batch_index))
-        self.count(stage, batch, flatten(outputs, self.weights))
+        self.count(stage, batch, flatten(outputs, self.objectives))
 
     # -- losses and metrics
 
@@ -163,13 +187,13 @@ class Pretraining(BaseModule):
         """Factor of each objective's loss."""
         return weights_of(self.objectives)
 
-    def sum_losses(self, outputs: dict[str, ObjectiveOutput]) -> Tensor:
-        """Weighted sum of the objectives' losses."""
-        return sum_losses(outputs, self.weights)
+    def sum_losses(self, outputs: dict[str, ObjectiveOutput], shares: Shares = Shares()) -> Tensor:  # noqa: B008 (frozen)
+        """Weighted sum of the objectives' losses; see `objective_mix.sum_losses`."""
+        return sum_losses(outputs, self.weights, shares)
 
     def derived(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Perplexities of the losses over tokens."""
-        return perplexities(self.objectives, means)
+        """The sum of the losses, and perplexities of those over tokens."""
+        return total_loss(self.objectives, means) | perplexities(self.objectives, means)
 
     # -- what others ask of a module
 

@@ -32,7 +32,7 @@ def fit_probe_head(module: Any) -> None:
         raise UserError("model.linear_probe_first is for one label each: leave it out for other tasks.")
     training, processes = module.training, module.trainer.world_size
     module.eval()
-    parts: list[tuple[Tensor, Tensor]] = []
+    parts: list[tuple[int, Tensor, Tensor]] = []
     loader, data = module.trainer.datamodule.evaluation_loader("train"), module.trainer.datamodule
     # At even distances, as files are often sorted by their labels.
     share = min(1.0, MOST_SAMPLES / (loader.batch_sampler.evaluation_batches * data.batch_size))
@@ -42,13 +42,14 @@ def fit_probe_head(module: Any) -> None:
         if batch.pop(SURPLUS, False) or (place and int(place * share) == int((place - 1) * share)):
             continue
         moved = move_data_to_device(batch, module.device)
-        parts.append((module.features(moved).float(), moved["label"]))
+        parts.append((place, module.features(moved).float(), moved["label"]))
     module.train(training)
     if processes > 1:
         theirs: list[Any] = [None] * processes
-        torch.distributed.all_gather_object(theirs, [(one.cpu(), labels.cpu()) for one, labels in parts])
-        parts = [(one.to(module.device), labels.to(module.device)) for part in theirs for one, labels in part]
-    features, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+        torch.distributed.all_gather_object(theirs, [(place, one.cpu(), labels.cpu()) for place, one, labels in parts])
+        # In the data's order, as one process has them: the fit is the same to its last digits, not to its tolerance.
+        parts = sorted((one for part in theirs for one in part), key=lambda one: one[0])
+    features, labels = (torch.cat(column).to(module.device) for column in list(zip(*parts, strict=True))[1:])
     probe = fit_linear_probe(features, labels, module.probe_regularization)
     # The probe's standardisation becomes part of the head: w (x - m) / s + b = (w / s) x + (b - w m / s).
     weight = probe.weight / probe.scale

@@ -24,6 +24,7 @@ from lit_pretrain.modules.objective_mix import (
     mix,
     perplexities,
     sum_losses,
+    total_loss,
     weights_of,
 )
 from lit_pretrain.objectives.objective import Batch, Objective, compute_objectives
@@ -78,16 +79,16 @@ class Replay(nn.Module):
         batch = self.prepare(batch, encoder, draws("augmentation"))
         outputs = compute_objectives(encoder, self.objectives, batch, draws("corruption"))
         weights = weights_of(self.objectives)
-        return self.weight * sum_losses(outputs, weights), flatten(outputs, weights)
+        return self.weight * sum_losses(outputs, weights), flatten(outputs, self.objectives)
 
     def evaluate(self, encoder: nn.Module, batch: Batch, generator: torch.Generator) -> Statistics:
         """The statistics of a batch, nothing varied."""
         outputs = compute_objectives(encoder, self.objectives, self.prepare(batch, encoder, None), generator)
-        return flatten(outputs, weights_of(self.objectives))
+        return flatten(outputs, self.objectives)
 
     def derived(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Perplexities of the losses over tokens."""
-        return perplexities(self.objectives, means)
+        """The sum of the losses, and perplexities of those over tokens."""
+        return total_loss(self.objectives, means) | perplexities(self.objectives, means)
 
     def settings(self) -> dict[str, Any]:
         """What builds this again but for how pictures are varied, primitives only."""

@@ -23,6 +23,7 @@ from torchmetrics.classification import (
 
 from lit_pretrain.data.label_facts import LabelFacts
 from lit_pretrain.errors import UserError
+from lit_pretrain.objectives.objective import global_mean
 
 
 class MacroF1(MulticlassF1Score):
@@ -59,17 +60,33 @@ class ExactAccuracy(MultilabelExactMatch):
         self.total += len(target)
 
 
-class Classes:
+class Losses:
+    """What all tasks have in common: a loss that is a mean, whose sum and weight batches can add up."""
+
+    def total(self, logits: Tensor, labels: Tensor, training: bool = False) -> Tensor:
+        """Sum of the losses of a batch."""
+        raise NotImplementedError
+
+    def weight(self, labels: Tensor, training: bool = False) -> Tensor:
+        """What the sum is divided by: the number of samples, or the sum of their weights."""
+        return torch.full((), float(len(labels)), device=labels.device)
+
+    def loss(self, logits: Tensor, labels: Tensor, training: bool = False) -> Tensor:
+        """Mean over a batch; see `total`."""
+        return global_mean(self.total(logits, labels, training), self.weight(labels, training), training=False)
+
+
+class Classes(Losses):
     """What one class and several of each sample have in common."""
 
     class_weights: Tensor | None
 
-    def weights_for(self, logits: Tensor) -> Tensor | None:
-        """Factors (C,) of the classes on the logits' device, where they are brought once: a copy is waited for."""
+    def weights_on(self, device: torch.device) -> Tensor | None:
+        """Factors (C,) of the classes, float32, on a device, where they are brought once: a copy is waited for."""
         if self.class_weights is None:
             return None
-        self.class_weights = self.class_weights.to(logits.device)
-        return self.class_weights.to(logits.dtype)
+        self.class_weights = self.class_weights.to(device)
+        return self.class_weights
 
 
 class SingleLabel(Classes):
@@ -100,8 +117,8 @@ class SingleLabel(Classes):
             compute_groups=False,  # none share their counts, and to look whether they do waits for the device
         )
 
-    def loss(self, logits: Tensor, labels: Tensor, training: bool = False) -> Tensor:
-        """Mean cross-entropy.
+    def total(self, logits: Tensor, labels: Tensor, training: bool = False) -> Tensor:
+        """Sum of the cross-entropies.
 
         Args:
             logits: (B, C) float32.
@@ -109,9 +126,17 @@ class SingleLabel(Classes):
             training: Whether labels are smoothed and classes weighted.
         """
         if not training:
-            return functional.cross_entropy(logits, labels)
-        weights = self.weights_for(logits)
-        return functional.cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
+            return functional.cross_entropy(logits, labels, reduction="sum")
+        weights, smoothing = self.weights_on(logits.device), self.label_smoothing
+        weights = None if weights is None else weights.to(logits.dtype)
+        return functional.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing)
+
+    def weight(self, labels: Tensor, training: bool = False) -> Tensor:
+        """The samples, or in training the weights of their classes, of mixed pictures in the shares of both."""
+        weights = self.weights_on(labels.device) if training else None
+        if weights is None:
+            return super().weight(labels)
+        return (weights[labels] if labels.dim() == 1 else labels.to(weights.dtype) @ weights).sum()
 
     def for_metrics(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities (B, C) and labels, as the metrics take them."""
@@ -158,13 +183,15 @@ class MultiLabel(Classes):
             compute_groups=False,  # none share their counts, and to look whether they do waits for the device
         )
 
-    def loss(self, logits: Tensor, labels: Tensor, training: bool = False) -> Tensor:
-        """Mean binary cross-entropy over samples and classes: logits and labels (B, C) float32."""
-        if not training:
-            return functional.binary_cross_entropy_with_logits(logits, labels.float())
-        targets = labels.float() * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
-        weights = self.weights_for(logits)
-        return functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)
+    def total(self, logits: Tensor, labels: Tensor, training: bool = False) -> Tensor:
+        """Sum of the samples' binary cross-entropies, each the mean over the classes: logits and labels (B, C)."""
+        targets, weights = labels.float(), None
+        if training:
+            targets = targets * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
+            weights = self.weights_on(logits.device)
+            weights = None if weights is None else weights.to(logits.dtype)
+        total = functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="sum")
+        return total / self.outputs
 
     def for_metrics(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities (B, C) and integer labels (B, C)."""
@@ -184,7 +211,7 @@ class MultiLabel(Classes):
         return {"label": names, "probability": probabilities}
 
 
-class Regression:
+class Regression(Losses):
     """A number of each sample. The head learns standardised numbers, so that their unit does not matter.
 
     Args:
@@ -208,9 +235,10 @@ class Regression:
         """Numbers (B,) in the labels' own unit, of a head's outputs (B, 1)."""
         return logits[:, 0] * self.facts.std + self.facts.mean
 
-    def loss(self, logits: Tensor, labels: Tensor, training: bool = False) -> Tensor:
-        """Mean squared error of the standardised numbers: logits (B, 1), labels (B,)."""
-        return functional.mse_loss(logits[:, 0], (labels.float() - self.facts.mean) / self.facts.std)
+    def total(self, logits: Tensor, labels: Tensor, training: bool = False) -> Tensor:
+        """Sum of the squared errors of the standardised numbers: logits (B, 1), labels (B,)."""
+        standard = (labels.float() - self.facts.mean) / self.facts.std
+        return functional.mse_loss(logits[:, 0], standard, reduction="sum")
 
     def for_metrics(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Numbers in the labels' own unit."""

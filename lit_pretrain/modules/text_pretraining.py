@@ -31,6 +31,7 @@ class TextPretraining(Pretraining):
     """
 
     encoder_class = TextEncoder
+    counted_fields = ("input_ids", "attention_mask")
 
     def __init__(
         self,

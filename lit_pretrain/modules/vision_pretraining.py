@@ -35,6 +35,7 @@ class VisionPretraining(Pretraining):
     """
 
     encoder_class = VisionEncoder
+    counted_fields = ("images",)
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from lit_pretrain.backbone.ngram_embeddings import NONE, ngram_pieces
 from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.errors import UserError
+from lit_pretrain.objectives.gathering import first_row, gather_rows
 from lit_pretrain.objectives.objective import (
     Batch,
     EncoderPass,
@@ -41,6 +42,8 @@ class BagOfNgrams(Objective):
     """
 
     name = "bag_of_ngrams"
+    uneven = True
+    compares_batch = True
     uses_pooling = False
 
     def __init__(self, weight: float = 1.0, draws: int = 16, token_dropout: float = 0.0) -> None:
@@ -78,21 +81,29 @@ class BagOfNgrams(Objective):
     def compute(
         self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: TextEncoder
     ) -> ObjectiveOutput:
-        """Cross-entropy of the other halves' n-grams among all that were drawn, the mean over them."""
+        """Cross-entropy of the other halves' n-grams among all that were drawn, the mean over them.
+
+        In training these are all processes'; in evaluation each has batches of its own.
+        """
         asked = targets["ngrams"].roll(len(targets["ngrams"]) // 2, dims=0)
         pooled = mean_pool(features, targets["mask"])
+        everyone, first = (gather_rows(asked), first_row(asked.numel())) if self.training else (asked, 0)
         # Places that a half leaves empty stay as columns that no softmax sees: to drop them would wait for the device.
         known = (asked > 0).flatten()
         owner = torch.arange(len(asked), device=asked.device).repeat_interleave(asked.shape[1])
-        scores = pooled @ self.decoder(asked.flatten()).T.to(pooled.dtype)
+        scores = pooled @ self.decoder(everyone.flatten()).T.to(pooled.dtype)
         with torch.autocast(scores.device.type, enabled=False):
             scores = at_least_float32(scores)
             # Finite, so that texts without any known n-gram have no NaN.
-            scores = scores.masked_fill(~known, torch.finfo(scores.dtype).min)
-            own = scores[owner, torch.arange(len(owner), device=owner.device)]
+            scores = scores.masked_fill((everyone == 0).flatten(), torch.finfo(scores.dtype).min)
+            own = scores[owner, torch.arange(first, first + len(owner), device=owner.device)]
             total = torch.where(known, scores.logsumexp(dim=1)[owner] - own, 0.0).sum()
         count = known.sum()
         return ObjectiveOutput(global_mean(total, count, self.training), {"loss": (total.detach(), count)})
+
+    def terms(self, targets: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The drawn n-grams."""
+        return {"loss": (targets["ngrams"] > 0).sum()}
 
     @torch.no_grad()
     def examples(

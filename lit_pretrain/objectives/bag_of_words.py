@@ -36,6 +36,7 @@ class BagOfWords(Objective):
     """
 
     name = "bag_of_words"
+    uneven = True
     perplexities = ("loss",)
     uses_pooling = False
 
@@ -75,6 +76,10 @@ class BagOfWords(Objective):
         )
         statistics = {"loss": (found.total.detach(), counts.sum())}
         return ObjectiveOutput(global_mean(found.total, counts.sum(), self.training), statistics)
+
+    def terms(self, targets: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The word pieces."""
+        return {"loss": targets["words"].sum()}
 
     @torch.no_grad()
     def examples(

@@ -30,6 +30,7 @@ class CausalLanguageModeling(Objective):
     name = "causal_language_modeling"
     uses_pooling = False
     causal = True
+    uneven = True
     perplexities = ("loss",)
 
     def __init__(self, weight: float = 1.0) -> None:
@@ -50,7 +51,7 @@ class CausalLanguageModeling(Objective):
         self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: TextEncoder
     ) -> ObjectiveOutput:
         """Cross-entropy of every real next token."""
-        valid = batch["attention_mask"][:, 1:].to(torch.bool) & batch["attention_mask"][:, :-1].to(torch.bool)
+        valid = next_tokens(batch)
         result = self.head.cross_entropy(
             features[:, :-1].flatten(0, 1),
             encoder.embeddings.token.weight,
@@ -58,6 +59,10 @@ class CausalLanguageModeling(Objective):
             valid.flatten(),
         )
         return language_modeling_output(result.total, result.correct, valid.sum(), self.training)
+
+    def terms(self, targets: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The next tokens."""
+        return {"loss": next_tokens(batch).sum()}
 
     @torch.no_grad()
     def examples(
@@ -87,3 +92,9 @@ class CausalLanguageModeling(Objective):
     def huggingface_names(self) -> dict[str, str]:
         """The head as `BertLMHeadModel` names it."""
         return LanguageModelingHead.huggingface_names("head")
+
+
+def next_tokens(batch: Batch) -> Tensor:
+    """(B, N - 1) booleans, where a real token follows a real one."""
+    real = batch["attention_mask"].to(torch.bool)
+    return real[:, 1:] & real[:, :-1]

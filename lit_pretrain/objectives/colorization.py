@@ -56,6 +56,7 @@ class Colorization(VisionObjective):
     """
 
     name = "colorization"
+    uneven = True
     uses_pooling = False
 
     def __init__(
@@ -187,6 +188,12 @@ class Colorization(VisionObjective):
         return ObjectiveOutput(
             global_mean(total, count, self.training), statistics | self.scores(tokens, colors, valid)
         )
+
+    def terms(self, targets: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The cells of pictures with colours that enter."""
+        colors = targets["colors"]
+        cells = targets["rows"].numel() // len(colors) if "rows" in targets else colors.shape[1] * colors.shape[2]
+        return {"loss": has_colors(colors).sum() * cells}
 
     def bins_loss(
         self, tokens: Tensor, colors: Tensor, valid: Tensor, rows: Tensor | None

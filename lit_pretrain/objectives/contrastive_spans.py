@@ -32,6 +32,7 @@ class ContrastiveSpans(Objective):
     """
 
     name = "contrastive_spans"
+    compares_batch = True
     uses_pooling = False
 
     def __init__(self, temperature: float = 0.05, weight: float = 1.0, token_dropout: float = 0.0) -> None:

@@ -42,6 +42,7 @@ class MaskedLanguageModeling(Objective):
 
     name = "masked_language_modeling"
     uses_pooling = False
+    uneven = True
     perplexities = ("loss",)
 
     def __init__(
@@ -111,6 +112,10 @@ class MaskedLanguageModeling(Objective):
             positions.valid.flatten(),
         )
         return language_modeling_output(result.total, result.correct, positions.valid.sum(), self.training)
+
+    def terms(self, targets: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The hidden positions."""
+        return {"loss": targets["valid"].sum()}
 
     @torch.no_grad()
     def examples(

@@ -56,10 +56,13 @@ class ObjectiveOutput:
         loss: Scalar to minimise; over several processes, its mean over them is the loss of the whole batch.
         statistics: Name -> (sum, count), scalars that do not require gradients; a metric is sum / count over batches.
             Losses are in nats.
+        parts: The means, with their factors, that the loss is the sum of, by the names of `Objective.terms`; may be
+            left out where there is one.
     """
 
     loss: Tensor
     statistics: dict[str, tuple[Tensor, Tensor]]
+    parts: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(nn.Module):
@@ -81,7 +84,17 @@ class Objective(nn.Module):
     # Whether the encoder's pooling and its positions learn from this; what no objective uses is left as it is.
     uses_pooling: bool = True
     uses_positions: bool = True
+    # Whether the loss has means over what batches of equal size have unequally many of (hidden positions, pictures with
+    # colours); then `terms` counts it.
+    uneven: ClassVar[bool] = False
+    # Whether samples are compared with the others of their batch, so that a larger batch is another task.
+    compares_batch: ClassVar[bool] = False
     weight: float = 1.0
+
+    @property
+    def loss_factors(self) -> dict[str, float]:
+        """Statistics whose sum, each with its factor, is the loss."""
+        return {"loss": 1.0}
 
     def build(self, encoder: nn.Module, vocabulary: Vocabulary | None = None) -> None:
         """Make the head, once the encoder's width and the tokenizer are known."""
@@ -95,6 +108,20 @@ class Objective(nn.Module):
     ) -> ObjectiveOutput:
         """Loss and statistics from the encoder's features (B, N, D) and the pass's targets."""
         raise NotImplementedError
+
+    def terms(self, targets: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """How many terms the means of the loss have, scalars by the names of their statistics, if they are `uneven`.
+
+        Args:
+            targets: Of the pass.
+            batch: Clean batch.
+        """
+        return {}
+
+    def count_terms(self, batch: Batch, encoder: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+        """As `terms`, of a batch that is not trained on yet; draws what `make_pass` draws."""
+        made = self.make_pass(batch, encoder, generator)
+        return self.terms({} if made is None else made.targets, batch)
 
     def forward(self, encoder: nn.Module, batch: Batch, generator: torch.Generator) -> ObjectiveOutput:
         """This objective alone: corrupt, encode, compare."""

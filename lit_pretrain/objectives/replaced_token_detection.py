@@ -44,6 +44,11 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
     name = "replaced_token_detection"
     perplexities = ("generator_loss",)
 
+    @property
+    def loss_factors(self) -> dict[str, float]:
+        """The generator's and the discriminator's."""
+        return {"generator_loss": 1.0, "discriminator_loss": self.discriminator_weight}
+
     def __init__(
         self,
         probability: float = 0.15,
@@ -89,13 +94,17 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
         mask = inputs.get("attention_mask") if inputs.get("padded", True) else None
         return self.generator(tokens, mask, rotation=rotation)
 
-    def make_pass(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> EncoderPass:
-        """Hide positions, let the generator fill them in, and hand the result to the encoder."""
+    def hide(self, batch: Batch, generator: torch.Generator) -> tuple[MaskedPositions, Tensor, Tensor]:
+        """Draw the hidden positions, the masked input (B, N), and the numbers (B, K) in [0, 1) that samples are of."""
         positions = self.choose(batch, generator)
         masked = corrupt(batch["input_ids"], positions, self.mask_id, self.ordinary, (1.0, 0.0), generator)
+        return positions, masked, torch.rand(positions.indices.shape, generator=generator, device=masked.device)
+
+    def make_pass(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> EncoderPass:
+        """Hide positions, let the generator fill them in, and hand the result to the encoder."""
+        positions, masked, uniform = self.hide(batch, generator)
         features = self.generate(clean_inputs(batch) | {"input_ids": masked}, encoder)
         originals = positions.gather(batch["input_ids"])
-        uniform = torch.rand(originals.shape, generator=generator, device=originals.device)
         result = self.head.cross_entropy(
             positions.gather(features).flatten(0, 1),
             encoder.embeddings.token.weight,
@@ -129,8 +138,10 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
         losses = nn.functional.binary_cross_entropy_with_logits(logits, replaced.float(), reduction="none")
         total, count = (losses * real).sum(), real.sum()
         generator_count = targets["generator_count"]
-        generator_loss = global_mean(targets["generator_total"], generator_count, self.training)
-        loss = generator_loss + self.discriminator_weight * global_mean(total, count, self.training)
+        parts = {
+            "generator_loss": global_mean(targets["generator_total"], generator_count, self.training),
+            "discriminator_loss": self.discriminator_weight * global_mean(total, count, self.training),
+        }
         right = (logits > 0) == replaced
         was_replaced, was_original = real & replaced, real & ~replaced
         statistics = {
@@ -141,7 +152,15 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
             "replaced_found": ((right & was_replaced).sum(), was_replaced.sum()),
             "originals_kept": ((right & was_original).sum(), was_original.sum()),
         }
-        return ObjectiveOutput(loss, statistics)
+        return ObjectiveOutput(sum(parts.values()), statistics, parts)
+
+    def terms(self, targets: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The generator's hidden positions, and the discriminator's real tokens."""
+        return {"generator_loss": targets["valid"].sum(), "discriminator_loss": batch["attention_mask"].sum()}
+
+    def count_terms(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> dict[str, Tensor]:
+        """As the base's, without asking the generator."""
+        return self.terms({"valid": self.hide(batch, generator)[0].valid}, batch)
 
     @torch.no_grad()
     def examples(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lit_pretrain.data import loading
-from lit_pretrain.data.loading import SURPLUS, EpochBatchSampler, ResumableDataLoader
+from lit_pretrain.data.loading import FOLLOWING, SURPLUS, EpochBatchSampler, ResumableDataLoader
 
 
 class Numbers:
@@ -115,6 +115,22 @@ def test_evaluation_batches_are_those_of_one_process_each_counted_once(world_siz
         assert [SURPLUS in batch for batch in one] == [SURPLUS in batch for batch in batches[1:]]
     assert [counted[place] for place in range(6)] == [list(range(22))[start : start + 4] for start in range(0, 22, 4)]
     assert len(counted) == 6
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2, 3])
+def test_the_first_of_a_step_brings_what_follows(stop):
+    data = Named(23)
+    plain = [one["key"] for one in ResumableDataLoader(data, EpochBatchSampler(data, 4, 0, shuffle=True))]
+    one = ResumableDataLoader(data, EpochBatchSampler(data, 4, 0, shuffle=True), ahead=lambda: (3, ["key"]))
+    # Gone on with after some batches, also in the middle of a step.
+    one.load_state_dict({"epoch": 0, "batches": stop})
+    seen = []
+    for index, batch in enumerate(one, start=stop):
+        assert torch.equal(batch["key"], plain[index]) and one.state_dict() == {"epoch": 0, "batches": index + 1}
+        if index % 3 == 0:
+            seen.append([following["key"].tolist() for following in batch[FOLLOWING]])
+    expected = {0: plain[1:3], 3: plain[4:5]}
+    assert seen == [[key.tolist() for key in keys] for start, keys in expected.items() if start >= stop]
 
 
 def test_the_order_is_no_shift_of_another():

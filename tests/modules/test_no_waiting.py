@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
 from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.data.label_facts import LabelFacts
+from lit_pretrain.data.loading import FOLLOWING
 from lit_pretrain.modules import ContrastivePretraining, FineTuning, TextPretraining, VisionPretraining
 from lit_pretrain.modules.picture_mixing import MixingConfig
 from lit_pretrain.modules.statistics import MeanStatistics
@@ -148,8 +149,13 @@ def test_no_step_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch
     settings = {
         "global_step": 3,
         "global_rank": 0,
+        "world_size": 1,
+        "accumulate_grad_batches": 2,
+        "num_training_batches": 4,
         "strategy": None,
-        "optimizers": [SimpleNamespace(param_groups=[{"lr": 0.1}])],
+        "optimizers": [
+            SimpleNamespace(param_groups=[{"lr": 0.1, "rate_factor": 1.0, "unfreeze_at": 0, "label": None}])
+        ],
     }
     module._trainer = SimpleNamespace(**settings)
     monkeypatch.setattr(type(module), "trainer", property(lambda self: self._trainer))
@@ -159,7 +165,7 @@ def test_no_step_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch
         batch = batch_for(module)
         module.train().training_step(batch, 0)  # what is made once may wait
         with NoWaiting():
-            module.training_step(batch, 1)
+            module.training_step({**batch, FOLLOWING: [dict(batch)]}, 2)  # the first of two accumulated batches
             module.eval().validation_step(batch, 0)
     # A step looks at the losses of the one before, which were copied behind the kernels that made them.
     assert looked_at[0] is None and looked_at[1] == "recorded"

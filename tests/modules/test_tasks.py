@@ -53,6 +53,14 @@ def test_smoothing_and_weights_are_for_training_alone():
     mixed = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]])
     expected = -(0.5 * math.log(0.7 * 0.2) + math.log(0.6)) / 2
     assert float(make_task(LETTERS).loss(logits, mixed, training=True)) == pytest.approx(expected)
+    # Weighted, they count as much as the classes they are mixed of: 0.5 + 1.5 and 3.
+    expected = -(0.5 * math.log(0.7) + 1.5 * math.log(0.2) + 3 * math.log(0.6)) / 5
+    assert float(weighted.loss(logits, mixed, training=True)) == pytest.approx(expected)
+    unmixed = torch.nn.functional.one_hot(labels, 3).float()
+    for one in (weighted, make_task(LETTERS, 0.3, torch.tensor([0.1, 0.2, 0.3]))):
+        both = [float(one.loss(logits, given, training=True)) for given in (labels, unmixed)]
+        assert both[0] == pytest.approx(both[1])
+    assert float(make_task(LETTERS, class_weights=torch.zeros(3)).loss(logits, labels, training=True)) == 0.0
 
 
 def test_several_classes():

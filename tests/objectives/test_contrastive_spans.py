@@ -8,8 +8,9 @@ import torch
 from child_processes import both_ranks
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
+from lit_pretrain.backbone.ngram_embeddings import ngram_keys
 from lit_pretrain.errors import UserError
-from lit_pretrain.objectives import ContrastiveSpans
+from lit_pretrain.objectives import BagOfNgrams, ContrastiveSpans
 
 
 def test_loss_by_hand(encoder, vocabulary, texts, generator):
@@ -35,14 +36,22 @@ def test_loss_by_hand(encoder, vocabulary, texts, generator):
 
 
 def gradients_of(rows: slice) -> list[torch.Tensor]:
-    """Of every parameter, from some rows of one batch."""
+    """Of every parameter, from some rows of one batch, whose halves are compared with each other in two ways."""
     torch.manual_seed(4)
-    encoder = TextEncoder(50, transformer=TransformerConfig(depth=1, width=16, heads=2))
+    config = TransformerConfig(depth=1, width=16, heads=2)
+    encoder = TextEncoder(50, transformer=config, ngrams=2, ngram_rows=200)
     ids = torch.randint(5, 50, (8, 14), generator=torch.Generator().manual_seed(6))
     ids[:, 0], ids[:, -1] = 2, 3
+    # Texts have unequally many pairs of words with rows.
+    encoder.embeddings.ngrams.set_keys(ngram_keys(ids[1:, 2:], 2)[0][:, 1:].unique()[::2])
+    ngrams = BagOfNgrams(draws=20)
+    ngrams.build(encoder)
+    torch.nn.init.normal_(ngrams.decoder.weight)
     batch = {"input_ids": ids[rows], "attention_mask": torch.ones_like(ids[rows])}
-    ContrastiveSpans()(encoder, batch, torch.Generator()).loss.backward()
-    return [torch.zeros_like(one) if one.grad is None else one.grad for one in encoder.parameters()]
+    for objective in (ContrastiveSpans(), ngrams):
+        objective(encoder, batch, torch.Generator()).loss.backward()
+    parameters = [*encoder.parameters(), *ngrams.parameters()]
+    return [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
 
 
 def half_the_batch(directory):
