@@ -135,10 +135,16 @@ class VisionEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str | Path, architecture: str | None = None, **untold: Any) -> "VisionEncoder":
-        """Load timm's ViT weights; see `lit_pretrain.backbone.weights.timm_vit.load_encoder`."""
-        from lit_pretrain.backbone.weights.timm_vit import load_encoder
+        """Load public ViT weights.
 
-        return load_encoder(source, architecture, **untold)
+        Those of timm: see `lit_pretrain.backbone.weights.timm_vit.load_encoder`. A directory of transformers': see
+        `lit_pretrain.backbone.weights.huggingface_vit`.
+        """
+        from lit_pretrain.backbone.weights import huggingface_vit, timm_vit
+
+        if huggingface_vit.model_type(Path(source)) in (*huggingface_vit.KINDS, *huggingface_vit.PAIRS):
+            return huggingface_vit.load_weights(Path(source)).alone(source)
+        return timm_vit.load_encoder(source, architecture, **untold)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write weights that timm loads; see `lit_pretrain.backbone.weights.timm_vit.save_encoder`."""

@@ -126,13 +126,13 @@ def is_public_pair(reference: str) -> bool:
     Raises:
         UserError: If it is "owner/name", and the hub does not answer.
     """
-    from lit_pretrain.backbone.weights import open_clip
+    from lit_pretrain.backbone.weights import huggingface_vit, open_clip
     from lit_pretrain.modules.starting_points import WEIGHT_SUFFIXES
     from lit_pretrain.tracking.find import find_checkpoint
 
     path = Path(reference).expanduser()
     if path.is_dir() or path.is_file() and path.suffix in WEIGHT_SUFFIXES:
-        return open_clip.is_checkpoint(path)
+        return open_clip.is_checkpoint(path) or (path.is_dir() and huggingface_vit.model_type(path) == "clip")
     if reference.count("/") != 1 or path.exists() or path.suffix == ".ckpt" or reference.startswith((".", "/")):
         return False
     try:

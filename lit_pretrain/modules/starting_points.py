@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
-from lit_pretrain.backbone.weights import huggingface_bert, open_clip, timm_vit
+from lit_pretrain.backbone.weights import huggingface_bert, huggingface_vit, open_clip, timm_vit
 from lit_pretrain.backbone.weights.files import read_once
 from lit_pretrain.backbone.weights.open_clip_settings import HEAD_WIDTH, TowerName
 from lit_pretrain.backbone.weights.public import LinearHead, PublicWeights, shortened
@@ -27,6 +27,7 @@ TOWERS: dict[str, type[nn.Module]] = {"text": TextEncoder, "vision": VisionEncod
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 # What a directory of public weights says that it holds: transformers' model_type, timm's architecture.
 BERT_TYPES = tuple(huggingface_bert.FAMILIES)
+PUBLIC_TYPES = (*BERT_TYPES[1:], *huggingface_vit.KINDS, *huggingface_vit.PAIRS)
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,11 @@ def load_starting_point(
             "out."
         )
     if path.is_dir() and not (path / RUN_FILE_NAME).is_file():
-        return open_tower(path, named or tower) if open_clip.is_checkpoint(path) else open_directory(path)
+        return (
+            open_tower(path, named or tower)
+            if open_clip.is_checkpoint(path)
+            else open_directory(path, named or tower, named is not None)
+        )
     try:
         checkpoint = find_checkpoint(reference)
     except UserError as not_ours:
@@ -176,8 +181,13 @@ def of_public(weights: PublicWeights, tokenizer: TextTokenizer | None, source: s
     return StartingPoint(weights.encoder, tokenizer, lineage, left_out=weights.left_out, head=weights.head)
 
 
-def open_directory(directory: Path) -> StartingPoint:
-    """Public weights in a directory with a config.json, of transformers' BERT or of timm's ViT.
+def open_directory(directory: Path, tower: TowerName | None = None, named: bool = False) -> StartingPoint:
+    """Public weights in a directory with a config.json, of transformers or of timm.
+
+    Args:
+        directory: Where.
+        tower: Which of the two that a CLIP has; null for that of pictures.
+        named: Whether the person has said which, of what may have one encoder only.
 
     Raises:
         UserError: If it is neither.
@@ -195,12 +205,32 @@ def open_directory(directory: Path) -> StartingPoint:
         named = any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
         tokenizer = load_tokenizer(directory) if named else None
         return of_public(huggingface_bert.load_weights(directory), tokenizer, shown_path(directory))
+    kind = config.get("model_type")
+    if kind in huggingface_vit.PAIRS or kind == "clip_text_model" or (named and kind in huggingface_vit.KINDS):
+        return open_tower_of_transformers(directory, tower or ("text" if kind == "clip_text_model" else "vision"))
+    if kind in huggingface_vit.KINDS:
+        return of_public(huggingface_vit.load_weights(directory), None, shown_path(directory))
     if "architecture" in config:
         return of_public(timm_vit.load_weights(directory), None, shown_path(directory))
     kind = config.get("model_type") or "no model_type and no architecture"
     raise UserError(
         f"{shown_path(directory)}/config.json tells of {kind}, which is neither BERT of transformers nor a ViT of "
-        f"timm: give a directory of one of these, or one of open_clip's with {open_clip.CONFIG}."
+        f"timm: give a directory of one of these, of transformers' {', '.join(PUBLIC_TYPES)}, or one of open_clip's "
+        f"with {open_clip.CONFIG}."
+    )
+
+
+def open_tower_of_transformers(directory: Path, tower: TowerName) -> StartingPoint:
+    """One tower of a CLIP or a SigLIP of transformers', with the tokenizer.json beside it for texts."""
+    found = huggingface_vit.load_tower(directory, tower)
+    has_tokenizer = tower == "text" and (directory / "tokenizer.json").is_file()
+    return StartingPoint(
+        found.encoder,
+        load_tokenizer(directory) if has_tokenizer else None,
+        {"init_from": shown_path(directory)},
+        projection=found.projection,
+        log_scale=found.log_scale,
+        logit_bias=found.logit_bias,
     )
 
 
@@ -265,7 +295,7 @@ def open_name(name: str, tower: TowerName | None, not_ours: UserError) -> Starti
             return replace(open_tower(directory, tower), lineage={"init_from": name})
         from lit_pretrain.backbone.weights.huggingface_bert import find_directory
 
-        return replace(open_directory(find_directory(name)), lineage={"init_from": name})
+        return replace(open_directory(find_directory(name), tower), lineage={"init_from": name})
     raise UserError(
         f"{str(not_ours).rstrip('.')}; nor is it a directory of public weights, a model of timm's, or owner/name of a "
         "BERT or an open_clip checkpoint on the hub."

@@ -287,7 +287,7 @@ def find_directory(path_or_hub_name: str | Path) -> Path:
     try:
         weights = [f"{stem}{part}{suffix}" for stem, suffix in STEMS for part in ("", "-*-of-*")]
         indices = [f"{stem}{suffix}.index.json" for stem, suffix in STEMS]
-        patterns = ["config.json", *weights, *indices, "vocab.txt", "tokenizer*.json"]
+        patterns = ["config.json", *weights, *indices, "vocab.txt", "tokenizer*.json", "preprocessor_config.json"]
         # The hub's client would try for a minute before it looks into its cache.
         return Path(snapshot_download(str(path_or_hub_name), allow_patterns=patterns, local_files_only=not reachable))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

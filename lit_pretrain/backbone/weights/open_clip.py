@@ -69,15 +69,15 @@ class OpenClipTower:
 
     Attributes:
         encoder: In evaluation mode.
-        projection: (E, D), from its pooled features to where texts and pictures meet.
-        log_scale: Logarithm of what cosines are multiplied by.
+        projection: (E, D), from its pooled features to where texts and pictures meet; null where there is none.
+        log_scale: Logarithm of what cosines are multiplied by; null where it is not told.
         logit_bias: What is added to them then, in models that were trained with SigLIP's loss; else null.
         config: open_clip's config, empty if there is none.
     """
 
     encoder: TextEncoder | VisionEncoder
-    projection: Tensor
-    log_scale: float
+    projection: Tensor | None
+    log_scale: float | None
     logit_bias: float | None
     config: dict[str, Any]
 
