@@ -78,9 +78,9 @@ def prepare_for(strategy: Strategy, module: nn.Module) -> None:
 def gathered(model: nn.Module, writeback: bool = False) -> Iterator[None]:
     """Within this, each process has all parameters of a module that FSDP shards, and runs it by itself; collective.
 
-    Else every forward pass is collective, and where processes have different numbers of batches, as in evaluation, or
-    run a part of the module without the whole, they would wait for each other for ever. It takes the memory of all
-    parameters. Of any other module nothing changes.
+    Else every forward pass is collective, and of the whole. Evaluation runs parts by themselves (encoders for examples
+    and panels), and not equally often in each process (captions in groups), which would wait for each other for ever.
+    It takes the memory of all parameters. Of any other module nothing changes.
 
     Args:
         model: As the strategy has wrapped it.
