@@ -15,9 +15,12 @@ TOKENIZER = WordPieceTokenizer(from_pieces([*SPECIAL_TOKENS, *WORDS], lowercase=
 
 
 def write_texts(path: Path, count: int = 120, seed: int = 0) -> Path:
-    """Sentences: `label` is told by the verb, `topics` by subject and object, `score` by the verbs of both texts."""
+    """Sentences: `label` is told by the verb, `topics` by subject and object, `score` by the verbs of both texts.
+
+    `exact` holds numbers that 16 bits cannot tell apart.
+    """
     generator = numpy.random.default_rng(seed)
-    rows: dict[str, list] = {name: [] for name in ("text", "other", "label", "topics", "score")}
+    rows: dict[str, list] = {name: [] for name in ("text", "other", "label", "topics", "score", "exact")}
     for _ in range(count):
         words = [generator.choice(part) for part in (SUBJECTS, VERBS, OBJECTS)]
         others = [
@@ -35,6 +38,7 @@ def write_texts(path: Path, count: int = 120, seed: int = 0) -> Path:
             ]
         )
         rows["score"].append(2.0 * (words[1] in VERBS[:3]) + 3.0 * (others[1] in VERBS[:3]))
+        rows["exact"].append(1000.0 + 0.37 * len(rows["exact"]))
     datasets.Dataset.from_dict(rows).to_parquet(str(path))
     return path
 

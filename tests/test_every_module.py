@@ -6,6 +6,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from labelled_texts import TOKENIZER, write_texts
+from lightning import Trainer
 from small_pairs import make_rows, write_pairs
 from small_pictures import write_pictures
 from small_training import training_of, write_config
@@ -13,6 +14,7 @@ from text_corpus import write_corpus
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
 from lit_pretrain.cli import CommandLine, command_line
+from lit_pretrain.tracking.find import find_checkpoint
 
 START = "start"
 TRANSFORMER = {"depth": 1, "width": 16, "heads": 2, "norm_order": "pre", "norm_epsilon": 1e-6}
@@ -108,7 +110,7 @@ CASES = {
     ),
     "a number": (
         part("FineTuning", encoder=TEXTS),
-        labelled(path="labelled.parquet", text_pair_column="other", label_column="score", tokenizer="tokenizer"),
+        labelled(path="labelled.parquet", text_pair_column="other", label_column="exact", tokenizer="tokenizer"),
     ),
     "a class of pictures": (
         part("FineTuning", encoder=PICTURES, mixing={"mixup": 0.8}),
@@ -146,6 +148,31 @@ def start(place):
     shutil.rmtree(place / START, ignore_errors=True)
 
 
+def check_precisions(fitted, validated, place):
+    """Draws, sums and counts are the same in every precision; metrics to what features are rounded to, and a step runs.
+
+    Args:
+        fitted: The command that trained, with its data.
+        validated: Metrics in float32.
+        place: A directory.
+    """
+    settings = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False, "max_steps": 1}
+    settings |= {"num_sanity_val_steps": 0, "enable_checkpointing": False, "default_root_dir": place}
+    for precision, rounding in {"bf16-mixed": 0.02, "bf16-true": 0.02, "16-true": 0.005, "64-true": 1e-3}.items():
+        module = type(fitted.model).from_checkpoint(find_checkpoint("last"))
+        trainer = Trainer(precision=precision, **settings)
+        trainer.validate(module, fitted.datamodule, verbose=False)
+        assert trainer.callback_metrics.keys() == validated.keys()
+        for key, value in validated.items():
+            # What is counted of a few samples may change by one of them.
+            counted = any(word in key for word in ("accuracy", "recall", "rank", "found", "f1"))
+            tolerance = {"rel": rounding, "abs": 0.13 if counted else rounding}
+            assert trainer.callback_metrics[key].item() == pytest.approx(value.item(), **tolerance), (precision, key)
+        trainer = Trainer(precision=precision, **settings, limit_val_batches=0)
+        trainer.fit(module, fitted.datamodule)
+        assert trainer.callback_metrics["train/loss"].isfinite()
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_fit_validate_test_predict_and_go_on(place, start, name):
     trainer = {"max_steps": 2, "val_check_interval": 2, "num_sanity_val_steps": 0, "log_every_n_steps": 1}
@@ -164,6 +191,7 @@ def test_fit_validate_test_predict_and_go_on(place, start, name):
     command_line(["predict", *given, "--trainer.default_root_dir", str(place)], CommandLine)
     embeddings = pyarrow.parquet.read_table(place / "predictions.parquet").column("embedding").to_pylist()
     assert torch.tensor(embeddings).isfinite().all()
+    check_precisions(first, validated, place)
     if START in str(CASES[name]):
         line = command_line(["fit", *given, "--trainer.max_steps", "3"], CommandLine)
         assert line.trainer.global_step == 3

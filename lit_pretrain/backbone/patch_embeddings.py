@@ -97,8 +97,10 @@ class PatchEmbeddings(nn.Module):
         patches = cut_patches(images, self.patch_size)
         if keep is not None:
             patches = patches.gather(1, keep[..., None].expand(-1, -1, patches.shape[-1]))
-        # Under autocast the product is bf16, and what the blocks add up should not be.
-        tokens = self.projection(patches).to(self.projection.weight.dtype)
+        # Pictures are float32 whatever the weights are (16 or 64 bits without autocast). Under autocast the product is
+        # of 16 bits, and what the blocks add up should not be.
+        kind = self.projection.weight.dtype
+        tokens = self.projection(patches.to(kind)).to(kind)
         prefix_position, patch_position = self.positions_for(grid)
         if with_positions:
             # On a CPU, `embedding` takes a third of the time of an index in the backward pass.

@@ -70,7 +70,9 @@ def mean_pool(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
     if attention_mask is None:
         return tokens.mean(dim=1)
     weights = attention_mask.to(tokens.dtype)[..., None]
-    return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    # Not in 16 bits, which cannot count beyond 256 (bf16).
+    counts = attention_mask.sum(dim=1, keepdim=True, dtype=torch.float32).clamp(min=1)
+    return ((tokens * weights).sum(dim=1) / counts).to(tokens.dtype)
 
 
 def last_token(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -13,13 +13,14 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from lit_pretrain.backbone.config import VisionTransformerConfig, VitSize
+from lit_pretrain.backbone.float32 import Float32State
 from lit_pretrain.backbone.patch_embeddings import PatchEmbeddings
 from lit_pretrain.backbone.pooling import AttentionPooling, mean_pool
 from lit_pretrain.backbone.transformer import Transformer, initialise
 from lit_pretrain.errors import UserError
 
 
-class VisionEncoder(nn.Module):
+class VisionEncoder(Float32State):
     """Pictures in, one feature vector a patch out.
 
     Args:
@@ -107,8 +108,8 @@ class VisionEncoder(nn.Module):
             patch_bias,
             config.dropout,
         )
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     # -- what it is made of
 

@@ -88,19 +88,19 @@ class ImageAugmentation:
             generator: As for `vary`.
         """
         batch, device = len(images), images.device
-        draws = {"flipped": torch.rand(batch, generator=generator, device=device) < self.flip}
+        draws = {"flipped": torch.rand(batch, generator=generator, device=device, dtype=torch.float32) < self.flip}
         if self.crop == "resized":
-            draws["part"] = torch.rand(4, batch, generator=generator, device=device).T
+            draws["part"] = torch.rand(4, batch, generator=generator, device=device, dtype=torch.float32).T
         else:
             room = images.shape[-1] + 2 * self.padding - image_size if self.crop == "random" else 0
             middle = round((images.shape[-1] - image_size) / 2)  # as evaluation does
             draws["corner"] = torch.full((batch, 2), middle, device=device)
             if room > 0:
-                places = torch.rand(batch, 2, generator=generator, device=device)
+                places = torch.rand(batch, 2, generator=generator, device=device, dtype=torch.float32)
                 draws["corner"] = (places * (room + 1)).long() - self.padding
         for name in ("brightness", "contrast", "saturation"):
             if strength := getattr(self, name):
-                factor = torch.rand(batch, 1, 1, 1, generator=generator, device=device)
+                factor = torch.rand(batch, 1, 1, 1, generator=generator, device=device, dtype=torch.float32)
                 draws[name] = (1.0 + strength * (2.0 * factor - 1.0)).clamp_(min=0.0)
         return draws
 

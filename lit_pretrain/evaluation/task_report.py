@@ -96,7 +96,9 @@ def multi_label_report(classes: Sequence[str], probabilities: Tensor, labels: Te
     """Of several classes each; the worst have the largest cross-entropy."""
     told = probabilities >= 0.5
     report = TaskReport(tables={"classes": class_rows(classes, labels.long().numpy(), told.long().numpy())})
-    losses = torch.nn.functional.binary_cross_entropy(probabilities, labels.float(), reduction="none").mean(dim=1)
+    losses = torch.nn.functional.binary_cross_entropy(
+        probabilities, labels.to(probabilities.dtype), reduction="none"
+    ).mean(dim=1)
     for place in losses.argsort(descending=True, stable=True)[:mistakes].tolist():
         report.worst.append(place)
         report.told.append(

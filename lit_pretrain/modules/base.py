@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torchmetrics import Metric
 
 from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.data.loading import SURPLUS
@@ -75,6 +76,11 @@ class WatchedLosses:
         return self._values.tolist()
 
 
+def unchanged(batch: Any) -> Any:
+    """A batch as it is."""
+    return batch
+
+
 class BaseModule(LightningModule):
     """An encoder, heads, and AdamW over both.
 
@@ -111,6 +117,14 @@ class BaseModule(LightningModule):
         self._watched: WatchedLosses | None = None
         self.accumulation = Accumulation()
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """As nn.Module's, which `to` calls, but what metrics count stays in float32 under `bf16-true` and `16-true`."""
+        super()._apply(fn, recurse)
+        for part in self.modules():
+            if isinstance(part, Metric):
+                part._apply(at_least_float32)
+        return self
+
     # -- before training
 
     def configure_model(self) -> None:
@@ -121,6 +135,14 @@ class BaseModule(LightningModule):
         if self._trainer is not None:
             remember_dimensions(self)
             prepare_for(self._trainer.strategy, self)
+
+    def setup(self, stage: str) -> None:
+        """Have batches handed over as the data module made them.
+
+        Lightning's plugins of `bf16-true` and the like round every number in them, labels too. What meets the weights
+        is brought to their type where it does.
+        """
+        self.trainer.precision_plugin.convert_input = unchanged
 
     # -- optimiser
 

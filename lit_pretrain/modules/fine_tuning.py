@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
+from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.transformer import prepare_transformers
 from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.data.label_facts import LabelFacts
@@ -307,8 +308,8 @@ class FineTuning(BaseModule):
         return self.modality.features(self.encoder, batch)
 
     def logits(self, batch: Batch) -> Tensor:
-        """The head's outputs (B, outputs), float32, of a batch as it is."""
-        return self.head(self.head_dropout(self.features(batch))).float()
+        """The head's outputs (B, outputs), in float32 at least, of a batch as it is."""
+        return at_least_float32(self.head(self.head_dropout(self.features(batch))))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch, every draw from (seed, global step, batch, rank)."""
@@ -321,7 +322,7 @@ class FineTuning(BaseModule):
                     f"model.mixing pairs pictures, and a batch has {len(labels)}: make data.batch_size even."
                 )
             inputs["images"], targets = mix_pictures(inputs["images"], labels, self.task.outputs, self.mixing, parts)
-        logits = self.head(self.head_dropout(self.modality.encode(self.encoder, inputs))).float()
+        logits = at_least_float32(self.head(self.head_dropout(self.modality.encode(self.encoder, inputs))))
         total, weight = self.task.total(logits, targets, training=True), self.task.weight(targets, training=True)
         loss = global_mean(total, weight, training=True)
         self.watch_losses(loss, {self.facts.task: loss}, batch)
@@ -343,7 +344,7 @@ class FineTuning(BaseModule):
         if self.mixing.on:
             size, parts = self.encoder.image_size, self.draw_parts(batch_index)
             # How labels are mixed depends on the pictures' size alone.
-            images = torch.zeros(len(targets), 1, size, size, device=targets.device)
+            images = torch.zeros(len(targets), 1, size, size, device=targets.device, dtype=torch.float32)
             targets = mix_pictures(images, targets, self.task.outputs, self.mixing, parts)[1]
         return {"loss": self.task.weight(targets, training=True)}
 

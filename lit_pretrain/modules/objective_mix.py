@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
+from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.modules.accumulation import Shares
@@ -155,7 +156,8 @@ def flatten(outputs: dict[str, ObjectiveOutput], objectives: Iterable[Objective]
     if all(f"{one.name}/{name}" in flat for one in objectives for name in one.loss_factors):
         return flat
     weights = weights_of(objectives)
-    total = torch.stack([weights[name] * output.loss.detach().float() for name, output in outputs.items()]).sum()
+    losses = [weights[name] * at_least_float32(output.loss.detach()) for name, output in outputs.items()]
+    total = torch.stack(losses).sum()
     return {"loss": (total, torch.ones_like(total))} | flat
 
 

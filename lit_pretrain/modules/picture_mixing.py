@@ -7,6 +7,7 @@ after it, so that a resumed training draws as an uninterrupted one.
 from dataclasses import dataclass
 
 import numpy
+import torch
 from torch import Tensor
 
 from lit_pretrain.data.randomness import derive_seed
@@ -69,10 +70,13 @@ def mix_pictures(
         num_classes=classes,
         multi_label=labels.dim() == 2,
     )
-    before = numpy.random.get_state()
+    before, kind = numpy.random.get_state(), torch.get_default_dtype()
     numpy.random.seed(derive_seed("mixing", *parts) % 2**32)
+    # Shares of classes are exact, whatever the trainer's precision makes the default of what is created in a step.
+    torch.set_default_dtype(torch.float32)
     try:
         # It works in place: the batch's own tensor stays as it is.
         return mixup(images.clone(), labels)
     finally:
+        torch.set_default_dtype(kind)
         numpy.random.set_state(before)

@@ -21,8 +21,9 @@ class MeanStatistics(Metric):
     def __init__(self, names: list[str]) -> None:
         super().__init__()
         self.names = list(names)
-        self.add_state("sums", torch.zeros(len(self.names)), dist_reduce_fx="sum")
-        self.add_state("counts", torch.zeros(len(self.names)), dist_reduce_fx="sum")
+        # The type is named: within a step the default is that of the trainer's precision.
+        for state in ("sums", "counts"):
+            self.add_state(state, torch.zeros(len(self.names), dtype=torch.float32), dist_reduce_fx="sum")
 
     def update(self, statistics: dict[str, tuple[Tensor, Tensor]]) -> None:
         """Add one batch's (sum, count) by name; every name each time."""

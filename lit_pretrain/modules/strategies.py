@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import CustomPolicy
 
+from lit_pretrain.backbone.float32 import Float32State
 from lit_pretrain.backbone.transformer import Block
 from lit_pretrain.errors import UserError
 
@@ -61,7 +62,8 @@ def prepare_for(strategy: Strategy, module: nn.Module) -> None:
         module: Whole, with all parameters.
 
     Raises:
-        UserError: As `check_strategy`.
+        UserError: As `check_strategy`; or if parameters that stay in float32 would have to share memory with others of
+            16 bits, as those of one unit of FSDP do.
     """
     check_strategy(strategy)
     if isinstance(strategy, DDPStrategy):
@@ -69,6 +71,13 @@ def prepare_for(strategy: Strategy, module: nn.Module) -> None:
         strategy._ddp_kwargs.setdefault("broadcast_buffers", counting)
         strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
     elif isinstance(strategy, FSDPStrategy):
+        precision = strategy.precision_plugin.precision
+        exact = [one for one in module.modules() if isinstance(one, Float32State) and [*one.parameters(recurse=False)]]
+        if precision in ("bf16-true", "16-true") and exact:
+            raise UserError(
+                f"trainer.precision is {precision}, and under FSDP the temperature of a contrastive loss cannot stay "
+                "in float32 then, which it needs to learn: set it to bf16-mixed."
+            )
         given = strategy.kwargs.get("auto_wrap_policy")
         if given is None or isinstance(given, BlockPolicy):
             strategy.kwargs["auto_wrap_policy"] = BlockPolicy(module)

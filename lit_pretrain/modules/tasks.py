@@ -69,7 +69,7 @@ class Losses:
 
     def weight(self, labels: Tensor, training: bool = False) -> Tensor:
         """What the sum is divided by: the number of samples, or the sum of their weights."""
-        return torch.full((), float(len(labels)), device=labels.device)
+        return torch.full((), len(labels), device=labels.device)
 
     def loss(self, logits: Tensor, labels: Tensor, training: bool = False) -> Tensor:
         """Mean over a batch; see `total`."""
@@ -185,7 +185,7 @@ class MultiLabel(Classes):
 
     def total(self, logits: Tensor, labels: Tensor, training: bool = False) -> Tensor:
         """Sum of the samples' binary cross-entropies, each the mean over the classes: logits and labels (B, C)."""
-        targets, weights = labels.float(), None
+        targets, weights = labels.to(logits.dtype), None
         if training:
             targets = targets * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
             weights = self.weights_on(logits.device)
@@ -237,12 +237,12 @@ class Regression(Losses):
 
     def total(self, logits: Tensor, labels: Tensor, training: bool = False) -> Tensor:
         """Sum of the squared errors of the standardised numbers: logits (B, 1), labels (B,)."""
-        standard = (labels.float() - self.facts.mean) / self.facts.std
+        standard = (labels.to(logits.dtype) - self.facts.mean) / self.facts.std
         return functional.mse_loss(logits[:, 0], standard, reduction="sum")
 
     def for_metrics(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Numbers in the labels' own unit."""
-        return self.values(logits), labels.float()
+        return self.values(logits), labels.to(logits.dtype)
 
     def correct(self, logits: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Nothing is counted in training but the loss."""
@@ -276,7 +276,7 @@ def count_none(metrics: MetricCollection) -> None:
     """
     for metric in metrics.values():
         if isinstance(metric, MultilabelAveragePrecision) and not metric.preds:
-            metric.preds.append(torch.zeros(0, metric.num_labels, device=metric.device))
+            metric.preds.append(torch.zeros(0, metric.num_labels, device=metric.device, dtype=torch.float32))
             metric.target.append(torch.zeros(0, metric.num_labels, dtype=torch.long, device=metric.device))
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.errors import UserError, check_length, check_number
 from lit_pretrain.modules.optimization import in_steps
 from lit_pretrain.modules.starting_points import StartingPoint, load_starting_point, without_weights
@@ -250,12 +251,12 @@ class Tower(nn.Module):
         return not any(parameter.requires_grad for parameter in self.encoder.parameters())
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Embeddings (B, E) of length 1, float32."""
+        """Embeddings (B, E) of length 1, in float32 at least."""
         return self.project(self.encoder(**inputs))
 
     def project(self, features: Tensor) -> Tensor:
-        """Embeddings (B, E) of length 1, float32, of the encoder's pooled features (B, D)."""
-        return functional.normalize(self.projection(features).float(), dim=-1)
+        """Embeddings (B, E) of length 1, in float32 at least, of the encoder's pooled features (B, D)."""
+        return functional.normalize(at_least_float32(self.projection(features)), dim=-1)
 
 
 def share(text: nn.Module, vision: nn.Module, sharing: Sharing, keep: TowerName = "text") -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.objectives.objective import ObjectiveOutput, global_mean
 
 
@@ -17,7 +18,7 @@ def classification_output(logits: Tensor, labels: Tensor, names: Sequence[str], 
         names: Of the K classes; the accuracy of "left" is named "accuracy_left".
         training: See `global_mean`.
     """
-    logits = logits.float()
+    logits = at_least_float32(logits)
     total = nn.functional.cross_entropy(logits, labels, reduction="sum")
     count = torch.full((), len(labels), device=labels.device)
     correct = logits.argmax(dim=-1) == labels

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lit_pretrain.backbone.float32 import Float32State, at_least_float32
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.color_space import srgb_to_lab
 
@@ -38,7 +39,7 @@ class SoftTargets:
     probabilities: Tensor
 
 
-class ColorBins(nn.Module):
+class ColorBins(Float32State):
     """Bins of the colour plane, how frequent they are in the data, and what each weighs.
 
     Args:
@@ -90,7 +91,7 @@ class ColorBins(nn.Module):
         At 1 it is the mean, which is dull; towards 0 it is the most probable bin, which jumps from place to place.
         """
         with torch.autocast(logits.device.type, enabled=False):
-            return torch.softmax(logits.float() / temperature, dim=-1) @ self.centers.float()
+            return torch.softmax(at_least_float32(logits) / temperature, dim=-1).to(self.centers.dtype) @ self.centers
 
     @torch.no_grad()
     def measure(self, colors: Tensor) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.transformer import initialise
 from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.errors import UserError, check_number
@@ -159,7 +160,8 @@ class Colorization(VisionObjective):
         targets = {"colors": colors}
         batch_size, patches, cells, _ = colors.shape
         if self.cell_share < 1.0:
-            drawn = torch.rand((cells, batch_size, patches), generator=generator, device=images.device)
+            shape = cells, batch_size, patches
+            drawn = torch.rand(shape, generator=generator, device=images.device, dtype=torch.float32)
             drawn = drawn.topk(max(1, round(self.cell_share * patches)), dim=-1).indices
             pictures = torch.arange(batch_size, device=images.device)[:, None]
             targets["rows"] = (pictures * patches + drawn).flatten(1)
@@ -234,7 +236,7 @@ class Colorization(VisionObjective):
         self, tokens: Tensor, colors: Tensor, valid: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Squared distance, in units of 110, a's and b's largest value; arguments and result as of `bins_loss`."""
-        distances = (self.head(tokens).float().view_as(colors) - colors / LIMIT).square().sum(dim=-1)
+        distances = (at_least_float32(self.head(tokens)).view_as(colors) - colors / LIMIT).square().sum(dim=-1)
         carries = valid[:, None].expand_as(distances)
         if rows is not None:
             distances, carries = distances.T.gather(1, rows), carries.T.gather(1, rows)
@@ -262,7 +264,7 @@ class Colorization(VisionObjective):
         """
         colors, bins = [], []
         for part in tokens.split(PATCHES_AT_ONCE):
-            outputs = self.head(part).float().unflatten(-1, (self.cells**2, -1))
+            outputs = at_least_float32(self.head(part)).unflatten(-1, (self.cells**2, -1))
             if self.bins is None:
                 colors.append(outputs * LIMIT)
             else:

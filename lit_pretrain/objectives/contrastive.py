@@ -2,7 +2,7 @@
 
 CLIP (Radford et al. 2021, arXiv:2103.00020) asks it as a choice among the whole batch, both ways, with a learned
 temperature; SigLIP (Zhai et al. 2023, arXiv:2303.15343) as a yes or no for every pair, with a learned bias. Both work
-on normalised embeddings in float32, whatever the towers' precision.
+on normalised embeddings in float32 at least, and keep temperature and bias so, whatever the towers' precision.
 
 A batch may hold the same caption or the same picture twice. Taken as negatives they ask for what cannot be (false
 negatives); they can be left out, or be right answers too.
@@ -18,6 +18,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lit_pretrain.backbone.float32 import Float32State, at_least_float32
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.gathering import first_row, gather_rows
 from lit_pretrain.objectives.objective import ObjectiveOutput
@@ -55,7 +56,7 @@ class Pairs:
     picture_keys: Tensor
 
 
-class Contrastive(nn.Module):
+class Contrastive(Float32State):
     """CLIP's or SigLIP's loss.
 
     Args:
@@ -89,8 +90,8 @@ class Contrastive(nn.Module):
         self.duplicates = duplicates
         start = temperature or {"clip": 0.07, "siglip": 0.1}[loss]
         # Of one dimension, since FSDP takes none without any.
-        self.log_scale = nn.Parameter(torch.tensor([-math.log(start)]))
-        self.logit_bias = nn.Parameter(torch.tensor([bias or 0.0])) if loss == "siglip" else None
+        self.log_scale = nn.Parameter(torch.tensor([-math.log(start)], dtype=torch.float32))
+        self.logit_bias = nn.Parameter(torch.tensor([bias or 0.0], dtype=torch.float32)) if loss == "siglip" else None
         self.fitted = bias is not None
 
     def settings(self) -> dict[str, Any]:
@@ -157,7 +158,7 @@ class Contrastive(nn.Module):
         Returns:
             The loss, whose mean over the processes is that of the whole batch, with what it counts.
         """
-        both = torch.cat([pairs.texts, pairs.pictures], dim=1).float()
+        both = at_least_float32(torch.cat([pairs.texts, pairs.pictures], dim=1))
         keys = torch.stack([pairs.text_keys, pairs.picture_keys], dim=1)
         first, everyone = (first_row(len(both)), gather_rows) if across_processes else (0, lambda one: one)
         all_both, all_keys = everyone(both), everyone(keys)
@@ -172,7 +173,7 @@ class Contrastive(nn.Module):
             chosen = everyone(nearest[None]).gather(0, best)[0, first : first + len(both)]
             sums[0] = hits(chosen, keys, all_keys)
         loss, count = total / len(both), torch.full((), len(both), device=both.device)
-        scale = self.log_scale.detach().float().exp().squeeze()
+        scale = at_least_float32(self.log_scale.detach()).exp().squeeze()
         statistics = {
             "loss": (loss.detach() * count, count),
             "loss_over_chance": (loss.detach() / self.chance(len(all_both)) * count, count),
@@ -202,7 +203,8 @@ class Contrastive(nn.Module):
         same_text, same_picture = equal_keys(keys, all_keys, own)
         by_chance = same_text | same_picture
         with torch.autocast(both.device.type, enabled=False):
-            scale = self.log_scale.float().exp()
+            # FSDP hands them out in 16 bits where it mixes precisions.
+            scale = at_least_float32(self.log_scale).exp()
             from_pictures = scale * own_pictures @ all_texts.T
             if self.loss == "clip":
                 from_texts = scale * own_texts @ all_pictures.T
@@ -210,7 +212,7 @@ class Contrastive(nn.Module):
                 found = hits(from_texts.detach().argmax(dim=1), keys, all_keys)
                 scores, nearest = both.new_empty(0), own[:0]
             else:
-                loss = self._yes_or_no(from_pictures + self.logit_bias.float(), own, by_chance)
+                loss = self._yes_or_no(from_pictures + at_least_float32(self.logit_bias), own, by_chance)
                 found = torch.zeros_like(loss)
                 scores, nearest = from_pictures.detach().max(dim=0)
         return (
@@ -227,7 +229,7 @@ class Contrastive(nn.Module):
     def _choice(self, logits: Tensor, own: Tensor, by_chance: Tensor) -> Tensor:
         """Cross-entropy, summed over rows (R, B) whose right answers stand at `own`, and by chance elsewhere too."""
         if self.duplicates == "multi_positive":
-            right = (by_chance | at_own(own, by_chance.shape[1])).float()
+            right = (by_chance | at_own(own, by_chance.shape[1])).to(logits.dtype)
             return functional.cross_entropy(logits, right / right.sum(dim=1, keepdim=True), reduction="sum")
         if self.duplicates == "mask":
             logits = logits.masked_fill(by_chance, float("-inf"))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.errors import UserError
@@ -64,7 +65,7 @@ class ContrastiveSpans(Objective):
         from_first, from_second, own = self.logits(features, targets["mask"])
         losses = [functional.cross_entropy(one, own, reduction="sum") for one in (from_first, from_second)]
         total, count = sum(losses) / 2, torch.full((), len(own), device=own.device)
-        right = sum((one.argmax(dim=1) == own).sum() for one in (from_first, from_second)) / 2
+        right = sum((one.argmax(dim=1) == own).sum() for one in (from_first, from_second)).float() / 2
         statistics = {"loss": (total.detach(), count), "accuracy": (right, count)}
         return ObjectiveOutput(total / count, statistics)
 
@@ -82,7 +83,7 @@ class ContrastiveSpans(Objective):
             right ones stand.
         """
         with torch.autocast(features.device.type, enabled=False):
-            first, second = functional.normalize(mean_pool(features.float(), mask), dim=-1).chunk(2)
+            first, second = functional.normalize(mean_pool(at_least_float32(features), mask), dim=-1).chunk(2)
             start, everyone = (first_row(len(first)), gather_rows) if self.training else (0, lambda rows: rows)
             scores = [one @ everyone(other).T / self.temperature for one, other in ((first, second), (second, first))]
         return *scores, torch.arange(start, start + len(first), device=first.device)

@@ -59,8 +59,8 @@ def linear_cross_entropy(
         target_shares: (M, K) probabilities of those classes, of sum 1; null where each row has one class.
 
     Returns:
-        Total, number of correct rows, losses and samples. Losses are computed in fp32 whatever the precision of the
-        products; a row's loss reads at most 87 nats, where fp32 has no smaller probability.
+        Total, number of correct rows, losses and samples. Losses are computed in fp32 at least, whatever the precision
+        of the products; a row's loss reads at most 87 nats, where fp32 has no smaller probability.
     """
     if torch.is_autocast_enabled(features.device.type):
         dtype = torch.get_autocast_dtype(features.device.type)
@@ -72,8 +72,9 @@ def linear_cross_entropy(
     if target_shares is None:
         targets = targets[:, None]
         target_shares = torch.ones_like(targets, dtype=torch.float32)
+    wide = torch.promote_types(weight.dtype, torch.float32)
     total, correct, losses, samples = _LinearCrossEntropy.apply(
-        features, weight, bias, targets, target_shares, row_weights.float(), uniform, needs_gradient
+        features, weight, bias, targets, target_shares.to(wide), row_weights.to(wide), uniform, needs_gradient
     )
     return CrossEntropy(total, correct, losses, samples if uniform is not None else None)
 
@@ -86,22 +87,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows, vocabulary = len(features), len(weight)
         elements = CHUNK_ELEMENTS.get(features.device.type, ACCELERATOR_CHUNK_ELEMENTS)
         chunk = max(1, elements // vocabulary)
-        total = torch.zeros((), dtype=torch.float32, device=features.device)
+        wide = row_weights.dtype
+        total = torch.zeros((), dtype=wide, device=features.device)
         correct = torch.zeros_like(total)
-        losses = torch.empty(rows, dtype=torch.float32, device=features.device)
+        losses = torch.empty(rows, dtype=wide, device=features.device)
         samples = torch.empty_like(targets[:, 0])
         feature_gradient = torch.empty_like(features) if needs_gradient else None
         weight_gradient = (
             torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device) if needs_gradient else None
         )
-        bias_gradient = torch.zeros_like(bias, dtype=torch.float32) if needs_gradient and bias is not None else None
+        bias_gradient = torch.zeros_like(bias, dtype=wide) if needs_gradient and bias is not None else None
         with torch.autocast(features.device.type, enabled=False):
             for start in range(0, rows, chunk):
                 part = slice(start, min(start + chunk, rows))
                 logits = torch.nn.functional.linear(features[part], weight, bias)
                 # In place where the products are in fp32 already; from bf16 the sums need an fp32 copy.
-                in_place = logits if logits.dtype == torch.float32 else None
-                probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32, out=in_place)
+                in_place = logits if logits.dtype == wide else None
+                probabilities = torch.softmax(logits, dim=-1, dtype=wide, out=in_place)
                 del logits
                 chosen = probabilities.gather(1, targets[part])
                 losses[part] = -(chosen.clamp(min=SMALLEST_PROBABILITY).log() * shares[part]).sum(dim=1)

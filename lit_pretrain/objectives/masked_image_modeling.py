@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.backbone.config import VisionTransformerConfig
+from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.patch_embeddings import cut_patches, sincos_positions
 from lit_pretrain.backbone.transformer import Transformer, initialise
 from lit_pretrain.data.picture_facts import PictureFacts
@@ -149,7 +150,8 @@ class MaskedImageModeling(VisionObjective):
     def make_pass(self, batch: Batch, encoder: "VisionEncoder", generator: torch.Generator | None) -> EncoderPass:
         """Draw which patches are kept and hidden."""
         images = encoder.normalize(batch["images"])
-        scores = torch.rand((len(images), encoder.patches), generator=generator, device=images.device)
+        shape = len(images), encoder.patches
+        scores = torch.rand(shape, generator=generator, device=images.device, dtype=torch.float32)
         kept, hidden = scores.argsort(dim=1).tensor_split([self.kept_of(encoder.patches)], dim=1)
         return EncoderPass({"images": images, "keep": kept}, {"images": images, "kept": kept, "hidden": hidden})
 
@@ -165,13 +167,13 @@ class MaskedImageModeling(VisionObjective):
 
         `explained_variance` is the share of their variance that is told: 0 for always telling their mean, 1 at best.
         """
-        told = self.decoder(features, targets["kept"], targets["hidden"]).float()
-        asked = self.patches_asked(targets, encoder.patch_size).float()
+        told = at_least_float32(self.decoder(features, targets["kept"], targets["hidden"]))
+        asked = at_least_float32(self.patches_asked(targets, encoder.patch_size))
         if self.normalize_targets:
             mean, deviation = patch_statistics(asked)
             asked = (asked - mean) / deviation
         errors = (told - asked).square().mean(dim=-1)
-        total, count = errors.sum(), torch.full((), float(errors.numel()), device=errors.device)
+        total, count = errors.sum(), torch.full((), errors.numel(), device=errors.device)
         variance = (asked - asked.mean()).square().mean(dim=-1).sum()
         statistics = {
             "loss": (total.detach(), count),
@@ -204,9 +206,9 @@ class MaskedImageModeling(VisionObjective):
             told = told * deviation + mean
         places = targets["hidden"][..., None].expand_as(told)
         patches = cut_patches(targets["images"], encoder.patch_size)
-        told = join_patches(patches.scatter(1, places, told), encoder.patch_size) * encoder.std + encoder.mean
-        shade = torch.full_like(patches, HIDDEN_SHADE)
-        shown = cut_patches(images, encoder.patch_size).scatter(1, places, shade)
+        told = join_patches(patches.scatter(1, places, told.to(patches.dtype)), encoder.patch_size)
+        told = told * encoder.std + encoder.mean
+        shown = cut_patches(images, encoder.patch_size).scatter(1, places, HIDDEN_SHADE)
         pictures = [*zip(join_patches(shown, encoder.patch_size), told, images, strict=True)]
         pairs = range(0, len(pictures), 2)
         return grid(
@@ -227,7 +229,7 @@ class MaskedImageModeling(VisionObjective):
         patches = patches.unflatten(1, (encoder.channels, encoder.patch_size, encoder.patch_size)).mean(1, keepdim=True)
         quarters = nn.functional.adaptive_avg_pool2d(patches, 2).flatten(1)
         # Of an even patch no quarter is the brightest: the answer is drawn.
-        noise = torch.rand(quarters.shape, generator=generator, device=quarters.device)
+        noise = torch.rand(quarters.shape, generator=generator, device=quarters.device, dtype=torch.float32)
         position = sincos_positions((encoder.grid_size, encoder.grid_size), POSITION_WIDTH, hidden.device)[0]
         return {
             "positions_only": Shortcut(position[hidden].flatten(0, 1), (quarters + 1e-4 * noise).argmax(dim=1), 4),

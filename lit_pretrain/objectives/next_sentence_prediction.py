@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.pooling import BertPooler
 from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
 from lit_pretrain.objectives.objective import (
@@ -59,7 +60,7 @@ class NextSentencePrediction(Objective):
         self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: TextEncoder
     ) -> ObjectiveOutput:
         """Mean cross-entropy over the pairs."""
-        logits, labels = self.logits(features, encoder).float(), batch["next_sentence_label"]
+        logits, labels = at_least_float32(self.logits(features, encoder)), batch["next_sentence_label"]
         total = nn.functional.cross_entropy(logits, labels, reduction="sum")
         count = torch.full((), len(labels), device=labels.device)
         correct = (logits.argmax(dim=-1) == labels).sum()

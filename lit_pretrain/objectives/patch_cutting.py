@@ -103,7 +103,8 @@ def drop_channels(images: Tensor, share: float, fill: Tensor, generator: torch.G
 
 def draw(images: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
     """Booleans (M, 1, 1, 1), each true with the probability `share`."""
-    return torch.rand((len(images), 1, 1, 1), generator=generator, device=images.device) < share
+    chance = torch.rand((len(images), 1, 1, 1), generator=generator, device=images.device, dtype=torch.float32)
+    return chance < share
 
 
 def standardize(images: Tensor) -> Tensor:

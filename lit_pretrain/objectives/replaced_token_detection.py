@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.rotary import rotation_for
 from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
 from lit_pretrain.backbone.transformer import Transformer
@@ -98,7 +99,9 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
         """Draw the hidden positions, the masked input (B, N), and the numbers (B, K) in [0, 1) that samples are of."""
         positions = self.choose(batch, generator)
         masked = corrupt(batch["input_ids"], positions, self.mask_id, self.ordinary, (1.0, 0.0), generator)
-        return positions, masked, torch.rand(positions.indices.shape, generator=generator, device=masked.device)
+        shape = positions.indices.shape
+        uniform = torch.rand(shape, generator=generator, device=masked.device, dtype=torch.float32)
+        return positions, masked, uniform
 
     def make_pass(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> EncoderPass:
         """Hide positions, let the generator fill them in, and hand the result to the encoder."""
@@ -134,8 +137,8 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
     ) -> ObjectiveOutput:
         """Generator's cross-entropy plus the weighted binary cross-entropy over all real tokens."""
         real, replaced = batch["attention_mask"].to(torch.bool), targets["replaced"]
-        logits = self.discriminate(features).float()
-        losses = nn.functional.binary_cross_entropy_with_logits(logits, replaced.float(), reduction="none")
+        logits = at_least_float32(self.discriminate(features))
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, replaced.to(logits.dtype), reduction="none")
         total, count = (losses * real).sum(), real.sum()
         generator_count = targets["generator_count"]
         parts = {

@@ -17,6 +17,7 @@ from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.data.label_facts import LabelFacts
 from lit_pretrain.data.loading import FOLLOWING
 from lit_pretrain.modules import ContrastivePretraining, FineTuning, TextPretraining, VisionPretraining
+from lit_pretrain.modules.optimization import AdamWConfig, make_optimizer
 from lit_pretrain.modules.picture_mixing import MixingConfig
 from lit_pretrain.modules.statistics import MeanStatistics
 from lit_pretrain.objectives import (
@@ -153,9 +154,7 @@ def test_no_step_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch
         "accumulate_grad_batches": 2,
         "num_training_batches": 4,
         "strategy": None,
-        "optimizers": [
-            SimpleNamespace(param_groups=[{"lr": 0.1, "rate_factor": 1.0, "unfreeze_at": 0, "label": None}])
-        ],
+        "optimizers": [make_optimizer(module.trained_modules(), AdamWConfig(), fused=False)],
     }
     module._trainer = SimpleNamespace(**settings)
     monkeypatch.setattr(type(module), "trainer", property(lambda self: self._trainer))

@@ -35,3 +35,15 @@ def test_counts_that_are_small_weights() -> None:
     assert float(metric.compute()["loss"]) == pytest.approx(0.5)
     assert float(global_mean(torch.tensor(0.1), torch.tensor(0.2), training=True)) == pytest.approx(0.5)
     assert float(global_mean(torch.tensor(0.0), torch.tensor(0), training=True)) == 0.0
+
+
+def test_counts_go_on_beyond_what_16_bits_hold() -> None:
+    """Made within a step of `bf16-true`, whose numbers stop at 256, where ones are counted."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        metric = MeanStatistics(["loss"])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for _ in range(600):
+        metric.update({"loss": (torch.tensor(4.855), torch.tensor(1))})
+    assert metric.counts.item() == 600 and abs(float(metric.compute()["loss"]) - 4.855) < 1e-4

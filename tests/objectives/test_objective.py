@@ -6,16 +6,21 @@ from child_processes import children
 from fake_device import NoWaiting, to_fake_cuda
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lit_pretrain.backbone import TextEncoder, TransformerConfig
+from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
 from lit_pretrain.backbone.transformer import Block
+from lit_pretrain.data.augmentation import ImageAugmentation
 from lit_pretrain.objectives import (
     BagOfNgrams,
     BagOfWords,
     CausalLanguageModeling,
+    Colorization,
     ContrastiveSpans,
+    MaskedImageModeling,
     MaskedLanguageModeling,
     NextSentencePrediction,
+    PatchLocation,
     ReplacedTokenDetection,
+    Rotation,
     compute_objectives,
 )
 from lit_pretrain.objectives.objective import global_mean
@@ -53,6 +58,44 @@ def test_nothing_stays_on_the_cpu_when_the_model_is_on_a_gpu(make, positions, vo
         output = objective(encoder, batch, None)
         assert output.loss.device.type == "cuda"
         assert {value.device.type for pair in output.statistics.values() for value in pair} == {"cuda"}
+
+
+PICTURE_OBJECTIVES = [
+    Rotation,
+    PatchLocation,
+    lambda: PatchLocation("tokens", drop_colour="channels"),
+    lambda: Colorization(cell_share=0.5),
+    MaskedImageModeling,
+]
+
+
+@pytest.mark.parametrize("make", [*OBJECTIVES, *PICTURE_OBJECTIVES])
+def test_draws_and_counts_do_not_depend_on_the_precision(make, vocabulary, texts, batch) -> None:
+    """Within a step of `bf16-true` or `64-true` what is created without a type has theirs."""
+    torch.manual_seed(0)
+    objective, config = make(), TransformerConfig(depth=1, width=16, heads=2)
+    if make in PICTURE_OBJECTIVES:
+        encoder = VisionEncoder(24, 4, transformer=VisionTransformerConfig(depth=1, width=16, heads=2))
+        batch = {"images": ImageAugmentation("resized").vary(torch.randint(256, (4, 3, 24, 24)).byte(), 24, None)}
+    else:
+        encoder = TextEncoder(50, transformer=config, ngrams=2, ngram_rows=1000)
+        encoder.embeddings.ngrams.set_keys(torch.arange(1000) * 2**20 // 20)
+        batch = batch | texts if "halves" in objective.pass_name else batch
+    objective.build(encoder, vocabulary)
+    before, found = torch.get_default_dtype(), []
+    for kind in (torch.float32, torch.bfloat16, torch.float64):
+        torch.set_default_dtype(kind)
+        try:
+            one = objective.make_pass(batch, encoder, torch.Generator().manual_seed(3))
+            counted = objective(encoder, batch, torch.Generator().manual_seed(3)).statistics
+        finally:
+            torch.set_default_dtype(before)
+        found.append({} if one is None else one.inputs | one.targets)
+        assert torch.bfloat16 not in {value.dtype for pair in counted.values() for value in pair}
+    assert found[0].keys() == found[1].keys()
+    for other in found[1:]:
+        for name, value in found[0].items():
+            assert isinstance(value, bool) or torch.equal(value, other[name]), name
 
 
 def test_all_together_give_finite_losses_and_gradients_everywhere(encoder, vocabulary, batch, generator) -> None:
