@@ -31,8 +31,13 @@ from lit_pretrain.modules.checkpoints import read_checkpoint
 from lit_pretrain.modules.pretraining import Pretraining
 from lit_pretrain.predicting import with_data_to_predict
 from lit_pretrain.quiet import quieten
-from lit_pretrain.tracking.find import find_checkpoint, last_checkpoint_of, run_directory_of_checkpoint
-from lit_pretrain.tracking.mlflow_logger import DEFAULT_EXPERIMENT, MLflowLogger
+from lit_pretrain.tracking.find import (
+    DEFAULT_EXPERIMENT,
+    find_checkpoint,
+    last_checkpoint_of,
+    run_directory_of_checkpoint,
+)
+from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.tracking.paths import shown_path
 from lit_pretrain.tracking.run_record import RunRecorder
 from lit_pretrain.tracking.save_config import SaveConfig, flatten_config
@@ -174,7 +179,11 @@ class CommandLine(LightningCLI):
                     logger.resume_from(checkpoint, ended=self.requeued)
         for callback in trainer.callbacks:
             if isinstance(callback, RunRecorder):
-                callback.command = self.command
+                callback.command, callback.suggested_name, callback.checkpoint = (
+                    self.command,
+                    self.config_name,
+                    checkpoint,
+                )
         return trainer
 
 

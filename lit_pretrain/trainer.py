@@ -33,6 +33,7 @@ from lit_pretrain.modules.strategies import check_strategy
 from lit_pretrain.precision import MatmulPrecision, resolve_matmul_precision, resolve_precision
 from lit_pretrain.tracking.checkpoint_io import AtomicCheckpointIO
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
+from lit_pretrain.tracking.paths import resolve_runs_directory
 from lit_pretrain.tracking.run_record import RunRecorder
 
 
@@ -41,7 +42,8 @@ class Trainer(lightning.Trainer):
 
     Args:
         precision: As Lightning's, or `auto`: bf16-mixed where the GPU or CPU has bf16 in hardware, else 32-true.
-        logger: null is MLflow in the runs directory, false is none.
+        logger: null is MLflow in the runs directory, false is none; a run has its directory there all the same, unless
+            `default_root_dir` names another place.
         callbacks: Added to the suite's own, or in the place of one of the same class.
         plugins: As Lightning's; checkpoints are written atomically unless a CheckpointIO among them says otherwise.
         enable_checkpointing: As Lightning's.
@@ -78,6 +80,10 @@ class Trainer(lightning.Trainer):
         elif logger is None or logger is True:
             logger = MLflowLogger()
         fast = bool(kwargs.get("fast_dev_run"))
+        # Whether what no logger keeps goes to a directory of the run's own, rather than to one that a person chose.
+        self.keeps_runs = kwargs.get("default_root_dir") is None and not fast and not barebones
+        if kwargs.get("default_root_dir") is None:
+            kwargs["default_root_dir"] = str(resolve_runs_directory())
         if not barebones:
             own += default_callbacks(
                 own, enable_checkpointing is not False and not fast, enable_progress_bar is not False
@@ -98,8 +104,8 @@ class Trainer(lightning.Trainer):
         matmul_precision = resolve_matmul_precision(float32_matmul_precision, self.precision, on_cuda)
         if matmul_precision is not None:
             torch.set_float32_matmul_precision(matmul_precision)
-        # Which step is the last one must be known when the others are asked to save it.
-        self.callbacks.sort(key=lambda callback: not isinstance(callback, Timer))
+        # The run must have begun, and which step is the last one be known, when the others ask for it.
+        self.callbacks.sort(key=lambda one: 0 if isinstance(one, RunRecorder) else 1 if isinstance(one, Timer) else 2)
 
     def save_checkpoint(self, filepath: Any, weights_only: bool | None = False, storage_options: Any = None) -> None:
         """As Lightning's: everything is saved unless `weights_only` is true."""

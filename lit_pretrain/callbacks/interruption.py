@@ -20,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_pretrain.tracking.paths import shown_path
-from lit_pretrain.tracking.run_record import checkpointers, keeper_of_last, mlflow_logger
+from lit_pretrain.tracking.run_record import checkpointers, keeper_of_last, mlflow_logger, run_directory
 from lit_pretrain.tracking.slurm import mark_requeued, requeue, requeue_signal
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -230,7 +230,8 @@ class Interruption(Callback):
         logger = mlflow_logger(trainer)
         if logger is not None:
             logger.flush(SECONDS_TO_FLUSH)
-            mark_requeued(logger.run_directory)
+        if (directory := run_directory(trainer)) is not None:
+            mark_requeued(directory)
         problem = requeue()
         if problem is None:
             rank_zero_info("The job is queued anew, and goes on with this run.")

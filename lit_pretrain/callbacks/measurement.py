@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_pretrain.tracking.run_record import mlflow_logger
+from lit_pretrain.tracking.run_record import log_figures
 
 
 class Measurement(Callback):
@@ -31,9 +31,7 @@ class Measurement(Callback):
         if self._validations % self.every_n_validations:
             return
         metrics = self.figures(trainer, pl_module)
-        logger = mlflow_logger(trainer)
-        if logger is not None:
-            logger.log_metrics(metrics, trainer.global_step)
+        log_figures(trainer, metrics)
         # Where the progress bar, the closing table and checkpoints find them.
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
 

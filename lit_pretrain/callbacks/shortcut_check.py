@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lit_pretrain.data.loading import SURPLUS
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.vision_objective import Shortcut
-from lit_pretrain.tracking.run_record import mlflow_logger
+from lit_pretrain.tracking.run_record import log_figures
 
 HIDDEN_WIDTH = 64
 LEARNING_RATE = 3e-3
@@ -95,7 +95,6 @@ class ShortcutCheck(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log how often they were right, beside chance."""
-        logger = mlflow_logger(trainer)
         metrics = {}
         for name, answers in self._answers.items():
             right, counts = (torch.stack(one).sum(dim=0) for one in zip(*answers, strict=True))
@@ -103,8 +102,8 @@ class ShortcutCheck(Callback):
             if int(counts.sum()):
                 metrics[f"shortcuts/{name}/accuracy"] = float(right / counts.sum())
                 metrics[f"shortcuts/{name}/chance"] = float(counts.max() / counts.sum())
-        if metrics and logger is not None:
-            logger.log_metrics(metrics, trainer.global_step)
+        if metrics:
+            log_figures(trainer, metrics)
 
     def _classifier(self, name: str, shortcut: Shortcut) -> nn.Module:
         """The classifier of a feature, made at its first batch, the same in every run."""

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_pretrain.modules.optimization import count_elements
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.tracking.paths import resolve_runs_directory, shown_path
-from lit_pretrain.tracking.run_record import RunRecorder, keeper_of_best, keeper_of_last, mlflow_logger
+from lit_pretrain.tracking.run_record import RunRecorder, keeper_of_best, keeper_of_last, mlflow_logger, run_directory
 from lit_pretrain.tracking.store import without_credentials
 
 
@@ -29,6 +29,8 @@ class Summary(Callback):
         logger = mlflow_logger(trainer)
         if logger is not None:
             line += f"; run {logger.run_name} in {shown_path(logger.run_directory)}"
+        elif (directory := run_directory(trainer)) is not None:
+            line += f"; run in {shown_path(directory)}"
         get_console().print(line, soft_wrap=True, markup=False, highlight=False)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

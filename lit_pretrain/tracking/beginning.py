@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.tracking.find import read_run_file
+from lit_pretrain.tracking.paths import RUN_FILE_NAME
 from lit_pretrain.tracking.processes import BEAT_SECONDS, host_name, process_identity, state_of
 from lit_pretrain.tracking.store import HOST_TAG, PROCESS_TAG, TAG_LIMIT, without_credentials
+from lit_pretrain.tracking.writer import is_gone
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -84,7 +87,7 @@ def start_run(
 
 def continue_run(
     client: "MlflowClient", run_id: str, tracking_uri: str, directory: Path | None = None, ended: bool = False
-) -> Beginning:
+) -> Beginning | None:
     """Let a run go on: it is RUNNING again, and restored if it had been deleted.
 
     Args:
@@ -93,6 +96,9 @@ def continue_run(
         tracking_uri: Address of the store.
         directory: The run's, if it is here.
         ended: Whether it is known that no other process works on it.
+
+    Returns:
+        What is known of it; null if its directory was carried here from where its store is out of reach.
 
     Raises:
         UserError: If the store does not have it, or another process still works on it.
@@ -103,9 +109,11 @@ def continue_run(
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
+        if is_gone(error) and directory is not None and is_carried(directory, tracking_uri):
+            return None
         raise UserError(
             f"The run {run_id} is not in {without_credentials(tracking_uri)}: set MLFLOW_TRACKING_URI or the runs "
-            "directory to where it was logged, or start a new run from the weights."
+            f"directory to where it was logged, or remove its {RUN_FILE_NAME}, and its checkpoint begins a new run."
         ) from error
     tags = dict(run.data.tags)
     identity = tags.get(PROCESS_TAG, "")
@@ -136,6 +144,20 @@ def continue_run(
         dict(run.data.params),
         status_before,
     )
+
+
+def is_carried(directory: Path, tracking_uri: str) -> bool:
+    """Whether a run's directory comes from another machine or place, whose database nobody can ask from here.
+
+    Args:
+        directory: The run's, which notes where it was logged.
+        tracking_uri: The store that does not have it.
+    """
+    noted = read_run_file(directory / RUN_FILE_NAME).tracking_uri
+    if noted.startswith("sqlite:///"):
+        return noted == tracking_uri or not Path(noted.removeprefix("sqlite:///")).is_file()
+    # A server must be asked before its run is given up; a run without MLflow has none.
+    return not noted
 
 
 def process_tags() -> dict[str, str]:

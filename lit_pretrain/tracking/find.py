@@ -8,6 +8,8 @@ from pathlib import Path
 from lit_pretrain.errors import UserError, nearest
 from lit_pretrain.tracking.paths import RUN_FILE_NAME, resolve_runs_directory, safe_name, shown_path, write_atomically
 
+# Of runs that name none.
+DEFAULT_EXPERIMENT = "default"
 CHECKPOINTS_NAME = "checkpoints"
 RECORD_NAME = "checkpoints.json"
 # Where a checkpoint says which run has written it.

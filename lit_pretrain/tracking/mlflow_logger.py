@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.beginning import continue_run, start_run
-from lit_pretrain.tracking.find import list_runs, read_run_file, run_directory_of_checkpoint
+from lit_pretrain.tracking.find import DEFAULT_EXPERIMENT, list_runs, read_run_file, run_directory_of_checkpoint
 from lit_pretrain.tracking.paths import (
     RUN_FILE_NAME,
     make_directory,
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
     from PIL.Image import Image
 
-DEFAULT_EXPERIMENT = "default"
 # MLflow's own limits.
 PARAMETER_LIMIT = 6000
 PARAMETERS_PER_REQUEST = 100
@@ -156,7 +155,20 @@ class MLflowLogger(MLFlowLogger):
 
     def _begin(self) -> None:
         client = self._mlflow_client = open_store(self._tracking_uri, self.runs_directory)
-        if self._run_id is None:
+        begun = None
+        if self._run_id is not None:
+            if self._run_directory is None:
+                records = list_runs(self.runs_directory)
+                found = (record.directory for record in records if record.run_id == self._run_id)
+                self._run_directory = next(found, None)
+            begun = continue_run(client, self._run_id, self._tracking_uri, self._run_directory, self._ended)
+            if begun is None:
+                rank_zero_warn(
+                    f"The run {self._run_id} is not in {without_credentials(self._tracking_uri)}, and where it was "
+                    "logged cannot be reached: it goes on as a new run there, in the same directory."
+                )
+                self.tags = {"continues": self._run_id} | self.tags
+        if begun is None:
             experiment_id, notice = open_experiment(
                 client, self._tracking_uri, self.runs_directory, self._experiment_name
             )
@@ -164,12 +176,6 @@ class MLflowLogger(MLFlowLogger):
                 rank_zero_warn(notice)
             experiment = experiment_id, self._experiment_name
             begun = start_run(client, experiment, self._run_name, self._suggested_name, self.tags)
-        else:
-            if self._run_directory is None:
-                records = list_runs(self.runs_directory)
-                found = (record.directory for record in records if record.run_id == self._run_id)
-                self._run_directory = next(found, None)
-            begun = continue_run(client, self._run_id, self._tracking_uri, self._run_directory, self._ended)
         self._run_id, self._run_name, self.status_before = begun.run_id, begun.run_name, begun.status_before
         self._experiment_id, self._experiment_name = begun.experiment_id, begun.experiment_name
         self._parameters, self._sent_tags, self._tables = begun.parameters, begun.tags, begun.tables

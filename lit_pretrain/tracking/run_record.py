@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.best import direction, is_better
 from lit_pretrain.tracking.find import RUN_KEY, note_checkpoints, read_run_file, run_directory_of_checkpoint
+from lit_pretrain.tracking.local_run import LocalRun, begin_local_run
 from lit_pretrain.tracking.machine import git_state, machine_description, package_versions
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.tracking.paths import RUN_FILE_NAME
@@ -26,6 +27,21 @@ SECONDS_TO_FLUSH = 5.0
 def mlflow_logger(trainer: Trainer) -> MLflowLogger | None:
     """The trainer's MLflow logger, or null if it logs elsewhere or nowhere (fast_dev_run)."""
     return next((logger for logger in trainer.loggers if isinstance(logger, MLflowLogger)), None)
+
+
+def run_directory(trainer: Trainer) -> Path | None:
+    """The directory of the trainer's run, MLflow's or a local one; null where none is kept, as of fast_dev_run."""
+    logger = mlflow_logger(trainer)
+    if logger is not None:
+        return logger.run_directory
+    recorder = next((one for one in trainer.callbacks if isinstance(one, RunRecorder)), None)
+    return recorder.local.directory if recorder is not None and recorder.local is not None else None
+
+
+def log_figures(trainer: Trainer, metrics: dict[str, float]) -> None:
+    """Give metrics of this step to all loggers, counted as Lightning counts its own."""
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 def keeper_of_best(trainer: Trainer) -> ModelCheckpoint | None:
@@ -53,6 +69,10 @@ class RunRecorder(Callback):
     def __init__(self) -> None:
         self.best: dict[str, float] = {}
         self.command: list[str] = sys.argv[1:]
+        # Of a run that no MLflow keeps: its name, and what it goes on from.
+        self.suggested_name = "run"
+        self.checkpoint: str | None = None
+        self.local: LocalRun | None = None
         self._noted: tuple[Any, ...] = ()
         self._recorded = False
         self._trained = False
@@ -64,14 +84,29 @@ class RunRecorder(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tie the logger to the trainer and let every rank know rank zero's run."""
         logger = mlflow_logger(trainer)
+        self._recorded = False
         if logger is None:
+            kept = stage == "predict" or stage == "fit" and bool(checkpointers(trainer))
+            if kept and getattr(trainer, "keeps_runs", False):
+                self._begin_local(trainer, stage)
             return
         logger.attach(trainer)
         identity = [logger._run_id, str(logger.run_directory)] if trainer.is_global_zero else None
         logger.adopt(*trainer.strategy.broadcast(identity))
-        self._recorded = False
         if stage == "fit" and trainer.is_global_zero:
             write_job(logger.run_directory, self.command)
+
+    def _begin_local(self, trainer: Trainer, stage: str) -> None:
+        """Give the run a directory, which all that would go to the working directory goes to."""
+        if trainer.is_global_zero and self.local is None:
+            self.local = begin_local_run(self.suggested_name, self.checkpoint if stage == "fit" else None)
+        found = [self.local.run_id, str(self.local.directory), self.local.resumed] if self.local is not None else None
+        run_id, directory, resumed = trainer.strategy.broadcast(found)
+        if self.local is None:
+            self.local = LocalRun(run_id, Path(directory), resumed)
+        trainer._default_root_dir = directory
+        if stage == "fit" and trainer.is_global_zero:
+            write_job(self.local.directory, self.command)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record; the model is built by now."""
@@ -130,8 +165,8 @@ class RunRecorder(Callback):
         self._note_checkpoints(trainer)
 
     def _note_checkpoints(self, trainer: Trainer) -> None:
-        logger = mlflow_logger(trainer)
-        if logger is None or not trainer.is_global_zero or not self._trained:
+        directory = run_directory(trainer)
+        if directory is None or not trainer.is_global_zero or not self._trained:
             return
         last, best = keeper_of_last(trainer), keeper_of_best(trainer)
         found = (
@@ -141,7 +176,7 @@ class RunRecorder(Callback):
         )
         if found != self._noted:
             self._noted = found
-            note_checkpoints(logger.run_directory, *found)
+            note_checkpoints(directory, *found)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the validation metrics that are the best so far."""
@@ -155,22 +190,24 @@ class RunRecorder(Callback):
                 continue
             if name not in self.best or is_better(number, self.best[name], way):
                 self.best[name] = improved[f"best/{name}"] = number
-        logger = mlflow_logger(trainer)
-        if improved and logger is not None:
-            logger.log_metrics(improved, trainer.global_step)
+        if improved:
+            log_figures(trainer, improved)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let store or journal have what was logged before: a run resumed from here logs only what follows."""
         logger = mlflow_logger(trainer)
-        if logger is None:
-            return
-        checkpoint[RUN_KEY] = {"run_id": logger._run_id, "directory": str(logger.run_directory)}
-        if trainer.is_global_zero:
+        run_id = logger._run_id if logger is not None else self.local.run_id if self.local is not None else None
+        if run_id is not None:
+            checkpoint[RUN_KEY] = {"run_id": run_id, "directory": str(run_directory(trainer))}
+        if logger is not None and trainer.is_global_zero:
             logger.flush(SECONDS_TO_FLUSH)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say why the run ended: killed by a person or a system, or failed."""
         logger = mlflow_logger(trainer)
+        if self.local is not None:
+            self._note_checkpoints(trainer)
+            self.local.end()
         if logger is None or not logger._initialized:
             return
         self._note_checkpoints(trainer)
@@ -187,6 +224,9 @@ class RunRecorder(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note the checkpoints once more, with the best one's score."""
         logger = mlflow_logger(trainer)
+        if self.local is not None:
+            self._note_checkpoints(trainer)
+            self.local.end()
         if logger is None or stage != "fit":
             return
         self._note_checkpoints(trainer)

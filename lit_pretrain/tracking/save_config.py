@@ -1,13 +1,15 @@
 """Saves the resolved config with the run: in its directory, as an artifact, and as parameters to compare runs by."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
-from lit_pretrain.tracking.run_record import mlflow_logger
+from lit_pretrain.tracking.paths import write_atomically
+from lit_pretrain.tracking.run_record import RunRecorder, mlflow_logger, run_directory
 
 
 class SaveConfig(SaveConfigCallback):
@@ -21,8 +23,7 @@ class SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save; of a run that goes on only when it does, since until then its checkpoint may refuse the settings."""
-        logger = mlflow_logger(trainer)
-        if logger is None or not logger.resumed:
+        if not is_resumed(trainer):
             super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -30,14 +31,32 @@ class SaveConfig(SaveConfigCallback):
         super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save on rank zero, when the run has begun."""
-        logger = mlflow_logger(trainer)
-        if logger is None:
-            return
+        """Save on rank zero, when the run has begun: for every logger, and beside what it writes."""
         text = self.parser.dump(self.config, skip_none=False)
-        name = f"config-resumed-{logger.resume_count}.yaml" if logger.resumed else "config.yaml"
-        logger.log_text(text, name)
-        logger.log_hyperparams(dict(flatten_config(yaml.safe_load(text))))
+        settings = dict(flatten_config(yaml.safe_load(text)))
+        directory, logger = run_directory(trainer), mlflow_logger(trainer)
+        name = "config.yaml"
+        if directory is not None and is_resumed(trainer):
+            number = logger.resume_count if logger is not None else len(list(directory.glob("config-resumed-*"))) + 1
+            name = f"config-resumed-{number}.yaml"
+        if logger is not None:
+            logger.log_text(text, name)
+        elif directory is not None:
+            write_atomically(directory / name, text)
+        for one in trainer.loggers:
+            one.log_hyperparams(settings)
+            folder = getattr(one, "log_dir", None)
+            if one is not logger and isinstance(folder, str) and not trainer.fast_dev_run:
+                write_atomically(Path(folder) / name, text)
+
+
+def is_resumed(trainer: Trainer) -> bool:
+    """Whether the trainer's run had begun before."""
+    logger = mlflow_logger(trainer)
+    if logger is not None:
+        return logger.resumed
+    recorder = next((one for one in trainer.callbacks if isinstance(one, RunRecorder)), None)
+    return recorder is not None and recorder.local is not None and recorder.local.resumed
 
 
 def flatten_config(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,74 @@
+"""A run's directory where no MLflow keeps one: a run of another logger, or of none, is found and gone on with too."""
+
+import datetime
+import json
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.tracking.find import DEFAULT_EXPERIMENT, read_run_file, run_directory_of_checkpoint
+from lit_pretrain.tracking.paths import (
+    RUN_FILE_NAME,
+    make_directory,
+    remove_unfinished,
+    resolve_runs_directory,
+    safe_name,
+    shown_path,
+    write_atomically,
+)
+from lit_pretrain.tracking.processes import Presence
+
+
+@dataclass
+class LocalRun:
+    """A run that only its directory knows.
+
+    Attributes:
+        run_id: 32 hexadecimal characters.
+        directory: The run's.
+        resumed: Whether it goes on.
+        presence: What shows others that it is worked on; null on ranks that only know of it.
+    """
+
+    run_id: str
+    directory: Path
+    resumed: bool = False
+    presence: Presence | None = None
+
+    def end(self) -> None:
+        """Nobody works on it any more."""
+        if self.presence is not None:
+            self.presence.end()
+
+
+def begin_local_run(name: str, checkpoint: str | Path | None = None) -> LocalRun:
+    """Make the directory of a new run, or take that of the run that goes on.
+
+    Args:
+        name: First half of the run's name.
+        checkpoint: What is gone on from; null, or one that lies in no run, makes a new run.
+
+    Raises:
+        UserError: If the directory cannot be made, or another process works on the run.
+    """
+    directory = run_directory_of_checkpoint(Path(checkpoint)) if checkpoint is not None else None
+    if directory is not None:
+        run_id = read_run_file(directory / RUN_FILE_NAME).run_id
+    else:
+        run_id = uuid.uuid4().hex
+        run_name = f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+        directory = resolve_runs_directory() / DEFAULT_EXPERIMENT / f"{safe_name(run_name)}-{run_id[:8]}"
+        make_directory(directory)
+        record = {"run_id": run_id, "experiment": DEFAULT_EXPERIMENT, "tracking_uri": "", "run_name": run_name}
+        write_atomically(directory / RUN_FILE_NAME, json.dumps(record, indent=2) + "\n")
+    presence = Presence(directory)
+    if presence.taken:
+        presence.end()
+        raise UserError(
+            f"The run in {shown_path(directory)} is still going on in another process: stop that one first, or start "
+            "a new run."
+        )
+    if checkpoint is not None:
+        remove_unfinished(directory)
+    return LocalRun(run_id, directory, checkpoint is not None, presence)
