@@ -27,6 +27,10 @@ TOP_LEVEL = (
 )
 # Modules of Lightning that look at settings when a training begins, and raise plain errors.
 COMPLAINING = ("fit_loop", "evaluation_loop", "early_stopping", "model_checkpoint", "data_connector")
+# As many settings are all told where none is like the wrong one.
+FEW = 10
+# Where classes stand whose methods a config may name.
+WHOLE_PATHS = {"TextEncoder": "lit_pretrain.backbone", "VisionEncoder": "lit_pretrain.backbone"}
 TYPES = {
     "<class 'int'>": "a whole number",
     "<class 'float'>": "a number",
@@ -84,13 +88,15 @@ def explain_unknown(text: str, section: str, configs: list[str]) -> str | None:
 
 def unknown_key(key: str, section: str, configs: list[str]) -> str:
     """The sentence for a key that does not exist, with the nearest of its class, else the nearest of all."""
-    names = known_names()
-    place = find_key(key, configs)
-    leaf = key.rpartition(".")[2]
+    names, leaf = known_names(), key.rpartition(".")[2]
+    # Others may have a setting of this name.
+    place = find_key(key, configs, unknown_to=names) or find_key(key, configs)
     owners = names.get(place.owner if place else "", set())
     if section.startswith("trainer") or key.startswith("trainer."):
         owners = owners or names["Trainer"]
-    guess = nearest(leaf, owners) or nearest(leaf, set().union(*names.values()))
+    guess = nearest(leaf, owners) or nearest(leaf, set().union(*names.values()) - {leaf})
+    if place and leaf not in owners and 0 < len(owners) < FEW and not nearest(leaf, owners):
+        guess = f" (it has {', '.join(sorted(owners))})"
     of = f" of {place.owner}" if place and place.owner else f" of {section}" if section else ""
     return f"There is no setting '{key}'{of}{guess}: {correct(place)}."
 
@@ -102,6 +108,9 @@ def explain_missing(text: str, section: str, configs: list[str]) -> str | None:
         return None
     key = match.group(1).removeprefix("fit.").removeprefix("validate.").removeprefix("test.").removeprefix("predict.")
     whose = f" of {section}" if section and section != key else ""
+    owners = {name for name in named_classes(configs) if key in known_names().get(name, ())}
+    if len(owners) == 1:
+        whose = f" of {owners.pop()}"
     if not configs:
         return f"'{key}' is not given: name a config, as in --config configs/quickstart.yaml."
     return f"The config lacks '{key}'{whose}: set it, or start from one of the files in configs/."
@@ -119,6 +128,14 @@ def explain_class(text: str, section: str, configs: list[str]) -> str | None:
         return None
     key = re.match(r'Parser key "([\w.]+)"', text)
     where = key.group(1) if key else section
+    found = re.search(r"given class_path '([\w.]+)'", text)
+    name, _, method = (found or match).group(1).rpartition(".")
+    if method == "from_pretrained" and name in WHOLE_PATHS:
+        place = find_key("class_path", configs, f"{name}.{method}")
+        return (
+            f"'{name}.{method}' of '{where}' needs its whole path: write {WHOLE_PATHS[name]}.{name}.{method} "
+            f"({correct(place)})."
+        )
     guess = nearest(match.group(1).rpartition(".")[2], known_names())
     place = find_key("class_path", configs, match.group(1))
     return f"No class '{match.group(1)}' can be taken for '{where}'{guess}: {correct(place)}."
@@ -187,16 +204,33 @@ def check_top_level(path: str, content: dict) -> str | None:
     return f"There is no setting '{wrong}'{nearest(str(wrong), TOP_LEVEL)}: {correct(find_key(str(wrong), [path]))}."
 
 
-def find_key(key: str, configs: list[str], value: str | None = None) -> Place | None:
-    """The last place of a key, and of a value if one is given; of a dotted key only the last part need be there."""
+def find_key(
+    key: str, configs: list[str], value: str | None = None, unknown_to: dict[str, set[str]] | None = None
+) -> Place | None:
+    """The last place of a key; of a dotted key only the last part need be there.
+
+    Args:
+        key: Which.
+        configs: The config files.
+        value: What it must be set to; null for anything.
+        unknown_to: Argument names by class: only where the class is known and has no such argument; null for anywhere.
+    """
     leaf = key.rpartition(".")[2]
     found = [
         place
         for config in configs
         for name, text, place in walk(config)
-        if name == leaf and (value is None or text == value)
+        if name == leaf
+        and (value is None or text == value)
+        and (unknown_to is None or leaf not in unknown_to.get(place.owner, {leaf}))
     ]
     return found[-1] if found else None
+
+
+def named_classes(configs: list[str]) -> set[str]:
+    """Classes, and methods that make one, which the configs name."""
+    paths = [text.split(".") for config in configs for name, text, _ in walk(config) if name == "class_path"]
+    return {".".join(path[-2:] if path[-1].startswith("from_") else path[-1:]) for path in paths}
 
 
 def walk(config: str) -> Iterator[tuple[str, str, Place]]:
@@ -219,7 +253,9 @@ def walk_node(node: yaml.Node | None, config: str, owner: str) -> Iterator[tuple
     for key, value in node.value:
         text = value.value if isinstance(value, yaml.ScalarNode) else ""
         yield key.value, text, Place(config, key.start_mark.line + 1, owner)
-        inner = kinds.get("class_path", "").rpartition(".")[2] if key.value == "init_args" else ""
+        path = kinds.get("class_path", "").split(".") if key.value == "init_args" else [""]
+        # A method that makes one has arguments of its own.
+        inner = ".".join(path[-2:] if path[-1].startswith("from_") else path[-1:])
         yield from walk_node(value, config, inner)
 
 
@@ -230,6 +266,7 @@ def known_names() -> dict[str, set[str]]:
     from lightning.pytorch.callbacks import Callback
 
     from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
+    from lit_pretrain.backbone.weights.timm_settings import UNTOLD
     from lit_pretrain.class_paths import subclasses
     from lit_pretrain.data.augmentation import ImageAugmentation
     from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
@@ -241,6 +278,9 @@ def known_names() -> dict[str, set[str]]:
     kinds += [AdamWConfig, ScheduleConfig, MLflowLogger, lightning.Trainer]
     for base in (LightningModule, LightningDataModule, Objective, Callback):
         kinds += [kind for kind in subclasses(base) if kind.__module__.startswith(("lit_pretrain", "lightning"))]
+    for kind in (TextEncoder, VisionEncoder):
+        names[f"{kind.__name__}.from_pretrained"] = set(inspect.signature(kind.from_pretrained).parameters) - {"untold"}
+    names["VisionEncoder.from_pretrained"] |= set(UNTOLD)
     for kind in kinds:
         names[kind.__name__] = set(inspect.signature(kind.__init__).parameters) - {"self", "args", "kwargs"}
     return names

@@ -143,9 +143,16 @@ def set_in(config, path, value):
 
 
 MODEL, ENCODER, DATA = "model/init_args", "model/init_args/encoder/init_args", "data/init_args"
+PUBLIC, METHOD = "model/init_args/encoder", "TextEncoder.from_pretrained"
+LOADER = f"lit_pretrain.backbone.{METHOD}"
 MISTAKES = [
     (f"{MODEL}/objectivs", [], r"no setting 'objectivs' of TextPretraining (did you mean 'objectives'?)"),
     (f"{ENCODER}/poolin", "cls", "no setting 'poolin' of TextEncoder (did you mean 'pooling'?)"),
+    # DocumentDataModule has such a setting.
+    (f"{ENCODER}/path", "a", "no setting 'path' of TextEncoder"),
+    (PUBLIC, {"class_path": LOADER, "init_args": {"path": "a"}}, f"no setting 'path' of {METHOD} (it has path_or"),
+    (PUBLIC, {"class_path": LOADER}, f"The config lacks 'path_or_hub_name' of {METHOD}"),
+    (PUBLIC, {"class_path": METHOD, "init_args": {"path": "a"}}, f"needs its whole path: write {LOADER}"),
     (f"{ENCODER}/transformer/dept", 2, "no setting 'dept' of model (did you mean 'depth'?)"),
     (f"{MODEL}/objectives/0/init_args", {"probabilty": 0.2}, "no setting 'probabilty' of MaskedLanguageModeling"),
     (f"{DATA}/batchsize", 4, "no setting 'batchsize' of DocumentDataModule (did you mean 'batch_size'?)"),
@@ -162,7 +169,7 @@ MISTAKES = [
     (f"{MODEL}/objectives/0/init_args", {"probability": 2}, "probability is 2.0: give a share between 0 and 1"),
     (f"{MODEL}/objectives", [], "model.objectives is empty"),
     (f"{ENCODER}/transformer/heads", 5, "width 32 is not a multiple of transformer.heads 5"),
-    (f"{MODEL}/encoder", None, "The config lacks 'encoder' of model"),
+    (f"{MODEL}/encoder", None, "The config lacks 'encoder' of TextPretraining"),
     ("model", None, "The config lacks 'model'"),
     ("trainer/strategy", "dpp", "The trainer cannot be made (You selected an invalid strategy name"),
     (f"{DATA}/path", "nowhere.parquet", "There is no file or directory nowhere.parquet"),
@@ -185,7 +192,7 @@ def test_a_mistake_is_one_sentence(config, tmp_path, capsys, path, value, senten
         # The line of the file that is wrong.
         number = int(said[0].rstrip(".").rpartition(" ")[2])
         last = path.rpartition("/")[2]
-        key = next(iter(value)) if last in ("init_args", "optimizer") else last
+        key = next(iter(value)) if last in ("init_args", "optimizer") else {"encoder": "path"}.get(last, last)
         assert key in wrong.read_text().splitlines()[number - 1]
 
 
