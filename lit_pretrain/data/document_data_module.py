@@ -13,10 +13,12 @@ from lit_pretrain.data.document_source import DocumentSeparator, DocumentSource,
 from lit_pretrain.data.epoch_data_module import EpochDataModule
 from lit_pretrain.data.frequent_ngrams import frequent_ngrams
 from lit_pretrain.data.loading import ResumableDataLoader
+from lit_pretrain.data.notices import is_first_process, say_once
 from lit_pretrain.data.randomness import default_seed
 from lit_pretrain.data.sentence_pairs import PairSettings, RandomNext
 from lit_pretrain.data.sources import shown
 from lit_pretrain.data.splits import budgeted_rows, split_rows
+from lit_pretrain.data.summary import PartSummary, data_line
 from lit_pretrain.data.text_encoding import choose_tokenizer
 from lit_pretrain.data.token_cache import TokenCache, cache_fingerprint, open_or_build
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
@@ -55,6 +57,8 @@ class DocumentDataModule(EpochDataModule):
         cache_directory: Where tokenised corpora are kept; null is caches/ under the runs directory.
         seed: Source of order and pairs; null takes seed_everything's.
         max_documents: Only so many documents from the start of the source; null for all.
+        delimiter: Character between the cells of a csv; null is a comma, or a tab in .tsv.
+        encoding: What csv, json and text files are written in (cp1252, utf-16); null is utf-8.
     """
 
     samples_name = "sequences"
@@ -83,6 +87,8 @@ class DocumentDataModule(EpochDataModule):
         cache_directory: str | None = None,
         seed: int | None = None,
         max_documents: int | None = None,
+        delimiter: str | None = None,
+        encoding: str | None = None,
     ) -> None:
         super().__init__()
         if sequence_length < 8:
@@ -98,7 +104,10 @@ class DocumentDataModule(EpochDataModule):
         for label, share in (("validation_share", validation_share), ("short_share", short_share)):
             if not 0.0 <= share < 1.0:
                 raise UserError(f"data.{label} is {share}: give a share from 0 to below 1.")
-        self.source = DocumentSource(path, name, data_files, split, text_column, document_separator, max_documents)
+        form = {"delimiter": delimiter, "encoding": encoding}
+        self.source = DocumentSource(
+            path, name, data_files, split, text_column, document_separator, max_documents, **form
+        )
         self.tokenizer_path = tokenizer
         self.vocabulary_size = vocabulary_size
         self.lowercase = lowercase
@@ -160,6 +169,15 @@ class DocumentDataModule(EpochDataModule):
         self.train_dataset = self._dataset(train, self.seed, fixed=False)
         # The validation sequences are the same in every run, whatever its seed.
         self.validation_dataset = self._dataset(validation, 0, fixed=True) if len(validation) else None
+        if is_first_process():
+            keys, facts = self.cache.document_keys, self.cache.facts
+            parts = {"train": PartSummary(len(train), keys=keys[train])}
+            if len(validation):
+                parts["validation"] = PartSummary(len(validation), keys=keys[validation])
+            told = (
+                f"{facts['documents']:,} documents of '{self.source.text_column}' with {facts['tokens']:,} word pieces"
+            )
+            say_once(data_line(shown(self.source), told, parts, "document"))
 
     def frequent_ngrams(self, longest: int, count: int) -> Tensor:
         """The corpus's most frequent n-grams as numbers; see `frequent_ngrams`."""

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import datasets
 
+from lit_pretrain.data.columns import with_column
 from lit_pretrain.data.sources import TABLES, Source, check_column, no_rows, open_source, shown
 from lit_pretrain.errors import UserError
 
@@ -29,10 +30,11 @@ class DocumentSource(Source):
 
     def options(self, builder: str, files: list[str]) -> dict[str, str]:
         """Of text files, what a document is."""
+        options = super().options(builder, files)
         if builder != "text":
-            return super().options(builder, files)
+            return options
         separator = self.document_separator or ("file" if len(files) > 1 else "blank_line")
-        return {"sample_by": {"file": "document", "blank_line": "paragraph"}[separator]}
+        return options | {"sample_by": {"file": "document", "blank_line": "paragraph"}[separator]}
 
 
 def open_documents(source: DocumentSource, cache_directory: Path) -> tuple[datasets.Dataset, str]:
@@ -49,8 +51,9 @@ def open_documents(source: DocumentSource, cache_directory: Path) -> tuple[datas
         UserError: If a file, a split or a column is missing, the column is not text, or there is no row.
     """
     opened = open_source(source, cache_directory)
-    check_text_column(opened.data, source)
-    data = opened.data.select_columns([source.text_column])
+    data = with_column(opened, source.text_column)
+    check_text_column(data, source)
+    data = data.select_columns([source.text_column])
     if source.max_documents is not None:
         data = data.select(range(min(source.max_documents, len(data))))
     if len(data) == 0:

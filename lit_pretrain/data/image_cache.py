@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +69,12 @@ class ImageCache:
         """Damaged pictures that were left out."""
         return self.facts["skipped_pictures"]
 
+    @cached_property
+    def keys(self) -> numpy.ndarray:
+        """(N,) int64, equal for equal pixels; caches that older versions built have none, and are read for them."""
+        path = self.directory / "keys.bin"
+        return numpy.fromfile(path, dtype=numpy.int64) if path.is_file() else picture_keys(self.images)
+
     def gather(self, members: numpy.ndarray, indices: numpy.ndarray) -> tuple[Tensor, numpy.ndarray]:
         """Copy some pictures out.
 
@@ -81,6 +88,12 @@ class ImageCache:
         places = members[indices]
         images = numpy.take(self.flat, places, axis=0).reshape(len(places), *self.images.shape[1:])
         return torch.from_numpy(images), places
+
+
+def picture_keys(images: numpy.ndarray) -> numpy.ndarray:
+    """(N,) int64 hashes of the pixels of (N, 3, S, S) uint8."""
+    digests = [hashlib.blake2b(numpy.ascontiguousarray(image).data, digest_size=8).digest() for image in images]
+    return numpy.frombuffer(b"".join(digests), dtype=numpy.int64)
 
 
 def image_fingerprint(pictures: EncodedPictures, square: Square, corrupt: Corrupt) -> str:
@@ -112,11 +125,13 @@ def build(pictures: EncodedPictures, square: Square, corrupt: Corrupt, directory
     statistics = PictureStatistics()
     unreadable: list[str] = []
     rows: list[numpy.ndarray] = []
+    keys: list[numpy.ndarray] = []
     with (directory / "images.bin").open("wb") as file, build_progress("pictures") as progress:
         task = progress.add_task("Decoding", total=len(pictures))
         for block in decode_blocks(pictures, range(len(pictures)), square):
             write_array(file, block.images)
             rows.append(numpy.array(block.rows, dtype=numpy.int64))
+            keys.append(picture_keys(block.images))
             statistics.add(block.statistics)
             unreadable += block.unreadable
             progress.advance(task, block.seen)
@@ -129,8 +144,9 @@ def build(pictures: EncodedPictures, square: Square, corrupt: Corrupt, directory
             f"{naming(unreadable, len(pictures), pictures.source, unreadable_list(final))}: repair or remove them, or "
             "set data.corrupt to skip."
         )
-    with (directory / "rows.bin").open("wb") as file:
-        write_array(file, numpy.concatenate(rows))
+    for name, parts in (("rows", rows), ("keys", keys)):
+        with (directory / f"{name}.bin").open("wb") as file:
+            write_array(file, numpy.concatenate(parts))
     facts = {"stored_size": square.side, "pictures": statistics.pictures, "skipped_pictures": len(unreadable)}
     (directory / FACTS).write_text(json.dumps(facts | statistics.facts()) + "\n")
 

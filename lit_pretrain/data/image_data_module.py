@@ -8,17 +8,19 @@ import numpy
 from lit_pretrain.data.built_once import chosen_cache_directory
 from lit_pretrain.data.epoch_data_module import EpochDataModule
 from lit_pretrain.data.image_cache import Corrupt
-from lit_pretrain.data.image_dataset import ImageDataset
+from lit_pretrain.data.image_dataset import ImageDataset, keys_of
 from lit_pretrain.data.image_source import ImageSource
 from lit_pretrain.data.image_store import StorageSettings, StoredPictures, store_pictures
 from lit_pretrain.data.label_facts import LabelFacts
 from lit_pretrain.data.labels import budget_size, stratified_choice
 from lit_pretrain.data.loading import ResumableDataLoader
+from lit_pretrain.data.notices import is_first_process, say_once
 from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.data.pictures import opened, to_rgb
 from lit_pretrain.data.randomness import default_seed, sample_generator
 from lit_pretrain.data.sources import has_splits, shown
 from lit_pretrain.data.splits import split_rows
+from lit_pretrain.data.summary import PartSummary, data_line, doubts, labels_told
 from lit_pretrain.errors import UserError, check_length, check_number
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ class ImageDataModule(EpochDataModule):
         cache_directory: Where decoded pictures are kept; null is caches/ under the runs directory.
         seed: Source of the order and of the label budget's draw; null takes seed_everything's.
         max_pictures: Only so many pictures from the start of the source, and of the test set; null for all.
+        delimiter: Character between the cells of a csv; null is a comma, or a tab in .tsv.
+        encoding: What csv, json and text files are written in (cp1252, utf-16); null is utf-8.
     """
 
     samples_name = "pictures"
@@ -87,6 +91,8 @@ class ImageDataModule(EpochDataModule):
         cache_directory: str | None = None,
         seed: int | None = None,
         max_pictures: int | None = None,
+        delimiter: str | None = None,
+        encoding: str | None = None,
     ) -> None:
         super().__init__()
         for setting, value, least in (
@@ -103,6 +109,7 @@ class ImageDataModule(EpochDataModule):
         if label_budget is not None and label_column is None:
             raise UserError("data.label_budget needs labels: set data.label_column too, or data.max_pictures instead.")
         columns = {"image_column": image_column, "label_column": label_column, "max_pictures": max_pictures}
+        columns |= {"delimiter": delimiter, "encoding": encoding}
         self.source = ImageSource(path, name, data_files, split, **columns)
         self.test_source: ImageSource | None = None
         if test_path is not None or test_data_files is not None:
@@ -161,6 +168,23 @@ class ImageDataModule(EpochDataModule):
             self.train_dataset = self.pictures.dataset(train[chosen])
         self.validation_dataset = self.pictures.dataset(validation) if len(validation) else None
         self.test_dataset = self.test_pictures.dataset() if self.test_pictures is not None else self.validation_dataset
+        if is_first_process():
+            self._tell()
+
+    def _tell(self) -> None:
+        """Say what was understood of the data."""
+        pictures = self.pictures
+        parts = {"train": PartSummary(len(self.train_dataset), keys=keys_of(self.train_dataset))}
+        if self.validation_dataset is not None:
+            parts["validation"] = PartSummary(len(self.validation_dataset), keys=keys_of(self.validation_dataset))
+        if self.test_pictures is not None:
+            parts["test"] = PartSummary(len(self.test_dataset), self.test_pictures.source, keys_of(self.test_dataset))
+        told = f"{pictures.total:,} rows, pictures of '{pictures.encoded.column}'"
+        if pictures.labels is not None:
+            for doubt in doubts(pictures.labels):
+                say_once(doubt)
+            told += f", {labels_told(self.label_facts, pictures.labels.column)}"
+        say_once(data_line(pictures.source, told, parts, "picture"))
 
     # -- loaders
 

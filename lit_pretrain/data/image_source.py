@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.compute
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
+from lit_pretrain.data.columns import with_column
 from lit_pretrain.data.content_hash import checked_once, content_hash, folder_hash, names_below
 from lit_pretrain.data.image_folder import FOLDER, check_folder_labels, folder_classes, folder_rows, metadata_rows
 from lit_pretrain.data.labels import Labels, read_labels
@@ -153,9 +154,11 @@ def open_pictures(source: ImageSource, cache_directory: Path) -> EncodedPictures
     if len(data) == 0:
         raise no_rows(source)
     column = picture_column(data, source)
+    labels = None
     if source.label_column is not None:
         check_folder_labels(opened, source.label_column, shown(source))
-    labels = read_labels(data, source.label_column, shown(source)) if source.label_column is not None else None
+        labelled = with_column(replace(opened, data=data), source.label_column)
+        labels = read_labels(labelled, source.label_column, shown(source))
     data = data.select_columns([column])
     if isinstance(data.features[column], datasets.Image):
         # The bytes as they are: decoding is ours, so that damaged pictures are ours to name.

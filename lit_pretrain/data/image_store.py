@@ -9,7 +9,7 @@ import numpy
 from lit_pretrain.data.built_once import FACTS
 from lit_pretrain.data.decoding import find_square
 from lit_pretrain.data.image_cache import Corrupt, image_fingerprint, naming, open_or_build, unreadable_list
-from lit_pretrain.data.image_dataset import ImageDataset, ImageStore
+from lit_pretrain.data.image_dataset import ImageDataset, ImageStore, keys_of
 from lit_pretrain.data.image_reader import ImageReader
 from lit_pretrain.data.image_source import EncodedPictures, ImageSource, open_pictures
 from lit_pretrain.data.labels import Labels, check_classes, with_classes
@@ -61,6 +61,10 @@ class StoredPictures:
     def places(self, rows: numpy.ndarray) -> numpy.ndarray:
         """(M,) places in the store of those rows that are there."""
         return numpy.flatnonzero(numpy.isin(self.store.rows, rows))
+
+    def keys(self, rows: numpy.ndarray) -> numpy.ndarray | None:
+        """(M,) integers of some rows that are there, equal for equal pixels; null where they are not kept decoded."""
+        return keys_of(self.dataset(self.places(rows)))
 
     def dataset(self, places: numpy.ndarray | None = None) -> ImageDataset:
         """Some pictures as a data set, or all."""

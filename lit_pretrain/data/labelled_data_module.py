@@ -6,6 +6,7 @@ import numpy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_pretrain.data.built_once import chosen_cache_directory
+from lit_pretrain.data.columns import padded_numbers
 from lit_pretrain.data.epoch_data_module import EpochDataModule
 from lit_pretrain.data.image_cache import Corrupt
 from lit_pretrain.data.image_source import ImageSource
@@ -16,9 +17,11 @@ from lit_pretrain.data.labelled_parts import LabelSettings, Part, share_out
 from lit_pretrain.data.labelled_sampler import LengthBatchSampler
 from lit_pretrain.data.labelled_source import Contents, LabelledTextSource, PictureContents, TextContents, other_part
 from lit_pretrain.data.loading import ResumableDataLoader
+from lit_pretrain.data.notices import is_first_process, say_once
 from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.data.randomness import default_seed
 from lit_pretrain.data.sources import Source
+from lit_pretrain.data.summary import PartSummary, data_line, doubts, labels_told
 from lit_pretrain.data.text_encoding import TextSettings, Truncation, choose_tokenizer
 from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.errors import UserError, check_length, check_number
@@ -68,6 +71,10 @@ class LabelledDataModule(EpochDataModule):
             each, classes keep their shares. For one seed a smaller budget's samples are among a larger one's.
         cache_directory: Where decoded pictures and tokenised texts are kept; null is caches/ under the runs directory.
         seed: Source of the order and of the label budget's draw; null takes seed_everything's.
+        delimiter: Character between the cells of a csv; null is a comma, or a tab in .tsv.
+        encoding: What csv, json and text files are written in (cp1252, utf-16); null is utf-8.
+        label_separator: What stands between several classes in one text ("|" in "red|blue"), to learn any number of
+            them a row; null takes each text as one class.
     """
 
     def __init__(
@@ -100,6 +107,9 @@ class LabelledDataModule(EpochDataModule):
         label_budget: int | float | None = None,
         cache_directory: str | None = None,
         seed: int | None = None,
+        delimiter: str | None = None,
+        encoding: str | None = None,
+        label_separator: str | None = None,
     ) -> None:
         super().__init__()
         for setting, value, least in (
@@ -115,25 +125,32 @@ class LabelledDataModule(EpochDataModule):
             raise UserError(f"data.validation_share is {validation_share}: give a share from 0 to below 1.")
         if task is not None and task not in TASKS:
             raise UserError(f"data.task is {task}: give {', '.join(TASKS[:-1])} or {TASKS[-1]}, or null.")
+        if label_separator is not None and task not in (None, "multi_label"):
+            raise UserError(f"data.label_separator gives any number of classes, and data.task is {task}: drop one.")
+        if label_separator == "":
+            raise UserError("data.label_separator is empty: give what stands between classes, or null.")
         if image_column is not None and (text_column is not None or text_pair_column is not None):
             raise UserError("data.image_column and data.text_column are both set: learn from pictures or from texts.")
         if text_pair_column is not None and truncation == "head_tail":
             raise UserError("data.truncation head_tail is for single texts: set it to head for pairs.")
         self.cache_directory = chosen_cache_directory(cache_directory)
+        form = {"delimiter": delimiter, "encoding": encoding}
         self.text: TextSettings | None = None
         if image_column is None:
             columns = (text_column or "text", *([text_pair_column] if text_pair_column is not None else []))
             self.text = TextSettings(columns, maximum_length, truncation)
-            self.source: Source = LabelledTextSource(path, name, data_files, split)
+            self.source: Source = LabelledTextSource(path, name, data_files, split, **form)
         else:
-            self.source = ImageSource(path, name, data_files, split, image_column=image_column)
+            self.source = ImageSource(path, name, data_files, split, image_column=image_column, **form)
         self.other_sources = {
             "validation": (validation_path, validation_data_files, validation_split),
             "test": (test_path, test_data_files, test_split),
         }
         self.storage = StorageSettings(stored_size, cache, cache_gigabytes, corrupt, self.cache_directory)
         self.seed = default_seed() if seed is None else seed
-        self.label_settings = LabelSettings(label_column, task, validation_share, label_budget, self.seed)
+        self.label_settings = LabelSettings(
+            label_column, task, validation_share, label_budget, self.seed, label_separator
+        )
         self.tokenizer_path = tokenizer
         self.batch_size = batch_size
         self.workers = workers
@@ -177,11 +194,29 @@ class LabelledDataModule(EpochDataModule):
             found = share_out(self.contents, others, self.label_settings)
             self.parts |= found.parts
             self.label_facts, self.fingerprint = found.facts, found.fingerprint
+            if is_first_process():
+                self._tell()
         if "predict" not in self.parts:
             self.contents.make_ready(like=self.contents)
             everything = self.contents.there(numpy.arange(len(self.contents.data)))
             self.parts["predict"] = Part(self.contents, everything)
             self.fingerprint = self.fingerprint or self.contents.fingerprint
+
+    def _tell(self) -> None:
+        """Say what was understood of the data."""
+        train = self.parts["train"]
+        padded = padded_numbers(self.contents.opened, self.label_settings.column)
+        for doubt in doubts(train.labels, padded):
+            say_once(doubt)
+        parts = {}
+        for name in ("train", "validation", "test"):
+            part = self.parts.get(name)
+            if part is not None and not any(part is self.parts[one] for one in parts):
+                own = part.contents.source if part.contents is not self.contents else None
+                parts[name] = PartSummary(len(part.rows), own, part.contents.keys(part.rows))
+        labels = labels_told(self.label_facts, self.label_settings.column)
+        told = f"{len(self.contents.data):,} rows, {self.contents.columns}, {labels}"
+        say_once(data_line(self.contents.source, told, parts))
 
     def _open(self, source: Source) -> Contents:
         if self.text is None:

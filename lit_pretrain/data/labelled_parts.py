@@ -22,6 +22,7 @@ class LabelSettings:
     validation_share: float
     budget: int | float | None
     seed: int
+    separator: str | None = None
 
 
 @dataclass
@@ -88,11 +89,11 @@ def share_out(main: Contents, others: dict[str, Contents], settings: LabelSettin
         UserError: If labels are missing or cannot be, the sources' classes differ, or there are too few rows; all of it
             before pictures are decoded.
     """
-    labels = main.labels(settings.column, settings.task)
+    labels = main.labels(settings.column, settings.task, settings.separator)
     check_classes(labels)
     theirs: dict[str, Labels] = {}
     for part, contents in others.items():
-        found = contents.labels(settings.column, labels.task)
+        found = contents.labels(settings.column, labels.task, settings.separator)
         theirs[part] = found if labels.task == "regression" else with_classes(found, labels.classes)
     train, validation = split_labelled(labels, 0.0 if "validation" in others else settings.validation_share)
     for contents in (main, *others.values()):

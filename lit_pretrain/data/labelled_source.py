@@ -8,15 +8,17 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import datasets
 import numpy
 
+from lit_pretrain.data.columns import with_column
 from lit_pretrain.data.document_source import BUILDERS
-from lit_pretrain.data.image_source import EncodedPictures, ImageSource, check_folder_labels, open_pictures
+from lit_pretrain.data.image_folder import check_folder_labels
+from lit_pretrain.data.image_source import EncodedPictures, ImageSource, open_pictures
 from lit_pretrain.data.image_store import StorageSettings, StoredPictures, store_pictures
 from lit_pretrain.data.label_facts import Task
 from lit_pretrain.data.labelled_dataset import Samples
 from lit_pretrain.data.labels import Labels, read_labels
 from lit_pretrain.data.pictures import opened, to_rgb
-from lit_pretrain.data.sources import Source, check_column, has_splits, open_source, shown
-from lit_pretrain.data.text_encoding import TextSettings
+from lit_pretrain.data.sources import OpenedSource, Source, check_column, has_splits, open_source, shown
+from lit_pretrain.data.text_encoding import TextSettings, chunks_of_texts
 from lit_pretrain.data.text_store import find_or_encode
 from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.errors import UserError
@@ -70,13 +72,15 @@ class Contents(Protocol):
         source: What a person knows the source by.
         data: The rows, with all their columns.
         fingerprint: Changes with their content and with nothing else.
+        opened: The source.
     """
 
     source: str
     data: datasets.Dataset
     fingerprint: str
+    opened: OpenedSource
 
-    def labels(self, column: str, task: Task | None) -> Labels:
+    def labels(self, column: str, task: Task | None, separator: str | None = None) -> Labels:
         """The labels of all rows; see `read_labels`."""
 
     def make_ready(self, like: "Contents") -> None:
@@ -87,6 +91,13 @@ class Contents(Protocol):
 
     def samples(self, rows: numpy.ndarray, tokenizer: TextTokenizer | None) -> Samples:
         """Some rows, ready for batches."""
+
+    def keys(self, rows: numpy.ndarray) -> numpy.ndarray | None:
+        """(N,) integers of some rows that are equal for equal samples, or null if they are not known."""
+
+    @property
+    def columns(self) -> str:
+        """What is read of the rows, in a few words."""
 
     def raw(self, rows: list[int]) -> list[dict[str, Any]]:
         """Some rows to show to people."""
@@ -109,12 +120,14 @@ class TextContents:
 
     def __init__(self, source: Source, settings: TextSettings, cache_directory: Path) -> None:
         rows = open_source(source, cache_directory / "huggingface")
-        self.source, self.data, self.settings = shown(source), rows.data, settings
+        self.source, self.opened, self.settings = shown(source), rows, settings
+        self.data = rows.data
         self.kept = cache_directory / "labelled_texts"
         if self.data.column_names == ["text"] and len(settings.columns) == 1:
             # A text file, whatever the texts are called in the table that a model was trained on.
             self.settings = settings = replace(settings, columns=("text",))
         for column, setting in zip(settings.columns, ("text_column", "text_pair_column"), strict=False):
+            self.data = with_column(replace(rows, data=self.data), column)
             check_column(self.data, column, self.source, f"data.{setting}")
             feature = self.data.features[column]
             kind = getattr(feature, "dtype", type(feature).__name__)
@@ -122,9 +135,9 @@ class TextContents:
                 raise UserError(f"The column '{column}' of {self.source} holds {kind}, not text: set data.{setting}.")
         self.fingerprint = digest(rows.fingerprint, source.split, *settings.columns)
 
-    def labels(self, column: str, task: Task | None) -> Labels:
+    def labels(self, column: str, task: Task | None, separator: str | None = None) -> Labels:
         """The labels of all rows."""
-        return read_labels(self.data, column, self.source, task)
+        return read_labels(with_column(self.opened, column), column, self.source, task, separator)
 
     def make_ready(self, like: Contents) -> None:
         """Nothing: texts are tokenised when it is known which ones are used."""
@@ -142,6 +155,20 @@ class TextContents:
                 f"{' or '.join(repr(one) for one in self.settings.columns)}: set data.text_column to another column."
             )
         return samples
+
+    def keys(self, rows: numpy.ndarray) -> numpy.ndarray:
+        """(N,) integers of some rows that are equal for equal texts."""
+        columns = self.settings.columns
+        digests: list[bytes] = []
+        for texts in chunks_of_texts(self.data.select_columns(list(columns)), rows, columns):
+            joined = ("\0".join(one).encode(errors="surrogatepass") for one in zip(*texts, strict=True))
+            digests += [hashlib.blake2b(one, digest_size=8).digest() for one in joined]
+        return numpy.frombuffer(b"".join(digests), dtype=numpy.int64)
+
+    @property
+    def columns(self) -> str:
+        """What is read of the rows, in a few words."""
+        return f"texts of {' and '.join(repr(column) for column in self.settings.columns)}"
 
     def raw(self, rows: list[int]) -> list[dict[str, Any]]:
         """`text`, and `text_pair` if there is one."""
@@ -176,10 +203,10 @@ class PictureContents:
         self.fingerprint = ""
         self._encoded: EncodedPictures | None = None
 
-    def labels(self, column: str, task: Task | None) -> Labels:
+    def labels(self, column: str, task: Task | None, separator: str | None = None) -> Labels:
         """The labels of all rows."""
         check_folder_labels(self.opened, column, self.source)
-        return read_labels(self.data, column, self.source, task)
+        return read_labels(with_column(self.opened, column), column, self.source, task, separator)
 
     def make_ready(self, like: "PictureContents") -> None:
         """Decode the pictures, or find them decoded."""
@@ -195,6 +222,15 @@ class PictureContents:
         """Some rows' pictures."""
         return self.pictures.dataset(self.pictures.places(rows))
 
+    def keys(self, rows: numpy.ndarray) -> numpy.ndarray | None:
+        """(N,) integers of some rows that are equal for equal pixels, if pictures are kept decoded."""
+        return self.pictures.keys(rows)
+
+    @property
+    def columns(self) -> str:
+        """What is read of the rows, in a few words."""
+        return f"pictures of '{self._pictures().column}'"
+
     def raw(self, rows: list[int]) -> list[dict[str, Any]]:
         """`image`: the whole picture, as large as it is."""
         return [{"image": to_rgb(opened(picture))} for picture in self._pictures().read(rows)]
@@ -204,6 +240,8 @@ class PictureContents:
         return {"image": self._pictures().file_names(rows)}
 
     def _pictures(self) -> EncodedPictures:
+        if self._encoded is None and self.pictures is not None:
+            self._encoded = self.pictures.encoded
         if self._encoded is None:
             self._encoded = open_pictures(self.origin, self.storage.directory / "huggingface")
         return self._encoded

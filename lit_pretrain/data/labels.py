@@ -71,7 +71,13 @@ class Labels:
         return self.values[self.ends[row - 1] if row else 0 : self.ends[row]]
 
 
-def read_labels(data: datasets.Dataset, column: str, source: str, task: Task | None = "single_label") -> Labels:
+def read_labels(
+    data: datasets.Dataset,
+    column: str,
+    source: str,
+    task: Task | None = "single_label",
+    separator: str | None = None,
+) -> Labels:
     """The labels of a column.
 
     Args:
@@ -82,6 +88,7 @@ def read_labels(data: datasets.Dataset, column: str, source: str, task: Task | N
         source: What a person knows the source by.
         task: What the labels are; `regression` takes integers too, `single_label` whole numbers of any type. Null lets
             the column's type decide.
+        separator: What stands between several classes in a text or number; a row without any has no class.
 
     Raises:
         UserError: If the column is missing or of another kind, or a row has no label or one that cannot be.
@@ -91,6 +98,14 @@ def read_labels(data: datasets.Dataset, column: str, source: str, task: Task | N
     inner = inner_feature(feature)
     values = data.select_columns([column]).with_format("arrow")[:].column(column).combine_chunks()
     dtype = str(getattr(feature, "dtype", type(feature).__name__))
+    if separator is not None:
+        if inner is not None or isinstance(feature, datasets.ClassLabel) or not dtype.startswith((*CLASSES, "float")):
+            raise not_labels(column, source, feature, "texts to be taken apart by data.label_separator")
+        texts = values.cast(pyarrow.large_string()).to_pylist()
+        parts = [[part.strip() for part in (text or "").split(separator) if part.strip()] for text in texts]
+        return several_classes(
+            pyarrow.array(parts, pyarrow.list_(pyarrow.string())), datasets.Value("string"), column, source
+        )
     if task is None:
         task = "multi_label" if inner is not None else "regression" if dtype.startswith("float") else "single_label"
     if task == "multi_label":

@@ -4,11 +4,16 @@ import sys
 from functools import cache
 
 
-def say(line: str) -> None:
-    """Tell a person, once however many processes there are."""
+def is_first_process() -> bool:
+    """Whether this is the process that speaks for all."""
     from lightning.pytorch.utilities import rank_zero_only
 
-    if rank_zero_only.rank == 0:
+    return rank_zero_only.rank == 0
+
+
+def say(line: str) -> None:
+    """Tell a person, once however many processes there are."""
+    if is_first_process():
         print(line, file=sys.stderr, flush=True)
 
 

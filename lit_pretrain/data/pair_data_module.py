@@ -9,10 +9,12 @@ from lit_pretrain.data.built_once import chosen_cache_directory
 from lit_pretrain.data.document_data_module import DocumentTexts, trained_once
 from lit_pretrain.data.epoch_data_module import EpochDataModule
 from lit_pretrain.data.image_cache import Corrupt
+from lit_pretrain.data.image_dataset import keys_of
 from lit_pretrain.data.image_source import ImageSource
 from lit_pretrain.data.image_store import StorageSettings
 from lit_pretrain.data.labelled_source import other_part
 from lit_pretrain.data.loading import ResumableDataLoader
+from lit_pretrain.data.notices import is_first_process, say_once
 from lit_pretrain.data.pair_dataset import GalleryDataset
 from lit_pretrain.data.pair_parts import (
     Empty,
@@ -23,11 +25,12 @@ from lit_pretrain.data.pair_parts import (
     open_pairs,
     training_pairs,
 )
-from lit_pretrain.data.pair_source import CAPTION
+from lit_pretrain.data.pair_source import CAPTION, SAMPLE_CAPTIONS
 from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.data.pictures import opened, to_rgb
 from lit_pretrain.data.randomness import default_seed
 from lit_pretrain.data.splits import split_rows
+from lit_pretrain.data.summary import PartSummary, data_line
 from lit_pretrain.data.text_encoding import choose_tokenizer
 from lit_pretrain.data.text_tokenizer import TextTokenizer
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
@@ -61,8 +64,9 @@ class PairDataModule(EpochDataModule):
         test_data_files: Files or patterns of the test data.
         test_split: Split of the test data; by itself, another split of `path`.
         image_column: Column of pictures, of their bytes or of their file names; null takes the only one of pictures.
-        caption_columns: Columns of captions: texts, class labels (their names), or lists of these; null is the names
-            and keywords of the emoji.
+        caption_columns: Columns of captions: texts, class labels (their names), or lists of these; `json.caption` is
+            what a column of json holds by that key. Of a folder of pictures `txt` and `json.KEY` are the files beside
+            them, and any column of a metadata.csv, .jsonl or .parquet. Null is the names and keywords of the emoji.
         empty_captions: What becomes of captions without any text and of pictures without any caption: `error`, or
             `skip` to count them and leave them out.
         tokenizer: Directory or file of a WordPiece tokenizer or of CLIP's; null is that of the text tower, or one that
@@ -81,6 +85,8 @@ class PairDataModule(EpochDataModule):
             directory.
         seed: Source of the order and of which caption is drawn; null takes seed_everything's.
         max_pictures: Only so many rows from the start of the source; null for all.
+        delimiter: Character between the cells of a csv; null is a comma, or a tab in .tsv.
+        encoding: What csv, json and text files are written in (cp1252, utf-16); null is utf-8.
     """
 
     samples_name = "pictures"
@@ -115,6 +121,8 @@ class PairDataModule(EpochDataModule):
         cache_directory: str | None = None,
         seed: int | None = None,
         max_pictures: int | None = None,
+        delimiter: str | None = None,
+        encoding: str | None = None,
     ) -> None:
         super().__init__()
         for setting, value, least in (
@@ -129,7 +137,8 @@ class PairDataModule(EpochDataModule):
             check_number(f"data.{setting}", value, least=least)
         if not 0.0 <= validation_share < 1.0:
             raise UserError(f"data.validation_share is {validation_share}: give a share from 0 to below 1.")
-        self.source = ImageSource(path, name, data_files, split, image_column=image_column, max_pictures=max_pictures)
+        form = {"delimiter": delimiter, "encoding": encoding, "max_pictures": max_pictures}
+        self.source = ImageSource(path, name, data_files, split, image_column=image_column, **form)
         self.other_sources = {
             "validation": (validation_path, validation_data_files, validation_split),
             "test": (test_path, test_data_files, test_split),
@@ -210,6 +219,24 @@ class PairDataModule(EpochDataModule):
         if "validation" in self.galleries:
             self.galleries.setdefault("test", self.galleries["validation"])
             self.contents.setdefault("test", self.contents["validation"])
+        if is_first_process():
+            self._tell()
+
+    def _tell(self) -> None:
+        """Say what was understood of the data."""
+        main, parts = (
+            self.contents["train"],
+            {"train": PartSummary(len(self.train_dataset), keys=keys_of(self.train_dataset))},
+        )
+        for name in ("validation", "test"):
+            gallery_of = self.galleries.get(name)
+            if gallery_of is not None and not (name == "test" and gallery_of is self.galleries.get("validation")):
+                own = self.contents[name].pictures.source if self.contents[name] is not main else None
+                parts[name] = PartSummary(len(gallery_of), own, keys_of(gallery_of))
+        columns = " and ".join(repr(column) for column in self.caption_columns or SAMPLE_CAPTIONS)
+        told = f"{len(main.keys):,} rows, {len(main.groups):,} pictures of '{main.pictures.encoded.column}'"
+        told += f" with {len(main.captions.data):,} captions of {columns}"
+        say_once(data_line(main.pictures.source, told, parts, "picture"))
 
     # -- loaders
 

@@ -5,7 +5,7 @@ picture could be trained on with one caption and validated with another.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -14,7 +14,9 @@ import pyarrow
 import pyarrow.compute
 
 from lit_pretrain.data.built_once import FACTS, build_once
-from lit_pretrain.data.image_source import EncodedPictures, ImageSource, check_folder_labels
+from lit_pretrain.data.columns import columns_told, with_column
+from lit_pretrain.data.image_folder import FOLDER, check_folder_labels
+from lit_pretrain.data.image_source import EncodedPictures, ImageSource
 from lit_pretrain.data.labelled_source import digest
 from lit_pretrain.data.sources import check_column, open_source, shown
 from lit_pretrain.errors import UserError
@@ -60,7 +62,7 @@ def open_captions(source: ImageSource, columns: list[str] | None, cache_director
         if source.path is not None or source.data_files is not None:
             raise UserError(
                 f"It is not said which columns of {shown(source)} hold captions (it has "
-                f"{', '.join(data.column_names)}): set data.caption_columns."
+                f"{columns_told(opened)}): set data.caption_columns."
             )
         columns = list(SAMPLE_CAPTIONS)
     if not columns:
@@ -68,6 +70,7 @@ def open_captions(source: ImageSource, columns: list[str] | None, cache_director
     owners, texts = [], []
     for column in columns:
         check_folder_labels(opened, column, shown(source))
+        data = with_column(replace(opened, data=data), column)
         check_column(data, column, shown(source), "data.caption_columns")
         table = data.select_columns([column]).with_format("arrow")[:]
         values = table.column(column).combine_chunks()
@@ -91,7 +94,10 @@ def open_captions(source: ImageSource, columns: list[str] | None, cache_director
     order = numpy.argsort(rows, kind="stable")
     captions = pyarrow.concat_arrays(texts).take(pyarrow.array(order))
     table = datasets.table.InMemoryTable(pyarrow.table({CAPTION: captions}))
-    fingerprint = digest(opened.fingerprint, source.split, str(source.max_pictures), *columns)
+    # Files beside pictures are not in the source's own fingerprint.
+    content = hashlib.sha256("\0".join(text or "" for text in captions.to_pylist()).encode()).hexdigest()
+    beside = [content] if opened.builder == FOLDER else []
+    fingerprint = digest(opened.fingerprint, source.split, str(source.max_pictures), *columns, *beside)
     return Captions(datasets.Dataset(table), rows[order], fingerprint)
 
 

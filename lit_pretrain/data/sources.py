@@ -3,6 +3,7 @@
 Here is what documents and pictures share; `document_source.py` and `image_source.py` say which columns they need.
 """
 
+import codecs
 import glob
 import json
 import os
@@ -25,6 +26,8 @@ from lit_pretrain.errors import UserError, nearest
 
 # Builders that make a sample of every file.
 SAMPLES = {"imagefolder", "text"}
+# Builders of text.
+ENCODED = {"csv", "json", "text"}
 TABLES = {
     ".parquet": "parquet",
     ".csv": "csv",
@@ -54,11 +57,23 @@ class Source:
     split: str = "train"
     prefix: str = field(default="", kw_only=True)
     split_given: bool = field(default=True, kw_only=True)
+    delimiter: str | None = field(default=None, kw_only=True)
+    encoding: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        """A person's home directory may be called ~."""
+        """Check what a person gave; their home directory may be called ~."""
         if self.path is not None:
             object.__setattr__(self, "path", os.path.expanduser(self.path))
+        if self.delimiter == "\\t":
+            object.__setattr__(self, "delimiter", "\t")
+        if self.delimiter is not None and len(self.delimiter) != 1:
+            raise UserError(f"data.delimiter is '{self.delimiter}': give the one character that ends a csv's cells.")
+        try:
+            codecs.lookup(self.encoding or "utf-8")
+        except LookupError as error:
+            raise UserError(
+                f"data.encoding is '{self.encoding}': give one that Python knows, such as cp1252."
+            ) from error
 
     builders: ClassVar[dict[str, str]] = TABLES
     sample: ClassVar[str]
@@ -75,11 +90,17 @@ class Source:
 
     def options(self, builder: str, files: list[str]) -> dict[str, Any]:
         """Settings of a builder for these files."""
+        encoding = {"encoding": self.encoding} if self.encoding is not None and builder in ENCODED else {}
         if builder != "csv":
-            return {}
+            if self.delimiter is not None and builder in TABLES.values():
+                raise UserError(f"data.delimiter is for csv, and {shown(self)} is {builder}: leave it out.")
+            return encoding
+        separators = {"\t" if ending(file) == ".tsv" else "," for file in files}
+        if self.delimiter is None and len(separators) > 1:
+            raise UserError(f"{shown(self)} holds .csv and .tsv: give files of one kind, or set data.delimiter.")
         # Words such as None, NA and null are texts and classes like others: only empty cells are missing.
-        cells = {"keep_default_na": False, "na_values": [""]}
-        return cells | ({"sep": "\t"} if ending(files[0]) == ".tsv" else {})
+        cells = {"keep_default_na": False, "na_values": [""], "sep": self.delimiter or separators.pop()}
+        return cells | encoding
 
     def read(self, found: "LocalFiles", content: str, cache_directory: Path) -> datasets.Dataset:
         """Local files as rows; `content` is their hash."""
@@ -124,12 +145,14 @@ class OpenedSource:
         fingerprint: Changes with their content and with nothing else.
         files: The local files they were read from, if they were.
         builder: What read these.
+        options: Of the builder.
     """
 
     data: datasets.Dataset
     fingerprint: str
     files: tuple[str, ...] = ()
     builder: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def open_source(source: Source, cache_directory: Path) -> OpenedSource:
@@ -154,7 +177,7 @@ def open_source(source: Source, cache_directory: Path) -> OpenedSource:
     elif (local := local_files(source)) is not None:
         content = source.content(local, cache_directory)
         data = source.read(local, content, cache_directory)
-        opened = OpenedSource(data, content, tuple(local.all_files), local.builder)
+        opened = OpenedSource(data, content, tuple(local.all_files), local.builder, local.options)
     elif (remote := remote_files(source)) is not None:
         data = load_remote(*remote, source.split, source.setting("path"))
         opened = OpenedSource(data, f"hub:{data._fingerprint}")
@@ -329,10 +352,15 @@ def directory_splits(source: Source, directory: str) -> Splits:
     """The files of a directory by split, and a word on those that are not read."""
     listing = list_directory(directory, lambda name: ending(name) in source.builders)
     name = None if source.path in set(source.builders.values()) else source.name
-    found = find_splits(listing, name, lambda files: {source.builders[ending(file)] for file in files} <= SAMPLES)
+    found = find_splits(
+        listing, name, lambda files: source.builder_of({source.builders[ending(file)] for file in files}) in SAMPLES
+    )
+    # What is called like a sample may describe it.
+    stems = {os.path.splitext(file)[0] for file in listing.files} if listing.foreign else set()
+    foreign = [file for file in listing.foreign if os.path.splitext(file)[0] not in stems]
     for files, what in (
         (listing.hidden, "hidden"),
-        (listing.foreign, "of other kinds"),
+        (foreign, "of other kinds"),
         (found.unread, "in none of its splits"),
     ):
         if files:
@@ -436,7 +464,10 @@ def check_column(data: datasets.Dataset, column: str, source: str, setting: str)
         UserError: With the nearest name, if it is not.
     """
     if column not in data.column_names:
+        alone = data.column_names[0] if len(data.column_names) == 1 else ""
+        delimiter = next((one for one in ";\t|" if one in alone), None)
+        hint = f", or data.delimiter to {delimiter!r}" if delimiter else ""
         raise UserError(
             f"{source} has no column '{column}'{nearest(column, data.column_names)}: its columns are "
-            f"{', '.join(data.column_names)}; set {setting}."
+            f"{', '.join(data.column_names)}; set {setting}{hint}."
         )

@@ -19,7 +19,7 @@ from lit_pretrain.data.sentences import split_sentences
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 # Characters whose tokens are held in memory at a time.
 CHUNK_CHARACTERS = 4_000_000
 
@@ -35,6 +35,7 @@ class TokenCache:
         document_ends: (N,) number of sentences up to the end of each document.
         document_rows: (N,) row of the source that each document comes from.
         facts: What was counted while it was built.
+        document_keys: (N,) integers that are equal for equal word pieces.
     """
 
     directory: Path
@@ -43,6 +44,7 @@ class TokenCache:
     document_ends: numpy.ndarray
     document_rows: numpy.ndarray
     facts: dict[str, int]
+    document_keys: numpy.ndarray | None = None
 
     @classmethod
     def open(cls, directory: Path) -> "TokenCache":
@@ -56,9 +58,10 @@ class TokenCache:
                 ("sentence_ends", numpy.int64),
                 ("document_ends", numpy.int64),
                 ("document_rows", numpy.int64),
+                ("document_keys", numpy.int64),
             )
         ]
-        return cls(directory, *arrays, facts)
+        return cls(directory, *arrays[:-1], facts, arrays[-1])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Worker processes map the files themselves rather than receive the whole corpus."""
@@ -110,7 +113,7 @@ def build(data: Any, text_column: str, tokenizer: WordPieceTokenizer, directory:
     """Tokenise every document into `directory`, holding a few million characters at a time."""
     directory.mkdir(parents=True)
     dtype = numpy.dtype(numpy.uint16 if tokenizer.vocabulary_size <= 2**16 else numpy.uint32)
-    names = ("tokens", "sentence_ends", "document_ends", "document_rows")
+    names = ("tokens", "sentence_ends", "document_ends", "document_rows", "document_keys")
     files = {name: (directory / f"{name}.bin").open("wb") for name in names}
     total_tokens = total_sentences = documents = dropped = 0
     try:
@@ -119,7 +122,7 @@ def build(data: Any, text_column: str, tokenizer: WordPieceTokenizer, directory:
             for rows, texts in chunks(data, text_column):
                 sentences = [split_sentences(text, language) for text in texts]
                 pieces = iter(tokenizer.encode_batch(list(chain.from_iterable(sentences))))
-                kept, sentence_lengths, sentence_counts, kept_rows = [], [], [], []
+                kept, sentence_lengths, sentence_counts, kept_rows, keys = [], [], [], [], []
                 for row, parts in zip(rows, sentences, strict=True):
                     # A sentence of nothing but characters that the tokenizer drops has no pieces.
                     ids = [one for one in (next(pieces) for _ in parts) if one]
@@ -130,12 +133,15 @@ def build(data: Any, text_column: str, tokenizer: WordPieceTokenizer, directory:
                     sentence_lengths += [len(one) for one in ids]
                     sentence_counts.append(len(ids))
                     kept_rows.append(row)
+                    content = numpy.fromiter(chain.from_iterable(ids), dtype)
+                    keys.append(hashlib.blake2b(content.data, digest_size=8).digest())
                 ends = total_tokens + numpy.cumsum(sentence_lengths, dtype=numpy.int64)
                 counts = total_sentences + numpy.cumsum(sentence_counts, dtype=numpy.int64)
                 write_array(files["tokens"], numpy.fromiter(chain.from_iterable(kept), dtype))
                 write_array(files["sentence_ends"], ends)
                 write_array(files["document_ends"], counts)
                 write_array(files["document_rows"], numpy.array(kept_rows, dtype=numpy.int64))
+                files["document_keys"].write(b"".join(keys))
                 total_tokens += sum(sentence_lengths)
                 total_sentences += len(sentence_lengths)
                 documents += len(kept_rows)

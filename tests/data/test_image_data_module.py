@@ -117,7 +117,7 @@ def test_damaged_pictures_are_left_out_and_told_of(tmp_path, capsys):
     whole = ready(tmp_path, write_folder(tmp_path / "whole", 30))
     data = ready(tmp_path, folder, corrupt="skip")
     assert data.describe()["skipped_pictures"] == 1 and data.describe()["pictures"] == 29
-    line = capsys.readouterr().err.splitlines()[-1]
+    line = capsys.readouterr().err.splitlines()[-2]
     assert line.startswith("1 of the 30 pictures") and "001.png" in line and line.endswith(": left out.")
     # Row 10 is the first of the second directory. The others stay in the part that they were in.
     parts = [{*one.train_dataset.images.rows[one.train_dataset.members].tolist()} for one in (data, whole)]

@@ -112,6 +112,37 @@ def test_a_metadata_table_takes_the_place_of_folders(tmp_path, kind, capsys):
     assert open_captions(ImageSource(str(folder)), ["text"], tmp_path / "cache").fingerprint != captions.fingerprint
 
 
+def test_captions_beside_pictures_and_inside_json(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        for number in range(3):
+            contents = {"png": png(pixels_of(number)), "txt": f"text {number}\n".encode()}
+            contents["json"] = json.dumps({"caption": f"caption {number}", "more": {"tags": ["a", "b"]}}).encode()
+            for kind, content in contents.items():
+                (folder / f"{number}.{kind}").write_bytes(content)
+                entry = tarfile.TarInfo(f"{number}.{kind}")
+                entry.size = len(content)
+                shard.addfile(entry, io.BytesIO(content))
+    for source in (ImageSource(str(folder)), ImageSource(str(tmp_path / "a.tar"))):
+        captions = {
+            column: open_captions(source, [column], tmp_path / "cache")
+            for column in ("txt", "json.caption", "json.more.tags")
+        }
+        assert [one.strip() for one in captions["txt"].data["caption"]] == ["text 0", "text 1", "text 2"]
+        assert captions["json.caption"].data["caption"][:] == ["caption 0", "caption 1", "caption 2"]
+        assert captions["json.more.tags"].data["caption"][:] == ["a", "b"] * 3
+        with pytest.raises(UserError, match=r"no column 'json\.captoin'"):
+            open_captions(source, ["json.captoin"], tmp_path / "cache")
+    before = open_captions(ImageSource(str(folder)), ["txt"], tmp_path / "cache").fingerprint
+    (folder / "1.txt").write_text("Another.")
+    (folder / "2.txt").unlink()
+    after = open_captions(ImageSource(str(folder)), ["txt"], tmp_path / "cache")
+    assert after.data["caption"][:] == ["text 0", "Another.", None] and after.fingerprint != before
+    with pytest.raises(UserError, match=r"it has image, label, txt \(beside the pictures\), json \(beside"):
+        open_captions(ImageSource(str(folder)), None, tmp_path / "cache")
+
+
 def test_a_metadata_table_above_splits(tmp_path):
     (tmp_path / "pictures").mkdir()
     names = [f"{split}/{kind}/{number}.png" for split in ("train", "test") for kind in "ab" for number in (1, 2)]
