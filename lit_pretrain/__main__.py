@@ -7,7 +7,7 @@ import sys
 import traceback
 
 from lit_pretrain import __version__
-from lit_pretrain.errors import UserError, nearest
+from lit_pretrain.errors import UserError, nearest, without_credentials
 
 TRAINING = {
     "fit": "train a model as a config says",
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return dispatch(arguments[0], arguments[1:])
     except UserError as error:
-        print(f"lit_pretrain: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"lit_pretrain: {without_credentials(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # Whoever read our output has closed it (`... | head`).
@@ -129,8 +129,8 @@ def failed(error: Exception) -> int:
     from lit_pretrain.modules.base import NonFiniteLossError
 
     if not isinstance(error, NonFiniteLossError):
-        traceback.print_exc()
-    message = " ".join(str(error).split()) or "no message"
+        print(without_credentials("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    message = without_credentials(" ".join(str(error).split())) or "no message"
     kind = "" if isinstance(error, NonFiniteLossError) else f"{type(error).__name__}: "
     print(f"lit_pretrain: {kind}{message[:600]}", file=sys.stderr)
     return 1

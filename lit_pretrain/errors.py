@@ -5,6 +5,7 @@ line on stderr and exits with status 2; in Python it is an ordinary exception.
 """
 
 import math
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import ClassVar
@@ -89,3 +90,25 @@ def is_share(value: float) -> bool:
     The rule of Lightning's limits and of scikit-learn's sizes.
     """
     return isinstance(value, float) and value <= 1.0
+
+
+# User names and passwords of addresses. A password of a database may hold a slash, where an address of the web has its
+# path; and whatever is called a secret in a query.
+CREDENTIALS = (
+    (re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/'\"<>]*@", re.IGNORECASE), r"\1"),
+    (re.compile(r"\b((?!https?:)[a-z][a-z0-9+.-]*://)[^\s:/@'\"<>]*:[^\s@'\"<>]*@", re.IGNORECASE), r"\1"),
+    (
+        re.compile(
+            r"([?&;][\w.-]*(?:password|passwd|pwd|token|secret|signature|credential|access_?key)[\w.-]*=)[^\s&;'\"<>]+",
+            re.IGNORECASE,
+        ),
+        r"\1***",
+    ),
+)
+
+
+def without_credentials(text: str) -> str:
+    """Return a text without the user names, passwords and secrets of the addresses in it, to be shown and stored."""
+    for pattern, replacement in CREDENTIALS:
+        text = pattern.sub(replacement, text)
+    return text

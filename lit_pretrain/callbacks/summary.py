@@ -5,11 +5,11 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_pretrain.errors import without_credentials
 from lit_pretrain.modules.optimization import count_elements
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.tracking.paths import resolve_runs_directory, shown_path
 from lit_pretrain.tracking.run_record import RunRecorder, keeper_of_best, keeper_of_last, mlflow_logger, run_directory
-from lit_pretrain.tracking.store import without_credentials
 
 
 class Summary(Callback):

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, without_credentials
 from lit_pretrain.tracking.paths import resolve_runs_directory, shown_path
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def check_runs_directory(runs: str | None = None) -> list[Row]:
 
 def check_database(runs: str | None = None) -> list[Row]:
     """MLflow's store: reachable, sound, and of a version this MLflow can use."""
-    from lit_pretrain.tracking.store import open_store, resolve_tracking_uri, without_credentials
+    from lit_pretrain.tracking.store import open_store, resolve_tracking_uri
 
     directory = resolve_runs_directory(runs)
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, without_credentials
 from lit_pretrain.tracking.find import list_runs
 from lit_pretrain.tracking.paths import (
     RUN_FILE_NAME,
@@ -30,7 +30,6 @@ from lit_pretrain.tracking.store import (
     open_experiment,
     open_store,
     resolve_tracking_uri,
-    without_credentials,
 )
 
 STUDY_TAG = "study"

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, without_credentials
 from lit_pretrain.tracking.find import read_run_file
 from lit_pretrain.tracking.paths import RUN_FILE_NAME
 from lit_pretrain.tracking.processes import BEAT_SECONDS, host_name, process_identity, state_of
-from lit_pretrain.tracking.store import HOST_TAG, PROCESS_TAG, TAG_LIMIT, without_credentials
+from lit_pretrain.tracking.store import HOST_TAG, PROCESS_TAG, TAG_LIMIT
 from lit_pretrain.tracking.writer import is_gone
 
 if TYPE_CHECKING:
@@ -77,9 +77,11 @@ def start_run(
     all_tags = {
         "mlflow.user": user_name(),
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": shlex.join(["python", "-m", "lit_pretrain", *sys.argv[1:]])[:TAG_LIMIT],
+        "mlflow.source.name": without_credentials(shlex.join(["python", "-m", "lit_pretrain", *sys.argv[1:]]))[
+            :TAG_LIMIT
+        ],
         **process_tags(),
-        **{key: str(value) for key, value in tags.items()},
+        **{key: without_credentials(str(value)) for key, value in tags.items()},
     }
     run = client.create_run(experiment[0], tags=all_tags, run_name=name)
     return Beginning(run.info.run_id, name, *experiment, all_tags)

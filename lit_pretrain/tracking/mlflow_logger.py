@@ -18,7 +18,7 @@ from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch.loggers import Logger, MLFlowLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, without_credentials
 from lit_pretrain.tracking.beginning import continue_run, start_run
 from lit_pretrain.tracking.find import DEFAULT_EXPERIMENT, list_runs, read_run_file, run_directory_of_checkpoint
 from lit_pretrain.tracking.paths import (
@@ -39,7 +39,6 @@ from lit_pretrain.tracking.store import (
     open_store,
     resolve_tracking_uri,
     send,
-    without_credentials,
 )
 from lit_pretrain.tracking.writer import UNSENT_NAME, Writer, gather_journals
 
@@ -401,8 +400,9 @@ class MLflowLogger(MLFlowLogger):
             final = self._final_status or {"success": "FINISHED", "failed": "FAILED"}.get(status, status)
             self._writer.put({"kind": "status", "status": final})
         sent = self._writer.close()
-        self._presence.end()
-        self._presence = None
+        if self._presence is not None:
+            self._presence.end()
+            self._presence = None
         if not sent:
             rank_zero_warn(
                 f"Not everything reached the tracking server; the rest is in "
@@ -416,5 +416,6 @@ class MLflowLogger(MLFlowLogger):
 
 
 def _shorten(text: str, limit: int) -> str:
+    text = without_credentials(text)
     mark = "… (the whole is in config.yaml)"
     return text if len(text) <= limit else text[: limit - len(mark)] + mark

@@ -8,6 +8,7 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
+from lit_pretrain.errors import without_credentials
 from lit_pretrain.tracking.paths import write_atomically
 from lit_pretrain.tracking.run_record import RunRecorder, mlflow_logger, run_directory
 
@@ -32,7 +33,7 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save on rank zero, when the run has begun: for every logger, and beside what it writes."""
-        text = self.parser.dump(self.config, skip_none=False)
+        text = without_credentials(self.parser.dump(self.config, skip_none=False))
         settings = dict(flatten_config(yaml.safe_load(text)))
         directory, logger = run_directory(trainer), mlflow_logger(trainer)
         name = "config.yaml"

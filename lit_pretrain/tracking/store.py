@@ -11,10 +11,10 @@ import socket
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlparse, urlunparse
+from urllib.parse import urlparse
 from urllib.request import getproxies, proxy_bypass, url2pathname
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, without_credentials
 from lit_pretrain.tracking.find import RunRecord, list_runs
 from lit_pretrain.tracking.paths import ARTIFACTS_NAME, DATABASE_NAME, make_directory, remove_unfinished, safe_name
 from lit_pretrain.tracking.processes import host_name, process_identity, state_of
@@ -58,7 +58,11 @@ def resolve_tracking_uri(tracking_uri: str | None, runs_directory: Path) -> str:
     Raises:
         UserError: If it names a store of files, which MLflow no longer writes.
     """
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    given = os.environ.get("MLFLOW_TRACKING_URI") or ""
+    uri = tracking_uri or given
+    if given and uri == without_credentials(given):
+        # As a run's config has it, which keeps no password.
+        uri = given
     if not uri:
         return f"sqlite:///{runs_directory / DATABASE_NAME}"
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
@@ -72,19 +76,8 @@ def resolve_tracking_uri(tracking_uri: str | None, runs_directory: Path) -> str:
     return uri
 
 
-def without_credentials(uri: str) -> str:
-    """Return an address without its user name and password, fit to be shown and stored."""
-    parts = urlparse(uri)
-    if not parts.scheme.startswith("http") or "@" not in parts.netloc:
-        return uri
-    return urlunparse(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
 def address_of(record: RunRecord) -> str:
     """The store that has a run: as it noted it, with the credentials of $MLFLOW_TRACKING_URI if it is the same."""
-    given = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if given and without_credentials(given) == record.tracking_uri:
-        return given
     beside = record.directory.parent.parent / DATABASE_NAME
     noted = Path(record.tracking_uri.removeprefix("sqlite:///"))
     if record.tracking_uri.startswith("sqlite:///") and not noted.is_file() and beside.is_file():

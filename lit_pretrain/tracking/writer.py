@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_pretrain.errors import without_credentials
+
 # One operation: {"kind": "metrics" | "params" | "tags" | "artifact" | "status", ...}, primitives only.
 Operation = dict[str, Any]
 METRICS_PER_REQUEST = 1000
@@ -364,7 +366,7 @@ def is_gone(error: Exception) -> bool:
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:
-    """First line of an error's message, or its type if it has none."""
-    lines = str(error).strip().splitlines()
+    """First line of an error's message, or its type if it has none; without passwords that stand in it."""
+    lines = without_credentials(str(error)).strip().splitlines()
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"

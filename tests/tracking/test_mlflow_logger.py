@@ -13,7 +13,7 @@ from toy_training import ToyData, ToyModule, make_trainer
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
-from lit_pretrain.tracking.store import resolve_tracking_uri, without_credentials
+from lit_pretrain.tracking.store import resolve_tracking_uri
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +172,9 @@ def test_addresses(tmp_path, monkeypatch):
     for directory in ("file:./mlruns", "mlruns"):
         with pytest.raises(UserError, match=f"use sqlite:///{tmp_path}/mlruns/mlflow.db"):
             resolve_tracking_uri(directory, tmp_path)
-    assert without_credentials("https://me:secret@host:1/path") == "https://host:1/path"
+    # As the config of a run keeps it.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@host/db")
+    assert resolve_tracking_uri("postgresql://host/db", tmp_path) == "postgresql://me:secret@host/db"
+    assert resolve_tracking_uri("postgresql://other/db", tmp_path) == "postgresql://other/db"
     with pytest.raises(UserError, match="experiment's name is empty"):
         MLflowLogger(experiment=" ")

@@ -9,11 +9,13 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from toy_training import ToyData, ToyModule, make_trainer
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.__main__ import main
+from lit_pretrain.errors import UserError, without_credentials
 from lit_pretrain.tracking.best import direction
 from lit_pretrain.tracking.machine import git_state
 from lit_pretrain.tracking.run_record import RunRecorder
 from lit_pretrain.tracking.save_config import SaveConfig, flatten_config
+from lit_pretrain.tracking.writer import first_line
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +141,38 @@ def test_config_of_a_run_and_of_its_resumption(runs):
     assert run.data.params["trainer.max_steps"] == "3"
     assert run.data.tags["resumed.trainer.max_steps"] == "6"
     assert "model.name" not in run.data.params
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:secret@host:1/path", "https://host:1/path"),
+        ("to postgresql://me:secret@host/db, then", "to postgresql://host/db, then"),
+        ("mysql+pymysql://me:sec/ret@host:3306/db", "mysql+pymysql://host:3306/db"),
+        ("s3://key:s%40cret@bucket/x and ftp://secret@h", "s3://bucket/x and ftp://h"),
+        ("postgresql://h/db?user=me&password=secret&a=b", "postgresql://h/db?user=me&password=***&a=b"),
+        ("https://h/x.csv?X-Amz-Signature=secret", "https://h/x.csv?X-Amz-Signature=***"),
+        *((text, text) for text in ("http://h:5000/a?mail=a@b", "sqlite:////tmp/a@b.db", "a: b@c", "x/y://")),
+    ],
+)
+def test_passwords_are_never_shown(text, shown):
+    assert without_credentials(text) == shown and "secret" not in shown
+
+
+def test_passwords_are_never_stored(runs, monkeypatch, capsys):
+    address = "postgresql://me:secret@127.0.0.1:1/db"
+    monkeypatch.setattr("sys.argv", ["lit_pretrain", "fit", "--trainer.logger.tracking_uri", address])
+    parser = LightningArgumentParser()
+    parser.add_argument("--data.path", type=str)
+    trainer = make_trainer(runs, [SaveConfig(parser, parser.parse_args(["--data.path", address]))], max_steps=1)
+    trainer.logger.tags["store"] = address
+    trainer.fit(ToyModule(), ToyData(batches=3))
+    trainer.logger.set_tags({"failure": first_line(ValueError(f"no {address}"))})
+    trainer.logger.finalize("success")
+    run = trainer.logger.experiment.get_run(trainer.logger.run_id)
+    kept = [str(run.data.tags), str(run.data.params), (trainer.logger.run_directory / "config.yaml").read_text()]
+    assert all("secret" not in text and "postgresql://127.0.0.1:1/db" in text for text in kept)
+    assert main(["doctor", address]) == 2 and "secret" not in capsys.readouterr().err
 
 
 def test_flat_config_names_classes_by_their_last_name():
