@@ -108,6 +108,7 @@ class TextEncoder(nn.Module):
         if vocabulary_size is not None:
             self.set_vocabulary(vocabulary_size)
         self._rotation: dict[torch.device, Rotation] = {}
+        self.check_pooling()
 
     # -- what it is made of
 
@@ -139,8 +140,22 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> "TextEncoder":
-        """Build an encoder from what `settings` returned; its weights are fresh."""
-        return cls(**settings | {"transformer": TransformerConfig(**settings["transformer"])})
+        """Build an encoder from what `settings` returned; its weights are fresh.
+
+        A causal one may have a pooling that is refused today: such checkpoints have been written, and load.
+        """
+        given = settings | {"transformer": TransformerConfig(**settings["transformer"])}
+        encoder = cls(**given | {"causal": False})
+        encoder.causal = given.get("causal", False)
+        return encoder
+
+    def check_pooling(self) -> None:
+        """Raise `UserError` if all texts would have the same pooled features, before any training."""
+        if self.causal and self.pooling in ("cls", "pooler"):
+            raise UserError(
+                f"pooling: {self.pooling} reads the first token, which sees no other where attention is causal, so "
+                "that all texts would have the same features: set pooling to mean or map, or encoder.causal to false."
+            )
 
     @classmethod
     def from_pretrained(cls, path_or_hub_name: str | Path) -> "TextEncoder":

@@ -26,6 +26,7 @@ from lit_pretrain.modules.contrastive_record import (
     record_of,
     widen_scalars,
 )
+from lit_pretrain.modules.objective_mix import any_objectives
 from lit_pretrain.modules.operations import encoder_operations, picture_operations
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, TrainedPart, make_optimizer
 from lit_pretrain.modules.replay import TextReplay, VisionReplay
@@ -113,6 +114,9 @@ class ContrastivePretraining(TwoTowers):
         keep = check_sharing(share_weights, text, vision, blocks_from)
         replays = {"text": text_replay, "vision": vision_replay}
         check_replays(replays, {"text": text, "vision": vision})
+        for name, replay in replays.items():
+            for objective in replay.objectives if replay is not None else ():
+                objective.check_encoder(starts[name].encoder)
         super().__init__(None, optimizer, schedule, gradient_clip_norm, seed)
         share(starts["text"].encoder, starts["vision"].encoder, share_weights, keep)
         embedding_width = width_of_embeddings(embedding_width, starts)
@@ -367,7 +371,9 @@ class ContrastivePretraining(TwoTowers):
         record = checkpoint["lit_pretrain"]
         if record["module"] != cls.__name__:
             raise UserError(f"{path} is a checkpoint of {record['module']}, not of {cls.__name__}.")
-        module = cls(**arguments_of(record))
+        arguments = arguments_of(record)
+        with any_objectives(arguments["text_encoder"]):
+            module = cls(**arguments)
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
         return module.eval()

@@ -137,6 +137,8 @@ class FineTuning(BaseModule):
             "transformer.stochastic_depth": stochastic_depth,
         }
         start = with_settings(start, changes)
+        if init_from is not None and isinstance(start.encoder, TextEncoder):
+            start.encoder.check_pooling()
         super().__init__(start.encoder, optimizer, schedule, gradient_clip_norm, seed)
         self.start = start
         self.lineage = dict(start.lineage)

@@ -1,7 +1,8 @@
 """What any mix of objectives on one encoder needs, as a whole training or beside another loss."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,6 +43,19 @@ def check_objectives(objectives: Sequence[Objective], setting: str = "model") ->
                 f"{settings['class_path']} has arguments that no checkpoint can keep ({error}): give it numbers, words "
                 "and lists of them."
             ) from error
+
+
+@contextmanager
+def any_objectives(encoder: nn.Module) -> Iterator[None]:
+    """Within this a causal encoder takes objectives that are refused for it today: a checkpoint may have them."""
+    causal = getattr(encoder, "causal", False)
+    if causal:
+        encoder.causal = False
+    try:
+        yield
+    finally:
+        if causal:
+            encoder.causal = True
 
 
 # -- before training

@@ -21,6 +21,7 @@ from lit_pretrain.modules.checkpoints import (
     take_framing,
 )
 from lit_pretrain.modules.objective_mix import (
+    any_objectives,
     check_objectives,
     count_terms,
     flatten,
@@ -67,6 +68,8 @@ class Pretraining(BaseModule):
     ) -> None:
         super().__init__(encoder, optimizer, schedule, gradient_clip_norm, seed)
         check_objectives(objectives)
+        for objective in objectives:
+            objective.check_encoder(encoder)
         self.objectives = torch.nn.ModuleList(objectives)
         self.compile_blocks = compile_blocks
         self.gradient_checkpointing = gradient_checkpointing
@@ -85,7 +88,8 @@ class Pretraining(BaseModule):
         if record["module"] != cls.__name__:
             raise UserError(f"{path} is a checkpoint of {record['module']}, not of {cls.__name__}.")
         encoder = encoder_class_named(record["encoder_class"]).from_settings(record["encoder"])
-        module = cls(encoder, [objective_from(settings) for settings in record["objectives"]])
+        with any_objectives(encoder):
+            module = cls(encoder, [objective_from(settings) for settings in record["objectives"]])
         module.on_load_checkpoint(checkpoint)
         module.configure_model()
         module.load_state_dict(checkpoint["state_dict"])

@@ -120,6 +120,8 @@ def starting_tower(name: str, encoder: Encoder | None, config: TowerConfig, kind
             f"model.{name}.init_from is {config.init_from}, which holds a {type(start.encoder).__name__}, and the "
             f"{name} tower is a {kind.__name__}: name another."
         )
+    if name == "text":
+        start.encoder.check_pooling()
     if not config.pretrained:
         return without_weights(start)
     start.tell_left_out()

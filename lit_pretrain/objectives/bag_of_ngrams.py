@@ -26,7 +26,7 @@ from lit_pretrain.objectives.objective import (
     Vocabulary,
     global_mean,
 )
-from lit_pretrain.objectives.span_halves import check_halves, halves_pass, name_of_pass, shape_of_halves
+from lit_pretrain.objectives.span_halves import check_halves, check_hiding, halves_pass, name_of_pass, shape_of_halves
 
 
 class BagOfNgrams(Objective):
@@ -137,6 +137,10 @@ class BagOfNgrams(Objective):
     def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
         """Operations of the scores."""
         return 2.0 * (2 * samples) * (2 * samples * self.draws) * encoder.width
+
+    def check_encoder(self, encoder: TextEncoder) -> None:
+        """Tokens can be hidden of attention that reads a mask alone."""
+        check_hiding(self, encoder)
 
     def check(self, batch_keys: Sequence[str], sequence_length: int) -> None:
         """The sequences must be of one text each, and long enough to be cut."""

@@ -23,7 +23,7 @@ from lit_pretrain.objectives.objective import (
     Vocabulary,
     global_mean,
 )
-from lit_pretrain.objectives.span_halves import check_halves, halves_pass, name_of_pass, shape_of_halves
+from lit_pretrain.objectives.span_halves import check_halves, check_hiding, halves_pass, name_of_pass, shape_of_halves
 
 
 class BagOfWords(Objective):
@@ -111,6 +111,10 @@ class BagOfWords(Objective):
     def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
         """Operations of the decoder."""
         return 4.0 * samples * encoder.width * encoder.vocabulary_size
+
+    def check_encoder(self, encoder: TextEncoder) -> None:
+        """Tokens can be hidden of attention that reads a mask alone."""
+        check_hiding(self, encoder)
 
     def check(self, batch_keys: Sequence[str], sequence_length: int) -> None:
         """The sequences must be of one text each, and long enough to be cut."""

@@ -19,7 +19,7 @@ from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.gathering import first_row, gather_rows, processes
 from lit_pretrain.objectives.objective import Batch, EncoderPass, Objective, ObjectiveOutput, Vocabulary
-from lit_pretrain.objectives.span_halves import check_halves, halves_pass, name_of_pass, shape_of_halves
+from lit_pretrain.objectives.span_halves import check_halves, check_hiding, halves_pass, name_of_pass, shape_of_halves
 
 
 class ContrastiveSpans(Objective):
@@ -117,6 +117,10 @@ class ContrastiveSpans(Objective):
     def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
         """Operations of the scores, both ways."""
         return 4.0 * samples * samples * encoder.width
+
+    def check_encoder(self, encoder: TextEncoder) -> None:
+        """Tokens can be hidden of attention that reads a mask alone."""
+        check_hiding(self, encoder)
 
     def check(self, batch_keys: Sequence[str], sequence_length: int) -> None:
         """The sequences must be of one text each, and long enough to be cut."""

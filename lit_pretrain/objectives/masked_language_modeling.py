@@ -25,6 +25,7 @@ from lit_pretrain.objectives.objective import (
     Vocabulary,
     clean_inputs,
     global_mean,
+    require_both_sides,
 )
 
 
@@ -85,6 +86,10 @@ class MaskedLanguageModeling(Objective):
         if self.whole_word:
             return choose_whole_words(candidates, self.continuation[input_ids], counts, largest, generator)
         return choose_positions(candidates, counts, largest, generator)
+
+    def check_encoder(self, encoder: TextEncoder) -> None:
+        """Attention must go both ways."""
+        require_both_sides(self, encoder, "asks for hidden words by what stands on both sides")
 
     def make_pass(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> EncoderPass:
         """Hide positions of the clean batch."""

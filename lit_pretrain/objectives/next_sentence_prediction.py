@@ -19,6 +19,7 @@ from lit_pretrain.objectives.objective import (
     Vocabulary,
     clean_inputs,
     global_mean,
+    require_both_sides,
     require_fields,
 )
 
@@ -47,6 +48,10 @@ class NextSentencePrediction(Objective):
             self.uses_pooling = self.pooler is None
             self.classifier = nn.Linear(encoder.width, 2)
             initialise(self)
+
+    def check_encoder(self, encoder: TextEncoder) -> None:
+        """The first token must see the others."""
+        require_both_sides(self, encoder, "reads the first token for all that follows it")
 
     def make_pass(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> None:
         """No pass of its own."""

@@ -144,6 +144,9 @@ class Objective(nn.Module):
     def check(self, batch_keys: Sequence[str], sequence_length: int) -> None:
         """Raise `UserError` if the data cannot serve this objective, before any training."""
 
+    def check_encoder(self, encoder: nn.Module) -> None:
+        """Raise `UserError` if this encoder cannot learn from this objective, before any data is read."""
+
     def huggingface_names(self) -> dict[str, str]:
         """Ours -> Hugging Face's names of the head's tensors, for export; empty if that format has no such head."""
         return {}
@@ -256,6 +259,21 @@ def global_mean(total: Tensor, count: Tensor, training: bool) -> Tensor:
         torch.distributed.all_reduce(count)
         total = total * torch.distributed.get_world_size()
     return total / torch.where(count > 0, count, 1.0)
+
+
+def require_both_sides(objective: Objective, encoder: nn.Module, asked: str) -> None:
+    """Raise a `UserError` if an encoder sees the text before a token alone.
+
+    Args:
+        objective: That learns nothing then, or something else.
+        encoder: Any.
+        asked: What the objective does, which takes both sides.
+    """
+    if getattr(encoder, "causal", False):
+        raise UserError(
+            f"{type(objective).__name__} {asked}, and with encoder.causal no token sees a later one: set "
+            "encoder.causal to false, or take CausalLanguageModeling."
+        )
 
 
 def require_fields(objective: Objective, batch_keys: Sequence[str], needed: str, advice: str) -> None:

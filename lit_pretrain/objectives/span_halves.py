@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.masking import hide_tokens
-from lit_pretrain.objectives.objective import Batch, EncoderPass
+from lit_pretrain.objectives.objective import Batch, EncoderPass, Objective
 
 # Two spans of three tokens, with [CLS] and [SEP].
 SHORTEST_SEQUENCE = 8
@@ -54,6 +54,19 @@ def name_of_pass(objective: str, token_dropout: float) -> str:
     if not 0.0 <= token_dropout < 1.0:
         raise UserError(f"{objective}.token_dropout is {token_dropout}: give a share from 0 to below 1.")
     return f"halves, {token_dropout} hidden"
+
+
+def check_hiding(objective: Objective, encoder: nn.Module) -> None:
+    """Refuse to hide tokens of an encoder that reads no mask.
+
+    Raises:
+        UserError: In one sentence.
+    """
+    if objective.token_dropout and getattr(encoder, "causal", False):
+        raise UserError(
+            f"{type(objective).__name__}.token_dropout hides tokens by a mask, which causal encoders ignore: leave it "
+            "out, or set encoder.causal to false."
+        )
 
 
 def check_halves(name: str, batch_keys: Sequence[str], sequence_length: int) -> None:

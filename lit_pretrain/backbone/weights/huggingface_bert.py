@@ -414,14 +414,16 @@ def encoder_for_config(config: dict, has_pooler: bool) -> TextEncoder:
         dropout=config.get("hidden_dropout_prob", 0.1),
         attention_dropout=config.get("attention_probs_dropout_prob", 0.1),
     )
-    return TextEncoder(
+    encoder = TextEncoder(
         vocabulary_size=config["vocab_size"],
         transformer=transformer,
         max_positions=config.get("max_position_embeddings", 512),
         segments=config.get("type_vocab_size", 2),
         pooling="pooler" if has_pooler else "mean",
-        causal=config.get("is_decoder", False),
     )
+    # Not as an argument, which refuses a decoder's pooler: it is there, whatever is read.
+    encoder.causal = config.get("is_decoder", False)
+    return encoder
 
 
 def config_of(encoder: TextEncoder, with_heads: bool) -> dict:
