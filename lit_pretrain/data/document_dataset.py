@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_pretrain.data.loading import Key
 from lit_pretrain.data.segments import plan_segments
-from lit_pretrain.data.sentence_pairs import PairPlan, PairSettings, plan_pairs
+from lit_pretrain.data.sentence_pairs import PairPlan, PairSettings, find_or_plan
 from lit_pretrain.data.token_cache import TokenCache
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
 
@@ -64,7 +64,7 @@ class DocumentDataset:
         epoch = 0 if self.fixed else epoch
         if self._planned is None or self._planned[0] != epoch:
             if self.layout == "sentence_pairs":
-                plan = plan_pairs(self.cache, self.documents, self.pairs, self.seed, epoch, not self.fixed)
+                plan = find_or_plan(self.cache, self.documents, self.pairs, self.seed, epoch, not self.fixed)
             else:
                 cut_from = None if self.fixed else epoch
                 plan = plan_segments(self.cache, self.documents, self.sequence_length - 2, self.seed, cut_from)
@@ -133,6 +133,7 @@ class DocumentStarts:
             cache, everything, tokenizer, sequence_length, "segments", PairSettings(sequence_length), 0, fixed=True
         )
         self.cache = cache
+        self.starts = cache.document_offsets()
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -146,7 +147,7 @@ class DocumentStarts:
         """A batch of documents' beginnings."""
         documents = numpy.array([index for _, index in keys])
         # Segments cut from the documents' starts are in order, so each document's first is found by its offset.
-        starts = self.cache.document_offsets()[documents]
+        starts = self.starts[documents]
         rows = numpy.searchsorted(self.inner.plan(0)[:, 0], starts)
         batch = self.inner.__getitems__([(0, int(row)) for row in rows])
         return batch | {"sample_id": torch.from_numpy(self.cache.document_rows[documents].copy())}

@@ -4,19 +4,33 @@ A plan says for every pair of an epoch which tokens are A, which are B and wheth
 authors' code). It is made from sentence lengths alone; every draw of a document comes from (seed, epoch, document).
 """
 
+import hashlib
 import random
+import shutil
 from array import array
 from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy
 
+from lit_pretrain.data.built_once import FACTS, build_once, build_progress, write_array
+from lit_pretrain.data.notices import say_once
 from lit_pretrain.data.randomness import derive_seed
 from lit_pretrain.data.token_cache import TokenCache
 from lit_pretrain.errors import UserError
 
 RandomNext = Literal["balanced", "faithful"]
+FORMAT = 1
+# Sentences from which planning takes so long that its plan is kept.
+KEPT_FROM = 500_000
+# Pairs that are planned at a time.
+BLOCK = 200_000
+# What is kept of a plan, and of what kind.
+KINDS: dict[str, type] = {"first": numpy.int64, "second": numpy.int64, "is_random": bool, "documents": numpy.int64}
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,21 @@ class PairPlan:
     second: numpy.ndarray
     is_random: numpy.ndarray
     documents: numpy.ndarray
+    directory: ClassVar[Path | None] = None
+
+    @classmethod
+    def open(cls, directory: Path) -> "PairPlan":
+        """Map a plan from the disk."""
+        arrays = {name: numpy.memmap(directory / f"{name}.bin", kind, mode="r") for name, kind in KINDS.items()}
+        plan = cls(**{name: one if name == "is_random" else one.reshape(-1, 2) for name, one in arrays.items()})
+        plan.directory = directory
+        return plan
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Worker processes map the files themselves rather than receive the whole plan."""
+        if self.directory is not None:
+            return PairPlan.open, (self.directory,)
+        return PairPlan, (self.first, self.second, self.is_random, self.documents)
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -84,6 +113,96 @@ def plan_pairs(
             "to take from: give several documents, or set data.layout to segments and leave out "
             "NextSentencePrediction."
         )
+    blocks = list(planned_blocks(cache, documents, settings, seed, epoch))
+    plan = PairPlan(
+        *(numpy.concatenate(parts) for parts in zip(*(vars(block).values() for block in blocks), strict=True))
+    )
+    if training and plan.is_random.all():
+        raise no_following()
+    return plan
+
+
+def find_or_plan(
+    cache: TokenCache, documents: numpy.ndarray, settings: PairSettings, seed: int, epoch: int, training: bool = True
+) -> PairPlan:
+    """As `plan_pairs`; of a large corpus the plan is made once for all processes of a machine, and kept on disk.
+
+    It is mapped from there, so that it takes memory once however many processes there are. Plans of earlier epochs but
+    the last are removed. Where nothing can be written, every process makes its own.
+
+    Args:
+        cache: The tokenised corpus.
+        documents: As for `plan_pairs`.
+        settings: As there.
+        seed: As there.
+        epoch: As there.
+        training: As there.
+
+    Raises:
+        UserError: As there.
+    """
+    if cache.facts.get("sentences", 0) < KEPT_FROM or len(documents) < 2:
+        return plan_pairs(cache, documents, settings, seed, epoch, training)
+    name = hashlib.sha256(f"{FORMAT}\n{settings}\n{seed}\n".encode())
+    name.update(documents.astype(numpy.int64).tobytes())
+    plans = cache.directory.with_name(f"{cache.directory.name}.pairs") / name.hexdigest()[:16]
+    directory = plans / str(epoch)
+
+    def build(partial: Path) -> None:
+        partial.mkdir(parents=True)
+        with ExitStack() as stack:
+            files = {name: stack.enter_context((partial / f"{name}.bin").open("wb")) for name in KINDS}
+            progress = stack.enter_context(build_progress("documents"))
+            task = progress.add_task(f"Planning the pairs of epoch {epoch}", total=len(documents))
+
+            def planned(number: int) -> None:
+                progress.update(task, completed=number)
+
+            for block in planned_blocks(cache, documents, settings, seed, epoch, planned):
+                for name, file in files.items():
+                    write_array(file, getattr(block, name))
+        (partial / FACTS).write_text("{}\n")
+
+    try:
+        build_once(directory, build, "plan of sentence pairs")
+    except UserError as error:
+        say_once(f"{error} Until then every process plans for itself.")
+        return plan_pairs(cache, documents, settings, seed, epoch, training)
+    for kept in plans.glob("[0-9]*"):
+        if kept.is_dir() and kept.name.isdigit() and int(kept.name) < epoch - 1:
+            shutil.rmtree(kept, ignore_errors=True)
+    plan = PairPlan.open(directory)
+    if training and plan.is_random.all():
+        raise no_following()
+    return plan
+
+
+def no_following() -> UserError:
+    """What is said of a corpus without a single following pair."""
+    return UserError(
+        "Every document has one sentence only, so no second text follows a first: set data.layout to segments and "
+        "leave out NextSentencePrediction."
+    )
+
+
+def planned_blocks(
+    cache: TokenCache,
+    documents: numpy.ndarray,
+    settings: PairSettings,
+    seed: int,
+    epoch: int,
+    planned: Callable[[int], None] = lambda number: None,
+) -> Iterator[PairPlan]:
+    """The pairs of an epoch, many thousand at a time; see `plan_pairs`.
+
+    Args:
+        cache: The tokenised corpus.
+        documents: As for `plan_pairs`.
+        settings: As there.
+        seed: As there.
+        epoch: As there.
+        planned: Is told after each block how many documents are done.
+    """
     # Flat arrays of 8 bytes a number: as tuples, the pairs of a corpus of gigabytes would take gigabytes.
     first, second, owners, labels = array("q"), array("q"), array("q"), bytearray()
     surplus = 0  # random pairs so far less following ones
@@ -118,17 +237,15 @@ def plan_pairs(
             second.extend(b)
             labels.append(is_random)
             owners.extend((document, int(documents[owner])))
-    if training and all(labels):
-        raise UserError(
-            "Every document has one sentence only, so no second text follows a first: set data.layout to segments and "
-            "leave out NextSentencePrediction."
-        )
-    return PairPlan(
-        numpy.frombuffer(first, numpy.int64).reshape(-1, 2),
-        numpy.frombuffer(second, numpy.int64).reshape(-1, 2),
-        numpy.frombuffer(labels, bool),
-        numpy.frombuffer(owners, numpy.int64).reshape(-1, 2),
-    )
+        if len(labels) >= BLOCK or index == len(documents) - 1:
+            planned(index + 1)
+            yield PairPlan(
+                numpy.frombuffer(first, numpy.int64).reshape(-1, 2),
+                numpy.frombuffer(second, numpy.int64).reshape(-1, 2),
+                numpy.frombuffer(labels, bool),
+                numpy.frombuffer(owners, numpy.int64).reshape(-1, 2),
+            )
+            first, second, owners, labels = array("q"), array("q"), array("q"), bytearray()
 
 
 def draw_target(draw: random.Random, settings: PairSettings) -> int:

@@ -1,5 +1,6 @@
 """BERT's pairs, by hand and by their properties over many seeds."""
 
+import pickle
 import random
 import tracemalloc
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import numpy
 import pytest
 
-from lit_pretrain.data.sentence_pairs import PairSettings, plan_pairs, truncate_pair
+from lit_pretrain.data import sentence_pairs
+from lit_pretrain.data.sentence_pairs import PairSettings, find_or_plan, plan_pairs, truncate_pair
 from lit_pretrain.data.token_cache import TokenCache
 from lit_pretrain.errors import UserError
 
@@ -141,6 +143,37 @@ def test_what_cannot_make_pairs_is_said():
     single = corpus([3], [4], [5])
     with pytest.raises(UserError, match="Every document has one sentence only"):
         plan_pairs(single, everything(single), PairSettings(29), 0, 0)
+
+
+@pytest.mark.parametrize("random_next", ["balanced", "faithful"])
+def test_the_plan_of_a_large_corpus_is_made_once(tmp_path, monkeypatch, random_next):
+    cache = some_corpus(60, seed=4)
+    cache.directory, cache.facts = tmp_path / "tokens", {"sentences": 2_000}
+    monkeypatch.setattr(sentence_pairs, "KEPT_FROM", 1_000)
+    monkeypatch.setattr(sentence_pairs, "BLOCK", 50)
+    made = []
+    inner = sentence_pairs.planned_blocks
+    monkeypatch.setattr(sentence_pairs, "planned_blocks", lambda *given: made.append(given[4]) or inner(*given))
+    settings = PairSettings(61, random_next)
+    for epoch in (0, 0, 1, 2, 2):
+        kept = find_or_plan(cache, everything(cache), settings, 3, epoch)
+        # To the bit what a process would plan by itself, also after it was handed to a worker.
+        monkeypatch.setattr(sentence_pairs, "BLOCK", 10**6)
+        alone = sentence_pairs.PairPlan(*vars(next(inner(cache, everything(cache), settings, 3, epoch))).values())
+        monkeypatch.setattr(sentence_pairs, "BLOCK", 50)
+        handed = pickle.dumps(kept)
+        assert len(handed) < 500
+        for plan in (kept, pickle.loads(handed)):
+            for name in sentence_pairs.KINDS:
+                assert isinstance(getattr(plan, name), numpy.memmap)
+                assert numpy.array_equal(getattr(plan, name), getattr(alone, name))
+    assert made == [0, 1, 2]
+    (folder,) = (tmp_path / "tokens.pairs").iterdir()
+    assert sorted(one.name for one in folder.iterdir() if one.is_dir()) == ["1", "2"]
+    # Where nothing can be written every process plans by itself.
+    cache.directory = tmp_path / "file" / "tokens"
+    (tmp_path / "file").write_text("")
+    assert numpy.array_equal(find_or_plan(cache, everything(cache), settings, 3, 2).first, kept.first)
 
 
 def test_a_plan_takes_little_more_than_its_numbers():
