@@ -121,7 +121,7 @@ def load_weights(source: str | Path, architecture: str | None = None, **untold: 
         settings = settings_of_model(model, source)
         state = as_model_names_them(state, model)
     encoder = VisionEncoder(**settings)
-    if not path.is_file():
+    if model is not None:
         encoder.crop_share = model.pretrained_cfg.get("crop_pct")
     load_tensors(encoder, state, source)
     if head is not None and head.weight.shape[1:] != (encoder.width,):

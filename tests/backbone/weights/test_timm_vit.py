@@ -169,6 +169,7 @@ def test_a_name_beside_a_file_tells_the_rest(name: str, tmp_path: Path, monkeypa
     encoder = found.encoder
     assert found.left_out == sorted(decoder)
     assert encoder.channel_means == tuple(model.pretrained_cfg["mean"]) and encoder.config.heads != 1
+    assert encoder.crop_share == model.pretrained_cfg["crop_pct"]
     agree(encoder, model, pictures(encoder)[:1])
     with pytest.raises(UserError, match="do not tell heads, activation, norm_epsilon, .*mean, std: give the name of"):
         VisionEncoder.from_pretrained(tmp_path / "weights.safetensors")
