@@ -103,6 +103,7 @@ class MLflowLogger(MLFlowLogger):
         self._parameters: dict[str, str] = {}
         self._sent_tags: dict[str, str] = {}
         self._tables: list[str] = []
+        self._left_out = False
 
     # -- before the run begins
 
@@ -182,9 +183,26 @@ class MLflowLogger(MLFlowLogger):
             directory = f"{safe_name(self._run_name)}-{self._run_id[:8]}"
             self._run_directory = self.runs_directory / safe_name(self._experiment_name) / directory
         make_directory(self._run_directory)
-        self._show_presence()
-        if self.resumed:
-            remove_unfinished(self._run_directory)
+        try:
+            self._show_presence()
+            self._write_record()
+            if self.resumed:
+                remove_unfinished(self._run_directory)
+            # Sent first thing, but for the status of a run that is now going on again.
+            gather_journals(self._run_directory, but_for=("status",))
+        except OSError as error:
+            raise UserError(
+                f"The run's directory {shown_path(self._run_directory)} cannot be written ({error.strerror or error}): "
+                "free some room, or set LIT_PRETRAIN_RUNS to another place."
+            ) from error
+        journal = self._run_directory / UNSENT_NAME
+        self._writer = Writer(
+            lambda operation: send(client, self._run_id, operation, self._run_directory), journal, rank_zero_warn
+        )
+        self._initialized = True
+        end_dead_runs(client, [self._experiment_id], self.runs_directory)
+
+    def _write_record(self) -> None:
         record = {
             "run_id": self._run_id,
             "experiment": self._experiment_name,
@@ -192,14 +210,6 @@ class MLflowLogger(MLFlowLogger):
             "run_name": self._run_name,
         }
         write_atomically(self._run_directory / RUN_FILE_NAME, json.dumps(record, indent=2) + "\n")
-        journal = self._run_directory / UNSENT_NAME
-        # Sent first thing, but for the status of a run that is now going on again.
-        gather_journals(self._run_directory, but_for=("status",))
-        self._writer = Writer(
-            lambda operation: send(client, self._run_id, operation, self._run_directory), journal, rank_zero_warn
-        )
-        self._initialized = True
-        end_dead_runs(client, [self._experiment_id], self.runs_directory)
 
     def _show_presence(self) -> None:
         self._presence = Presence(self._run_directory)
@@ -331,8 +341,12 @@ class MLflowLogger(MLFlowLogger):
     @rank_zero_only
     def log_text(self, text: str, artifact_file: str) -> None:
         """Write `text` to `artifact_file` in the run's directory and log it as an artifact of the same name."""
-        path = self._artifact_path(artifact_file)
-        write_atomically(path, text)
+        path = self.run_directory / artifact_file
+        try:
+            write_atomically(path, text)
+        except OSError as error:
+            self._leave_out(artifact_file, error)
+            return
         self._log_file(path, artifact_file)
 
     @rank_zero_only
@@ -358,15 +372,24 @@ class MLflowLogger(MLFlowLogger):
 
         The latest is the artifact `key`.png too.
         """
-        for path in write_picture(picture, self.run_directory, key, step):
+        try:
+            paths = write_picture(picture, self.run_directory, key, step)
+        except OSError as error:
+            self._leave_out(key, error)
+            return
+        for path in paths:
             self._log_file(path, path.relative_to(self.run_directory).as_posix())
         # What tells the page that there are pictures.
         self.set_tags({"mlflow.loggedImages": "True"})
 
-    def _artifact_path(self, artifact_file: str) -> Path:
-        path = self.run_directory / artifact_file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+    def _leave_out(self, name: str, error: OSError) -> None:
+        # What only decorates a training must not end it.
+        if not self._left_out:
+            rank_zero_warn(
+                f"{name} cannot be written to {shown_path(self._run_directory)} ({error.strerror or error}): such "
+                "files are left out until there is room, and the training goes on."
+            )
+        self._left_out = True
 
     def _log_file(self, path: Path, artifact_file: str) -> None:
         folder = str(Path(artifact_file).parent)

@@ -51,8 +51,9 @@ def write_atomically(path: Path, text: str) -> None:
 
 def remove_unfinished(directory: Path) -> None:
     """Remove what a process that was killed while it wrote has left below a run's directory; nobody may write there."""
-    for path in directory.rglob(".*.part"):
-        path.unlink(missing_ok=True)
+    for pattern in (".*.part", ".*.partial"):
+        for path in directory.rglob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def safe_name(name: str) -> str:

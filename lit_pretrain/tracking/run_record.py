@@ -174,9 +174,14 @@ class RunRecorder(Callback):
             best.best_model_path if best is not None else None,
             tuple(str(one.dirpath) for one in checkpointers(trainer) if one.dirpath),
         )
-        if found != self._noted:
-            self._noted = found
+        if found == self._noted:
+            return
+        try:
             note_checkpoints(directory, *found)
+            self._noted = found
+        except OSError:
+            # A full disk: after the next batch there may be room; until then they are found by their names.
+            return
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the validation metrics that are the best so far."""

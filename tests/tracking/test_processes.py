@@ -1,6 +1,5 @@
 """Real processes that start at once on a new database, and end in every way a process can end."""
 
-import ctypes
 import json
 import os
 import signal
@@ -122,11 +121,8 @@ def test_interrupted_process_is_gone_on_with_elsewhere(children):
 
 
 def train_in_container(*arguments):
-    """`train_in_child` with process ids of its own, as containers have them; exits with 77 where none may have."""
-    libc = ctypes.CDLL(None)
-    user, pid_and_mount, private = 0x10000000, 0x20020000, 0x44000
-    if libc.unshare(pid_and_mount | (user if os.getuid() else 0)) or libc.mount(b"none", b"/", None, private, None):
-        os._exit(77)
+    """`train_in_child` with process ids of its own, as containers have them."""
+    libc = child_processes.own_mounts(process_ids=True)
     if child := os.fork():
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 255)
     libc.prctl(1, signal.SIGKILL)  # ends with its parent
@@ -147,7 +143,7 @@ def test_the_living_run_of_another_container_is_left_alone(tmp_path, monkeypatch
         deadline = time.monotonic() + 120
         while "step 1" not in progress.read_text() and other.is_alive() and time.monotonic() < deadline:
             time.sleep(0.05)
-        if other.exitcode == 77:
+        if other.exitcode == child_processes.NOT_ALLOWED:
             pytest.skip("this machine lets no process have process ids of its own")
         (record,) = list_runs(runs)
         client = MLflowLogger(experiment="toy", runs_directory=str(runs)).experiment
