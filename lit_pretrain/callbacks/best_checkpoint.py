@@ -56,6 +56,15 @@ class BestCheckpoint(ModelCheckpoint):
         """As Lightning's; what is not finite is never among the best, not even where nothing else is there yet."""
         return current is not None and bool(torch.isfinite(current)) and super().check_monitor_top_k(trainer, current)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As Lightning's, but not where the training ends within an epoch.
+
+        What is saved then says that the epoch is over, and takes the place of what LastCheckpoint has saved before: a
+        training that goes on from it would leave the rest of the epoch out.
+        """
+        if trainer.fit_loop.epoch_loop._num_ready_batches_reached():
+            super().on_train_epoch_end(trainer, pl_module)
+
     def state_dict(self) -> dict[str, Any]:
         """As Lightning's, with the mode."""
         return super().state_dict() | {"mode": self.mode}

@@ -46,6 +46,8 @@ class LastCheckpoint(Callback):
         target = last_checkpoint_path(trainer)
         if target is not None:
             trainer.save_checkpoint(target, weights_only=False)
+            # Else it is saved once more when the training has ended, and says that the epoch is over.
+            keeper_of_last(trainer)._last_checkpoint_saved = True
 
     def _is_time(self, trainer: Trainer) -> bool:
         """Whether the last save was long ago; all ranks get the first one's answer."""

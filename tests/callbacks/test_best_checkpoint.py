@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from toy_training import ToyData, ToyModule
 
 from lit_pretrain.callbacks import BestCheckpoint
+from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.find import find_checkpoint, run_directory_of_checkpoint
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.trainer import Trainer
@@ -159,7 +160,30 @@ def test_without_a_metric_the_last_and_the_modules_best_are_kept(runs):
 def test_a_moved_run_goes_on_comparing_with_what_was_best(runs):
     trainer, _ = fit(runs, [0.7], 20)
     moved = trainer.logger.run_directory.rename(trainer.logger.run_directory.with_name("moved-too"))
+    # As a kill in the middle of a save leaves it.
+    (moved / "checkpoints" / ".last.ckpt.4711.part").write_text("half")
     again, best = fit(runs, [0.5], 40, checkpoint=str(moved / "checkpoints" / "last.ckpt"))
     assert best.best_model_path == str(moved / "checkpoints" / "best-step=000020.ckpt")
     assert sorted(path.name for path in (moved / "checkpoints").iterdir()) == ["best-step=000020.ckpt", "last.ckpt"]
     assert again.logger.run_id == trainer.logger.run_id
+
+
+def test_the_time_is_up_and_the_last_step_is_saved(runs):
+    settings = {"accelerator": "cpu", "precision": "32-true", "enable_progress_bar": False, "limit_val_batches": 0}
+
+    def train(checkpoint=None, **limits):
+        logger = MLflowLogger(experiment="toy", runs_directory=str(runs))
+        assert checkpoint is None or logger.resume_from(checkpoint)
+        trainer = Trainer(logger=logger, **settings, **limits)
+        module = ToyModule(step_seconds=0.02)
+        trainer.fit(module, ToyData(batches=500), ckpt_path=checkpoint)
+        return logger, module
+
+    logger, first = train(max_steps=400, max_time="00:00:00:01")
+    last = str(logger.run_directory / "checkpoints" / "last.ckpt")
+    done = len(first.seen)
+    assert 0 < done < 400 and torch.load(last, weights_only=True)["global_step"] == done
+    with pytest.raises(UserError, match="trainer.max_time, which counts from the run's beginning, allows no more"):
+        train(last, max_steps=400, max_time="00:00:00:01")
+    _, second = train(last, max_steps=done + 3, max_time="00:01:00:00")
+    assert first.seen + second.seen == [[step, step] for step in range(done + 3)]

@@ -135,7 +135,7 @@ def test_last_checkpoint_is_saved_now_and_then(runs, straight):
 
     # No minute at all: a save at each of the steps at which logs are written.
     settings = {"log_every_n_steps": 6, "max_steps": 50}
-    callbacks = [LastCheckpoint(minutes=0.0), Look(), Kill()]
+    callbacks = [LastCheckpoint(minutes=1e-9), Look(), Kill()]
     trainer = make_trainer(runs, callbacks, **settings)
     seed_everything(0, verbose=False)
     first = ToyModule()
