@@ -115,8 +115,8 @@ class ContrastivePretraining(TwoTowers):
         replays = {"text": text_replay, "vision": vision_replay}
         check_replays(replays, {"text": text, "vision": vision})
         for name, replay in replays.items():
-            for objective in replay.objectives if replay is not None else ():
-                objective.check_encoder(starts[name].encoder)
+            for replayed in replay.objectives if replay is not None else ():
+                replayed.check_encoder(starts[name].encoder)
         super().__init__(None, optimizer, schedule, gradient_clip_norm, seed)
         share(starts["text"].encoder, starts["vision"].encoder, share_weights, keep)
         embedding_width = width_of_embeddings(embedding_width, starts)
