@@ -12,6 +12,11 @@ from lit_pretrain.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer, from
 
 WORDS = sorted({word for text in (*SUBJECTS, *VERBS, *OBJECTS) for word in text.split()})
 TOKENIZER = WordPieceTokenizer(from_pieces([*SPECIAL_TOKENS, *WORDS], lowercase=True))
+LETTERS = [letter for letter in "abcdefghijklmnopqrstuvwxyz0123456789" if letter not in WORDS]
+# One that can spell any other word too, since texts of unknown pieces are refused.
+SPELLING = WordPieceTokenizer(
+    from_pieces([*SPECIAL_TOKENS, *WORDS, *LETTERS, *(f"##{letter}" for letter in [*LETTERS, "a"])], lowercase=True)
+)
 
 
 def write_texts(path: Path, count: int = 120, seed: int = 0) -> Path:

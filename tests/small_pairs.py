@@ -6,12 +6,16 @@ import datasets
 import numpy
 from small_pictures import COLORS, draw
 from small_training import training_of
+from text_corpus import OBJECTS, SUBJECTS, VERBS
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
 from lit_pretrain.data import PairDataModule
 from lit_pretrain.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer, from_pieces
 
 WORDS = ["a", "this", "is", "some", "number", *COLORS]
+TEXT_WORDS = sorted({word for text in (*SUBJECTS, *VERBS, *OBJECTS) for word in text.split()} - {*WORDS})
+# Of the captions of some tests, and of texts that are learned beside pairs.
+MORE = ["caption", "of", "picture", *"bcdefghijkl", ".", *TEXT_WORDS]
 DIGITS = [f"{prefix}{digit}" for prefix in ("", "##") for digit in range(10)]
 FEATURES = {
     "image": datasets.Image(),
@@ -42,7 +46,7 @@ def write_pairs(path: Path, rows: dict[str, list] | None = None) -> Path:
 
 def write_tokenizer(directory: Path) -> str:
     """A tokenizer that knows every word of the captions."""
-    WordPieceTokenizer(from_pieces([*SPECIAL_TOKENS, *WORDS, *DIGITS], lowercase=True)).save(directory)
+    WordPieceTokenizer(from_pieces([*SPECIAL_TOKENS, *WORDS, *DIGITS, *MORE], lowercase=True)).save(directory)
     return str(directory)
 
 
@@ -50,7 +54,7 @@ def make_pairs(path: Path, caches: Path, **settings: object) -> PairDataModule:
     """A data module over them."""
     defaults = {
         "caption_columns": ["title", "others"],
-        "vocabulary_size": 40,
+        "vocabulary_size": 120,
         "maximum_length": 16,
         "batch_size": 8,
         "validation_share": 0.2,
@@ -79,7 +83,7 @@ def pair_config(path: Path, trainer: dict | None = None, model: dict | None = No
     data = {
         "path": str(path),
         "caption_columns": ["title", "others"],
-        "vocabulary_size": 40,
+        "vocabulary_size": 120,
         "maximum_length": 16,
         "batch_size": 8,
         "validation_share": 0.2,

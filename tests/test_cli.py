@@ -174,7 +174,7 @@ MISTAKES = [
     ("trainer/strategy", "dpp", "The trainer cannot be made (You selected an invalid strategy name"),
     (f"{DATA}/path", "nowhere.parquet", "There is no file or directory nowhere.parquet"),
     (f"{DATA}/text_column", "texts", "has no column 'texts' (did you mean 'text'?)"),
-    (f"{DATA}/vocabulary_size", 100_000, "The corpus supports a vocabulary of"),
+    (f"{DATA}/vocabulary_size", 6, "data.vocabulary_size of 6 has no room for a letter"),
     (f"{DATA}/sequence_length", 64, "A sequence of 64 tokens is longer than the position table of 32"),
     (f"{DATA}/layout", "segments", "set data.layout to sentence_pairs"),
     (f"{DATA}/max_documents", 1, "is one document, and sentence pairs need a second one"),

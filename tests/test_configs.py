@@ -10,7 +10,7 @@ import torch
 import yaml
 from clip_models import QUICK, TEXT, VISION, make_clip, write_clip
 from jsonargparse import ArgumentParser
-from labelled_texts import TOKENIZER
+from labelled_texts import SPELLING
 from lightning import LightningDataModule, LightningModule
 
 from lit_pretrain.__main__ import main
@@ -104,8 +104,8 @@ def bert(tmp_path_factory):
     """A directory as that of MiniLM: BERT weights in transformers' format with their tokenizer."""
     directory = tmp_path_factory.mktemp("bert")
     small = TransformerConfig(depth=1, width=32, heads=2)
-    TextEncoder(TOKENIZER.vocabulary_size, transformer=small, pooling="pooler").save_pretrained(directory)
-    TOKENIZER.save(directory)
+    TextEncoder(SPELLING.vocabulary_size, transformer=small, pooling="pooler").save_pretrained(directory)
+    SPELLING.save(directory)
     return directory
 
 

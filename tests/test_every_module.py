@@ -5,7 +5,7 @@ import shutil
 import pyarrow.parquet
 import pytest
 import torch
-from labelled_texts import TOKENIZER, write_texts
+from labelled_texts import SPELLING, write_texts
 from lightning import Trainer
 from small_pairs import make_rows, write_pairs
 from small_pictures import write_pictures
@@ -131,7 +131,7 @@ def place(tmp_path_factory):
         write_pictures(directory / "pictures.parquet", 20, size=24)
         write_pairs(directory / "pairs.parquet", make_rows(20, size=24))
         write_texts(directory / "labelled.parquet", 40)
-        TOKENIZER.save(directory / "tokenizer")
+        SPELLING.save(directory / "tokenizer")
         yield directory
 
 
@@ -140,9 +140,9 @@ def start(place):
     """Public weights of both kinds."""
     torch.manual_seed(0)
     transformer = TransformerConfig(**TRANSFORMER | {"norm_order": "post", "norm_epsilon": 1e-12})
-    encoder = TextEncoder(vocabulary_size=TOKENIZER.vocabulary_size, max_positions=32, transformer=transformer)
+    encoder = TextEncoder(vocabulary_size=SPELLING.vocabulary_size, max_positions=32, transformer=transformer)
     encoder.save_pretrained(place / START / "text")
-    TOKENIZER.save(place / START / "text")
+    SPELLING.save(place / START / "text")
     VisionEncoder(**SIZES, transformer=VisionTransformerConfig(**TRANSFORMER)).save_pretrained(place / START / "vision")
     yield place / START
     shutil.rmtree(place / START, ignore_errors=True)

@@ -50,7 +50,7 @@ class BytePairTokenizer(TextTokenizer):
         ends = next((ends for ends in ENDS if all(tokenizer.token_to_id(one) is not None for one in ends)), None)
         if ends is None:
             raise UserError(f"{source} has neither {' nor '.join(ENDS[0])}: use the tokenizer of a CLIP.")
-        super().__init__(tokenizer, *ends)
+        super().__init__(tokenizer, *ends, source)
         # As open_clip fills sequences up; nothing reads what comes after the end.
         self.pad_id = 0
 

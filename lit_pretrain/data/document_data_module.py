@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy
@@ -20,8 +21,10 @@ from lit_pretrain.data.sources import shown
 from lit_pretrain.data.splits import budgeted_rows, split_rows
 from lit_pretrain.data.summary import PartSummary, data_line
 from lit_pretrain.data.text_encoding import choose_tokenizer
+from lit_pretrain.data.text_tokenizer import WORD_LENGTH
 from lit_pretrain.data.token_cache import TokenCache, cache_fingerprint, open_or_build
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.data.unknown_pieces import check_known, share_told
 from lit_pretrain.errors import UserError, check_length, check_number
 
 # Enough text for any vocabulary; a larger corpus is read at even distances.
@@ -42,7 +45,7 @@ class DocumentDataModule(EpochDataModule):
         document_separator: For text files: `file` (a document a file) or `blank_line`; null takes `file` for several
             files and `blank_line` for one.
         tokenizer: Directory or file of a WordPiece tokenizer; null trains one on the corpus.
-        vocabulary_size: Word pieces of a trained tokenizer.
+        vocabulary_size: Word pieces of a trained tokenizer at most.
         lowercase: Whether a trained tokenizer drops case.
         language: Two-letter code for the rules that split sentences.
         sequence_length: Tokens of a sequence, special tokens included.
@@ -59,6 +62,9 @@ class DocumentDataModule(EpochDataModule):
         max_documents: Only so many documents from the start of the source; null for all.
         delimiter: Character between the cells of a csv; null is a comma, or a tab in .tsv.
         encoding: What csv, json and text files are written in (cp1252, utf-16); null is utf-8.
+        strip_accents: Whether a trained tokenizer drops accents; null drops them with the case.
+        word_length: Characters of the longest word that a trained tokenizer takes apart; longer ones (DNA, say) are
+            unknown. A word takes time with the square of its length.
     """
 
     samples_name = "sequences"
@@ -89,6 +95,8 @@ class DocumentDataModule(EpochDataModule):
         max_documents: int | None = None,
         delimiter: str | None = None,
         encoding: str | None = None,
+        strip_accents: bool | None = None,
+        word_length: int = WORD_LENGTH,
     ) -> None:
         super().__init__()
         if sequence_length < 8:
@@ -111,6 +119,8 @@ class DocumentDataModule(EpochDataModule):
         self.tokenizer_path = tokenizer
         self.vocabulary_size = vocabulary_size
         self.lowercase = lowercase
+        self.strip_accents = strip_accents
+        self.word_length = word_length
         self.language = language
         self.sequence_length = sequence_length
         self.layout = layout
@@ -148,13 +158,16 @@ class DocumentDataModule(EpochDataModule):
         directory = self.cache_directory / "documents" / self.fingerprint
         self.cache = open_or_build(data, self.source.text_column, tokenizer, directory, self.language)
         self.tokenizer, self.vocabulary_size = tokenizer, tokenizer.vocabulary_size
+        facts, texts = self.cache.facts, DocumentTexts(data, self.source.text_column)
+        check_known(facts["unknown_pieces"], facts["tokens"], tokenizer, shown(self.source), texts)
 
     def _trained_tokenizer(self, data: object, source_fingerprint: str) -> WordPieceTokenizer:
         """The tokenizer of this corpus and these settings, trained once."""
-        key = f"{source_fingerprint}\n{self.vocabulary_size}\n{self.lowercase}"
+        settings = TrainedTokenizer(self.vocabulary_size, self.lowercase, self.strip_accents, self.word_length)
+        key = f"{source_fingerprint}\n{settings}"
         directory = self.cache_directory / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()[:16]
         texts = DocumentTexts(data, self.source.text_column)
-        return trained_once(directory, texts, self.vocabulary_size, self.lowercase)
+        return trained_once(directory, texts, settings)
 
     def setup(self, stage: str) -> None:
         """Split the documents and plan the first epoch."""
@@ -177,6 +190,7 @@ class DocumentDataModule(EpochDataModule):
             told = (
                 f"{facts['documents']:,} documents of '{self.source.text_column}' with {facts['tokens']:,} word pieces"
             )
+            told += f", {share_told(facts['unknown_pieces'], facts['tokens'])}"
             say_once(data_line(shown(self.source), told, parts, "document"))
 
     def frequent_ngrams(self, longest: int, count: int) -> Tensor:
@@ -225,25 +239,40 @@ class DocumentDataModule(EpochDataModule):
         return facts
 
 
-def trained_once(directory: Path, texts: "DocumentTexts", vocabulary_size: int, lowercase: bool) -> WordPieceTokenizer:
+@dataclass(frozen=True)
+class TrainedTokenizer:
+    """How a tokenizer is trained; see `WordPieceTokenizer.train`."""
+
+    vocabulary_size: int
+    lowercase: bool
+    strip_accents: bool | None
+    word_length: int
+
+
+def trained_once(directory: Path, texts: "DocumentTexts", settings: TrainedTokenizer) -> WordPieceTokenizer:
     """A tokenizer of some texts, from the disk if it was trained before.
 
     Args:
         directory: Where it is kept, named by all that it depends on.
         texts: What it learns from.
-        vocabulary_size: See `WordPieceTokenizer.train`.
-        lowercase: See there.
+        settings: How.
 
     Raises:
         UserError: If it cannot be trained, or the disk is full.
     """
 
     def build(partial: Path) -> None:
-        WordPieceTokenizer.train(texts, vocabulary_size, lowercase).save(partial)
+        WordPieceTokenizer.train(texts, **asdict(settings)).save(partial)
         (partial / FACTS).write_text("{}\n")
 
     build_once(directory, build, "tokenizer")
-    return WordPieceTokenizer.load(directory)
+    tokenizer = WordPieceTokenizer.load(directory)
+    if tokenizer.vocabulary_size < settings.vocabulary_size:
+        say_once(
+            f"The texts have {tokenizer.vocabulary_size:,} word pieces, fewer than data.vocabulary_size allows "
+            f"({settings.vocabulary_size:,}): the tokenizer has as many."
+        )
+    return tokenizer
 
 
 class DocumentTexts:

@@ -16,11 +16,13 @@ from lit_pretrain.data.image_store import StorageSettings, StoredPictures, store
 from lit_pretrain.data.label_facts import Task
 from lit_pretrain.data.labelled_dataset import Samples
 from lit_pretrain.data.labels import Labels, read_labels
+from lit_pretrain.data.notices import say_once
 from lit_pretrain.data.pictures import opened, to_rgb
 from lit_pretrain.data.sources import OpenedSource, Source, check_column, has_splits, open_source, shown
 from lit_pretrain.data.text_encoding import TextSettings, chunks_of_texts
 from lit_pretrain.data.text_store import find_or_encode
 from lit_pretrain.data.text_tokenizer import TextTokenizer
+from lit_pretrain.data.unknown_pieces import check_known, share_told, unknown_pieces
 from lit_pretrain.errors import UserError
 
 AnySource = TypeVar("AnySource", bound=Source)
@@ -149,6 +151,10 @@ class TextContents:
     def samples(self, rows: numpy.ndarray, tokenizer: TextTokenizer) -> Samples:
         """Some rows tokenised."""
         samples = find_or_encode(self.data, rows, tokenizer, self.settings, self.fingerprint, self.kept)
+        unknown, total = unknown_pieces(samples.tokens, tokenizer), len(samples.tokens)
+        texts = (text or "" for start in range(0, len(rows), 100) for text in self._texts(rows[start : start + 100]))
+        check_known(unknown, total, tokenizer, self.source, texts)
+        say_once(f"{len(samples):,} of the rows of {self.source}: {total:,} word pieces, {share_told(unknown, total)}.")
         if samples.empty == len(samples) > 0:
             raise UserError(
                 f"None of the {len(samples)} rows of {self.source} that are used has any text in "
@@ -169,6 +175,11 @@ class TextContents:
     def columns(self) -> str:
         """What is read of the rows, in a few words."""
         return f"texts of {' and '.join(repr(column) for column in self.settings.columns)}"
+
+    def _texts(self, rows: numpy.ndarray) -> list[str | None]:
+        """All texts of some rows."""
+        part = self.data.select_columns(list(self.settings.columns))[rows]
+        return [text for column in self.settings.columns for text in part[column]]
 
     def raw(self, rows: list[int]) -> list[dict[str, Any]]:
         """`text`, and `text_pair` if there is one."""

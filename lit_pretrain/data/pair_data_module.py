@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy
 
 from lit_pretrain.data.built_once import chosen_cache_directory
-from lit_pretrain.data.document_data_module import DocumentTexts, trained_once
+from lit_pretrain.data.document_data_module import DocumentTexts, TrainedTokenizer, trained_once
 from lit_pretrain.data.epoch_data_module import EpochDataModule
 from lit_pretrain.data.image_cache import Corrupt
 from lit_pretrain.data.image_dataset import keys_of
@@ -32,8 +32,9 @@ from lit_pretrain.data.randomness import default_seed
 from lit_pretrain.data.splits import split_rows
 from lit_pretrain.data.summary import PartSummary, data_line
 from lit_pretrain.data.text_encoding import choose_tokenizer
-from lit_pretrain.data.text_tokenizer import TextTokenizer
+from lit_pretrain.data.text_tokenizer import WORD_LENGTH, TextTokenizer
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.data.unknown_pieces import share_told, unknown_pieces
 from lit_pretrain.errors import UserError, check_number
 
 if TYPE_CHECKING:
@@ -71,8 +72,8 @@ class PairDataModule(EpochDataModule):
             `skip` to count them and leave them out.
         tokenizer: Directory or file of a WordPiece tokenizer or of CLIP's; null is that of the text tower, or one that
             is trained on the training captions.
-        vocabulary_size: Word pieces of a tokenizer that is trained.
-        lowercase: Whether it drops case and accents.
+        vocabulary_size: Word pieces of a tokenizer that is trained, at most.
+        lowercase: Whether it drops case.
         maximum_length: Tokens of a caption at most, special tokens included; of longer ones the beginning is kept.
         stored_size: Pixels of a side of the squares that pictures are kept as; null if all are squares of one size.
         cache: Whether pictures are kept decoded on disk; null keeps them if they fit.
@@ -87,6 +88,9 @@ class PairDataModule(EpochDataModule):
         max_pictures: Only so many rows from the start of the source; null for all.
         delimiter: Character between the cells of a csv; null is a comma, or a tab in .tsv.
         encoding: What csv, json and text files are written in (cp1252, utf-16); null is utf-8.
+        strip_accents: Whether a trained tokenizer drops accents; null drops them with the case.
+        word_length: Characters of the longest word that a trained tokenizer takes apart; longer ones (DNA, say) are
+            unknown. A word takes time with the square of its length.
     """
 
     samples_name = "pictures"
@@ -123,6 +127,8 @@ class PairDataModule(EpochDataModule):
         max_pictures: int | None = None,
         delimiter: str | None = None,
         encoding: str | None = None,
+        strip_accents: bool | None = None,
+        word_length: int = WORD_LENGTH,
     ) -> None:
         super().__init__()
         for setting, value, least in (
@@ -148,6 +154,8 @@ class PairDataModule(EpochDataModule):
         self.tokenizer_path = tokenizer
         self.vocabulary_size = vocabulary_size
         self.lowercase = lowercase
+        self.strip_accents = strip_accents
+        self.word_length = word_length
         self.maximum_length = maximum_length
         directory = chosen_cache_directory(cache_directory)
         self.storage = StorageSettings(stored_size, cache, cache_gigabytes, corrupt, directory)
@@ -192,7 +200,7 @@ class PairDataModule(EpochDataModule):
             if part == "train" or contents is not main:
                 contents.encode(tokenizer, self.maximum_length, self.storage)
                 counts = check_captions(contents, self.empty_captions)
-                counts["captions_with_unknown_words"] = count_unknown_words(contents, tokenizer.unk_id)
+                counts["captions_with_unknown_words"] = count_unknown_words(contents, tokenizer)
                 self._counts |= counts if contents is main else {f"{part}_{name}": one for name, one in counts.items()}
         self.tokenizer, self.vocabulary_size = tokenizer, tokenizer.vocabulary_size
         self.fingerprint = main.fingerprint
@@ -200,11 +208,12 @@ class PairDataModule(EpochDataModule):
     def _trained_tokenizer(self, contents: PairContents) -> WordPieceTokenizer:
         """One of the training captions and these settings, trained once."""
         captions = contents.captions_of(self.groups["train"])
-        parts = [contents.fingerprint, str(self.vocabulary_size), str(self.lowercase)]
+        settings = TrainedTokenizer(self.vocabulary_size, self.lowercase, self.strip_accents, self.word_length)
+        parts = [contents.fingerprint, str(settings)]
         name = hashlib.sha256("\n".join(parts).encode() + captions.tobytes()).hexdigest()[:16]
         directory = self.storage.directory / "tokenizers" / name
         texts = DocumentTexts(contents.captions.data.select(captions), CAPTION)
-        return trained_once(directory, texts, self.vocabulary_size, self.lowercase)
+        return trained_once(directory, texts, settings)
 
     def setup(self, stage: str) -> None:
         """Gather the pictures of each part with their captions."""
@@ -236,6 +245,8 @@ class PairDataModule(EpochDataModule):
         columns = " and ".join(repr(column) for column in self.caption_columns or SAMPLE_CAPTIONS)
         told = f"{len(main.keys):,} rows, {len(main.groups):,} pictures of '{main.pictures.encoded.column}'"
         told += f" with {len(main.captions.data):,} captions of {columns}"
+        tokens = main.texts.tokens
+        told += f" ({len(tokens):,} word pieces, {share_told(unknown_pieces(tokens, self.tokenizer), len(tokens))})"
         say_once(data_line(main.pictures.source, told, parts, "picture"))
 
     # -- loaders

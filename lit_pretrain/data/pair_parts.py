@@ -14,6 +14,7 @@ from lit_pretrain.data.pair_source import CAPTION, Captions, find_or_make_keys, 
 from lit_pretrain.data.text_encoding import EncodedTexts, TextSettings
 from lit_pretrain.data.text_store import find_or_encode
 from lit_pretrain.data.text_tokenizer import TextTokenizer
+from lit_pretrain.data.unknown_pieces import check_known, unknown_pieces
 from lit_pretrain.errors import UserError
 
 Empty = Literal["error", "skip"]
@@ -134,15 +135,22 @@ def check_captions(contents: PairContents, empty: Empty) -> dict[str, int]:
     return {"empty_captions": len(bare), "pictures_without_caption": len(without)}
 
 
-def count_unknown_words(contents: PairContents, unknown_id: int | None) -> int:
+def count_unknown_words(contents: PairContents, tokenizer: TextTokenizer) -> int:
     """How many captions have words that no pieces make up, saying so if they are many: such words are all alike.
 
     Args:
         contents: With its captions tokenised.
-        unknown_id: Of the piece that stands for them; null where every text has pieces.
+        tokenizer: What made the pieces.
+
+    Raises:
+        UserError: If they are more than half of all words.
     """
+    unknown_id = tokenizer.unk_id
     if unknown_id is None:
         return 0
+    texts = (text or "" for text in contents.captions.data[CAPTION])
+    unknown, total = unknown_pieces(contents.texts.tokens, tokenizer), len(contents.texts.tokens)
+    check_known(unknown, total, tokenizer, contents.pictures.source, texts)
     places = numpy.flatnonzero(numpy.asarray(contents.texts.tokens) == unknown_id)
     found = numpy.unique(numpy.searchsorted(contents.texts.ends, places, side="right"))
     if len(found) > MANY_UNKNOWN * len(contents.texts):

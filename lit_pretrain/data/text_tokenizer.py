@@ -8,6 +8,11 @@ from typing import ClassVar
 
 from tokenizers import Tokenizer
 
+from lit_pretrain.errors import UserError
+
+# Characters of the longest word that BERT's tokenizer takes apart; longer ones are one unknown piece.
+WORD_LENGTH = 100
+
 
 class TextTokenizer:
     """Pieces of texts by number, with a token to begin a sequence, one to end it and one to fill it up.
@@ -16,6 +21,10 @@ class TextTokenizer:
         tokenizer: Of the `tokenizers` library; it neither pads nor cuts from then on.
         begin: Token at the beginning of a sequence.
         end: Token at the end of a text.
+        source: Where it comes from, for messages.
+
+    Raises:
+        UserError: If its ids have a gap.
     """
 
     model: ClassVar[str]
@@ -27,11 +36,18 @@ class TextTokenizer:
     # Piece for what has none; null where every text has pieces, as those of bytes do.
     unk_id: int | None = None
 
-    def __init__(self, tokenizer: Tokenizer, begin: str, end: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, begin: str, end: str, source: str = "the tokenizer") -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.tokenizer = tokenizer
         self.vocabulary_size = tokenizer.get_vocab_size()
+        ids = set(tokenizer.get_vocab(with_added_tokens=True).values())
+        gap = next((one for one in range(self.vocabulary_size) if one not in ids), None)
+        if gap is not None:
+            raise UserError(
+                f"{source} has {self.vocabulary_size} pieces and none with the id {gap}, the largest being {max(ids)}: "
+                "number its pieces from 0 without a gap, and name each once."
+            )
         self.cls_id, self.sep_id = (tokenizer.token_to_id(token) for token in (begin, end))
         self.special_ids = sorted({self.cls_id, self.sep_id})
 
@@ -43,12 +59,19 @@ class TextTokenizer:
         return [self.tokenizer.id_to_token(index) for index in range(self.vocabulary_size)]
 
     @cached_property
+    def word_length(self) -> int | None:
+        """Characters of the longest word that is taken apart; null where there is no limit."""
+        return json.loads(self.tokenizer.to_str())["model"].get("max_input_chars_per_word")
+
+    @cached_property
     def hash(self) -> str:
         """16 hexadecimal characters that name the pieces and how text is cut into words, and nothing else."""
         parts = json.loads(self.tokenizer.to_str())
         content = [self.vocabulary, parts["normalizer"], parts["pre_tokenizer"]]
         if "merges" in parts["model"]:
             content.append(parts["model"]["merges"])
+        if parts["model"].get("max_input_chars_per_word", WORD_LENGTH) != WORD_LENGTH:
+            content.append(parts["model"]["max_input_chars_per_word"])
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     # -- using it

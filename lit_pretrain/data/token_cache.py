@@ -17,9 +17,10 @@ import numpy
 from lit_pretrain.data.built_once import FACTS, build_once, build_progress, write_array
 from lit_pretrain.data.sentences import split_sentences
 from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.data.unknown_pieces import unknown_pieces
 from lit_pretrain.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 # Characters whose tokens are held in memory at a time.
 CHUNK_CHARACTERS = 4_000_000
 
@@ -115,7 +116,7 @@ def build(data: Any, text_column: str, tokenizer: WordPieceTokenizer, directory:
     dtype = numpy.dtype(numpy.uint16 if tokenizer.vocabulary_size <= 2**16 else numpy.uint32)
     names = ("tokens", "sentence_ends", "document_ends", "document_rows", "document_keys")
     files = {name: (directory / f"{name}.bin").open("wb") for name in names}
-    total_tokens = total_sentences = documents = dropped = 0
+    total_tokens = total_sentences = documents = dropped = unknown = 0
     try:
         with build_progress("documents") as progress:
             task = progress.add_task("Tokenising", total=len(data))
@@ -137,7 +138,9 @@ def build(data: Any, text_column: str, tokenizer: WordPieceTokenizer, directory:
                     keys.append(hashlib.blake2b(content.data, digest_size=8).digest())
                 ends = total_tokens + numpy.cumsum(sentence_lengths, dtype=numpy.int64)
                 counts = total_sentences + numpy.cumsum(sentence_counts, dtype=numpy.int64)
-                write_array(files["tokens"], numpy.fromiter(chain.from_iterable(kept), dtype))
+                tokens = numpy.fromiter(chain.from_iterable(kept), dtype)
+                unknown += unknown_pieces(tokens, tokenizer)
+                write_array(files["tokens"], tokens)
                 write_array(files["sentence_ends"], ends)
                 write_array(files["document_ends"], counts)
                 write_array(files["document_rows"], numpy.array(kept_rows, dtype=numpy.int64))
@@ -158,6 +161,7 @@ def build(data: Any, text_column: str, tokenizer: WordPieceTokenizer, directory:
         "documents": documents,
         "sentences": total_sentences,
         "tokens": total_tokens,
+        "unknown_pieces": unknown,
         "documents_without_sentences": dropped,
     }
     (directory / FACTS).write_text(json.dumps(facts) + "\n")

@@ -15,9 +15,11 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, process
 from tokenizers.models import WordPiece
 from tokenizers.trainers import WordPieceTrainer
 
-from lit_pretrain.data.text_tokenizer import TextTokenizer
+from lit_pretrain.data.text_tokenizer import WORD_LENGTH, TextTokenizer
 from lit_pretrain.errors import UserError
 
+# What ends a line in Rust, of which transformers' reader is made: U+001C to U+001F, which Python counts too, do not.
+WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -41,7 +43,7 @@ class WordPieceTokenizer(TextTokenizer):
         missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
         if missing:
             raise UserError(f"{source} has no {' and no '.join(missing)}: use a tokenizer made for BERT.")
-        super().__init__(tokenizer, "[CLS]", "[SEP]")
+        super().__init__(tokenizer, "[CLS]", "[SEP]", source)
         ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = ids
         self.special_ids = sorted(ids)
@@ -49,23 +51,49 @@ class WordPieceTokenizer(TextTokenizer):
     # -- making one
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocabulary_size: int = 8192, lowercase: bool = True) -> "WordPieceTokenizer":
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocabulary_size: int = 8192,
+        lowercase: bool = True,
+        strip_accents: bool | None = None,
+        word_length: int = WORD_LENGTH,
+    ) -> "WordPieceTokenizer":
         """Learn the pieces of a corpus; the same corpus gives the same pieces in every process and on every machine.
 
         Args:
             texts: The corpus, read twice (so no generator).
-            vocabulary_size: Number of pieces, special tokens and single letters included.
-            lowercase: Whether case (and accents) are dropped, as in BERT's uncased models.
+            vocabulary_size: Number of pieces at most, special tokens and single letters included.
+            lowercase: Whether case is dropped, as in BERT's uncased models.
+            strip_accents: Whether accents are; null drops them with the case.
+            word_length: Characters of the longest word that is taken apart; longer ones are unknown.
 
         Raises:
-            UserError: If the corpus has no letter, or fewer different pieces than asked for.
+            UserError: If the corpus has no letter, or there is no room for one.
         """
-        normalizer, splitter = normalizers.BertNormalizer(lowercase=lowercase), pre_tokenizers.BertPreTokenizer()
-        # Letters with their continuations take half of the vocabulary at most, however many a corpus has.
-        letters = frequent_letters(texts, normalizer, max(1, vocabulary_size // 4))
-        if not letters:
+        normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
+        splitter = pre_tokenizers.BertPreTokenizer()
+        found = frequent_letters(texts, normalizer, vocabulary_size)
+        if not found:
             raise UserError("The corpus has no letter to train a tokenizer on: every document is empty or white space.")
-        inner = [f"##{letter}" for letter in letters if len(splitter.pre_tokenize_str(f"a{letter}")) == 1]
+        # Each with its piece within a word, if it can be in one: Chinese characters and marks are words by themselves.
+        forms = {letter: [letter, f"##{letter}"] for letter in found}
+        for letter in found:
+            if len(splitter.pre_tokenize_str(normalizer.normalize_str(f"a{letter}"))) > 1:
+                forms[letter].pop()
+        # They take half of the vocabulary at most, however many a corpus has; the rest comes last, if there is room.
+        letters, room = [], min(vocabulary_size // 2, vocabulary_size - len(SPECIAL_TOKENS))
+        for letter in found:
+            room -= len(forms[letter])
+            if room < 0 and letters:
+                break
+            letters.append(letter)
+        inner = [form for letter in letters for form in forms[letter][1:]]
+        if len(SPECIAL_TOKENS) + len(letters) + len(inner) > vocabulary_size:
+            raise UserError(
+                f"data.vocabulary_size of {vocabulary_size} has no room for a letter beside the {len(SPECIAL_TOKENS)} "
+                "special tokens: give some hundred at least."
+            )
         tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
         tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
         # The library numbers continued letters in the order of a hash table, which differs between processes and
@@ -78,14 +106,13 @@ class WordPieceTokenizer(TextTokenizer):
             show_progress=False,
         )
         tokenizer.train_from_iterator(texts, trainer)
-        found = tokenizer.get_vocab_size()
-        if found != vocabulary_size:
-            raise UserError(
-                f"The corpus supports a vocabulary of {found} word pieces, not the {vocabulary_size} of "
-                f"data.vocabulary_size: set it to {found} or less, or give more text."
-            )
         vocabulary = tokenizer.get_vocab()
-        return cls(from_pieces(sorted(vocabulary, key=vocabulary.get), lowercase))
+        pieces = sorted(vocabulary, key=vocabulary.get)
+        for letter in found[len(letters) :]:
+            if len(pieces) + len(forms[letter]) > vocabulary_size:
+                break
+            pieces += [form for form in forms[letter] if form not in vocabulary]
+        return cls(from_pieces(pieces, lowercase, strip_accents, word_length=word_length))
 
     @classmethod
     def load(cls, path: str | Path) -> "WordPieceTokenizer":
@@ -155,7 +182,7 @@ def read_tokenizer(path: str | Path) -> tuple[Tokenizer, str]:
 
 def from_vocabulary_file(path: Path) -> Tokenizer:
     """A tokenizer from BERT's vocab.txt, as a tokenizer_config.json beside it says; without one, case is dropped."""
-    pieces = path.read_text(encoding="utf-8").splitlines()
+    pieces = vocabulary_lines(path)
     if "[UNK]" not in pieces:
         raise UserError(f"{path} is not a BERT vocabulary: it has no line [UNK].")
     config_path = path.parent / "tokenizer_config.json"
@@ -168,8 +195,34 @@ def from_vocabulary_file(path: Path) -> Tokenizer:
     )
 
 
+def vocabulary_lines(path: Path) -> list[str]:
+    """The pieces of a vocab.txt by id, as transformers reads it: a line each, which only a line feed ends.
+
+    White space at a line's end is dropped. A line of nothing else stays as it is: it stands for no text, but has an id.
+
+    Raises:
+        UserError: If a piece is there twice.
+    """
+    lines = path.read_bytes().decode("utf-8").split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    pieces = [line.rstrip(WHITE_SPACE) or line for line in lines]
+    first: dict[str, int] = {}
+    for number, piece in enumerate(pieces, 1):
+        if first.setdefault(piece, number) != number:
+            raise UserError(
+                f"{path} has the piece {piece!r} in line {first[piece]} and again in line {number}: each must be there "
+                "once, since its line is its id."
+            )
+    return pieces
+
+
 def from_pieces(
-    pieces: list[str], lowercase: bool, strip_accents: bool | None = None, split_chinese: bool = True
+    pieces: list[str],
+    lowercase: bool,
+    strip_accents: bool | None = None,
+    split_chinese: bool = True,
+    word_length: int = WORD_LENGTH,
 ) -> Tokenizer:
     """A tokenizer of BERT's kind.
 
@@ -178,8 +231,10 @@ def from_pieces(
         lowercase: Whether case is dropped.
         strip_accents: Whether accents are; null drops them with the case.
         split_chinese: Whether every Chinese character is a word.
+        word_length: Characters of the longest word that is taken apart; longer ones are unknown.
     """
-    tokenizer = Tokenizer(WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    ids = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=word_length))
     tokenizer.normalizer = normalizers.BertNormalizer(
         lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=split_chinese
     )

@@ -1,5 +1,8 @@
 """Documents into batches: what stands in them, which documents they come from, and what cannot work."""
 
+import json
+import re
+
 import numpy
 import pytest
 import torch
@@ -121,7 +124,7 @@ def test_more_workers_give_the_same_batches(corpus, tmp_path):
         ({"document_budget": 1}, r"data\.document_budget of 1 is 1 of the 48 training documents: give from 2 to all"),
         ({"document_budget": 2.5}, r"data\.document_budget is 2\.5: give a whole number"),
         ({"batch_size": 100_000}, r"do not fill one batch.*data\.batch_size"),
-        ({"vocabulary_size": 4000}, r"supports a vocabulary of \d+"),
+        ({"vocabulary_size": 8}, r"no pieces for \d+% of what .*corpus\.jsonl holds \(it has none for '\w+', say\)"),
         ({"tokenizer": "nowhere"}, "There is no tokenizer at nowhere"),
     ],
 )
@@ -130,6 +133,28 @@ def test_what_cannot_work_is_said_before_training(corpus, tmp_path, settings, se
         data = make_data(corpus, tmp_path, **settings)
         data.setup("fit")
         data.train_dataloader()
+
+
+def test_unknown_pieces_are_told_and_refused(tmp_path, capsys):
+    path = tmp_path / "dna.jsonl"
+    generator = numpy.random.default_rng(0)
+    texts = ["".join(generator.choice(list("ACGT"), 150)) + ". It is long." for _ in range(12)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, "Short. It is."]))
+    settings = {"vocabulary_size": 60, "layout": "segments"}
+    data = make_data(path, tmp_path, **settings)
+    data.setup("fit")
+    told = capsys.readouterr().err
+    assert re.search(r"13 documents of 'text' with \d+ word pieces, 1\d\.\d% of them unknown; ", told)
+    path.write_text("".join(json.dumps({"text": text[:150]}) + "\n" for text in texts))
+    sentence = r"for 100% of .*dna\.jsonl holds \('[ACGT]{30}\.\.\.' has 150 characters, and words of more than 100 are"
+    with pytest.raises(UserError, match=sentence):
+        make_data(path, tmp_path, **settings).setup("fit")
+    make_data(path, tmp_path, word_length=200, **settings).setup("fit")
+    told = capsys.readouterr().err
+    assert " 0.0% of them unknown" in told
+    make_data(path, tmp_path, word_length=200, layout="segments", vocabulary_size=10**6).setup("fit")
+    told = capsys.readouterr().err
+    assert re.search(r"The texts have [\d,]+ word pieces, fewer than data\.vocabulary_size allows", told)
 
 
 def test_documents_without_sentences(tmp_path):

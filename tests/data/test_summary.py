@@ -4,12 +4,13 @@ import re
 
 import datasets
 import pytest
-from labelled_texts import TOKENIZER
-from picture_files import make_rows
+from labelled_texts import TOKENIZER, WORDS
+from picture_files import CLASSES, make_rows
 from text_corpus import make_data, write_corpus
 
 from lit_pretrain.data import ImageDataModule, LabelledDataModule, PairDataModule
 from lit_pretrain.data.notices import say_once
+from lit_pretrain.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer, from_pieces
 from lit_pretrain.errors import UserError
 
 PARTS = r"\); 30 for training, 10 for validation, 40 for test \(.*again\.csv\); equal to a training sample: "
@@ -35,7 +36,7 @@ LABELS = [
 
 @pytest.mark.parametrize(("labels", "settings", "sentences"), LABELS, ids=range(len(LABELS)))
 def test_what_labels_were_taken_for(tmp_path, labels, settings, sentences, capsys):
-    rows = [f"text {number % 8};{labels[number % len(labels)]}" for number in range(40)]
+    rows = [f"{WORDS[number % 8]};{labels[number % len(labels)]}" for number in range(40)]
     for name in ("it.csv", "again.csv"):
         (tmp_path / name).write_text("\n".join(["text;label", *rows]), encoding="utf-16")
     settings |= {"delimiter": ";", "encoding": "utf-16", "cache_directory": str(tmp_path / "caches")}
@@ -44,6 +45,10 @@ def test_what_labels_were_taken_for(tmp_path, labels, settings, sentences, capsy
     data.tokenizer = TOKENIZER
     data.setup("fit")
     lines = [line for line in capsys.readouterr().err.splitlines() if "it.csv" in line]
+    # One for each of both parts that are tokenised.
+    pieces = [line for line in lines if "0.0% of them unknown" in line]
+    assert len(pieces) == 2
+    lines = [line for line in lines if line not in pieces]
     assert len(lines) == len(sentences)
     for sentence in sentences:
         assert sum(bool(re.search(sentence, line)) for line in lines) == 1, lines
@@ -59,7 +64,7 @@ def test_equal_samples_of_other_data(tmp_path, capsys):
         "test_path": str(tmp_path / "test.parquet"),
     }
     settings = {"cache_directory": str(tmp_path / "caches"), "batch_size": 2, "validation_share": 0.25}
-    TOKENIZER.save(tmp_path / "tokenizer")
+    WordPieceTokenizer(from_pieces([*SPECIAL_TOKENS, *CLASSES], lowercase=True)).save(tmp_path / "tokenizer")
     say_once.cache_clear()
     ImageDataModule(**files, **settings, label_column="label").setup("fit")
     told = capsys.readouterr().err
@@ -68,14 +73,16 @@ def test_equal_samples_of_other_data(tmp_path, capsys):
     PairDataModule(**files, **settings, caption_columns=["name"], tokenizer=str(tmp_path / "tokenizer")).setup("fit")
     told = capsys.readouterr().err
     # Equal pictures are put together before the split.
-    assert "24 rows, 12 pictures of 'picture' with 24 captions of 'name'; 9 for training, 3 for validation" in told
+    assert (
+        "24 rows, 12 pictures of 'picture' with 24 captions of 'name' (24 word pieces, 0.0% of them unknown); 9" in told
+    )
     assert re.search(r"equal to a training picture: 0 of 3 for validation, [1-3] of 3 for test\.", told)
     corpus = write_corpus(tmp_path / "corpus.jsonl", 10)
     corpus.write_text(corpus.read_text() * 2)
     make_data(corpus, tmp_path).setup("fit")
     told = capsys.readouterr().err
     assert re.search(
-        r"20 documents of 'text' with [\d,]+ word pieces; 16 for training, 4 for validation; equal to a", told
+        r"20 documents of 'text' with [\d,]+ word pieces, \d\.\d% of them unknown; 16 for training, 4", told
     )
     assert int(re.search(r"training document: (\d) of 4", told)[1]) > 0
 

@@ -38,7 +38,13 @@ def test_arrays_by_hand(tokenizer, tmp_path):
     assert cache.sentence_offsets(0).tolist() == [0, 4, 7]
     assert cache.sentence_offsets(1).tolist() == [7, 10, 12]
     assert cache.document_offsets().tolist() == [0, 7, 12]
-    assert cache.facts == {"documents": 2, "sentences": 4, "tokens": 12, "documents_without_sentences": 3}
+    assert cache.facts == {
+        "documents": 2,
+        "sentences": 4,
+        "tokens": 12,
+        "unknown_pieces": 1,
+        "documents_without_sentences": 3,
+    }
     again = TokenCache.open(tmp_path / "cache")
     assert isinstance(again.tokens, numpy.memmap) and again.tokens.dtype == numpy.uint16
     assert sorted(os.listdir(tmp_path)) == ["cache", "cache.lock"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 
@@ -147,9 +148,77 @@ def test_words_that_are_not_berts_survive_transformers(change, tmp_path):
     assert WordPieceTokenizer.load(tmp_path).hash == tokenizer.hash
 
 
+# Lines that end in, or consist of, what Python takes for line ends; only line feeds are.
+BREAKS = ["x\u2028y", "\u2028", "\x85", "c\u2029", "d\x0b", "e\x0c", "\x1c"]
+LINES = [*SPECIAL_TOKENS, "a", *BREAKS, "f", "##g", "h ", "\u3000", "é", "東"]
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_only_line_feeds_end_a_piece(ending, tmp_path):
+    from transformers import BertTokenizerFast
+
+    (tmp_path / "vocab.txt").write_bytes(ending.join([*LINES, ""]).encode())
+    ours, theirs = WordPieceTokenizer.load(tmp_path), BertTokenizerFast.from_pretrained(tmp_path)
+    assert ours.vocabulary_size == len(LINES)
+    for piece in ("a", "x\u2028y", "c", "d", "e", "\x1c", "f", "##g", "h", "é", "東"):
+        assert ours.tokenizer.token_to_id(piece) == theirs.convert_tokens_to_ids(piece) > 4, piece
+    for text in ("a fg h", "c d\x0be", "x\u2028y f", "É 東a", "h\u3000f\x85a", "e\x1cf"):
+        assert [ours.cls_id, *ours.encode(text), ours.sep_id] == theirs(text)["input_ids"]
+    ours.save(tmp_path / "saved")
+    assert WordPieceTokenizer.load(tmp_path / "saved" / "vocab.txt").vocabulary[5:7] == ["a", "x\u2028y"]
+
+
+def test_ids_without_a_gap(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "a", "b", "a"]))
+    with pytest.raises(UserError, match=r"vocab\.txt has the piece 'a' in line 6 and again in line 8"):
+        WordPieceTokenizer.load(tmp_path)
+    content = json.loads(from_pieces([*SPECIAL_TOKENS, "a", "b"], lowercase=True).to_str())
+    content["model"]["vocab"]["b"] = 9
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"tokenizer\.json has 7 pieces and none with the id 6, the largest being 9"):
+        WordPieceTokenizer.load(tmp_path)
+
+
+def test_case_may_go_and_accents_stay(tmp_path):
+    tokenizer = WordPieceTokenizer.train(["Été ÉTÉ été"] * 9, 40, strip_accents=False)
+    assert tokenizer.decode(tokenizer.encode("ÉTÉ")) == "été"
+    assert "é" not in "".join(WordPieceTokenizer.train(["Été ÉTÉ été"] * 9, 40).vocabulary)
+    tokenizer.save(tmp_path)
+    agree(tokenizer, tmp_path)
+
+
+def test_long_words_are_taken_apart_if_asked_for(tmp_path):
+    generator = random.Random(0)
+    texts = ["".join(generator.choices("ACGT", k=300)) for _ in range(20)]
+    short, long = WordPieceTokenizer.train(texts, 60), WordPieceTokenizer.train(texts, 60, word_length=400)
+    assert short.encode(texts[0]) == [short.unk_id] and short.hash != long.hash
+    assert len(long.encode(texts[0])) > 50 and long.unk_id not in long.encode(texts[0])
+    long.save(tmp_path)
+    assert WordPieceTokenizer.load(tmp_path).encode(texts[0]) == long.encode(texts[0])
+    agree(long, tmp_path)
+
+
+def test_an_alphabet_of_thousands():
+    generator = random.Random(0)
+    alphabet = [chr(0x4E00 + number) for number in range(3000)]
+    texts = ["".join(generator.choices(alphabet, k=200)) for _ in range(300)]
+    tokenizer = WordPieceTokenizer.train([*texts, *TEXTS], 4000)
+    # A character is a word, so none needs a piece within one; and there is room for all of them.
+    pieces = set(tokenizer.vocabulary)
+    assert pieces.issuperset("".join(texts)) and not any(piece[2:] in alphabet for piece in pieces)
+    assert tokenizer.unk_id not in tokenizer.encode(texts[0]) and "##ing" in pieces
+    assert tokenizer.vocabulary_size <= 4000
+
+
+def test_the_size_is_an_upper_bound():
+    tokenizer = WordPieceTokenizer.train(TEXTS, 5000)
+    assert 100 < tokenizer.vocabulary_size < 5000
+    assert tokenizer.vocabulary == WordPieceTokenizer.train(TEXTS, tokenizer.vocabulary_size).vocabulary
+
+
 def test_what_cannot_be_used_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"supports a vocabulary of \d+ word pieces, not the 5000"):
-        WordPieceTokenizer.train(TEXTS, 5000)
+    with pytest.raises(UserError, match=r"data\.vocabulary_size of 6 has no room for a letter beside the 5 special"):
+        WordPieceTokenizer.train(TEXTS, 6)
     with pytest.raises(UserError, match="There is no tokenizer at"):
         WordPieceTokenizer.load(tmp_path / "nowhere")
     with pytest.raises(UserError, match="has neither tokenizer.json nor vocab.txt"):
