@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
+from datasets.data_files import FILES_TO_IGNORE
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from lit_pretrain.data.content_hash import content_hash
@@ -358,6 +359,9 @@ def directory_splits(source: Source, directory: str) -> Splits:
     # What is called like a sample may describe it.
     stems = {os.path.splitext(file)[0] for file in listing.files} if listing.foreign else set()
     foreign = [file for file in listing.foreign if os.path.splitext(file)[0] not in stems]
+    if not any(source.builders[ending(file)] == "text" for file in listing.files):
+        # That a README is no row of a table needs no word.
+        foreign = [file for file in foreign if os.path.basename(file) not in FILES_TO_IGNORE]
     for files, what in (
         (listing.hidden, "hidden"),
         (foreign, "of other kinds"),

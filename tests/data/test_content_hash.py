@@ -1,13 +1,17 @@
 """Hashes follow bytes, and what was read is not read again."""
 
+import multiprocessing
 import os
 import shutil
 import time
 
 import pytest
+import torch
+from picture_files import pixels_of, png, write_folder
 
+from lit_pretrain.data import ImageDataModule
 from lit_pretrain.data import content_hash as module
-from lit_pretrain.data.content_hash import MEMORY, checked_once, content_hash, folder_hash
+from lit_pretrain.data.content_hash import MEMORY, content_hash, folder_hash
 
 
 @pytest.fixture
@@ -82,13 +86,37 @@ def test_names_below_a_folder_count_and_the_folder_does_not(files, tmp_path):
     assert folder_hash([moved[0], f"{moved[1]}2"], tmp_path) != first
 
 
-def test_a_machines_later_processes_do_not_look_again(tmp_path, monkeypatch):
-    looks = []
+def prepare(rank, directory, answers):
+    """One of two training processes, which counts the files that it asks for their state."""
+    os.environ["LOCAL_RANK"] = str(rank)
+    torch.distributed.init_process_group("gloo", f"file://{directory}/rendezvous", rank=rank, world_size=2)
+    inner, looks = module.file_state, []
+    module.file_state = lambda file: looks.append(file) or inner(file)
+    prints = []
+    for _ in range(2):
+        data = ImageDataModule(str(directory / "pictures"), cache_directory=str(directory / "caches"), batch_size=2)
+        if rank == 0:
+            data.prepare_data()
+        torch.distributed.barrier()
+        data.setup("fit")
+        prints.append(data.fingerprint)
+        torch.distributed.barrier()
+        if rank == 0 and len(prints) == 1:
+            (directory / "pictures" / "all" / "red" / "002.png").write_bytes(png(pixels_of(99)))
+        torch.distributed.barrier()
+    answers.put((rank, len(looks), prints))
 
-    def look(later):
-        monkeypatch.setattr(module, "is_later_process", lambda: later)
-        return checked_once("a folder", tmp_path, lambda: looks.append(later) or str(len(looks)))
 
-    assert look(later=True) == "1"  # the first one has left nothing
-    assert look(later=False) == look(later=True) == look(later=True) == "2" and looks == [True, False]
-    assert look(later=False) == "3"
+def test_a_machines_later_processes_do_not_look_again(tmp_path):
+    write_folder(tmp_path / "pictures")
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    processes = [context.Process(target=prepare, args=(rank, tmp_path, answers)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    (first, looks, prints), (later, none, same) = sorted(answers.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join()
+    assert (first, later) == (0, 1) and looks == 2 * 12 and none == 0
+    # Both know that a picture has changed.
+    assert prints == same and prints[0] != prints[1]

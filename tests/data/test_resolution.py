@@ -132,8 +132,9 @@ def test_what_is_left_out_is_counted(tmp_path, capsys):
     assert told.count("3 files are of other kinds, and left out (LICENSE.txt, c.pdf, readme.md)") == 1
 
 
-def test_configurations_of_a_readme(tmp_path):
+def test_configurations_of_a_readme(tmp_path, capsys):
     root = write(tmp_path / "clone", "README.md", "part/1.csv", "other.csv")
+    assert rows(root, "train") == ["part/1.csv"] and capsys.readouterr().err == ""
     assert rows(root, "train", name="second") == ["other.csv"]
     with pytest.raises(
         UserError, match=r"no configuration 'secnd' \(did you mean 'second'\?\): set data\.name to one of"
