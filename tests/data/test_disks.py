@@ -17,7 +17,7 @@ from lit_pretrain.errors import UserError
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
-    texts = datasets.Dataset.from_dict({"text": [" ".join(["every citizen pays."] * 400)] * 400})
+    texts = datasets.Dataset.from_dict({"text": [" ".join(["every citizen pays."] * 400)] * 110})
     texts.to_json(tmp_path / "corpus.jsonl")
     folder = write_folder(tmp_path / "pictures", side=200)
     sentence = r"is full, or your share of it is, so the {} could not be written.*data\.cache_directory"
