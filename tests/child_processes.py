@@ -57,6 +57,8 @@ def both_ranks(work: Callable[[Path], Any], directory: Path) -> list[Any]:
 
 
 def _be_rank(work: Callable[[Path], Any], directory: Path, rank: int, port: int) -> None:
+    # The server that this is forked from has the seed of whichever test has started it.
+    os.environ.pop("PL_GLOBAL_SEED", None)
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
     torch.save(work(directory), directory / f"rank-{rank}.pt")

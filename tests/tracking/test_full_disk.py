@@ -80,9 +80,10 @@ def test_a_full_disk_costs_a_sentence(tmp_path, until):
         pytest.skip("this machine lets no process mount a file system of its own")
     told = json.loads(result.read_text())
     if until is None:
-        # The checkpoint of the end of the first epoch stays; all that was logged until the second is there.
-        assert told["raised"].startswith("There is no room left to save") and told["checkpoint"] == 4
-        assert told["steps"] == list(range(1, 9))
+        # The checkpoint of an epoch's end stays; all that was logged until the one that found no room is there. That is
+        # the second, or the third, if the database gave some room back.
+        assert told["raised"].startswith("There is no room left to save") and told["checkpoint"] in (4, 8)
+        assert told["steps"] == list(range(1, told["checkpoint"] + 5))
     else:
         # Tables of examples were left out, and said to be; all that was logged is there.
         assert told["raised"] is None and told["steps"] == list(range(1, 21))
