@@ -103,6 +103,7 @@ class DocumentDataModule(EpochDataModule):
             raise UserError(f"data.sequence_length is {sequence_length}: give at least 8 tokens.")
         for name, value, least in (
             ("vocabulary_size", vocabulary_size, 6),
+            ("word_length", word_length, 1),
             ("batch_size", batch_size, 1),
             ("workers", workers, 0),
             ("max_documents", max_documents, 1),

@@ -134,6 +134,7 @@ class PairDataModule(EpochDataModule):
         for setting, value, least in (
             ("maximum_length", maximum_length, 3),
             ("vocabulary_size", vocabulary_size, 6),
+            ("word_length", word_length, 1),
             ("stored_size", stored_size, 2),
             ("batch_size", batch_size, 1),
             ("workers", workers, 0),
