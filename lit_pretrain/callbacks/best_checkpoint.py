@@ -64,6 +64,22 @@ class BestCheckpoint(ModelCheckpoint):
         """
         if trainer.fit_loop.epoch_loop._num_ready_batches_reached():
             super().on_train_epoch_end(trainer, pl_module)
+            if self._should_save_on_train_epoch_end(trainer):
+                self._save_last_of_step(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As Lightning's; last.ckpt is saved too where the metric is no better."""
+        super().on_validation_end(trainer, pl_module)
+        if not self._should_save_on_train_epoch_end(trainer):
+            self._save_last_of_step(trainer)
+
+    def _save_last_of_step(self, trainer: Trainer) -> None:
+        """Save last.ckpt unless this step has it: Lightning leaves the former one if no other checkpoint was saved.
+
+        A training that has passed its best would lose all that came after it to a crash.
+        """
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def state_dict(self) -> dict[str, Any]:
         """As Lightning's, with the mode."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from toy_training import ToyData, ToyModule
 
 from lit_pretrain.callbacks import BestCheckpoint
@@ -31,7 +31,7 @@ class Scored(ToyModule):
         self.log("validation/score", torch.tensor(self.scores.pop(0)))
 
 
-def make_trainer(runs, best, steps=20):
+def make_trainer(runs, best, steps=20, callbacks=(), **settings):
     return Trainer(
         accelerator="cpu",
         precision="32-true",
@@ -39,7 +39,8 @@ def make_trainer(runs, best, steps=20):
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         logger=MLflowLogger(experiment="toy", runs_directory=str(runs)),
-        callbacks=[best],
+        callbacks=[best, *callbacks],
+        **settings,
     )
 
 
@@ -69,6 +70,27 @@ def test_the_highest_score_is_kept_and_found(runs):
     name = trainer.logger.run_id
     assert find_checkpoint(f"{name}:best") == (directory / "best-step=000040.ckpt").resolve()
     assert find_checkpoint(name) == (directory / "last.ckpt").resolve()
+
+
+class StepsOfLast(Callback):
+    """Which step last.ckpt is of, when a step begins."""
+
+    def __init__(self):
+        self.steps = {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        path = trainer.logger.run_directory / "checkpoints" / "last.ckpt"
+        if path.is_file():
+            self.steps[trainer.global_step] = torch.load(path, weights_only=True)["global_step"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"val_check_interval": 10}], ids=["epochs", "within an epoch"])
+def test_the_last_checkpoint_is_of_the_last_validation_also_where_it_was_no_better(runs, settings):
+    best, last = BestCheckpoint(), StepsOfLast()
+    trainer = make_trainer(runs, best, 70, callbacks=[last], **settings)
+    trainer.fit(Scored([0.7] + [0.2] * 9), ToyData())
+    assert (last.steps[25], last.steps[45], last.steps[65]) == (20, 40, 60)
+    assert best.best_model_path.endswith(f"best-step=0000{10 if settings else 20}.ckpt")
 
 
 @pytest.mark.parametrize("first", [float("nan"), float("inf")])

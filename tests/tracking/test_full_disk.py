@@ -44,6 +44,7 @@ def train_on_small_disk(runs: Path, result: Path, until: int | None) -> None:
     if libc.mount(b"tmpfs", os.fsencode(runs), b"tmpfs", 0, b"size=12m"):
         os._exit(child_processes.NOT_ALLOWED)
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     logger = MLflowLogger(experiment="toy", runs_directory=str(runs))
     settings = {"accelerator": "cpu", "precision": "32-true", "enable_progress_bar": False, "num_sanity_val_steps": 0}
     settings["enable_checkpointing"] = until is None
