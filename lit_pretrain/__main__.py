@@ -85,9 +85,9 @@ def dispatch(command: str, arguments: list[str]) -> int:
             print(FIT_HELP.format(command=command, help=TRAINING[command], checkpoint=purpose))
             return 0
         full = arguments in (["--help", "full"], ["--help=full"])
-        from lit_pretrain import cli
+        from lit_pretrain.cli import lightning_cli
 
-        return cli.run([command, *(["--help"] if full else arguments)])
+        return lightning_cli.run([command, *(["--help"] if full else arguments)])
     if command not in COMMANDS:
         raise UserError(
             f"There is no command '{command}'{nearest(command, [*TRAINING, *COMMANDS])}: see python -m lit_pretrain "

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 IMPORTED = [
-    "lit_pretrain.cli",
+    "lit_pretrain.cli.lightning_cli",
     "mlflow.store.tracking.sqlalchemy_store",
     "small_pictures",
     "text_corpus",

@@ -7,7 +7,7 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from lit_pretrain.backbone.weights.open_clip import CONFIG, WEIGHTS
+from lit_pretrain.weights.open_clip import CONFIG, WEIGHTS
 
 VISION = {"image_size": 32, "layers": 2, "width": 48, "patch_size": 8, "head_width": 16}
 TEXT = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3}

@@ -8,7 +8,7 @@ from text_corpus import OBJECTS, SUBJECTS, VERBS
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.data import LabelledDataModule
-from lit_pretrain.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer, from_pieces
+from lit_pretrain.data.text.wordpiece_tokenizer import SPECIAL_TOKENS, WordPieceTokenizer, from_pieces
 
 WORDS = sorted({word for text in (*SUBJECTS, *VERBS, *OBJECTS) for word in text.split()})
 TOKENIZER = WordPieceTokenizer(from_pieces([*SPECIAL_TOKENS, *WORDS], lowercase=True))

@@ -8,8 +8,8 @@ from small_pictures import make_pictures, write_pictures
 from text_corpus import make_data, write_corpus
 
 from lit_pretrain.data import JointDataModule
-from lit_pretrain.data.augmentation import ImageAugmentation
-from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.data.images.augmentation import ImageAugmentation
+from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 from lit_pretrain.modules import ContrastivePretraining, TextReplay, VisionReplay
 from lit_pretrain.objectives import MaskedImageModeling, MaskedLanguageModeling, NextSentencePrediction
 

@@ -10,7 +10,7 @@ from text_corpus import OBJECTS, SUBJECTS, VERBS
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
 from lit_pretrain.data import PairDataModule
-from lit_pretrain.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer, from_pieces
+from lit_pretrain.data.text.wordpiece_tokenizer import SPECIAL_TOKENS, WordPieceTokenizer, from_pieces
 
 WORDS = ["a", "this", "is", "some", "number", *COLORS]
 TEXT_WORDS = sorted({word for text in (*SUBJECTS, *VERBS, *OBJECTS) for word in text.split()} - {*WORDS})

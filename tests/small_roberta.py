@@ -4,7 +4,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from lit_pretrain.data.byte_pair_tokenizer import ROBERTA_TOKENS, RobertaTokenizer
+from lit_pretrain.data.text.byte_pair_tokenizer import ROBERTA_TOKENS, RobertaTokenizer
 
 
 def small_roberta_tokenizer() -> RobertaTokenizer:

@@ -16,8 +16,8 @@ from lightning import LightningDataModule, LightningModule
 from lit_pretrain.__main__ import main
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
 from lit_pretrain.backbone.config import BERT_SIZES
-from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.modules import ContrastivePretraining
+from lit_pretrain.picture_facts import PictureFacts
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"

@@ -13,7 +13,7 @@ from small_training import training_of, write_config
 from text_corpus import write_corpus
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
-from lit_pretrain.cli import CommandLine, command_line
+from lit_pretrain.cli.lightning_cli import CommandLine, command_line
 from lit_pretrain.tracking.find import find_checkpoint
 
 START = "start"

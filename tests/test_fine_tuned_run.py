@@ -14,9 +14,9 @@ from small_training import training_of, write_config
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.modules import FineTuning
+from lit_pretrain.modules.fine_tuning.picture_mixing import MixingConfig
 from lit_pretrain.modules.freezing import FreezingConfig
 from lit_pretrain.modules.optimization import AdamWConfig
-from lit_pretrain.modules.picture_mixing import MixingConfig
 from lit_pretrain.trainer import Trainer
 
 

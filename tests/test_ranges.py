@@ -9,14 +9,14 @@ import pytest
 
 from lit_pretrain import backbone, callbacks, data, modules, objectives
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
-from lit_pretrain.data.augmentation import ImageAugmentation
+from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.errors import UserError, check_length, is_share
+from lit_pretrain.modules.contrastive.replay import TextReplay, VisionReplay
+from lit_pretrain.modules.contrastive.towers import TowerConfig
+from lit_pretrain.modules.fine_tuning.picture_mixing import MixingConfig
 from lit_pretrain.modules.freezing import FreezingConfig
 from lit_pretrain.modules.objective_mix import check_objectives
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, in_steps
-from lit_pretrain.modules.picture_mixing import MixingConfig
-from lit_pretrain.modules.replay import TextReplay, VisionReplay
-from lit_pretrain.modules.towers import TowerConfig
 from lit_pretrain.objectives import MaskedLanguageModeling, Objective, Rotation
 from lit_pretrain.studies.settings import LabelEfficiencySettings, ScalingSettings
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger

@@ -13,7 +13,7 @@ from text_corpus import write_corpus
 from toy_training import ToyData, ToyModule
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.cli import CommandLine, command_line
+from lit_pretrain.cli.lightning_cli import CommandLine, command_line
 from lit_pretrain.data.loading import ResumableDataLoader
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.checkpoint_io import AtomicCheckpointIO

@@ -159,14 +159,14 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path_or_hub_name: str | Path) -> "TextEncoder":
-        """Load public BERT weights; see `lit_pretrain.backbone.weights.huggingface_bert.load_encoder`."""
-        from lit_pretrain.backbone.weights.huggingface_bert import load_encoder
+        """Load public BERT weights; see `lit_pretrain.weights.huggingface_bert.load_encoder`."""
+        from lit_pretrain.weights.huggingface_bert import load_encoder
 
         return load_encoder(path_or_hub_name)
 
     def save_pretrained(self, directory: str | Path, heads: tuple[nn.Module, ...] = ()) -> None:
-        """Write weights that transformers loads; see `lit_pretrain.backbone.weights.huggingface_bert.save_encoder`."""
-        from lit_pretrain.backbone.weights.huggingface_bert import save_encoder
+        """Write weights that transformers loads; see `lit_pretrain.weights.huggingface_bert.save_encoder`."""
+        from lit_pretrain.weights.huggingface_bert import save_encoder
 
         save_encoder(self, directory, heads)
 

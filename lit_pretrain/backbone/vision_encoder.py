@@ -138,18 +138,18 @@ class VisionEncoder(Float32State):
     def from_pretrained(cls, source: str | Path, architecture: str | None = None, **untold: Any) -> "VisionEncoder":
         """Load public ViT weights.
 
-        Those of timm: see `lit_pretrain.backbone.weights.timm_vit.load_encoder`. A directory of transformers': see
-        `lit_pretrain.backbone.weights.huggingface_vit`.
+        Those of timm: see `lit_pretrain.weights.timm_vit.load_encoder`. A directory of transformers': see
+        `lit_pretrain.weights.huggingface_vit`.
         """
-        from lit_pretrain.backbone.weights import huggingface_vit, timm_vit
+        from lit_pretrain.weights import huggingface_vit, timm_vit
 
         if huggingface_vit.model_type(Path(source)) in (*huggingface_vit.KINDS, *huggingface_vit.PAIRS):
             return huggingface_vit.load_weights(Path(source)).alone(source)
         return timm_vit.load_encoder(source, architecture, **untold)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write weights that timm loads; see `lit_pretrain.backbone.weights.timm_vit.save_encoder`."""
-        from lit_pretrain.backbone.weights.timm_vit import save_encoder
+        """Write weights that timm loads; see `lit_pretrain.weights.timm_vit.save_encoder`."""
+        from lit_pretrain.weights.timm_vit import save_encoder
 
         save_encoder(self, directory)
 

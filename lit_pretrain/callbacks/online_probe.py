@@ -14,9 +14,9 @@ from lit_pretrain.backbone import VisionEncoder
 from lit_pretrain.callbacks.measurement import Measurement
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluation.features import features_of_batches, probe_depths
-from lit_pretrain.evaluation.knn import knn_accuracy
 from lit_pretrain.evaluation.labelled_data import Part, check_labelled_pictures, open_part, some_of, task_of
-from lit_pretrain.evaluation.linear_probe import fit_linear_probe
+from lit_pretrain.measures.knn import knn_accuracy
+from lit_pretrain.measures.linear_probe import fit_linear_probe
 
 
 class OnlineProbe(Measurement):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lit_pretrain.errors import UserError
 
 if TYPE_CHECKING:
-    from lit_pretrain.evaluation.measuring import Setting
-    from lit_pretrain.evaluation.preparing import Ground
+    from lit_pretrain.evaluation.preparation import EvaluationData
+    from lit_pretrain.evaluation.protocols import Setting
     from lit_pretrain.evaluation.subjects import Subject
     from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 
@@ -119,8 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from lit_pretrain.commands.output import check_writable, write_json
-    from lit_pretrain.evaluation.measuring import measure, row_of
-    from lit_pretrain.evaluation.preparing import (
+    from lit_pretrain.evaluation.preparation import (
         check_one_modality,
         check_same_samples,
         chosen_layers,
@@ -128,6 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
         resolution_of,
         say,
     )
+    from lit_pretrain.evaluation.protocols import measure, row_of
     from lit_pretrain.evaluation.report import log_rows, open_run, table_of
     from lit_pretrain.evaluation.subjects import load_subject
     from lit_pretrain.quiet import quieten
@@ -212,12 +212,12 @@ def check_pairs(subjects: list[Subject]) -> None:
             raise UserError(f"zero-shot is measured on pictures: give {subject.name} without ':text'.")
 
 
-def setting_of(arguments: argparse.Namespace, protocols: list[str], ground: Ground) -> Setting:
+def setting_of(arguments: argparse.Namespace, protocols: list[str], ground: EvaluationData) -> Setting:
     """How it is measured."""
     import torch
 
-    from lit_pretrain.evaluation.linear_probe import parse_regularization
-    from lit_pretrain.evaluation.measuring import Setting, budget_of
+    from lit_pretrain.evaluation.protocols import Setting, budget_of
+    from lit_pretrain.measures.linear_probe import parse_regularization
     from lit_pretrain.precision import hardware_bf16
 
     regularization = parse_regularization(arguments.regularization)
@@ -247,7 +247,7 @@ def show_neighbors(
     arguments: argparse.Namespace,
     subject: Subject,
     layers: list[int],
-    ground: Ground,
+    ground: EvaluationData,
     setting: Setting,
     logger: MLflowLogger | None,
     console: Any,
@@ -283,14 +283,14 @@ def show_neighbors(
 def show_zero_shot(
     arguments: argparse.Namespace,
     subject: Subject,
-    ground: Ground,
+    ground: EvaluationData,
     setting: Setting,
     logger: MLflowLogger | None,
     console: Any,
 ) -> list[Row]:
     """Classify the pictures by their classes' names, print and log what comes of it, and return the rows."""
     from lit_pretrain.evaluation.pair_embedder import PairEmbedder, open_pair
-    from lit_pretrain.evaluation.preparing import resolution_of, say
+    from lit_pretrain.evaluation.preparation import resolution_of, say
     from lit_pretrain.evaluation.zero_shot import DEFAULT_TEMPLATES, make_prompts, measure_zero_shot
     from lit_pretrain.evaluation.zero_shot_report import log_zero_shot, zero_shot_rows, zero_shot_tables
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lit_pretrain.commands.exports.checking import Difference
+    from lit_pretrain.commands.exports.check import Difference
 
 FORMATS = ("hf", "timm", "open_clip", "onnx")
 EPILOG = """The export is loaded again in the other library and given the same seeded inputs; how far apart the outputs
@@ -38,8 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the export, check it, and say how far apart the outputs were."""
     import sys
 
-    from lit_pretrain.commands.exports.checking import ExportMismatchError
-    from lit_pretrain.commands.exports.making import make_export
+    from lit_pretrain.commands.exports.check import ExportMismatchError
+    from lit_pretrain.commands.exports.export_directory import make_export
     from lit_pretrain.commands.output import check_writable, write_json
     from lit_pretrain.quiet import quieten
 

@@ -15,13 +15,13 @@ from lightning.pytorch import Callback
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, distributed
 
-from lit_pretrain import cli
-from lit_pretrain.arguments import CONFIG_OPTIONS, values_of
+from lit_pretrain.cli import lightning_cli
+from lit_pretrain.cli.arguments import CONFIG_OPTIONS, values_of
 from lit_pretrain.commands.checks import FAIL, OK, Row
-from lit_pretrain.data.joint_data_module import PAIRS
+from lit_pretrain.data.pairs.joint_data_module import PAIRS
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import ContrastivePretraining
-from lit_pretrain.modules.contrastive_data import parts_of
+from lit_pretrain.modules.contrastive.data_checks import parts_of
 from lit_pretrain.objectives.contrastive import Pairs
 from lit_pretrain.objectives.gathering import together
 from lit_pretrain.objectives.objective import Batch
@@ -124,7 +124,7 @@ class OneStep(Callback):
         self.rows = compare(self.arrangement, found, self.expected, self.exact, limit)
 
 
-class GradientCommandLine(cli.CommandLine):
+class GradientCommandLine(lightning_cli.CommandLine):
     """Runs the check in the place of a training."""
 
     pairs: ClassVar[int | None] = None
@@ -162,7 +162,7 @@ def run(arguments: list[str], pairs: int | None) -> tuple[list[Row], bool]:
     for name, value in ONE_STEP.items():
         arguments = [*arguments, f"--trainer.{name}", value]
     GradientCommandLine.pairs = pairs
-    line = cli.command_line(["fit", *arguments], GradientCommandLine)
+    line = lightning_cli.command_line(["fit", *arguments], GradientCommandLine)
     if line.check.rows is None:
         raise UserError(
             "The step was taken in processes that cannot be asked for its gradients: set --trainer.strategy ddp."

@@ -10,8 +10,8 @@ from lit_pretrain.errors import UserError
 
 if TYPE_CHECKING:
     from lit_pretrain.evaluation.pair_embedder import PairEmbedder
-    from lit_pretrain.evaluation.search_queries import Query
-    from lit_pretrain.evaluation.searching import Collection, Match
+    from lit_pretrain.evaluation.search.candidates import Collection, Match
+    from lit_pretrain.evaluation.search.queries import Query
 
 CHECKPOINT_HELP = (
     "last, a run's name or id, RUN:best, or a checkpoint's path; or a CLIP of open_clip's: a directory, a file, or "
@@ -48,10 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     from lit_pretrain.commands.output import write_json
     from lit_pretrain.evaluation.pair_embedder import PairEmbedder, open_pair
-    from lit_pretrain.evaluation.preparing import say
-    from lit_pretrain.evaluation.search_queries import picture_queries, text_queries
-    from lit_pretrain.evaluation.search_sheet import search_sheet
-    from lit_pretrain.evaluation.searching import find_matches
+    from lit_pretrain.evaluation.preparation import say
+    from lit_pretrain.evaluation.search.candidates import find_matches
+    from lit_pretrain.evaluation.search.queries import picture_queries, text_queries
+    from lit_pretrain.evaluation.search.sheet import search_sheet
     from lit_pretrain.precision import hardware_bf16
     from lit_pretrain.quiet import quieten
     from lit_pretrain.tracking.paths import shown_path
@@ -115,8 +115,13 @@ def collect(arguments: argparse.Namespace, embedder: PairEmbedder, checkpoint: P
     Raises:
         UserError: If it cannot be had.
     """
-    from lit_pretrain.evaluation.preparing import say
-    from lit_pretrain.evaluation.searching import collect_captions, collect_embedded, collect_folder, collect_source
+    from lit_pretrain.evaluation.preparation import say
+    from lit_pretrain.evaluation.search.candidates import (
+        collect_captions,
+        collect_embedded,
+        collect_folder,
+        collect_source,
+    )
 
     if arguments.embeddings:
         return collect_embedded(embedder, arguments.embeddings)
@@ -137,7 +142,7 @@ def own_data(checkpoint: Path) -> Any:
     Raises:
         UserError: If they are not known.
     """
-    from lit_pretrain.evaluation.making_data import make_data
+    from lit_pretrain.cli.evaluation_data import make_data
     from lit_pretrain.tracking.find import run_directory_of_checkpoint
 
     directory = run_directory_of_checkpoint(checkpoint)

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from lit_pretrain.studies.record import StudyRecord
-    from lit_pretrain.studies.running import Runner
+    from lit_pretrain.studies.scheduler import Runner
 
     # In a file there is no edge to fold tables at.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
@@ -84,8 +84,8 @@ def prepare(arguments: argparse.Namespace) -> tuple[Any, Any]:
 def list_cells(study: Any, reporter: Any, record: Any, jobs: int, console: Any) -> None:
     """Print the cells, and how long what is left will take."""
     from lit_pretrain.studies.cells import CellStore
-    from lit_pretrain.studies.running import duration, estimate
-    from lit_pretrain.studies.telling import plan_table
+    from lit_pretrain.studies.scheduler import duration, estimate
+    from lit_pretrain.studies.tables import plan_table
 
     store = CellStore(record.directory or record.runs_directory / "no such study", study.settings.metric)
     cells, later = reporter.planned(study, store)
@@ -106,7 +106,7 @@ def tell(study: Any, reporter: Any, record: Any, json_file: str | None, console:
         Whether all cells have finished.
     """
     from lit_pretrain.studies.cells import CellStore
-    from lit_pretrain.studies.telling import unfinished
+    from lit_pretrain.studies.tables import unfinished
 
     store = CellStore(record.directory, study.settings.metric)
     report = reporter.report(study, store, record.directory)

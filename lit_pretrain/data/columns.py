@@ -15,8 +15,8 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.csv
 
-from lit_pretrain.data.image_folder import COLUMN, FOLDER
-from lit_pretrain.data.reading import without_bars
+from lit_pretrain.data.file_reader import without_bars
+from lit_pretrain.data.images.image_folder import COLUMN, FOLDER
 from lit_pretrain.data.sources import OpenedSource
 from lit_pretrain.errors import UserError
 

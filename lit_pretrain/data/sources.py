@@ -19,10 +19,10 @@ from datasets.data_files import FILES_TO_IGNORE
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from lit_pretrain.data.content_hash import content_hash
-from lit_pretrain.data.from_hub import load_from_hub, load_remote
+from lit_pretrain.data.file_reader import NoRowsError, UnreadableError, ending, read_files, read_split
+from lit_pretrain.data.hub_source import load_from_hub, load_remote
 from lit_pretrain.data.notices import say_once
-from lit_pretrain.data.reading import NoRowsError, UnreadableError, ending, read_files, read_split
-from lit_pretrain.data.resolution import Splits, find_splits, is_hidden, list_directory, some
+from lit_pretrain.data.split_files import Splits, find_splits, is_hidden, list_directory, some
 from lit_pretrain.errors import UserError, nearest
 
 # Builders that make a sample of every file.

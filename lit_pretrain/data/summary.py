@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy
 
-from lit_pretrain.data.label_facts import LabelFacts
-from lit_pretrain.data.labels import Labels
+from lit_pretrain.data.labelled.label_facts import LabelFacts
+from lit_pretrain.data.labelled.labels import Labels
 
 # Classes that are named with their counts.
 NAMED = 10

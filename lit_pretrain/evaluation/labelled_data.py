@@ -10,8 +10,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_pretrain.data.image_dataset import ImageDataset
-from lit_pretrain.data.labels import stratified_choice
+from lit_pretrain.data.images.image_dataset import ImageDataset
+from lit_pretrain.data.labelled.labels import stratified_choice
 from lit_pretrain.data.loading import EpochDataset, Key, MistakesAsValues, as_it_is
 from lit_pretrain.data.randomness import sample_generator
 from lit_pretrain.errors import UserError

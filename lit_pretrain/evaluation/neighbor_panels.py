@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_pretrain.evaluation.labelled_data import Part
 from lit_pretrain.evaluation.neighbors import Found, Query, alike, label_name
-from lit_pretrain.evaluation.preparing import Ground
+from lit_pretrain.evaluation.preparation import EvaluationData
 from lit_pretrain.objectives.picture_panels import Caption, grid
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SHOWN_CHARACTERS = 160
 
 
-def picture_panel(queries: Sequence[Query], found: Found, ground: Ground) -> "Image":
+def picture_panel(queries: Sequence[Query], found: Found, ground: EvaluationData) -> "Image":
     """A row for each query: itself, then its neighbours with their cosines, green where the label is the query's.
 
     Args:

@@ -14,11 +14,11 @@ from lit_pretrain.data.randomness import sample_generator
 from lit_pretrain.errors import UserError
 from lit_pretrain.errors import nearest as nearest_name
 from lit_pretrain.evaluation.features import features_of_batches
-from lit_pretrain.evaluation.knn import nearest
 from lit_pretrain.evaluation.labelled_data import Part
-from lit_pretrain.evaluation.measuring import Setting, layer_features
-from lit_pretrain.evaluation.preparing import Ground
+from lit_pretrain.evaluation.preparation import EvaluationData
+from lit_pretrain.evaluation.protocols import Setting, layer_features
 from lit_pretrain.evaluation.subjects import Subject
+from lit_pretrain.measures.knn import nearest
 
 DRAWN_QUERIES = 8
 
@@ -38,7 +38,7 @@ class Query:
     label: Tensor | None = None
 
 
-def find_queries(given: Sequence[str], ground: Ground, subject: Subject, seed: int) -> list[Query]:
+def find_queries(given: Sequence[str], ground: EvaluationData, subject: Subject, seed: int) -> list[Query]:
     """The queries that are asked for: sample ids, texts or picture files; drawn ones if none is.
 
     Args:
@@ -77,11 +77,11 @@ def sample_query(sample_id: int, ids: Tensor, part: Part) -> Query:
     return Query(f"{part.name} {sample_id}", next(one.batches()), None if one.labels is None else one.labels[0])
 
 
-def text_query(text: str, ground: Ground, subject: Subject) -> Query:
+def text_query(text: str, ground: EvaluationData, subject: Subject) -> Query:
     """A text of a person's own."""
     import datasets
 
-    from lit_pretrain.data.text_encoding import encode_texts
+    from lit_pretrain.data.text.text_encoding import encode_texts
 
     settings = replace(ground.data.text, columns=("text",))
     rows = numpy.arange(1)
@@ -89,9 +89,9 @@ def text_query(text: str, ground: Ground, subject: Subject) -> Query:
     return Query(text, encoded.batch(rows))
 
 
-def picture_query(file: str, ground: Ground) -> Query:
+def picture_query(file: str, ground: EvaluationData) -> Query:
     """A picture of a person's own, brought to the size of the data's."""
-    from lit_pretrain.data.pictures import EncodedPicture, Square, UnreadablePictureError, decode
+    from lit_pretrain.data.images.pictures import EncodedPicture, Square, UnreadablePictureError, decode
 
     if not Path(file).is_file():
         siblings = [str(one) for one in Path(file).parent.glob("*")] if Path(file).parent.is_dir() else []
@@ -143,7 +143,7 @@ def find_neighbors(
     return found
 
 
-def rows_of(subject: Subject, queries: Sequence[Query], found: Sequence[Found], ground: Ground) -> list[dict[str, Any]]:
+def rows_of(subject: Subject, queries: Sequence[Query], found: Sequence[Found], ground: EvaluationData) -> list[dict[str, Any]]:
     """A row for every neighbour, for JSON and CSV; texts are whole."""
     ids = ground.train.sample_ids()
     rows = []
@@ -179,7 +179,7 @@ def shown_text(sample: dict[str, Any]) -> str:
     return sample["text"] if pair is None else f"{sample['text']} | {pair}"
 
 
-def label_name(label: Tensor | None, ground: Ground) -> str | float | None:
+def label_name(label: Tensor | None, ground: EvaluationData) -> str | float | None:
     """A label as a person knows it."""
     if label is None:
         return None

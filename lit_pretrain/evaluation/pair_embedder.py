@@ -11,13 +11,13 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from lit_pretrain.data.text_encoding import EncodedTexts, TextSettings, encode_texts
+from lit_pretrain.data.text.text_encoding import EncodedTexts, TextSettings, encode_texts
 from lit_pretrain.errors import UserError
-from lit_pretrain.evaluation.bars import with_bar
-from lit_pretrain.evaluation.finite import check_finite
+from lit_pretrain.evaluation.progress_bar import with_bar
+from lit_pretrain.measures.finite import check_finite
 
 if TYPE_CHECKING:
-    from lit_pretrain.modules.contrastive_pretraining import ContrastivePretraining
+    from lit_pretrain.modules.contrastive.contrastive_pretraining import ContrastivePretraining
 
 # Texts, or pictures, that are embedded at a time.
 AT_ONCE = 128
@@ -126,9 +126,9 @@ def is_public_pair(reference: str) -> bool:
     Raises:
         UserError: If it is "owner/name", and the hub does not answer.
     """
-    from lit_pretrain.backbone.weights import huggingface_vit, open_clip
     from lit_pretrain.modules.starting_points import WEIGHT_SUFFIXES
     from lit_pretrain.tracking.find import find_checkpoint
+    from lit_pretrain.weights import huggingface_vit, open_clip
 
     path = Path(reference).expanduser()
     if path.is_dir() or path.is_file() and path.suffix in WEIGHT_SUFFIXES:

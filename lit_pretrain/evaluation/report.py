@@ -6,8 +6,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from lit_pretrain.evaluation.measuring import NEIGHBORS, TEMPERATURE, Setting
-from lit_pretrain.evaluation.preparing import Ground
+from lit_pretrain.evaluation.preparation import EvaluationData
+from lit_pretrain.evaluation.protocols import NEIGHBORS, TEMPERATURE, Setting
 from lit_pretrain.evaluation.subjects import Subject
 from lit_pretrain.tracking.machine import git_state
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
@@ -98,7 +98,7 @@ def open_run(subject: Subject) -> MLflowLogger:
     return logger
 
 
-def log_rows(logger: MLflowLogger, subject: Subject, rows: Sequence[Row], setting: Setting, ground: Ground) -> None:
+def log_rows(logger: MLflowLogger, subject: Subject, rows: Sequence[Row], setting: Setting, ground: EvaluationData) -> None:
     """Log a subject's numbers as metrics at its checkpoint's step, and the rows as a table.
 
     Args:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
-from lit_pretrain.data.text_tokenizer import TextTokenizer
+from lit_pretrain.data.text.base_tokenizer import TextTokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.checkpoints import read_checkpoint
 from lit_pretrain.modules.starting_points import WEIGHT_SUFFIXES, StartingPoint, load_starting_point

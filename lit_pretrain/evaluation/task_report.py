@@ -8,7 +8,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from lit_pretrain.data.label_facts import LabelFacts
+from lit_pretrain.data.labelled.label_facts import LabelFacts
 from lit_pretrain.evaluation.task_figures import confusion_figure, reliability_figure, scatter_figure
 
 if TYPE_CHECKING:

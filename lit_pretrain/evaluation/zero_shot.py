@@ -15,9 +15,9 @@ import yaml
 from torch import Tensor
 
 from lit_pretrain.errors import UserError, nearest
-from lit_pretrain.evaluation.bars import with_bar
 from lit_pretrain.evaluation.labelled_data import BATCH_SIZE, Part
 from lit_pretrain.evaluation.pair_embedder import PairEmbedder
+from lit_pretrain.evaluation.progress_bar import with_bar
 
 ClassNames = dict[str, str | list[str]] | list[str | list[str]]
 PLACE = "{}"

@@ -7,8 +7,8 @@ import torch
 from rich import box
 from rich.table import Table
 
-from lit_pretrain.evaluation.measuring import Setting
-from lit_pretrain.evaluation.preparing import Ground
+from lit_pretrain.evaluation.preparation import EvaluationData
+from lit_pretrain.evaluation.protocols import Setting
 from lit_pretrain.evaluation.subjects import Subject
 from lit_pretrain.evaluation.task_figures import confusion_figure
 from lit_pretrain.evaluation.task_report import class_rows
@@ -22,7 +22,7 @@ MOST_PRINTED = 40
 
 
 def zero_shot_rows(
-    subject: Subject, found: ZeroShotResult, prompts: Prompts, ground: Ground, setting: Setting, resolution: str
+    subject: Subject, found: ZeroShotResult, prompts: Prompts, ground: EvaluationData, setting: Setting, resolution: str
 ) -> list[Row]:
     """All that must be said, for tables and JSON: a row for each metric, then one for each class.
 
@@ -114,7 +114,7 @@ def percent(share: float) -> str:
 
 
 def log_zero_shot(
-    logger: MLflowLogger, subject: Subject, found: ZeroShotResult, rows: Sequence[Row], ground: Ground
+    logger: MLflowLogger, subject: Subject, found: ZeroShotResult, rows: Sequence[Row], ground: EvaluationData
 ) -> None:
     """Log the figures at the checkpoint's step, the classes as a table and the confusion matrix as a picture.
 

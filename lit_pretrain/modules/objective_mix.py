@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.backbone.float32 import at_least_float32
-from lit_pretrain.data.augmentation import ImageAugmentation
+from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.modules.accumulation import Shares
 from lit_pretrain.modules.operations import encoder_operations, is_trained, passes_of

@@ -9,18 +9,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
-from lit_pretrain.backbone.weights import huggingface_bert, huggingface_vit, open_clip, timm_vit
-from lit_pretrain.backbone.weights.files import read_once
-from lit_pretrain.backbone.weights.open_clip_settings import HEAD_WIDTH, TowerName
-from lit_pretrain.backbone.weights.public import LinearHead, PublicWeights, shortened
-from lit_pretrain.data.byte_pair_tokenizer import BytePairTokenizer
-from lit_pretrain.data.label_facts import LabelFacts
-from lit_pretrain.data.text_tokenizer import TextTokenizer
-from lit_pretrain.data.tokenizers_by_kind import load_tokenizer, tokenizer_from_json
+from lit_pretrain.data.labelled.label_facts import LabelFacts
+from lit_pretrain.data.text.base_tokenizer import TextTokenizer
+from lit_pretrain.data.text.byte_pair_tokenizer import BytePairTokenizer
+from lit_pretrain.data.text.tokenizers_by_kind import load_tokenizer, tokenizer_from_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.checkpoints import TWO_TOWERS, encoder_class_named, load_encoder, read_checkpoint
 from lit_pretrain.tracking.find import find_checkpoint, split_tower
 from lit_pretrain.tracking.paths import RUN_FILE_NAME, shown_path
+from lit_pretrain.weights import huggingface_bert, huggingface_vit, open_clip, timm_vit
+from lit_pretrain.weights.files import read_once
+from lit_pretrain.weights.open_clip_settings import HEAD_WIDTH, TowerName
+from lit_pretrain.weights.public import LinearHead, PublicWeights, shortened
 
 # The towers of a checkpoint that has two.
 TOWERS: dict[str, type[nn.Module]] = {"text": TextEncoder, "vision": VisionEncoder}
@@ -293,7 +293,7 @@ def open_name(name: str, tower: TowerName | None, not_ours: UserError) -> Starti
     if name.count("/") == 1:
         if (directory := open_clip.find_on_hub(name)) is not None:
             return replace(open_tower(directory, tower), lineage={"init_from": name})
-        from lit_pretrain.backbone.weights.huggingface_bert import find_directory
+        from lit_pretrain.weights.huggingface_bert import find_directory
 
         return replace(open_directory(find_directory(name), tower), lineage={"init_from": name})
     raise UserError(

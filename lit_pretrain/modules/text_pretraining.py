@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder
-from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.objective_mix import build_on_texts, cost_on_texts
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig

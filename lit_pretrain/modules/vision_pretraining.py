@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.backbone import VisionEncoder
-from lit_pretrain.data.augmentation import ImageAugmentation
+from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.modules.objective_mix import build_on_pictures, cost_on_pictures
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
 from lit_pretrain.modules.pretraining import Pretraining

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.transformer import initialise
-from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.objectives.color_bins import LARGEST_BIN, LIMIT, SMALLEST_BIN, ColorBins
 from lit_pretrain.objectives.color_cells import COLORLESS, cell_means, has_colors, lightness_and_colors, paint
@@ -21,6 +20,7 @@ from lit_pretrain.objectives.linear_cross_entropy import linear_cross_entropy
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary, global_mean
 from lit_pretrain.objectives.picture_panels import Caption, grid
 from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
+from lit_pretrain.picture_facts import PictureFacts
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,11 +13,11 @@ from lit_pretrain.backbone.config import VisionTransformerConfig
 from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.patch_embeddings import cut_patches, sincos_positions
 from lit_pretrain.backbone.transformer import Transformer, initialise
-from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary, global_mean
 from lit_pretrain.objectives.picture_panels import grid
 from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
+from lit_pretrain.picture_facts import PictureFacts
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.backbone.transformer import initialise
-from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.objectives.classification import classification_output
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary
@@ -20,6 +19,7 @@ from lit_pretrain.objectives.patch_cutting import CELLS, PatchGrid, cut, drop_ch
 from lit_pretrain.objectives.patch_puzzles import puzzle_panel
 from lit_pretrain.objectives.picture_shortcuts import chroma_features, continuity_features
 from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
+from lit_pretrain.picture_facts import PictureFacts
 
 if TYPE_CHECKING:
     from PIL.Image import Image

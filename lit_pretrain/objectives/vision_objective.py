@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.objectives.objective import Batch, Objective
+from lit_pretrain.picture_facts import PictureFacts
 
 if TYPE_CHECKING:
     from PIL.Image import Image

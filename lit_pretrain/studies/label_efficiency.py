@@ -9,10 +9,10 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
+from lit_pretrain.measures.intervals import Factor, Mean, labels_saved, mean_of
 from lit_pretrain.studies.cells import Cell, CellStore, Outcome
-from lit_pretrain.studies.intervals import Factor, Mean, labels_saved, mean_of
-from lit_pretrain.studies.planning import Prepared, make_cell, prepare_all
-from lit_pretrain.studies.running import Runner
+from lit_pretrain.studies.plan import Prepared, make_cell, prepare_all
+from lit_pretrain.studies.scheduler import Runner
 from lit_pretrain.studies.settings import LabelEfficiencySettings
 from lit_pretrain.tracking.best import direction
 

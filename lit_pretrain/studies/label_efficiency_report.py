@@ -8,8 +8,8 @@ from rich.table import Table
 from lit_pretrain.studies.cells import Cell, CellStore
 from lit_pretrain.studies.label_efficiency import Group, LabelEfficiency
 from lit_pretrain.studies.plots import Line, Panel, draw
-from lit_pretrain.studies.running import duration
-from lit_pretrain.studies.telling import Report, Row, cell_rows, finite, mean_columns, shown_mean, table, write_csv
+from lit_pretrain.studies.scheduler import duration
+from lit_pretrain.studies.tables import Report, Row, cell_rows, finite, mean_columns, shown_mean, table, write_csv
 
 
 def report(study: LabelEfficiency, store: CellStore, directory: Path | None) -> Report:

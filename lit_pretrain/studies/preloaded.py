@@ -8,4 +8,4 @@ prepare_mlflow()
 import mlflow.store.tracking.sqlalchemy_store  # noqa: E402, F401
 import mlflow.tracking  # noqa: E402, F401
 
-import lit_pretrain.cli  # noqa: E402, F401
+import lit_pretrain.cli.lightning_cli  # noqa: E402, F401

@@ -55,7 +55,7 @@ def rehearse(config: dict[str, Any], path: str) -> None:
         config: Resolved, as a cell's.
         path: As the callback's.
     """
-    from lit_pretrain import cli
+    from lit_pretrain.cli import lightning_cli
 
     trainer = config["trainer"] | {
         "min_steps": None,
@@ -70,4 +70,4 @@ def rehearse(config: dict[str, Any], path: str) -> None:
     }
     file = Path(path).with_suffix(".yaml")
     write_atomically(file, json.dumps(config | {"trainer": trainer}, indent=2))
-    cli.run(["fit", "--config", str(file)])
+    lightning_cli.run(["fit", "--config", str(file)])

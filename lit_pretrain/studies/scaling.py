@@ -7,10 +7,10 @@ arXiv:2203.15556), who compare under equal operations.
 from dataclasses import dataclass, field
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.measures.intervals import Mean, PowerLaw, fit_power_law, mean_of
 from lit_pretrain.studies.cells import Cell, CellStore, Outcome
-from lit_pretrain.studies.intervals import Mean, PowerLaw, fit_power_law, mean_of
-from lit_pretrain.studies.planning import Prepared, make_cell, prepare_all
-from lit_pretrain.studies.running import Runner
+from lit_pretrain.studies.plan import Prepared, make_cell, prepare_all
+from lit_pretrain.studies.scheduler import Runner
 from lit_pretrain.studies.settings import ScalingSettings
 
 # What leaves training data out and the validation data alone, by the data modules that have it.

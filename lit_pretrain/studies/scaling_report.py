@@ -7,11 +7,11 @@ import numpy
 from rich.table import Table
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.measures.intervals import PowerLaw
 from lit_pretrain.studies.cells import Cell, CellStore
-from lit_pretrain.studies.intervals import PowerLaw
 from lit_pretrain.studies.plots import Line, Panel, draw
 from lit_pretrain.studies.scaling import Law, Point, Scaling
-from lit_pretrain.studies.telling import Report, Row, cell_rows, finite, mean_columns, shown_mean, table, write_csv
+from lit_pretrain.studies.tables import Report, Row, cell_rows, finite, mean_columns, shown_mean, table, write_csv
 
 AXES = {
     "transformer_parameters": "parameters of the blocks",

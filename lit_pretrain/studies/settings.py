@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 
-from lit_pretrain.config_errors import correct, find_key
+from lit_pretrain.cli.config_errors import correct, find_key
 from lit_pretrain.errors import UserError, check_length, check_number, nearest
 
 ALL = "all"

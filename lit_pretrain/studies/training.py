@@ -116,12 +116,12 @@ def measured(client: Any, cell_hash: str, job: dict[str, Any], record: RunRecord
 
 def command_line(command: str, config: str, checkpoint: Path | None) -> None:
     """One of the suite's own commands, as a person gives it."""
-    from lit_pretrain import cli
+    from lit_pretrain.cli import lightning_cli
 
     arguments = [command, "--config", config, *(["--ckpt_path", str(checkpoint)] if checkpoint else [])]
     # What the run is recorded to have been started by.
     sys.argv = [sys.argv[0], *arguments]
-    cli.run(arguments)
+    lightning_cli.run(arguments)
 
 
 def latest_run(client: Any, job: dict[str, Any], cell_hash: str, stage: str = "fit") -> Any | None:

@@ -19,7 +19,6 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from lit_pretrain.errors import UserError, without_credentials
-from lit_pretrain.tracking.beginning import continue_run, start_run
 from lit_pretrain.tracking.find import DEFAULT_EXPERIMENT, list_runs, read_run_file, run_directory_of_checkpoint
 from lit_pretrain.tracking.paths import (
     RUN_FILE_NAME,
@@ -32,6 +31,7 @@ from lit_pretrain.tracking.paths import (
 )
 from lit_pretrain.tracking.pictures import write_picture
 from lit_pretrain.tracking.processes import Presence
+from lit_pretrain.tracking.run_start import continue_run, start_run
 from lit_pretrain.tracking.store import (
     TAG_LIMIT,
     end_dead_runs,

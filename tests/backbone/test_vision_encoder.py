@@ -289,8 +289,8 @@ def test_one_rule_frames_pictures_of_any_size_as_they_were_trained_with() -> Non
 def test_pictures_are_framed_as_timms_transform_does(stored: int) -> None:
     from timm.data import create_transform, resolve_data_config
 
-    from lit_pretrain.backbone.weights.timm_settings import config_of
-    from lit_pretrain.data.pictures import EncodedPicture, Square, decode
+    from lit_pretrain.data.images.pictures import EncodedPicture, Square, decode
+    from lit_pretrain.weights.timm_settings import config_of
 
     encoder = random_encoder()
     encoder.frame_as_stored(stored, training=True)

@@ -7,7 +7,7 @@ from text_corpus import write_corpus
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.callbacks.resuming import compare
-from lit_pretrain.cli import CommandLine, command_line
+from lit_pretrain.cli.lightning_cli import CommandLine, command_line
 from lit_pretrain.errors import UserError
 
 

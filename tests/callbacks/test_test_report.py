@@ -8,8 +8,8 @@ import torch
 from lightning import LightningDataModule, LightningModule
 
 from lit_pretrain.callbacks import TestReport
-from lit_pretrain.data.label_facts import LabelFacts
-from lit_pretrain.modules.tasks import make_task
+from lit_pretrain.data.labelled.label_facts import LabelFacts
+from lit_pretrain.modules.fine_tuning.tasks import make_task
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.trainer import Trainer
 

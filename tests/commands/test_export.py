@@ -29,15 +29,15 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Roberta
 from lit_pretrain.__main__ import main
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
 from lit_pretrain.backbone.pooling import mean_pool
-from lit_pretrain.commands.exports import making, onnx_format, timm_format, transformers_format
-from lit_pretrain.commands.exports.checking import ExportMismatchError, judge, seeded_texts
+from lit_pretrain.commands.exports import export_directory, onnx_format, timm_format, transformers_format
+from lit_pretrain.commands.exports.check import ExportMismatchError, judge, seeded_texts
 from lit_pretrain.commands.exports.subject import Subject
 from lit_pretrain.data import LabelledDataModule
-from lit_pretrain.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer, from_pieces
+from lit_pretrain.data.text.wordpiece_tokenizer import SPECIAL_TOKENS, WordPieceTokenizer, from_pieces
 from lit_pretrain.evaluation.pair_embedder import PairEmbedder
 from lit_pretrain.modules import ContrastivePretraining, FineTuning, TextPretraining, VisionPretraining
+from lit_pretrain.modules.contrastive.towers import TowerConfig
 from lit_pretrain.modules.optimization import AdamWConfig
-from lit_pretrain.modules.towers import TowerConfig
 from lit_pretrain.objectives import (
     CausalLanguageModeling,
     Contrastive,
@@ -626,4 +626,4 @@ def test_what_cannot_be_exported_is_one_sentence(made, tmp_path, monkeypatch, ca
     assert "pip install 'lit_pretrain[export]'" in sentence
     assert main(["export", "--ckpt", str(made("masked")), "--to", str(made("masked"))]) == 2
     assert "is a file" in capsys.readouterr().err
-    assert set(making.FORMATS) == {"hf", "timm", "open_clip", "onnx"}
+    assert set(export_directory.FORMATS) == {"hf", "timm", "open_clip", "onnx"}

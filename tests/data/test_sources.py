@@ -7,11 +7,11 @@ import datasets
 import fsspec
 import pytest
 
-from lit_pretrain.data.built_once import chosen_cache_directory
-from lit_pretrain.data.document_source import DocumentSource
-from lit_pretrain.data.image_source import ImageSource
+from lit_pretrain.data.disk_cache import chosen_cache_directory
+from lit_pretrain.data.images.image_source import ImageSource
 from lit_pretrain.data.sources import has_splits, open_source
-from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.data.text.document_source import DocumentSource
+from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
 
 

@@ -10,7 +10,7 @@ from text_corpus import make_data, write_corpus
 
 from lit_pretrain.data import ImageDataModule, LabelledDataModule, PairDataModule
 from lit_pretrain.data.notices import say_once
-from lit_pretrain.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer, from_pieces
+from lit_pretrain.data.text.wordpiece_tokenizer import SPECIAL_TOKENS, WordPieceTokenizer, from_pieces
 from lit_pretrain.errors import UserError
 
 PARTS = r"\); 30 for training, 10 for validation, 40 for test \(.*again\.csv\); equal to a training sample: "

@@ -15,7 +15,7 @@ from small_pictures import COLORS, write_pictures
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.backbone import VisionEncoder
-from lit_pretrain.data.byte_pair_tokenizer import BytePairTokenizer
+from lit_pretrain.data.text.byte_pair_tokenizer import BytePairTokenizer
 from lit_pretrain.modules.starting_points import load_starting_point
 
 SIZE = QUICK["vision_cfg"]["image_size"]

@@ -5,7 +5,7 @@ import torch
 from small_pictures import make_encoder
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
-from lit_pretrain.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer, from_pieces
+from lit_pretrain.data.text.wordpiece_tokenizer import SPECIAL_TOKENS, WordPieceTokenizer, from_pieces
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluation.subjects import fresh_subject, load_subject, of_each_shape
 

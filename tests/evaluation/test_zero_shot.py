@@ -7,7 +7,7 @@ import torch
 from small_pairs import make_encoders, write_tokenizer
 from small_pictures import make_pictures, write_pictures
 
-from lit_pretrain.data.tokenizer import WordPieceTokenizer
+from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluation.labelled_data import some_of, whole_part
 from lit_pretrain.evaluation.pair_embedder import PairEmbedder

@@ -12,11 +12,11 @@ from lightning.pytorch import Callback
 from small_pictures import COLORS, draw
 
 from lit_pretrain.data import LabelledDataModule
-from lit_pretrain.data.augmentation import ImageAugmentation
+from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.data.loading import ResumableDataLoader
 from lit_pretrain.data.randomness import derive_seed
 from lit_pretrain.modules import FineTuning, TextPretraining, VisionPretraining
-from lit_pretrain.modules.picture_mixing import MixingConfig, mix_pictures
+from lit_pretrain.modules.fine_tuning.picture_mixing import MixingConfig, mix_pictures
 from lit_pretrain.objectives import (
     BagOfWords,
     CausalLanguageModeling,

@@ -11,8 +11,8 @@ from lit_pretrain.__main__ import main
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import ContrastivePretraining, FineTuning, TextPretraining, TextReplay
+from lit_pretrain.modules.contrastive.towers import TowerConfig
 from lit_pretrain.modules.objective_mix import any_objectives
-from lit_pretrain.modules.towers import TowerConfig
 from lit_pretrain.objectives import (
     BagOfNgrams,
     BagOfWords,

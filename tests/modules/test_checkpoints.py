@@ -14,8 +14,8 @@ from lit_pretrain.backbone import TransformerConfig
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import TextPretraining
 from lit_pretrain.modules.checkpoints import difference
-from lit_pretrain.modules.contrastive_record import arguments_of
-from lit_pretrain.modules.replay import TextReplay
+from lit_pretrain.modules.contrastive.record import arguments_of
+from lit_pretrain.modules.contrastive.replay import TextReplay
 from lit_pretrain.modules.starting_points import load_starting_point
 from lit_pretrain.objectives import Contrastive, MaskedLanguageModeling, Rotation
 from lit_pretrain.objectives.objective import objective_from

@@ -17,7 +17,7 @@ from text_corpus import make_data, write_corpus
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
-from lit_pretrain.data.label_facts import LabelFacts
+from lit_pretrain.data.labelled.label_facts import LabelFacts
 from lit_pretrain.modules import FineTuning, TextPretraining, VisionPretraining
 from lit_pretrain.objectives import MaskedImageModeling, MaskedLanguageModeling, ReplacedTokenDetection, Rotation
 from lit_pretrain.trainer import Trainer

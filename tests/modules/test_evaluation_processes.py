@@ -11,7 +11,7 @@ from small_joint import make_joint, make_replaying, write_joint
 
 from lit_pretrain.callbacks.prediction_writer import PredictionWriter
 from lit_pretrain.callbacks.shortcut_check import ShortcutCheck
-from lit_pretrain.data.labelled_data_module import LabelledDataModule
+from lit_pretrain.data.labelled.labelled_data_module import LabelledDataModule
 from lit_pretrain.modules import FineTuning, TextPretraining, VisionPretraining
 from lit_pretrain.objectives import (
     BagOfWords,

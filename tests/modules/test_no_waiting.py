@@ -13,12 +13,12 @@ from lightning import LightningModule
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
-from lit_pretrain.data.augmentation import ImageAugmentation
-from lit_pretrain.data.label_facts import LabelFacts
+from lit_pretrain.data.images.augmentation import ImageAugmentation
+from lit_pretrain.data.labelled.label_facts import LabelFacts
 from lit_pretrain.data.loading import FOLLOWING
 from lit_pretrain.modules import ContrastivePretraining, FineTuning, TextPretraining, VisionPretraining
+from lit_pretrain.modules.fine_tuning.picture_mixing import MixingConfig
 from lit_pretrain.modules.optimization import AdamWConfig, make_optimizer
-from lit_pretrain.modules.picture_mixing import MixingConfig
 from lit_pretrain.modules.statistics import MeanStatistics
 from lit_pretrain.objectives import (
     BagOfNgrams,

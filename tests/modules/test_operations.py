@@ -8,10 +8,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
-from lit_pretrain.data.augmentation import ImageAugmentation
+from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.modules import ContrastivePretraining, FineTuning, TextPretraining, VisionPretraining
+from lit_pretrain.modules.contrastive.towers import TowerConfig
 from lit_pretrain.modules.freezing import FreezingConfig
-from lit_pretrain.modules.towers import TowerConfig
 from lit_pretrain.objectives import (
     BagOfNgrams,
     BagOfWords,

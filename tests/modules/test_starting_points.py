@@ -12,11 +12,11 @@ from small_pictures import make_encoder, make_pictures, write_pictures
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertForTokenClassification
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
-from lit_pretrain.data.label_facts import LabelFacts
+from lit_pretrain.data.labelled.label_facts import LabelFacts
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import ContrastivePretraining, FineTuning
+from lit_pretrain.modules.contrastive.towers import TowerConfig
 from lit_pretrain.modules.starting_points import load_starting_point, with_settings, without_weights
-from lit_pretrain.modules.towers import TowerConfig
 from lit_pretrain.objectives import Contrastive
 from lit_pretrain.trainer import Trainer
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_pictures import make_encoder, make_pictures, write_pictures
 
-from lit_pretrain.data.augmentation import ImageAugmentation
+from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import VisionPretraining
 from lit_pretrain.modules.optimization import AdamWConfig

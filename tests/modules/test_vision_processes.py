@@ -5,7 +5,7 @@ import torch
 from child_processes import both_ranks
 from small_pictures import make_encoder, make_pictures, write_pictures
 
-from lit_pretrain.data.augmentation import ImageAugmentation
+from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.modules import VisionPretraining
 from lit_pretrain.objectives import Colorization, MaskedImageModeling, PatchLocation, Rotation
 from lit_pretrain.trainer import Trainer

@@ -8,12 +8,12 @@ from small_classifier import accuracy
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lit_pretrain.backbone import VisionEncoder, VisionTransformerConfig
-from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives import colorization as module
 from lit_pretrain.objectives.color_cells import cell_map, lightness_and_colors
 from lit_pretrain.objectives.color_space import srgb_to_lab
 from lit_pretrain.objectives.colorization import Colorization
+from lit_pretrain.picture_facts import PictureFacts
 
 
 def make_encoder(image_size: int = 16, patch_size: int = 4, **settings) -> VisionEncoder:

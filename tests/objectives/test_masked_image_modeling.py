@@ -9,9 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lit_pretrain.backbone import VisionEncoder, VisionTransformerConfig
 from lit_pretrain.backbone.patch_embeddings import cut_patches
-from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.masked_image_modeling import MaskedImageModeling, join_patches, patch_statistics
+from lit_pretrain.picture_facts import PictureFacts
 
 
 def make_encoder(image_size: int = 16, patch_size: int = 4, **settings) -> VisionEncoder:

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
 from lit_pretrain.backbone.transformer import Block
-from lit_pretrain.data.augmentation import ImageAugmentation
+from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.objectives import (
     BagOfNgrams,
     BagOfWords,

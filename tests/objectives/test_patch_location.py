@@ -9,9 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_pretrain.backbone import VisionEncoder, VisionTransformerConfig
-from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.patch_location import PLACES, PatchLocation
+from lit_pretrain.picture_facts import PictureFacts
 
 MODES = ["crops", "tokens"]
 STEPS = {

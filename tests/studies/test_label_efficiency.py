@@ -7,7 +7,7 @@ import pytest
 
 from lit_pretrain.studies.cells import Cell, CellStore, Outcome
 from lit_pretrain.studies.label_efficiency import RATE_KEY, LabelEfficiency
-from lit_pretrain.studies.running import estimate
+from lit_pretrain.studies.scheduler import estimate
 from lit_pretrain.studies.settings import LabelEfficiencySettings
 
 CONFIG = {"trainer": {"max_steps": 10}, "data": {"init_args": {"label_budget": None}}}

@@ -7,7 +7,7 @@ import yaml
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.studies.overrides import arguments_of
-from lit_pretrain.studies.planning import interval
+from lit_pretrain.studies.plan import interval
 from lit_pretrain.studies.settings import LabelEfficiencySettings, ScalingSettings, read_settings
 
 ROOT = Path(__file__).parents[2]

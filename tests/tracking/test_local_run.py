@@ -14,7 +14,7 @@ from toy_training import ToyData, ToyModule
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.callbacks.measurement import Measurement
-from lit_pretrain.cli import CommandLine, command_line
+from lit_pretrain.cli.lightning_cli import CommandLine, command_line
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.find import find_checkpoint, list_runs
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger

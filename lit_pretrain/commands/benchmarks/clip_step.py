@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
-from lit_pretrain.backbone.weights.open_clip import CONFIG, WEIGHTS
-from lit_pretrain.backbone.weights.open_clip_settings import settings_of_config
 from lit_pretrain.commands.benchmarks.contest import Contestant
 from lit_pretrain.commands.benchmarks.step import LEARNING_RATE, manner, training_step
-from lit_pretrain.data.augmentation import ImageAugmentation
-from lit_pretrain.data.labelled_sampler import padded_length
+from lit_pretrain.data.images.augmentation import ImageAugmentation
+from lit_pretrain.data.labelled.labelled_sampler import padded_length
 from lit_pretrain.errors import UserError, nearest
 from lit_pretrain.modules import ContrastivePretraining
+from lit_pretrain.modules.contrastive.towers import TowerConfig
 from lit_pretrain.modules.optimization import AdamWConfig, make_optimizer
-from lit_pretrain.modules.towers import TowerConfig
 from lit_pretrain.objectives.contrastive import LARGEST_SCALE, Pairs
+from lit_pretrain.weights.open_clip import CONFIG, WEIGHTS
+from lit_pretrain.weights.open_clip_settings import settings_of_config
 
 CONTEXT = 77
 # Of the lengths of Conceptual Captions (Sharma et al. 2018): 10.3 words with a deviation of 4.5.

@@ -13,7 +13,6 @@ from lit_pretrain.commands.benchmarks.setting import Setting
 from lit_pretrain.commands.benchmarks.step import our_step
 from lit_pretrain.commands.benchmarks.tables import SPEED, Column, Row
 from lit_pretrain.commands.benchmarks.vit_step import Shape, our_module, random_pictures
-from lit_pretrain.data.picture_facts import PictureFacts
 from lit_pretrain.errors import UserError
 from lit_pretrain.memory import keep_memory
 from lit_pretrain.modules import VisionPretraining
@@ -24,6 +23,7 @@ from lit_pretrain.objectives import (
     Rotation,
     VisionObjective,
 )
+from lit_pretrain.picture_facts import PictureFacts
 
 COLUMNS = (
     Column("us/picture", "microseconds_per_picture"),

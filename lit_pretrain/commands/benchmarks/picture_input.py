@@ -25,8 +25,8 @@ from lit_pretrain.commands.benchmarks.contest import Contestant, Race
 from lit_pretrain.commands.benchmarks.tables import RATIOS, Column, Row, rows_of
 from lit_pretrain.commands.benchmarks.vit_step import AUGMENTATION, Shape
 from lit_pretrain.data import ImageDataModule
-from lit_pretrain.data.image_source import ImageSource, open_pictures
-from lit_pretrain.data.pictures import EncodedPicture, size_of
+from lit_pretrain.data.images.image_source import ImageSource, open_pictures
+from lit_pretrain.data.images.pictures import EncodedPicture, size_of
 
 COLUMNS = (
     Column("us/picture", "microseconds_per_picture"),

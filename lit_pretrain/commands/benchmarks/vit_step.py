@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.backbone import VisionEncoder, VisionTransformerConfig
-from lit_pretrain.data.augmentation import ImageAugmentation
+from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.errors import UserError, nearest
 from lit_pretrain.modules import VisionPretraining
 from lit_pretrain.objectives import Rotation, VisionObjective

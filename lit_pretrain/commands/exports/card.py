@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from huggingface_hub import ModelCardData
 
 from lit_pretrain import __version__
-from lit_pretrain.commands.exports.checking import Difference
+from lit_pretrain.commands.exports.check import Difference
 from lit_pretrain.commands.exports.provenance import Provenance
 from lit_pretrain.commands.exports.subject import Subject
 from lit_pretrain.modules import ContrastivePretraining

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lit_pretrain.backbone.rotary import rotation_for
 from lit_pretrain.commands.exports.card import Loading
-from lit_pretrain.commands.exports.checking import (
+from lit_pretrain.commands.exports.check import (
     Difference,
     compare,
     named_version,

@@ -6,10 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_pretrain.backbone.weights.open_clip import save_towers
-from lit_pretrain.backbone.weights.open_clip_settings import config_of_towers
 from lit_pretrain.commands.exports.card import Loading
-from lit_pretrain.commands.exports.checking import (
+from lit_pretrain.commands.exports.check import (
     Difference,
     ExportMismatchError,
     TextBatch,
@@ -21,8 +19,10 @@ from lit_pretrain.commands.exports.checking import (
     text_batch,
 )
 from lit_pretrain.commands.exports.subject import EMBEDDINGS, Subject
-from lit_pretrain.data.byte_pair_tokenizer import BytePairTokenizer
+from lit_pretrain.data.text.byte_pair_tokenizer import BytePairTokenizer
 from lit_pretrain.errors import UserError
+from lit_pretrain.weights.open_clip import save_towers
+from lit_pretrain.weights.open_clip_settings import config_of_towers
 
 PACKAGES = ("open_clip", "transformers")
 

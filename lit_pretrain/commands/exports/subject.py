@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
-from lit_pretrain.data.label_facts import LabelFacts
-from lit_pretrain.data.text_tokenizer import TextTokenizer
-from lit_pretrain.data.tokenizers_by_kind import tokenizer_from_json
+from lit_pretrain.data.labelled.label_facts import LabelFacts
+from lit_pretrain.data.text.base_tokenizer import TextTokenizer
+from lit_pretrain.data.text.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import ContrastivePretraining, FineTuning, TextPretraining, VisionPretraining
 from lit_pretrain.modules.checkpoints import objective_names, read_checkpoint

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as functional
 from safetensors.torch import load_file
 
-from lit_pretrain.backbone.weights.files import write_checkpoint
 from lit_pretrain.commands.exports.card import Loading
-from lit_pretrain.commands.exports.checking import (
+from lit_pretrain.commands.exports.check import (
     Difference,
     ExportMismatchError,
     compare,
@@ -18,6 +17,7 @@ from lit_pretrain.commands.exports.checking import (
 )
 from lit_pretrain.commands.exports.subject import EMBEDDINGS, Subject
 from lit_pretrain.errors import UserError
+from lit_pretrain.weights.files import write_checkpoint
 
 PACKAGES = ("timm",)
 

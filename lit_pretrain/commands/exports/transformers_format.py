@@ -15,10 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lit_pretrain.backbone.pooling import mean_pool
-from lit_pretrain.backbone.weights.files import write_checkpoint
-from lit_pretrain.backbone.weights.huggingface_bert import CLASSIFIER_FOLDER, PROBLEMS, SMALL
 from lit_pretrain.commands.exports.card import Loading
-from lit_pretrain.commands.exports.checking import (
+from lit_pretrain.commands.exports.check import (
     Difference,
     ExportMismatchError,
     TextBatch,
@@ -32,6 +30,8 @@ from lit_pretrain.commands.exports.checking import (
 from lit_pretrain.commands.exports.subject import EMBEDDINGS, Subject
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives import CausalLanguageModeling, MaskedLanguageModeling, NextSentencePrediction
+from lit_pretrain.weights.files import write_checkpoint
+from lit_pretrain.weights.huggingface_bert import CLASSIFIER_FOLDER, PROBLEMS, SMALL
 
 PACKAGES = ("transformers",)
 # Where the projection of a tower of a contrastive pretraining lies, of which BertModel has none.

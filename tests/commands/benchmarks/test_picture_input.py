@@ -8,7 +8,7 @@ from small_pictures import make_pictures, write_pictures
 from torchvision.transforms.functional import pil_to_tensor
 
 from lit_pretrain.commands.benchmarks.picture_input import PilPictures, picture_input
-from lit_pretrain.data.image_source import ImageSource, open_pictures
+from lit_pretrain.data.images.image_source import ImageSource, open_pictures
 
 
 @pytest.fixture(scope="module")

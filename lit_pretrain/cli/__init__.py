@@ -1,0 +1,1 @@
+"""fit, validate, test, predict: the command line of trainings, what a wrong config is told, data from settings."""

@@ -1,0 +1,457 @@
+"""fit, validate, test, predict: LightningCLI in subclass mode, with errors that a person can use.
+
+Differences from Lightning's own: a mistake in a config is one sentence with the nearest right name; settings given by
+the person win over those in a checkpoint; `--ckpt_path` takes "last", a run or a path and continues the same run.
+"""
+
+import dataclasses
+import pkgutil
+import typing
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from jsonargparse import Namespace
+from lightning import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+import lit_pretrain.backbone
+import lit_pretrain.data
+import lit_pretrain.modules
+import lit_pretrain.objectives
+from lit_pretrain.cli.arguments import CONFIG_OPTIONS, replaced, value_of, values_of, without
+from lit_pretrain.cli.config_errors import check_top_level, explain, explain_instantiation, explain_lightning
+from lit_pretrain.cli.prediction_data import with_data_to_predict
+from lit_pretrain.data.text.tokenizers_by_kind import tokenizer_from_json
+from lit_pretrain.errors import UserError
+from lit_pretrain.memory import keep_memory
+from lit_pretrain.modules import ContrastivePretraining, FineTuning, TextPretraining, VisionPretraining
+from lit_pretrain.modules.checkpoints import read_checkpoint
+from lit_pretrain.modules.pretraining import Pretraining
+from lit_pretrain.quiet import quieten
+from lit_pretrain.tracking.find import (
+    DEFAULT_EXPERIMENT,
+    find_checkpoint,
+    last_checkpoint_of,
+    run_directory_of_checkpoint,
+)
+from lit_pretrain.tracking.mlflow_logger import MLflowLogger
+from lit_pretrain.tracking.paths import shown_path
+from lit_pretrain.tracking.run_record import RunRecorder
+from lit_pretrain.tracking.save_config import SaveConfig, flatten_config
+from lit_pretrain.tracking.slurm import run_to_go_on_with
+from lit_pretrain.trainer import Trainer
+
+# Classes that a config may name shortly, with their modules imported above.
+SUITE = (lit_pretrain.backbone, lit_pretrain.data, lit_pretrain.modules, lit_pretrain.objectives)
+# Settings that have their effect at the beginning of a run, what weights are read from and the like.
+STARTS = ("init_from", "pretrained", "path_or_hub_name", "source", "linear_probe_first")
+# Modules that `predict` takes from their checkpoint, which is all that embedding needs.
+EMBEDDING = (ContrastivePretraining, TextPretraining, VisionPretraining)
+
+
+class ConfigError(UserError):
+    """What a parser says, before it is explained."""
+
+
+class Parser(LightningArgumentParser):
+    """Raises where argparse would print its whole usage and leave; there is a parser for every class in a config."""
+
+    # What all parsers have said, the innermost first; the outermost message is made of theirs.
+    messages: ClassVar[list[str]] = []
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Else --trainer.max_step is taken for the one setting that begins so.
+        self.allow_abbrev = False
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        """Keep the message and raise it."""
+        Parser.messages.append(message)
+        raise ConfigError(message) from ex
+
+
+class CommandLine(LightningCLI):
+    """LightningCLI with the suite's trainer, errors and resuming."""
+
+    config_name: str = "run"
+    # Words of the command line, and whether SLURM has given the same ones before.
+    command: ClassVar[list[str]] = []
+    requeued: bool = False
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        """As Lightning's; what `ckpt_path` names, in a file or on the command line, is a checkpoint's path afterwards.
+
+        Raises:
+            UserError: If there is no such checkpoint.
+        """
+        if args[0] == "predict" and value_of(args, "--data.path") is not None:
+            # Other data may be of another class, which only the checkpoint tells.
+            training = parser.parse_args(without(args, "--data"))["predict"]
+            args = with_data_to_predict(args, training, checkpoint_named_in(training))
+        if any(argument.partition("=")[0] == "--print_config" for argument in args):
+            # It prints and leaves while it parses: what cannot be made must be told before.
+            unprinted = [argument for argument in args if argument.partition("=")[0] != "--print_config"]
+            check_nulls(parser.parse_args(unprinted)[args[0]])
+        super().parse_arguments(parser, args)
+        settings = self.config[self.config.subcommand]
+        check_nulls(settings)
+        checkpoint = checkpoint_named_in(settings)
+        if checkpoint is None and self.config.subcommand == "fit":
+            checkpoint = self.checkpoint_of_job(settings)
+        if checkpoint is not None:
+            settings.ckpt_path = str(checkpoint)
+
+    def checkpoint_of_job(self, settings: Namespace) -> Path | None:
+        """The checkpoint that a SLURM job which was queued anew goes on from, or null."""
+        plugins = settings.trainer.get("plugins")
+        for plugin in plugins if isinstance(plugins, list) else [plugins]:
+            arguments = plugin.get("init_args", Namespace()) if isinstance(plugin, Namespace) else Namespace()
+            if arguments.get("auto_requeue") is False:
+                return None
+        run = run_to_go_on_with(self.command, place_of_runs(settings)[1])
+        if run is None:
+            return None
+        self.requeued = True
+        checkpoint = last_checkpoint_of(run)
+        rank_zero_info(
+            f"This SLURM job was queued anew: it goes on with the run {run.run_name}, {shown_path(checkpoint)}."
+        )
+        return checkpoint
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let the checkpoint's settings override the person's; here they stay as they are given."""
+
+    def instantiate_classes(self) -> None:
+        """As Lightning's; with a checkpoint all weights are its own, and what they once started from is not read.
+
+        That may be gone by now, or, if it was called "last", be another.
+        """
+        self.given_config = self.config
+        checkpoint, model = self._get(self.config, "ckpt_path"), self._get(self.config, "model")
+        kind, record, lost = class_named(model.class_path), {}, False
+        if not checkpoint and self.subcommand != "fit":
+            check_learned(self.subcommand, kind, model)
+        if checkpoint and Path(checkpoint).is_file():
+            self.config = self.config.clone()
+            model, data = self._get(self.config, "model"), self._get(self.config, "data")
+            record = read_checkpoint(checkpoint)["lit_pretrain"]
+            if self.subcommand == "fit":
+                check_start(self.config[self.subcommand], checkpoint)
+            if self.subcommand == "predict" and issubclass(kind, EMBEDDING):
+                # The checkpoint's own, since texts or pictures alone are no data that a config's could be made for.
+                model.class_path = f"{__name__}.{module_of_checkpoint.__name__}"
+                model.init_args = Namespace(path=checkpoint, kind=f"{kind.__module__}.{kind.__qualname__}")
+            else:
+                start_from_checkpoint(model, checkpoint, record, self.subcommand)
+            lost = forget_lost_tokenizers(data)
+        super().instantiate_classes()
+        if "tokenizer" not in record:
+            return
+        tokenizer = tokenizer_from_json(record["tokenizer"])
+        if lost:
+            # Without one, a data module may train one of its own.
+            for part in (self.datamodule, *getattr(self.datamodule, "parts", {}).values()):
+                if isinstance(part, LightningDataModule) and "tokenizer" in vars(part):
+                    part.tokenizer = tokenizer
+        if self.subcommand != "fit" and getattr(self.model, "tokenizer", tokenizer) is None:
+            # What is measured or predicted may be other texts, on which the data would train another.
+            self.model.tokenizer = tokenizer
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer; its MLflow logger gets the config's name, and the run to continue."""
+        # What is written down is what was given.
+        self.config = self.given_config
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise_user_error_within(error)
+            sentence = " ".join(str(error).split()).split(" Find a complete")[0].rstrip(".!, ")
+            raise UserError(f"The trainer cannot be made ({sentence}): correct the trainer's settings.") from error
+        # What is measured with a checkpoint is a run of its own, which names the one it comes from.
+        checkpoint = self._get(self.config, "ckpt_path") if self.subcommand == "fit" else None
+        for logger in trainer.loggers:
+            if isinstance(logger, MLflowLogger):
+                logger.suggest_name(self.config_name)
+                if checkpoint:
+                    logger.resume_from(checkpoint, ended=self.requeued)
+        for callback in trainer.callbacks:
+            if isinstance(callback, RunRecorder):
+                callback.command, callback.suggested_name, callback.checkpoint = (
+                    self.command,
+                    self.config_name,
+                    checkpoint,
+                )
+        return trainer
+
+
+def check_start(settings: Namespace, checkpoint: str) -> None:
+    """Refuse to let a run go on with another start than it had: nothing is read there any more.
+
+    Args:
+        settings: Of `fit`.
+        checkpoint: Of the run, beside whose config it lies.
+
+    Raises:
+        UserError: If they name another.
+    """
+    directory = run_directory_of_checkpoint(Path(checkpoint))
+    if directory is None or not (directory / "config.yaml").is_file():
+        return
+    theirs, ours = (
+        {key: value for key, value in flatten_config(model, "model") if key.rpartition(".")[2] in STARTS}
+        for model in (read_yaml(str(directory / "config.yaml")).get("model"), settings.model.as_dict())
+    )
+    for key in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(key) != ours.get(key):
+            raise UserError(
+                f"{key} is {ours.get(key)}, and the run that goes on had {theirs.get(key)}, which has had its effect: "
+                "leave it as it was, or start a new run without --ckpt_path."
+            )
+
+
+def start_from_checkpoint(model: Namespace, checkpoint: str, record: dict[str, Any], subcommand: str) -> None:
+    """Let a model take from a checkpoint of its own kind what its config would read elsewhere: encoders, tokenizer.
+
+    Args:
+        model: Its config, which is changed.
+        checkpoint: Path of the file.
+        record: What the checkpoint tells of itself.
+        subcommand: Which weights are wanted for.
+    """
+    settings = model.init_args
+    if model.class_path.endswith(".FineTuning") and (settings.init_from is not None or subcommand != "fit"):
+        settings.encoder, settings.init_from, settings.architecture = None, checkpoint, None
+    if model.class_path.rpartition(".")[2] != record["module"]:
+        # Whoever loads it says so.
+        return
+    for name in ("encoder", "text_encoder", "vision_encoder"):
+        encoder = settings.get(name)
+        if name in record and encoder is not None and encoder.class_path.endswith(".from_pretrained"):
+            # As it was built; its weights are loaded with all others.
+            encoder.class_path = encoder.class_path.replace(".from_pretrained", ".from_settings")
+            encoder.init_args = Namespace(settings=record[name])
+    for tower in ("text", "vision"):
+        if f"{tower}_encoder" in record and settings[tower].init_from is not None:
+            settings[tower].init_from, settings[tower].architecture = f"{checkpoint}:{tower}", None
+
+
+def forget_lost_tokenizers(data: Namespace) -> bool:
+    """Set every `tokenizer` of a data module's config, and of those within it, to null if its file is gone.
+
+    Returns:
+        Whether there was one.
+    """
+    lost = False
+    for name, value in vars(data.get("init_args", Namespace())).items():
+        if isinstance(value, Namespace) and "init_args" in value:
+            lost = forget_lost_tokenizers(value) or lost
+        elif name == "tokenizer" and value and not Path(value).expanduser().exists():
+            data.init_args.tokenizer, lost = None, True
+    return lost
+
+
+def run(arguments: list[str]) -> int:
+    """Run `fit`, `validate`, `test` or `predict` with its arguments.
+
+    Raises:
+        UserError: If an argument or a config is wrong.
+    """
+    command_line(arguments, CommandLine)
+    return 0
+
+
+def command_line(arguments: list[str], kind: type[CommandLine]) -> CommandLine:
+    """As `run`, by a command line of one's own; it has run when it is returned.
+
+    Raises:
+        UserError: If an argument or a config is wrong.
+    """
+    CommandLine.command = arguments
+    arguments = with_config_of_run(arguments)
+    CommandLine.config_name = config_name(arguments)
+    Parser.messages.clear()
+    quieten()
+    keep_memory()
+    try:
+        return kind(
+            LightningModule,
+            LightningDataModule,
+            trainer_class=Trainer,
+            save_config_callback=SaveConfig,
+            seed_everything_default=0,
+            parser_class=Parser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=arguments,
+        )
+    except ConfigError as error:
+        raise UserError(explain(Parser.messages, values_of(arguments, *CONFIG_OPTIONS))) from error
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise_user_error_within(error)
+        if sentence := explain_instantiation(error) or explain_lightning(error):
+            raise UserError(sentence) from error
+        raise
+
+
+def check_nulls(settings: Namespace) -> None:
+    """Refuse null for settings that are a group, which no class could be made with.
+
+    Args:
+        settings: Of a command, parsed.
+
+    Raises:
+        UserError: If a group is null.
+    """
+    for section in ("model", "data"):
+        chosen = settings.get(section)
+        if not isinstance(chosen, Namespace) or not chosen.get("init_args"):
+            continue
+        kind = class_named(chosen.class_path)
+        hints = typing.get_type_hints(kind.__init__) if kind.__module__.startswith("lit_pretrain") else {}
+        for name, value in vars(chosen.init_args).items():
+            if value is None and dataclasses.is_dataclass(hints.get(name)):
+                raise UserError(
+                    f"{section}.{name} is null, and holds settings of {kind.__name__}: leave it out for its defaults, "
+                    f"or set {', '.join(field.name for field in dataclasses.fields(hints[name])[:3])}, ..."
+                )
+
+
+def class_named(class_path: str) -> type:
+    """The class that a resolved `class_path` names, or whose method it does; of a function, any module's."""
+    for path in (class_path, class_path.rpartition(".")[0]):
+        if isinstance(kind := pkgutil.resolve_name(path), type):
+            return kind
+    return LightningModule
+
+
+def module_of_checkpoint(path: str, kind: str) -> LightningModule:
+    """A checkpoint's module as `from_checkpoint` of its class makes it; a `class_path` in a config.
+
+    Args:
+        path: The checkpoint.
+        kind: The class, by the path that it is imported by.
+    """
+    return pkgutil.resolve_name(kind).from_checkpoint(path)
+
+
+def check_learned(command: str, kind: type, model: Namespace) -> None:
+    """Refuse to measure or to use, without a checkpoint, what has learned nothing.
+
+    Args:
+        command: `validate`, `test` or `predict`.
+        kind: The model's class.
+        model: Its settings; public weights are enough for an encoder, and for no head and no projection.
+
+    Raises:
+        UserError: In one sentence.
+    """
+    if issubclass(kind, FineTuning):
+        part = "fine-tuned checkpoint would use a head that has"
+    elif issubclass(kind, ContrastivePretraining) and (command == "predict" or not brings_weights(model, towers=True)):
+        part = "checkpoint would use towers that have"
+    elif issubclass(kind, Pretraining) and not brings_weights(model):
+        part = "checkpoint would use weights that have"
+    else:
+        return
+    raise UserError(f"{command} without a {part} learned nothing: name a run by --ckpt_path.")
+
+
+def brings_weights(settings: Any, towers: bool = False) -> bool:
+    """Whether settings of a model name weights to start from, those of both towers if there are two."""
+    if isinstance(settings, list):
+        return any(brings_weights(one) for one in settings)
+    if not isinstance(settings, Namespace):
+        return False
+    if towers:
+        return all(brings_weights(settings.init_args.get(name)) for name in ("text", "vision"))
+    if settings.get("init_from") is not None and settings.get("pretrained", True):
+        return True
+    if str(settings.get("class_path", "")).endswith((".from_pretrained", ".from_checkpoint")):
+        return True
+    return any(brings_weights(value) for value in vars(settings).values())
+
+
+def raise_user_error_within(error: BaseException) -> None:
+    """Raise the `UserError` of a constructor that jsonargparse has wrapped, if there is one."""
+    latest = UserError.latest
+    if latest is not None and " ".join(str(latest).split()) in " ".join(str(error).split()):
+        raise latest
+
+
+def with_config_of_run(arguments: list[str]) -> list[str]:
+    """Without any `--config`, take that of the run whose checkpoint `--ckpt_path` names, "last" being the newest."""
+    reference = value_of(arguments, "--ckpt_path")
+    if reference is None or values_of(arguments, *CONFIG_OPTIONS):
+        return arguments
+    checkpoint = find_checkpoint(reference)
+    directory = run_directory_of_checkpoint(checkpoint)
+    saved = directory / "config.yaml" if directory else None
+    if saved is None or not saved.is_file():
+        raise UserError(f"{checkpoint} has no config.yaml of its run beside it: give --config.")
+    arguments = replaced(arguments, "--ckpt_path", str(checkpoint))
+    return [arguments[0], "--config", str(saved), *arguments[1:]]
+
+
+def checkpoint_named_in(settings: Namespace) -> Path | None:
+    """The checkpoint that a command's parsed settings name, or null.
+
+    Args:
+        settings: Of the command; "last" is that of the newest run of the experiment that its logger logs to.
+
+    Raises:
+        UserError: If there is none, or it cannot be read.
+    """
+    reference = settings.get("ckpt_path")
+    if reference is None:
+        return None
+    checkpoint = find_checkpoint(str(reference), *place_of_runs(settings))
+    if checkpoint.is_file():
+        read_checkpoint(checkpoint)
+    return checkpoint
+
+
+def place_of_runs(settings: Namespace) -> tuple[str, str | None]:
+    """Experiment and runs directory of a command's logger; the suite's own where it has another logger or none."""
+    logger = settings.trainer.get("logger")
+    for one in logger if isinstance(logger, list) else [logger]:
+        if isinstance(one, Namespace) and one.class_path.endswith(f".{MLflowLogger.__name__}"):
+            return one.init_args.experiment, one.init_args.runs_directory
+    return DEFAULT_EXPERIMENT, None
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """A config file's content.
+
+    Raises:
+        UserError: If it is missing, is not YAML, or holds no mapping.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"The config {path} cannot be read ({error.strerror}): check its path.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or type(error).__name__
+        raise UserError(f"The config {path} is not valid YAML{where} ({problem}): correct it.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"The config {path} holds no settings: give trainer, model and data.")
+    if sentence := check_top_level(path, content):
+        raise UserError(sentence)
+    return content
+
+
+def config_name(arguments: list[str]) -> str:
+    """The first config's file name without its ending, after which the run is named; checks that all can be read."""
+    configs = values_of(arguments, *CONFIG_OPTIONS)
+    for path in configs:
+        if not path.lstrip().startswith("{"):
+            read_yaml(path)
+    if not configs:
+        return "run"
+    path = Path(configs[0])
+    return path.parent.name if path.stem == "config" else path.stem

@@ -1,0 +1,1 @@
+"""Pictures: decoding, caches, folders and tables of pictures, augmentation on the device."""

@@ -1,0 +1,307 @@
+"""Pictures for pretraining on images: any source, decoded once, labels where there are any."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy
+
+from lit_pretrain.data.disk_cache import chosen_cache_directory
+from lit_pretrain.data.epoch_data_module import EpochDataModule
+from lit_pretrain.data.images.image_cache import Corrupt
+from lit_pretrain.data.images.image_dataset import ImageDataset, keys_of
+from lit_pretrain.data.images.image_source import ImageSource
+from lit_pretrain.data.images.image_store import StorageSettings, StoredPictures, store_pictures
+from lit_pretrain.data.images.pictures import opened, to_rgb
+from lit_pretrain.data.labelled.label_facts import LabelFacts
+from lit_pretrain.data.labelled.labels import budget_size, stratified_choice
+from lit_pretrain.data.loading import ResumableDataLoader
+from lit_pretrain.data.notices import is_first_process, say_once
+from lit_pretrain.data.randomness import default_seed, sample_generator
+from lit_pretrain.data.sources import has_splits, shown
+from lit_pretrain.data.splits import split_rows
+from lit_pretrain.data.summary import PartSummary, data_line, doubts, labels_told
+from lit_pretrain.errors import UserError, check_length, check_number
+from lit_pretrain.picture_facts import PictureFacts
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Stage = Literal["train", "validation", "test"]
+
+
+class ImageDataModule(EpochDataModule):
+    """Pictures as clean batches of uint8 squares; what varies them works on the device.
+
+    Args:
+        path: Hub name, folder of pictures, file (parquet, arrow, csv, json), saved data set, or builder (imagefolder,
+            parquet, csv, json) for `data_files`; null without `data_files` is the bundled sample, emoji. Tables of file
+            names may give them relative to the table's own folder.
+        name: Configuration of a data set on the hub, or of a directory's README.md.
+        data_files: Files or patterns.
+        split: Split to read; validation pictures are taken from it. A directory has the splits that its README.md or
+            the names in it say (train/ and val/, train-*.parquet); files named by themselves have none.
+        test_path: A labelled test set of its own; null with `test_data_files` and `test_split` null too lets the
+            validation pictures serve.
+        test_data_files: Files or patterns of the test set.
+        test_split: Split of the test set; by itself, another split of `path`.
+        image_column: Column of pictures, of their bytes or of their file names; null takes the only one of pictures.
+        label_column: Column of classes, strings, integers or booleans; null for no labels. A folder's pictures are
+            labelled with the names of their directories by `label`, or with the columns of a metadata.csv, .jsonl or
+            .parquet in the folder, whose column file_name says which picture a row is of.
+        stored_size: Pixels of a side of the squares that are kept: the shorter side is resized, the middle cut out;
+            null keeps the pictures as they are, if all are squares of one size.
+        cache: Whether pictures are kept decoded on disk, which makes batches nearly free; null keeps them if they fit
+            `cache_gigabytes` and the disk, false decodes them in every epoch.
+        cache_gigabytes: Size up to which pictures are kept decoded if `cache` is null.
+        corrupt: What becomes of pictures that cannot be decoded to their end: `error`, or `skip` to name and leave out.
+        batch_size: Pictures of a batch of one device.
+        workers: Processes that make batches ahead; worth it only for pictures that are not kept decoded.
+        validation_share: Share of the pictures for validation, at least one.
+        label_budget: Only so many training pictures, or such a share of them below 1, drawn with the seed so that
+            classes keep their shares; null for all.
+        cache_directory: Where decoded pictures are kept; null is caches/ under the runs directory.
+        seed: Source of the order and of the label budget's draw; null takes seed_everything's.
+        max_pictures: Only so many pictures from the start of the source, and of the test set; null for all.
+        delimiter: Character between the cells of a csv; null is a comma, or a tab in .tsv.
+        encoding: What csv, json and text files are written in (cp1252, utf-16); null is utf-8.
+    """
+
+    samples_name = "pictures"
+    contents_name = "pictures"
+
+    def __init__(
+        self,
+        path: str | None = None,
+        name: str | None = None,
+        data_files: str | list[str] | None = None,
+        split: str = "train",
+        test_path: str | None = None,
+        test_data_files: str | list[str] | None = None,
+        test_split: str | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        stored_size: int | None = None,
+        cache: bool | None = None,
+        cache_gigabytes: float = 8.0,
+        corrupt: Corrupt = "error",
+        batch_size: int = 128,
+        workers: int = 0,
+        validation_share: float = 0.05,
+        label_budget: int | float | None = None,
+        cache_directory: str | None = None,
+        seed: int | None = None,
+        max_pictures: int | None = None,
+        delimiter: str | None = None,
+        encoding: str | None = None,
+    ) -> None:
+        super().__init__()
+        for setting, value, least in (
+            ("stored_size", stored_size, 2),
+            ("batch_size", batch_size, 1),
+            ("workers", workers, 0),
+            ("cache_gigabytes", cache_gigabytes, 0),
+            ("max_pictures", max_pictures, 1),
+        ):
+            check_number(f"data.{setting}", value, least=least)
+        check_length("data.label_budget", label_budget, above_zero=True)
+        if not 0.0 <= validation_share < 1.0:
+            raise UserError(f"data.validation_share is {validation_share}: give a share from 0 to below 1.")
+        if label_budget is not None and label_column is None:
+            raise UserError("data.label_budget needs labels: set data.label_column too, or data.max_pictures instead.")
+        columns = {"image_column": image_column, "label_column": label_column, "max_pictures": max_pictures}
+        columns |= {"delimiter": delimiter, "encoding": encoding}
+        self.source = ImageSource(path, name, data_files, split, **columns)
+        self.test_source: ImageSource | None = None
+        if test_path is not None or test_data_files is not None:
+            builder = path if test_path is None and path in set(ImageSource.builders.values()) else test_path
+            named = {"prefix": "test_", "split_given": test_split is not None}
+            self.test_source = ImageSource(builder, None, test_data_files, test_split or "test", **named, **columns)
+        elif test_split is not None:
+            self.test_source = ImageSource(path, name, data_files, test_split, prefix="test_", **columns)
+        self.splits_needed = test_path is None and test_data_files is None and test_split is not None
+        directory = chosen_cache_directory(cache_directory)
+        self.storage = StorageSettings(stored_size, cache, cache_gigabytes, corrupt, directory)
+        self.stored_size = stored_size
+        self.batch_size = batch_size
+        self.workers = workers
+        self.validation_share = validation_share
+        self.label_budget = label_budget
+        self.seed = default_seed() if seed is None else seed
+        self.pictures: StoredPictures | None = None
+        self.test_pictures: StoredPictures | None = None
+        self.fingerprint = ""
+
+    # -- preparing
+
+    def prepare_data(self) -> None:
+        """Read the sources and decode the pictures, whatever is not there yet."""
+        if self.pictures is not None:
+            return
+        if self.splits_needed and not has_splits(self.source):
+            raise UserError(
+                f"{shown(self.source)} has no splits, so data.test_split cannot name one: set data.test_path or "
+                "data.test_data_files."
+            )
+        pictures = store_pictures(self.source, self.storage)
+        if self.test_source is not None:
+            self.test_pictures = store_pictures(self.test_source, self.storage, like=pictures)
+        self.pictures, self.fingerprint = pictures, pictures.fingerprint
+        self.stored_size = pictures.square.side
+
+    def setup(self, stage: str) -> None:
+        """Split the pictures, and draw those that the label budget allows."""
+        self.prepare_data()
+        if hasattr(self, "train_dataset"):
+            return
+        train, validation = split_rows(self.pictures.total, self.validation_share, "pictures")
+        train, validation = self.pictures.places(train), self.pictures.places(validation)
+        if self.validation_share > 0 and not (len(train) and len(validation)):
+            raise UserError(
+                f"data.validation_share of {self.validation_share} leaves {len(train)} pictures for training and "
+                f"{len(validation)} for validation: change it, or give more pictures."
+            )
+        self.train_dataset = self.pictures.dataset(train)
+        if self.label_budget is not None:
+            labels = self.train_dataset.member_labels()
+            count = budget_size(self.label_budget, len(labels), len(numpy.unique(labels)))
+            chosen = stratified_choice(labels, count, sample_generator(self.seed, "label budget"))
+            self.train_dataset = self.pictures.dataset(train[chosen])
+        self.validation_dataset = self.pictures.dataset(validation) if len(validation) else None
+        self.test_dataset = self.test_pictures.dataset() if self.test_pictures is not None else self.validation_dataset
+        if is_first_process():
+            self._tell()
+
+    def _tell(self) -> None:
+        """Say what was understood of the data."""
+        pictures = self.pictures
+        parts = {"train": PartSummary(len(self.train_dataset), keys=keys_of(self.train_dataset))}
+        if self.validation_dataset is not None:
+            parts["validation"] = PartSummary(len(self.validation_dataset), keys=keys_of(self.validation_dataset))
+        if self.test_pictures is not None:
+            parts["test"] = PartSummary(len(self.test_dataset), self.test_pictures.source, keys_of(self.test_dataset))
+        told = f"{pictures.total:,} rows, pictures of '{pictures.encoded.column}'"
+        if pictures.labels is not None:
+            for doubt in doubts(pictures.labels):
+                say_once(doubt)
+            told += f", {labels_told(self.label_facts, pictures.labels.column)}"
+        say_once(data_line(pictures.source, told, parts, "picture"))
+
+    # -- loaders
+
+    @property
+    def batch_fields(self) -> tuple[str, ...]:
+        """What a batch holds."""
+        return ("images", "sample_id") if self.source.label_column is None else ("images", "sample_id", "label")
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes by number, once prepared; null without labels."""
+        return self.pictures.labels.classes if self.pictures is not None and self.pictures.labels is not None else None
+
+    @property
+    def label_facts(self) -> LabelFacts | None:
+        """What a head needs to know of the labels, once prepared; null without labels."""
+        if self.classes is None:
+            return None
+        self.setup("validate")
+        dataset = self.train_dataset
+        return self.pictures.labels.take(dataset.images.rows[dataset.members]).facts()
+
+    @property
+    def facts(self) -> PictureFacts:
+        """What is known of the pictures, once prepared."""
+        return PictureFacts(self.pictures.square.side, self.pictures.store.facts["grey_share"])
+
+    def val_dataloader(self) -> ResumableDataLoader | list:
+        """Every validation picture once, in the same order always."""
+        return self._in_order(self.validation_dataset)
+
+    def test_dataloader(self) -> ResumableDataLoader | list:
+        """Every test picture once; the validation pictures if there is no test set."""
+        return self._in_order(self.test_dataset)
+
+    def predict_dataloader(self) -> ResumableDataLoader:
+        """All pictures of the source, in its order."""
+        return self._in_order(self.pictures.dataset())
+
+    def evaluation_loader(self, stage: Stage) -> ResumableDataLoader:
+        """Every picture of a part once, in the order of the source.
+
+        Args:
+            stage: `train` is what the label budget allows.
+
+        Raises:
+            UserError: If there is no such part.
+        """
+        return self._in_order(self._part(stage))
+
+    def _part(self, stage: Stage) -> ImageDataset:
+        self.setup("validate")
+        parts = {"train": self.train_dataset, "validation": self.validation_dataset, "test": self.test_dataset}
+        if parts[stage] is None:
+            raise UserError(f"There are no {stage} pictures: set data.validation_share.")
+        return parts[stage]
+
+    # -- telling
+
+    def labelled_arrays(self, which: Stage, limit: int | None = None) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """Pictures and their labels for an evaluation, the same at every call and whatever the seed.
+
+        Args:
+            which: Part of the data; `train` is what the label budget allows.
+            limit: At most so many, chosen so that classes keep their shares; null for all.
+
+        Returns:
+            (N, 3, S, S) uint8 and (N,) int64, in the order of the source.
+
+        Raises:
+            UserError: If there are no labels, or no such part.
+        """
+        self.setup("validate")
+        if self.classes is None:
+            raise UserError("The pictures have no labels: set data.label_column.")
+        dataset = self._part(which)
+        indices = numpy.arange(len(dataset))
+        if limit is not None and limit < len(dataset):
+            generator = sample_generator("labelled arrays", which)
+            indices = stratified_choice(dataset.member_labels(), limit, generator, every_class=False)
+        batch = dataset.batch(indices)
+        return batch["images"].numpy(), batch["label"].numpy()
+
+    def raw_samples(self, stage: Stage, indices: Sequence[int]) -> "list[dict[str, Image]]":
+        """Whole pictures, as large as they are, to show to people.
+
+        Args:
+            stage: Whose source to look into.
+            indices: Rows of it, as batches' `sample_id` gives them.
+
+        Returns:
+            `image`, RGB, for each.
+        """
+        self.prepare_data()
+        pictures = self.test_pictures if stage == "test" and self.test_pictures is not None else self.pictures
+        encoded = pictures.encoded.read([int(index) for index in indices])
+        return [{"image": to_rgb(opened(picture))} for picture in encoded]
+
+    def describe(self) -> dict[str, str | int | float]:
+        """What the data is, for the record of a run."""
+        pictures, facts = self.pictures, self.pictures.store.facts
+        description: dict[str, str | int | float] = {
+            "source": pictures.source,
+            "data_fingerprint": self.fingerprint,
+            "pictures": facts["pictures"],
+            "skipped_pictures": pictures.store.skipped,
+            "stored_size": pictures.square.side,
+            "kept_decoded": "yes" if pictures.cached else "no",
+            "grey_share": round(facts["grey_share"], 4),
+            "mean": " ".join(f"{one:.4f}" for one in facts["mean"]),
+            "std": " ".join(f"{one:.4f}" for one in facts["std"]),
+            "training_pictures": len(self.train_dataset),
+            "validation_pictures": len(self.validation_dataset) if self.validation_dataset is not None else 0,
+        }
+        if self.classes is not None:
+            description["classes"] = len(self.classes)
+        if self.test_pictures is not None:
+            description |= {"test_source": self.test_pictures.source, "test_pictures": len(self.test_dataset)}
+            description["test_fingerprint"] = self.test_pictures.fingerprint
+        return description

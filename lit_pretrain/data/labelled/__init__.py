@@ -1,0 +1,1 @@
+"""Labelled texts, pairs of texts and pictures: labels, budgets of labels, their parts."""

@@ -1,0 +1,1 @@
+"""Pictures with captions, alone or beside texts and pictures of one modality."""

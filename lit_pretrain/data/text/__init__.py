@@ -1,0 +1,1 @@
+"""Text: tokenizers, tokenised corpora on disk, documents, pairs of sentences."""

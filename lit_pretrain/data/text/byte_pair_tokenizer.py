@@ -1,0 +1,173 @@
+"""Byte-pair encodings of public weights: CLIP's (Radford et al. 2021, arXiv:2103.00020) and RoBERTa's.
+
+CLIP's is read from a tokenizer.json, as the hub's CLIP repositories have, or made of the vocabulary that `open_clip`
+brings in its package. Both put texts in lower case and make white space single. open_clip passes texts through `ftfy`
+first, which straightens quotes, as is done here too, and repairs broken characters, and it resolves HTML's entities:
+clean captions come out alike, such others need to be cleaned before.
+"""
+
+import gzip
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE
+
+from lit_pretrain.data.text.base_tokenizer import TextTokenizer
+from lit_pretrain.errors import UserError
+
+# How the tokens that begin and end a text are called: by OpenAI and on the hub, and by open_clip.
+ENDS = (("<|startoftext|>", "<|endoftext|>"), ("<start_of_text>", "<end_of_text>"))
+# RoBERTa's, in the order of their ids.
+ROBERTA_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
+END_OF_WORD = "</w>"
+# Merges that CLIP uses, of more in the file: with 256 bytes, each inside and at the end of a word, 49,406 pieces.
+MERGES = 49_152 - 256 - 2
+# Curly quotes, and the straight one for each.
+QUOTES = {"[\u02bc\u2018-\u201b]": "'", "[\u201c-\u201f]": '"'}
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+class BytePairTokenizer(TextTokenizer):
+    """CLIP's tokenizer: pieces of bytes, the last one of a word marked by "</w>".
+
+    Args:
+        tokenizer: A BPE tokenizer of the `tokenizers` library with CLIP's two special tokens.
+        source: Where it comes from, for error messages.
+
+    Raises:
+        UserError: If it is of another kind or lacks a special token.
+    """
+
+    model = "BPE"
+
+    def __init__(self, tokenizer: Tokenizer, source: str = "the tokenizer") -> None:
+        kind = json.loads(tokenizer.to_str())["model"]["type"]
+        if kind != self.model:
+            raise UserError(f"{source} is a {kind} tokenizer, not the byte-pair encoding of CLIP.")
+        ends = next((ends for ends in ENDS if all(tokenizer.token_to_id(one) is not None for one in ends)), None)
+        if ends is None:
+            raise UserError(f"{source} has neither {' nor '.join(ENDS[0])}: use the tokenizer of a CLIP.")
+        super().__init__(tokenizer, *ends, source)
+        # As open_clip fills sequences up; nothing reads what comes after the end.
+        self.pad_id = 0
+
+    @classmethod
+    def from_json(cls, text: str) -> "BytePairTokenizer":
+        """Read what `to_json` wrote."""
+        return cls(Tokenizer.from_str(text))
+
+    def save(self, directory: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads.
+
+        It fills sequences up with the token that ends them, as the hub's CLIPs do; nothing reads what follows the end.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        begin, end = self.id_to_token(self.cls_id), self.id_to_token(self.sep_id)
+        around = Tokenizer.from_str(self.to_json())
+        around.post_processor = processors.TemplateProcessing(
+            single=[begin, "$A", end],
+            pair=[begin, "$A", end, "$B", end],
+            special_tokens=[(begin, self.cls_id), (end, self.sep_id)],
+        )
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_input_names": ["input_ids", "attention_mask"],
+            "model_max_length": 77,
+            "bos_token": begin,
+            "eos_token": end,
+            "pad_token": end,
+        }
+        (directory / "tokenizer.json").write_text(around.to_str(), encoding="utf-8")
+        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def of_open_clip(cls) -> "BytePairTokenizer | None":
+        """The tokenizer of the vocabulary in the `open_clip` package, or null if that is not installed."""
+        package = find_spec("open_clip")
+        folders = package.submodule_search_locations if package is not None else None
+        paths = [Path(folder) / VOCABULARY for folder in folders or ()]
+        return next((cls(from_merges(path)) for path in paths if path.is_file()), None)
+
+
+class RobertaTokenizer(TextTokenizer):
+    """RoBERTa's tokenizer (Liu et al. 2019, arXiv:1907.11692): pieces of bytes, those that begin a word with a space.
+
+    Args:
+        tokenizer: A BPE tokenizer of the `tokenizers` library with RoBERTa's five special tokens.
+        source: Where it comes from, for error messages.
+
+    Raises:
+        UserError: If it is of another kind or lacks a special token.
+    """
+
+    model = "BPE"
+    separators = 2
+
+    def __init__(self, tokenizer: Tokenizer, source: str = "the tokenizer") -> None:
+        kind = json.loads(tokenizer.to_str())["model"]["type"]
+        missing = [token for token in ROBERTA_TOKENS if tokenizer.token_to_id(token) is None]
+        if kind != self.model or missing:
+            lacking = f"without {' and '.join(missing)}" if missing else ""
+            raise UserError(f"{source} is a {kind} tokenizer {lacking}, not RoBERTa's: use the one of its weights.")
+        super().__init__(tokenizer, "<s>", "</s>")
+        ids = [tokenizer.token_to_id(token) for token in ROBERTA_TOKENS]
+        self.cls_id, self.pad_id, self.sep_id, self.unk_id, self.mask_id = ids
+        self.special_ids = sorted(ids)
+
+    @classmethod
+    def from_json(cls, text: str) -> "RobertaTokenizer":
+        """Read what `to_json` wrote."""
+        return cls(Tokenizer.from_str(text))
+
+    def save(self, directory: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        around = Tokenizer.from_str(self.to_json())
+        around.post_processor = processors.RobertaProcessing(("</s>", self.sep_id), ("<s>", self.cls_id))
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_input_names": ["input_ids", "attention_mask"],
+            "model_max_length": 512,
+            **{f"{name}_token": "<s>" for name in ("bos", "cls")},
+            **{f"{name}_token": "</s>" for name in ("eos", "sep")},
+            **{f"{name}_token": f"<{name}>" for name in ("pad", "unk", "mask")},
+        }
+        (directory / "tokenizer.json").write_text(around.to_str(), encoding="utf-8")
+        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def from_merges(path: Path) -> Tokenizer:
+    """A tokenizer from CLIP's list of merges, a line each after one of version, in the order of their ids."""
+    lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+    merges = [tuple(line.split()) for line in lines[1 : 1 + MERGES]]
+    letters = byte_letters()
+    pieces = [*letters, *(letter + END_OF_WORD for letter in letters), *("".join(pair) for pair in merges), *ENDS[0]]
+    model = BPE(
+        vocab={piece: index for index, piece in enumerate(pieces)},
+        merges=merges,
+        unk_token=ENDS[0][1],
+        continuing_subword_prefix="",
+        end_of_word_suffix=END_OF_WORD,
+    )
+    tokenizer = Tokenizer(model)
+    quotes = [normalizers.Replace(Regex(curly), straight) for curly, straight in QUOTES.items()]
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    tokenizer.normalizer = normalizers.Sequence([*quotes, normalizers.NFC(), spaces, normalizers.Lowercase()])
+    words = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
+    letters_of_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, letters_of_bytes])
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(END_OF_WORD, " ")])
+    tokenizer.add_special_tokens(list(ENDS[0]))
+    return tokenizer
+
+
+def byte_letters() -> list[str]:
+    """A visible letter for each of the 256 bytes, in CLIP's order: first those that are visible as they are."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return [chr(byte) for byte in visible] + [chr(256 + index) for index in range(len(hidden))]

@@ -1,0 +1,294 @@
+"""Documents for pretraining on text: any source, one tokenised cache, sentence pairs or segments."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy
+from torch import Tensor
+
+from lit_pretrain.data.disk_cache import FACTS, build_once, chosen_cache_directory
+from lit_pretrain.data.epoch_data_module import EpochDataModule
+from lit_pretrain.data.loading import ResumableDataLoader
+from lit_pretrain.data.notices import is_first_process, say_once
+from lit_pretrain.data.randomness import default_seed
+from lit_pretrain.data.sources import shown
+from lit_pretrain.data.splits import budgeted_rows, split_rows
+from lit_pretrain.data.summary import PartSummary, data_line
+from lit_pretrain.data.text.base_tokenizer import WORD_LENGTH
+from lit_pretrain.data.text.document_dataset import DocumentDataset, DocumentStarts, Layout
+from lit_pretrain.data.text.document_source import DocumentSeparator, DocumentSource, open_documents
+from lit_pretrain.data.text.frequent_ngrams import frequent_ngrams
+from lit_pretrain.data.text.sentence_pairs import PairSettings, RandomNext
+from lit_pretrain.data.text.text_encoding import choose_tokenizer
+from lit_pretrain.data.text.token_cache import TokenCache, cache_fingerprint, open_or_build
+from lit_pretrain.data.text.unknown_pieces import check_known, share_told
+from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
+from lit_pretrain.errors import UserError, check_length, check_number
+
+# Enough text for any vocabulary; a larger corpus is read at even distances.
+TOKENIZER_DOCUMENTS = 200_000
+
+
+class DocumentDataModule(EpochDataModule):
+    """A corpus of documents as clean batches of word pieces.
+
+    Args:
+        path: Hub name, file, directory, or builder (parquet, csv, json, text) for `data_files`; null without
+            `data_files` is the bundled sample, the State of the Union speeches.
+        name: Configuration of a data set on the hub, or of a directory's README.md.
+        data_files: Files or patterns.
+        split: Split to read; validation documents are taken from it. A directory has the splits that its README.md or
+            the names in it say (train-*.parquet, test.csv, train/ and val/); files named by themselves have none.
+        text_column: Column that holds the text.
+        document_separator: For text files: `file` (a document a file) or `blank_line`; null takes `file` for several
+            files and `blank_line` for one.
+        tokenizer: Directory or file of a WordPiece tokenizer; null trains one on the corpus.
+        vocabulary_size: Word pieces of a trained tokenizer at most.
+        lowercase: Whether a trained tokenizer drops case.
+        language: Two-letter code for the rules that split sentences.
+        sequence_length: Tokens of a sequence, special tokens included.
+        layout: `sentence_pairs` (needed for next sentence prediction) or `segments` (contiguous text).
+        random_next: `balanced` (half and half) or `faithful` (as BERT's authors: 55 to 65 % random).
+        short_share: Share of pairs that aim at a shorter length.
+        batch_size: Sequences of a batch of one device.
+        workers: Processes that make batches ahead; copying from the cache is so cheap that 0 is mostly best.
+        validation_share: Share of the documents for validation, at least one.
+        document_budget: Only so many training documents, or such a share of them below 1, drawn with the seed; the
+            tokenizer and the validation documents stay those of the whole. Null for all.
+        cache_directory: Where tokenised corpora are kept; null is caches/ under the runs directory.
+        seed: Source of order and pairs; null takes seed_everything's.
+        max_documents: Only so many documents from the start of the source; null for all.
+        delimiter: Character between the cells of a csv; null is a comma, or a tab in .tsv.
+        encoding: What csv, json and text files are written in (cp1252, utf-16); null is utf-8.
+        strip_accents: Whether a trained tokenizer drops accents; null drops them with the case.
+        word_length: Characters of the longest word that a trained tokenizer takes apart; longer ones (DNA, say) are
+            unknown. A word takes time with the square of its length.
+    """
+
+    samples_name = "sequences"
+    contents_name = "text"
+
+    def __init__(
+        self,
+        path: str | None = None,
+        name: str | None = None,
+        data_files: str | list[str] | None = None,
+        split: str = "train",
+        text_column: str = "text",
+        document_separator: DocumentSeparator | None = None,
+        tokenizer: str | None = None,
+        vocabulary_size: int = 8192,
+        lowercase: bool = True,
+        language: str = "en",
+        sequence_length: int = 128,
+        layout: Layout = "sentence_pairs",
+        random_next: RandomNext = "balanced",
+        short_share: float = 0.1,
+        batch_size: int = 32,
+        workers: int = 0,
+        validation_share: float = 0.05,
+        document_budget: int | float | None = None,
+        cache_directory: str | None = None,
+        seed: int | None = None,
+        max_documents: int | None = None,
+        delimiter: str | None = None,
+        encoding: str | None = None,
+        strip_accents: bool | None = None,
+        word_length: int = WORD_LENGTH,
+    ) -> None:
+        super().__init__()
+        if sequence_length < 8:
+            raise UserError(f"data.sequence_length is {sequence_length}: give at least 8 tokens.")
+        for name, value, least in (
+            ("vocabulary_size", vocabulary_size, 6),
+            ("word_length", word_length, 1),
+            ("batch_size", batch_size, 1),
+            ("workers", workers, 0),
+            ("max_documents", max_documents, 1),
+        ):
+            check_number(f"data.{name}", value, least=least)
+        check_length("data.document_budget", document_budget, above_zero=True)
+        for label, share in (("validation_share", validation_share), ("short_share", short_share)):
+            if not 0.0 <= share < 1.0:
+                raise UserError(f"data.{label} is {share}: give a share from 0 to below 1.")
+        form = {"delimiter": delimiter, "encoding": encoding}
+        self.source = DocumentSource(
+            path, name, data_files, split, text_column, document_separator, max_documents, **form
+        )
+        self.tokenizer_path = tokenizer
+        self.vocabulary_size = vocabulary_size
+        self.lowercase = lowercase
+        self.strip_accents = strip_accents
+        self.word_length = word_length
+        self.language = language
+        self.sequence_length = sequence_length
+        self.layout = layout
+        self.pairs = PairSettings(sequence_length - 3, random_next, short_share)
+        self.batch_size = batch_size
+        self.workers = workers
+        self.validation_share = validation_share
+        self.document_budget = document_budget
+        self.cache_directory = chosen_cache_directory(cache_directory)
+        self.seed = default_seed() if seed is None else seed
+        self.tokenizer: WordPieceTokenizer | None = None
+        self.cache: TokenCache | None = None
+        self.fingerprint = ""
+
+    # -- preparing
+
+    def prepare_data(self) -> None:
+        """Read the source, train or load the tokenizer and build the cache, whatever is not there yet."""
+        if self.cache is not None:
+            return
+        # Before anything slow: a tokenizer that cannot be used.
+        tokenizer = WordPieceTokenizer.load(self.tokenizer_path) if self.tokenizer_path else self.tokenizer
+        theirs = getattr(getattr(self.trainer, "lightning_module", None), "tokenizer", None)
+        if tokenizer is not None or theirs is not None:
+            tokenizer = choose_tokenizer(self.tokenizer_path, tokenizer, theirs)
+        data, source_fingerprint = open_documents(self.source, self.cache_directory / "huggingface")
+        if self.layout == "sentence_pairs" and len(data) < 2:
+            raise UserError(
+                f"{shown(self.source)} is one document, and sentence pairs need a second one for random sentences: "
+                "give several documents, or set data.layout to segments and leave out NextSentencePrediction."
+            )
+        if tokenizer is None:
+            tokenizer = self._trained_tokenizer(data, source_fingerprint)
+        self.fingerprint = cache_fingerprint(source_fingerprint, tokenizer, self.language)
+        directory = self.cache_directory / "documents" / self.fingerprint
+        self.cache = open_or_build(data, self.source.text_column, tokenizer, directory, self.language)
+        self.tokenizer, self.vocabulary_size = tokenizer, tokenizer.vocabulary_size
+        facts, texts = self.cache.facts, DocumentTexts(data, self.source.text_column)
+        check_known(facts["unknown_pieces"], facts["tokens"], tokenizer, shown(self.source), texts)
+
+    def _trained_tokenizer(self, data: object, source_fingerprint: str) -> WordPieceTokenizer:
+        """The tokenizer of this corpus and these settings, trained once."""
+        settings = TrainedTokenizer(self.vocabulary_size, self.lowercase, self.strip_accents, self.word_length)
+        key = f"{source_fingerprint}\n{settings}"
+        directory = self.cache_directory / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()[:16]
+        texts = DocumentTexts(data, self.source.text_column)
+        return trained_once(directory, texts, settings)
+
+    def setup(self, stage: str) -> None:
+        """Split the documents and plan the first epoch."""
+        self.prepare_data()
+        if hasattr(self, "train_dataset"):
+            return
+        # A random second sentence comes from another document, so pairs need two on either side.
+        least = 2 if self.layout == "sentence_pairs" else 1
+        train, validation = split_rows(self.cache.documents, self.validation_share, "documents", least)
+        if self.document_budget is not None:
+            train = budgeted_rows(train, self.document_budget, self.seed, "document_budget", "documents", least)
+        self.train_dataset = self._dataset(train, self.seed, fixed=False)
+        # The validation sequences are the same in every run, whatever its seed.
+        self.validation_dataset = self._dataset(validation, 0, fixed=True) if len(validation) else None
+        if is_first_process():
+            keys, facts = self.cache.document_keys, self.cache.facts
+            parts = {"train": PartSummary(len(train), keys=keys[train])}
+            if len(validation):
+                parts["validation"] = PartSummary(len(validation), keys=keys[validation])
+            told = (
+                f"{facts['documents']:,} documents of '{self.source.text_column}' with {facts['tokens']:,} word pieces"
+            )
+            told += f", {share_told(facts['unknown_pieces'], facts['tokens'])}"
+            say_once(data_line(shown(self.source), told, parts, "document"))
+
+    def frequent_ngrams(self, longest: int, count: int) -> Tensor:
+        """The corpus's most frequent n-grams as numbers; see `frequent_ngrams`."""
+        return frequent_ngrams(self.cache, longest, count)
+
+    def _dataset(self, documents: numpy.ndarray, seed: int, fixed: bool) -> DocumentDataset:
+        return DocumentDataset(
+            self.cache, documents, self.tokenizer, self.sequence_length, self.layout, self.pairs, seed, fixed
+        )
+
+    # -- loaders
+
+    @property
+    def batch_fields(self) -> tuple[str, ...]:
+        """What a batch holds."""
+        fields = ("input_ids", "attention_mask", "token_type_ids", "sample_id", "padded")
+        return (*fields, "next_sentence_label") if self.layout == "sentence_pairs" else fields
+
+    def val_dataloader(self) -> ResumableDataLoader | list:
+        """Every validation sequence once, in the same order always."""
+        return self._in_order(self.validation_dataset)
+
+    def test_dataloader(self) -> ResumableDataLoader | list:
+        """The validation sequences: pretraining keeps no third part of a corpus."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> ResumableDataLoader:
+        """The beginning of every document."""
+        return self._in_order(DocumentStarts(self.cache, self.tokenizer, self.sequence_length))
+
+    # -- telling
+
+    def describe(self) -> dict[str, str | int | float]:
+        """What the data is, for the record of a run."""
+        facts = dict(self.cache.facts)
+        facts |= {
+            "source": shown(self.source),
+            "data_fingerprint": self.fingerprint,
+            "tokenizer_hash": self.tokenizer.hash,
+            "training_sequences": len(self.train_dataset),
+            "validation_sequences": len(self.validation_dataset) if self.validation_dataset is not None else 0,
+        }
+        if self.layout == "sentence_pairs":
+            facts["random_share"] = round(float(self.train_dataset.plan(0).is_random.mean()), 4)
+        return facts
+
+
+@dataclass(frozen=True)
+class TrainedTokenizer:
+    """How a tokenizer is trained; see `WordPieceTokenizer.train`."""
+
+    vocabulary_size: int
+    lowercase: bool
+    strip_accents: bool | None
+    word_length: int
+
+
+def trained_once(directory: Path, texts: "DocumentTexts", settings: TrainedTokenizer) -> WordPieceTokenizer:
+    """A tokenizer of some texts, from the disk if it was trained before.
+
+    Args:
+        directory: Where it is kept, named by all that it depends on.
+        texts: What it learns from.
+        settings: How.
+
+    Raises:
+        UserError: If it cannot be trained, or the disk is full.
+    """
+
+    def build(partial: Path) -> None:
+        WordPieceTokenizer.train(texts, **asdict(settings)).save(partial)
+        (partial / FACTS).write_text("{}\n")
+
+    build_once(directory, build, "tokenizer")
+    tokenizer = WordPieceTokenizer.load(directory)
+    if tokenizer.vocabulary_size < settings.vocabulary_size:
+        say_once(
+            f"The texts have {tokenizer.vocabulary_size:,} word pieces, fewer than data.vocabulary_size allows "
+            f"({settings.vocabulary_size:,}): the tokenizer has as many."
+        )
+    return tokenizer
+
+
+class DocumentTexts:
+    """Texts for the tokenizer, at even distances if there are very many; they can be read again and again.
+
+    Args:
+        data: Rows with a text column.
+        text_column: Its name.
+    """
+
+    def __init__(self, data: object, text_column: str) -> None:
+        self.data, self.text_column = data, text_column
+
+    def __iter__(self) -> Iterator[str]:
+        """A text after the other, an empty one for a missing one."""
+        step = max(1, len(self.data) // TOKENIZER_DOCUMENTS)
+        for start in range(0, len(self.data), 100 * step):
+            yield from (text or "" for text in self.data[start : start + 100 * step : step][self.text_column])

@@ -1,0 +1,1 @@
+"""Search by embeddings: queries, what is searched, and the sheet that shows what was found."""

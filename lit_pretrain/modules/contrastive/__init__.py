@@ -1,0 +1,1 @@
+"""Contrastive pretraining of texts and pictures in two towers, its validation, and what it replays."""

@@ -1,0 +1,1 @@
+"""Fine-tuning of an encoder to a task: tasks, heads, modalities, predictions."""

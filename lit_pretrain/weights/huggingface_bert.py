@@ -1,0 +1,487 @@
+"""BERT in Hugging Face's format, in and out: a directory of config.json and model.safetensors or pytorch_model.bin.
+
+Names are those that `transformers` reads and writes for `BertModel` and `BertForPreTraining`; old checkpoints that call
+a norm's gain and shift gamma and beta, and those with or without the `bert.` prefix, pooler and heads, are understood.
+RoBERTa (Liu et al. 2019, arXiv:1907.11692) and DistilBERT (Sanh et al. 2019, arXiv:1910.01108) compute the same as a
+BERT without segments, and come in as such; what goes out is always called BERT.
+"""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lit_pretrain.backbone.config import TransformerConfig
+from lit_pretrain.backbone.text_encoder import TextEncoder
+from lit_pretrain.errors import UserError
+from lit_pretrain.weights.files import read_tensors, weight_files, write_checkpoint
+from lit_pretrain.weights.public import LinearHead, PublicWeights
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+}
+
+# Ours -> theirs, for what stands outside the blocks.
+STEM_NAMES = {
+    "embeddings.token.weight": "embeddings.word_embeddings.weight",
+    "embeddings.position.weight": "embeddings.position_embeddings.weight",
+    "embeddings.segment.weight": "embeddings.token_type_embeddings.weight",
+    "embeddings.norm.weight": "embeddings.LayerNorm.weight",
+    "embeddings.norm.bias": "embeddings.LayerNorm.bias",
+}
+POOLER_NAMES = {"pooler.dense.weight": "pooler.dense.weight", "pooler.dense.bias": "pooler.dense.bias"}
+# Ours -> theirs, inside a block; the fused projection is three matrices there.
+BLOCK_NAMES = {
+    "attention.query_key_value": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "attention.projection": ("attention.output.dense",),
+    "attention_norm": ("attention.output.LayerNorm",),
+    "feed_forward.expand": ("intermediate.dense",),
+    "feed_forward.contract": ("output.dense",),
+    "feed_forward_norm": ("output.LayerNorm",),
+}
+# By transformers' model_type.
+FAMILIES = {"bert": "BERT", "roberta": "RoBERTa", "distilbert": "DistilBERT"}
+# Theirs -> BERT's.
+DISTILBERT_CONFIG = {
+    "n_layers": "num_hidden_layers",
+    "dim": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "hidden_dim": "intermediate_size",
+    "activation": "hidden_act",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "max_position_embeddings": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+}
+DISTILBERT_NAMES = (
+    (r"^transformer[.]layer[.]", "encoder.layer."),
+    (r"attention[.]q_lin", "attention.self.query"),
+    (r"attention[.]k_lin", "attention.self.key"),
+    (r"attention[.]v_lin", "attention.self.value"),
+    (r"attention[.]out_lin", "attention.output.dense"),
+    (r"sa_layer_norm", "attention.output.LayerNorm"),
+    (r"ffn[.]lin1", "intermediate.dense"),
+    (r"ffn[.]lin2", "output.dense"),
+    (r"output_layer_norm", "output.LayerNorm"),
+)
+ROBERTA_NAMES = (
+    (r"^classifier[.]dense[.]", "pooler.dense."),
+    (r"^classifier[.]out_proj[.]", "classifier."),
+)
+# Of `BertForSequenceClassification`, on the pooler's output.
+CLASSIFIER = ("classifier.weight", "classifier.bias")
+# Where an export puts a classifier that reads something else.
+CLASSIFIER_FOLDER = "classifier"
+# In the place of our pooling `cls`, an export writes a pooler of this multiple of the identity, which tanh does not
+# change in fp32. A power of two, so that multiplying by it is exact; (20 s)^2 / 3 is below fp32's last bit.
+SMALL = 2.0**-16
+# Ours -> theirs.
+PROBLEMS = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+# Of files of weights, whole or cut into several.
+STEMS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
+# Written by transformers beside the weights, or derived from others: nothing of ours reads them.
+IGNORED = {"embeddings.position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
+
+
+def load_encoder(path_or_hub_name: str | Path) -> TextEncoder:
+    """Build a `TextEncoder` from a directory (or a hub name) of a BERT, a RoBERTa or a DistilBERT of transformers'.
+
+    Heads are left out, which is said on stderr.
+
+    Args:
+        path_or_hub_name: A directory with config.json and model.safetensors or pytorch_model.bin, or a name on the hub.
+
+    Returns:
+        The encoder in evaluation mode; its pooling is `pooler` if the weights have BERT's pooler, else `mean`.
+
+    Raises:
+        UserError: If a file is missing, the model is not a BERT, or its tensors do not match its config.
+    """
+    return load_weights(path_or_hub_name).alone(path_or_hub_name)
+
+
+def load_weights(path_or_hub_name: str | Path) -> PublicWeights:
+    """As `load_encoder`, with the classifier on pooled features, if there is one, and the names of other heads."""
+    directory = find_directory(path_or_hub_name)
+    config, state = read_config(directory), read_tensors_of(directory)
+    family = family_of(config, state, directory)
+    config, state = as_bert(family, config, unprefixed(state), directory)
+    head, state = take_classifier(config, state, directory)
+    has_pooler = "pooler.dense.weight" in state
+    encoder = encoder_for_config(config, has_pooler)
+    names = list(STEM_NAMES.items()) + (list(POOLER_NAMES.items()) if has_pooler else [])
+    plan: dict[str, tuple[str, ...]] = {
+        ours: (theirs,) for ours, theirs in names if encoder.segments or "segment" not in ours
+    }
+    for index in range(encoder.config.depth):
+        for ours, theirs in BLOCK_NAMES.items():
+            for part in ("weight", "bias"):
+                plan[f"transformer.blocks.{index}.{ours}.{part}"] = tuple(
+                    f"encoder.layer.{index}.{name}.{part}" for name in theirs
+                )
+    wanted = {name for names in plan.values() for name in names}
+    missing, others = sorted(wanted - state.keys()), state.keys() - wanted - IGNORED
+    unexpected = sorted(name for name in others if name.partition(".")[0] in ("embeddings", "encoder", "pooler"))
+    if missing or unexpected:
+        raise UserError(
+            f"The weights in {directory} are not those of the {FAMILIES[family]} that its config.json describes: "
+            f"missing {missing or 'none'}, unexpected {unexpected or 'none'}."
+        )
+    load_tensors(encoder, {ours: [state[name] for name in theirs] for ours, theirs in plan.items()}, directory)
+    if head is not None and head.weight.shape[1:] != (encoder.width,):
+        head, others = None, others | set(head.names)
+    if head is not None and is_small_identity(encoder):
+        head, encoder = replace(head, weight=head.weight * SMALL), with_pooling(encoder, "cls")
+    if head is None and (beside := head_beside(directory)) is not None:
+        head, pooling = beside
+        encoder = with_pooling(encoder, pooling)
+    return PublicWeights(encoder.eval(), head, sorted(others))
+
+
+def take_classifier(
+    config: dict, state: dict[str, Tensor], directory: Path
+) -> tuple[LinearHead | None, dict[str, Tensor]]:
+    """The classifier of a `BertForSequenceClassification`, which alone reads pooled features, and the other tensors."""
+    kinds = config.get("architectures") or [""]
+    found = [name for name in CLASSIFIER if name in state]
+    if len(found) != len(CLASSIFIER) or "pooler.dense.weight" not in state:
+        return None, state
+    if kinds[0] and not kinds[0].endswith("ForSequenceClassification"):
+        return None, state
+    weight, bias = (state[name].float() for name in CLASSIFIER)
+    others = {name: value for name, value in state.items() if name not in CLASSIFIER}
+    return LinearHead(weight, bias, *labels_of(config, len(weight)), names=CLASSIFIER), others
+
+
+def labels_of(config: dict, count: int) -> tuple[tuple[str, ...], str | None]:
+    """Names of the classes, empty if transformers made them up, and our name of the task, null if it is not told."""
+    tasks = {theirs: ours for ours, theirs in PROBLEMS.items()}
+    task = tasks.get(config.get("problem_type"))
+    named = config.get("id2label") or {}
+    classes = tuple(str(named.get(str(index), "")) for index in range(count))
+    if task == "regression" or len(named) != count or all(re.fullmatch(r"LABEL_\d+|", name) for name in classes):
+        classes = ()
+    if task is None and count == 1:
+        # As transformers takes it.
+        task = "regression"
+    return classes, task
+
+
+def head_beside(directory: Path) -> tuple[LinearHead, str] | None:
+    """A classifier that our export had to put beside an encoder, in a folder of its own, and the pooling it reads."""
+    folder = directory / CLASSIFIER_FOLDER
+    if not (folder / "model.safetensors").is_file() or not (folder / "config.json").is_file():
+        return None
+    tensors = read_tensors(folder / "model.safetensors")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        weight, bias, pooling = tensors["weight"], tensors["bias"], config["pooling"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{folder} is no classifier of an export ({error}): export it again.") from error
+    names = tuple(f"{CLASSIFIER_FOLDER}/{name}" for name in ("weight", "bias"))
+    return LinearHead(weight, bias, *labels_of(config, len(weight)), names=names), pooling
+
+
+def is_small_identity(encoder: TextEncoder) -> bool:
+    """Whether the pooler is the one that an export puts in the place of none; see `SMALL`."""
+    dense = encoder.pooler.dense if encoder.pooling == "pooler" else None
+    if dense is None or dense.bias.any():
+        return False
+    return torch.equal(dense.weight, SMALL * torch.eye(encoder.width))
+
+
+def with_pooling(encoder: TextEncoder, pooling: str) -> TextEncoder:
+    """The same weights with another pooling, that has no weights."""
+    if encoder.pooling == pooling:
+        return encoder
+    other = TextEncoder.from_settings(encoder.settings() | {"pooling": pooling})
+    other.load_state_dict({name: value for name, value in encoder.state_dict().items() if "pooler" not in name})
+    return other
+
+
+def load_heads(directory: str | Path, heads: tuple[nn.Module, ...]) -> None:
+    """Load the pretraining heads of a `BertForPreTraining` or `BertForMaskedLM` directory.
+
+    Args:
+        directory: As for `load_encoder`.
+        heads: Built objectives with `huggingface_names()` (ours -> theirs).
+
+    Raises:
+        UserError: If the directory has no such head.
+    """
+    state = read_state(find_directory(directory))
+    for head in heads:
+        tensors = {}
+        for ours, name in head.huggingface_names().items():
+            theirs = name.removeprefix("bert.")
+            if theirs not in state:
+                raise UserError(
+                    f"The weights in {directory} have no '{theirs}', so they hold no such pretraining head."
+                )
+            tensors[ours] = [state[theirs]]
+        load_tensors(head, tensors, directory)
+
+
+def save_encoder(encoder: TextEncoder, directory: str | Path, heads: tuple[nn.Module, ...] = ()) -> None:
+    """Write an encoder (and pretraining heads) as a directory that `transformers` loads.
+
+    Args:
+        encoder: Post-norm, with learned positions and biases, as BERT is; without segments there are two of zeros.
+        directory: Made if it does not exist.
+        heads: Modules with `huggingface_names()` (ours -> theirs), saved beside the encoder.
+
+    Raises:
+        UserError: If the encoder has something that BERT's format cannot hold; the sentence says what.
+    """
+    refuse_what_bert_lacks(encoder)
+    ours = encoder.state_dict()
+    if not encoder.segments:
+        # Two rows of zeros, so that whoever tells texts of a pair apart may do so.
+        ours["embeddings.segment.weight"] = ours["embeddings.token.weight"].new_zeros(2, encoder.width)
+    prefix = "bert." if heads else ""
+    theirs: dict[str, Tensor] = {prefix + name: ours[mine] for mine, name in STEM_NAMES.items()}
+    if encoder.pooling == "pooler":
+        theirs |= {prefix + name: ours[mine] for mine, name in POOLER_NAMES.items()}
+    for index in range(encoder.config.depth):
+        for mine, names in BLOCK_NAMES.items():
+            for part in ("weight", "bias"):
+                chunks = ours[f"transformer.blocks.{index}.{mine}.{part}"].chunk(len(names))
+                for name, chunk in zip(names, chunks, strict=True):
+                    theirs[f"{prefix}encoder.layer.{index}.{name}.{part}"] = chunk
+    for head in heads:
+        state = head.state_dict()
+        theirs |= {name: state[mine] for mine, name in head.huggingface_names().items()}
+    if "cls.predictions.bias" in theirs:
+        theirs["cls.predictions.decoder.weight"] = ours["embeddings.token.weight"].clone()
+        theirs["cls.predictions.decoder.bias"] = theirs["cls.predictions.bias"].clone()
+    write_checkpoint(directory, theirs, config_of(encoder, bool(heads)))
+
+
+def find_directory(path_or_hub_name: str | Path) -> Path:
+    """The local directory of a checkpoint: the path itself, or the hub's snapshot."""
+    path = Path(path_or_hub_name)
+    if path.is_dir():
+        return path
+    if path.exists() or path.is_absolute() or str(path_or_hub_name).startswith("."):
+        raise UserError(
+            f"There is no directory of BERT weights at {path}: give one with config.json and model.safetensors."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    from lit_pretrain.hub import hub_answers
+
+    reachable = hub_answers()
+    try:
+        weights = [f"{stem}{part}{suffix}" for stem, suffix in STEMS for part in ("", "-*-of-*")]
+        indices = [f"{stem}{suffix}.index.json" for stem, suffix in STEMS]
+        patterns = ["config.json", *weights, *indices, "vocab.txt", "tokenizer*.json", "preprocessor_config.json"]
+        # The hub's client would try for a minute before it looks into its cache.
+        return Path(snapshot_download(str(path_or_hub_name), allow_patterns=patterns, local_files_only=not reachable))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = type(error).__name__ if reachable else "it cannot be reached, and no copy is in its cache"
+        raise UserError(
+            f"'{path_or_hub_name}' is neither a directory here nor a model that the Hugging Face hub gave "
+            f"({reason}): check the name or the network, or download it and give its directory."
+        ) from error
+
+
+def read_config(directory: Path) -> dict:
+    """The directory's config.json, if it describes a BERT."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise UserError(f"{directory} has no config.json: give a directory in Hugging Face's BERT format.")
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): download the checkpoint again.") from error
+    if config.get("model_type", "bert") not in FAMILIES:
+        raise UserError(
+            f"{path} describes a '{config['model_type']}', not a BERT, a RoBERTa or a DistilBERT, which TextEncoder "
+            "loads: give one of these."
+        )
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        raise UserError(f"{path} asks for {config['position_embedding_type']} positions, which BERT's encoder lacks.")
+    return config
+
+
+def read_state(directory: Path) -> dict[str, Tensor]:
+    """A directory's tensors by their names without the model's prefix, read without running any pickled code."""
+    return unprefixed(read_tensors_of(directory))
+
+
+def read_tensors_of(directory: Path) -> dict[str, Tensor]:
+    """A directory's tensors by their own names."""
+    files = weight_files(directory)
+    if not files:
+        raise UserError(f"{directory} has neither model.safetensors nor pytorch_model.bin: give a complete checkpoint.")
+    return {name: tensor for path in files for name, tensor in read_tensors(path).items()}
+
+
+def unprefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by the names of today's bare model."""
+    renamed = {}
+    for name, tensor in state.items():
+        name = re.sub(f"^({'|'.join(FAMILIES)})[.]", "", name).replace("LayerNorm.gamma", "LayerNorm.weight")
+        renamed[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
+    return renamed
+
+
+def family_of(config: dict, state: dict[str, Tensor], directory: Path) -> str:
+    """Which of `FAMILIES` it is: as the config says, else as the tensors' names and shapes do.
+
+    Raises:
+        UserError: If they say nothing, or another than the config.
+    """
+    prefixes = {name.partition(".")[0] for name in state} & FAMILIES.keys()
+    kinds = {name for name in FAMILIES for kind in config.get("architectures") or () if kind.lower().startswith(name)}
+    told = {config["model_type"]} if "model_type" in config else kinds or prefixes
+    if not told:
+        segments = unprefixed(state).get("embeddings.token_type_embeddings.weight")
+        if any(".q_lin." in name for name in state):
+            told = {"distilbert"}
+        elif any(name.startswith("lm_head.") for name in state):
+            told = {"roberta"}
+        elif any(name.startswith("cls.") for name in state) or (segments is not None and len(segments) > 1):
+            # RoBERTa has one segment.
+            told = {"bert"}
+    if len(told | prefixes) != 1:
+        found = f"{' and '.join(sorted(told | prefixes))} at once" if told | prefixes else "neither BERT nor RoBERTa"
+        raise UserError(
+            f"{directory} tells of {found} by its config.json and its tensors' names: write the right "
+            '"model_type" into config.json, or download the checkpoint again.'
+        )
+    return told.pop()
+
+
+def as_bert(family: str, config: dict, state: dict[str, Tensor], directory: Path) -> tuple[dict, dict[str, Tensor]]:
+    """The config and the tensors of a BERT that computes the same.
+
+    RoBERTa counts positions from the padding's id on, of which the first rows are never read, and its one segment is
+    part of every position; its classifier has a pooler of its own. DistilBERT has no segments, and other names.
+    """
+    if family == "distilbert":
+        config = {theirs: config[name] for name, theirs in DISTILBERT_CONFIG.items() if name in config} | {
+            "type_vocab_size": 0,
+            "layer_norm_eps": 1e-12,
+            "architectures": config.get("architectures"),
+        }
+        for pattern, other in DISTILBERT_NAMES:
+            state = {re.sub(pattern, other, name): tensor for name, tensor in state.items()}
+    elif family == "roberta":
+        first = config.get("pad_token_id", 1) + 1
+        config = config | {
+            "max_position_embeddings": config["max_position_embeddings"] - first,
+            "type_vocab_size": 0,
+            "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
+        }
+        position, segment = (f"embeddings.{name}_embeddings.weight" for name in ("position", "token_type"))
+        missing = [name for name in (position, segment) if name not in state]
+        if missing:
+            raise UserError(f"The weights in {directory} are not those of a RoBERTa: missing {', '.join(missing)}.")
+        state = dict(state)
+        state[position] = state[position][first:] + state.pop(segment)[0]
+        for pattern, other in ROBERTA_NAMES:
+            state = {re.sub(pattern, other, name): tensor for name, tensor in state.items()}
+    return config, state
+
+
+def encoder_for_config(config: dict, has_pooler: bool) -> TextEncoder:
+    """An untrained encoder of the shape that a Hugging Face BERT config describes."""
+    activation = config.get("hidden_act", "gelu")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"config.json asks for the activation '{activation}': ours are {', '.join(ACTIVATIONS)}.")
+    transformer = TransformerConfig(
+        depth=config["num_hidden_layers"],
+        width=config["hidden_size"],
+        heads=config["num_attention_heads"],
+        feed_forward_width=config["intermediate_size"],
+        norm_order="post",
+        activation=ACTIVATIONS[activation],
+        norm_epsilon=config.get("layer_norm_eps", 1e-12),
+        dropout=config.get("hidden_dropout_prob", 0.1),
+        attention_dropout=config.get("attention_probs_dropout_prob", 0.1),
+    )
+    encoder = TextEncoder(
+        vocabulary_size=config["vocab_size"],
+        transformer=transformer,
+        max_positions=config.get("max_position_embeddings", 512),
+        segments=config.get("type_vocab_size", 2),
+        pooling="pooler" if has_pooler else "mean",
+    )
+    # Not as an argument, which refuses a decoder's pooler: it is there, whatever is read.
+    encoder.causal = config.get("is_decoder", False)
+    return encoder
+
+
+def config_of(encoder: TextEncoder, with_heads: bool) -> dict:
+    """The config.json of an encoder."""
+    config = encoder.config
+    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    return {
+        "architectures": ["BertForPreTraining" if with_heads else "BertModel"],
+        "model_type": "bert",
+        "vocab_size": encoder.vocabulary_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.resolved_heads,
+        "intermediate_size": config.resolved_feed_forward_width,
+        "hidden_act": names[config.activation],
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.attention_dropout,
+        "max_position_embeddings": encoder.max_positions,
+        "type_vocab_size": encoder.segments or 2,
+        "is_decoder": encoder.causal,
+        "layer_norm_eps": config.norm_epsilon,
+        "initializer_range": 0.02,
+        "pad_token_id": 0,
+    }
+
+
+def refuse_what_bert_lacks(encoder: TextEncoder) -> None:
+    """Raise a `UserError` naming whatever of this encoder Hugging Face's BERT has no place for."""
+    config = encoder.config
+    lacking = [
+        ("positions: rotary", encoder.positions != "learned"),
+        ("norm_order: pre", config.norm_order != "post"),
+        ("bias: false", not config.bias),
+        ("layer_scale", config.layer_scale is not None),
+        ("query_key_norm: true", config.query_key_norm),
+        (f"activation: {config.activation}", config.activation not in ACTIVATIONS.values()),
+        ("embedding_norm: false", not encoder.embedding_norm),
+        ("no vocabulary", encoder.vocabulary_size is None),
+        (f"pooling: {encoder.pooling}", encoder.pooling in ("map", "end_of_text")),
+        (f"ngrams: {encoder.ngrams}", encoder.ngrams != 1),
+    ]
+    names = [name for name, present in lacking if present]
+    if names:
+        raise UserError(
+            f"Hugging Face's BERT format cannot hold an encoder with {' and '.join(names)}: pretrain with BERT's own "
+            "settings if the weights must load there."
+        )
+
+
+@torch.no_grad()
+def load_tensors(module: nn.Module, tensors: dict[str, list[Tensor]], source: str | Path) -> None:
+    """Copy tensors (concatenated where ours are fused) into a module's own, checking every shape."""
+    targets = module.state_dict()
+    for name, parts in tensors.items():
+        value = torch.cat(parts) if len(parts) > 1 else parts[0]
+        if value.shape != targets[name].shape:
+            raise UserError(
+                f"{source} has shape {tuple(value.shape)} where its config.json gives {tuple(targets[name].shape)} for "
+                f"'{name}': the weights belong to another config."
+            )
+        targets[name].copy_(value)

@@ -1,0 +1,344 @@
+"""ViTs and CLIPs of `transformers` in: ViT, MAE, DINOv2 (with registers or none), CLIP's towers, SigLIP's pictures.
+
+A directory has config.json with a model_type of `KINDS`, weights, and for pictures preprocessor_config.json, which
+alone tells the colours' mean and std. Everything is computed as transformers does, at the pictures' size of the config;
+for other sizes positions are resized as timm does, which differs a little from transformers.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_pretrain.backbone.config import TransformerConfig, VisionTransformerConfig
+from lit_pretrain.backbone.text_encoder import TextEncoder
+from lit_pretrain.backbone.vision_encoder import VisionEncoder
+from lit_pretrain.errors import UserError
+from lit_pretrain.weights.huggingface_bert import ACTIVATIONS, labels_of, read_tensors_of
+from lit_pretrain.weights.open_clip import OpenClipTower
+from lit_pretrain.weights.open_clip_settings import TowerName
+from lit_pretrain.weights.public import LinearHead, PublicWeights
+
+Config = dict[str, Any]
+
+# What transformers takes where a config.json says nothing, by model_type.
+VIT: Config = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "image_size": 224,
+    "patch_size": 16,
+    "num_channels": 3,
+}
+DINOV2 = VIT | {"layer_norm_eps": 1e-6, "patch_size": 14, "mlp_ratio": 4, "use_swiglu_ffn": False}
+CLIP_VISION = VIT | {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "patch_size": 32}
+SIGLIP_VISION = VIT | {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+CLIP_TEXT: Config = {
+    "hidden_size": 512,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "intermediate_size": 2048,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "eos_token_id": 49407,
+}
+KINDS = {
+    "vit": VIT,
+    "vit_mae": VIT,
+    "dinov2": DINOV2,
+    "dinov2_with_registers": DINOV2 | {"num_register_tokens": 4},
+    "clip_vision_model": CLIP_VISION,
+    "siglip_vision_model": SIGLIP_VISION,
+    "clip_text_model": CLIP_TEXT,
+}
+# Whose config.json holds two.
+PAIRS = {
+    "clip": {"vision": "clip_vision_model", "text": "clip_text_model"},
+    "siglip": {"vision": "siglip_vision_model"},
+}
+# Theirs -> ours, applied in this order to names without the model's prefix.
+NAMES = (
+    (r"^embeddings\.(cls_token|class_embedding)", "embeddings.class_token"),
+    (r"^embeddings\.register_tokens", "embeddings.registers"),
+    (r"^embeddings\.token_embedding\.", "embeddings.token."),
+    (r"^embeddings\.position_embedding(s|\.weight)", "embeddings.position"),
+    (r"^embeddings\.patch_embedding(s\.projection)?\.", "embeddings.projection."),
+    (r"^pre_layrnorm\.", "embeddings.norm."),
+    (r"^encoder\.layers?\.", "transformer.blocks."),
+    (r"\.attention\.attention\.(query|key|value)\.", r".attention.\1."),
+    (r"\.self_attn\.q_proj\.", ".attention.query."),
+    (r"\.self_attn\.k_proj\.", ".attention.key."),
+    (r"\.self_attn\.v_proj\.", ".attention.value."),
+    (r"\.(attention\.output\.dense|self_attn\.out_proj)\.", ".attention.projection."),
+    (r"^(transformer\.blocks\.\d+\.)(intermediate\.dense|mlp\.fc1|mlp\.weights_in)\.", r"\1feed_forward.expand."),
+    (r"^(transformer\.blocks\.\d+\.)(output\.dense|mlp\.fc2|mlp\.weights_out)\.", r"\1feed_forward.contract."),
+    (r"\.(layernorm_before|norm1|layer_norm1)\.", ".attention_norm."),
+    (r"\.(layernorm_after|norm2|layer_norm2)\.", ".feed_forward_norm."),
+    (r"\.layer_scale1\.lambda1$", ".attention_branch.0.gamma"),
+    (r"\.layer_scale2\.lambda1$", ".feed_forward_branch.0.gamma"),
+    (r"^(layernorm|final_layer_norm)\.", "transformer.final_norm."),
+    (r"^head\.probe$", "pooler.attention.latent"),
+    (r"^head\.attention\.out_proj\.", "pooler.attention.proj."),
+    (r"^head\.layernorm\.", "pooler.attention.norm."),
+    (r"^head\.mlp\.", "pooler.attention.mlp."),
+)
+# Written by transformers beside the weights, or read in its pretraining only.
+IGNORED = {"embeddings.position_ids", "embeddings.mask_token"}
+# What a name of ours begins with: everything else is a head.
+OURS = ("embeddings.", "transformer.", "encoder.", "pooled_norm.", "pooler.attention.", "post_layernorm.", "head.")
+CLASSIFIER = ("classifier.weight", "classifier.bias")
+PREPROCESSOR = "preprocessor_config.json"
+
+
+def model_type(directory: Path) -> str | None:
+    """What a directory's config.json says it is, or null if it cannot be read or says nothing."""
+    try:
+        return json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def load_weights(directory: Path) -> PublicWeights:
+    """The encoder of pictures in a directory, with a classifier on its class token and the names of other heads.
+
+    Raises:
+        UserError: If it is none of `KINDS`, has no weights or no colours' mean and std, or its tensors do not fit.
+    """
+    config, kind = read_config(directory), model_type(directory)
+    if kind in PAIRS:
+        return PublicWeights(load_tower(directory, "vision").encoder)
+    state = without_prefix(read_tensors_of(directory), ("vision_model.", "vit.", "dinov2.", "dinov2_with_registers."))
+    encoder = vision_encoder(kind, config, directory, state)
+    head, found = None, [name for name in CLASSIFIER if name in state]
+    if len(found) == 2 and state[CLASSIFIER[0]].shape[1:] == (encoder.width,) and kind == "vit":
+        weight, bias = (state.pop(name).float() for name in CLASSIFIER)
+        head = LinearHead(weight, bias, *labels_of(config, len(weight)), names=CLASSIFIER)
+    return PublicWeights(encoder.eval(), head, copy_tensors(encoder, kind, state, directory))
+
+
+def load_tower(directory: Path, tower: TowerName) -> OpenClipTower:
+    """One tower of a CLIP, with its projection; of a SigLIP that of pictures, which has none.
+
+    Raises:
+        UserError: As for `load_weights`, or if there is no such tower here.
+    """
+    config, kind = read_config(directory), model_type(directory)
+    pair = PAIRS.get(kind)
+    if pair is not None:
+        if tower not in pair:
+            raise UserError(
+                f"The text tower of {directory} is SigLIP's, which no encoder here computes: take that of pictures, "
+                f"{directory}:vision."
+            )
+        config, kind = config.get(f"{tower}_config") or {}, pair[tower]
+    elif tower != ("text" if kind == "clip_text_model" else "vision"):
+        raise UserError(f"{directory} is a {kind} and has no {tower} tower: give a directory of a whole CLIP.")
+    every = read_tensors_of(directory)
+    other = {"text": "vision_model.", "vision": "text_model."}[tower]
+    state = without_prefix({n: v for n, v in every.items() if not n.startswith(other)}, (f"{tower}_model.",))
+    encoder = text_encoder(config, directory) if tower == "text" else vision_encoder(kind, config, directory, state)
+    copy_tensors(encoder, kind, state, directory)
+    projection = every.get({"text": "text_projection.weight", "vision": "visual_projection.weight"}[tower])
+    scale, bias = (float(every[name]) if name in every else None for name in ("logit_scale", "logit_bias"))
+    projection = None if projection is None else projection.float().contiguous()
+    return OpenClipTower(encoder.eval(), projection, scale, bias, config)
+
+
+def read_config(directory: Path) -> Config:
+    """A directory's config.json.
+
+    Raises:
+        UserError: If it tells of none of what is known here.
+    """
+    kind = model_type(directory)
+    if kind not in KINDS and kind not in PAIRS:
+        raise UserError(f"{directory}/config.json tells of {kind}: of transformers' ViTs, {', '.join(KINDS)} load.")
+    return json.loads((directory / "config.json").read_text(encoding="utf-8"))
+
+
+def without_prefix(state: dict[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """Tensors by the names of the bare model."""
+    pattern = re.compile("|".join(f"^{re.escape(one)}" for one in prefixes))
+    return {pattern.sub("", name): value for name, value in state.items()}
+
+
+def transformer_settings(given: Config, directory: Path) -> Config:
+    """What all configs of transformers say of their blocks."""
+    if given["hidden_act"] not in ACTIVATIONS:
+        raise UserError(
+            f"{directory} asks for the activation '{given['hidden_act']}': ours are {', '.join(ACTIVATIONS)}."
+        )
+    return {
+        "depth": given["num_hidden_layers"],
+        "width": given["hidden_size"],
+        "heads": given["num_attention_heads"],
+        "feed_forward_width": given["intermediate_size"],
+        "norm_order": "pre",
+        "activation": ACTIVATIONS[given["hidden_act"]],
+        "norm_epsilon": given["layer_norm_eps"],
+    }
+
+
+def text_encoder(config: Config, directory: Path) -> TextEncoder:
+    """An untrained tower of CLIP's texts."""
+    given = CLIP_TEXT | config
+    # 2 is what old configs say, and means the highest id.
+    if given["eos_token_id"] not in (2, given["vocab_size"] - 1):
+        raise UserError(
+            f"The texts of {directory} end at token {given['eos_token_id']}, and CLIP's at the highest one, "
+            f"{given['vocab_size'] - 1}: no encoder here pools such ones."
+        )
+    return TextEncoder(
+        vocabulary_size=given["vocab_size"],
+        transformer=TransformerConfig(**transformer_settings(given, directory)),
+        max_positions=given["max_position_embeddings"],
+        segments=0,
+        embedding_norm=False,
+        pooling="end_of_text",
+        causal=True,
+    )
+
+
+def vision_encoder(kind: str, config: Config, directory: Path, state: dict[str, Tensor]) -> VisionEncoder:
+    """An untrained encoder of pictures."""
+    given = KINDS[kind] | config
+    for name in ("image_size", "patch_size"):
+        if not isinstance(given[name], int):
+            raise UserError(f"{directory} has an oblong {name} {given[name]}: VisionEncoder loads squares only.")
+    if given["image_size"] % given["patch_size"]:
+        raise UserError(
+            f"{directory} has pictures of {given['image_size']} pixels that its patches of {given['patch_size']} do "
+            "not divide, which VisionEncoder lacks: choose another ViT."
+        )
+    clip, siglip, dino = (kind.startswith(name) for name in ("clip", "siglip", "dinov2"))
+    if dino:
+        given["intermediate_size"] = int(given["hidden_size"] * given["mlp_ratio"])
+    transformer = transformer_settings(given, directory)
+    if dino and given["use_swiglu_ffn"]:
+        # As DINOv2 rounds it.
+        inner = (int(given["intermediate_size"] * 2 / 3) + 7) // 8 * 8
+        transformer |= {"activation": "swiglu", "feed_forward_width": inner}
+    if dino:
+        transformer["layer_scale"] = 1.0
+    pooling = "cls"
+    if siglip:
+        pooling = "map" if "head.probe" in state else "mean"
+    picture = read_preprocessor(directory)
+    encoder = VisionEncoder(
+        image_size=given["image_size"],
+        patch_size=given["patch_size"],
+        channels=given["num_channels"],
+        transformer=VisionTransformerConfig(**transformer),
+        class_token=not siglip,
+        registers=given.get("num_register_tokens", 0),
+        # Where there are registers the class token alone has a position, which becomes part of it.
+        class_position=not given.get("num_register_tokens"),
+        embedding_norm=clip,
+        patch_bias=not clip,
+        pooling=pooling,
+        norm_after_pooling=clip,
+        mean=tuple(picture["image_mean"]),
+        std=tuple(picture["image_std"]),
+    )
+    encoder.crop_share = crop_share_of(picture)
+    return encoder
+
+
+def read_preprocessor(directory: Path) -> Config:
+    """What is said of pictures.
+
+    Raises:
+        UserError: If the colours' mean and std are not told.
+    """
+    try:
+        found = json.loads((directory / PREPROCESSOR).read_text(encoding="utf-8"))
+        return {"image_mean": found["image_mean"], "image_std": found["image_std"], **found}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{directory} has no {PREPROCESSOR} that tells image_mean and image_std ({type(error).__name__}), without "
+            "which pictures would be prepared in another way: save the image processor beside the weights."
+        ) from error
+
+
+def crop_share_of(picture: Config) -> float | None:
+    """Share of a picture's shorter side that is looked at; null where it is not told."""
+    size, crop = picture.get("size"), picture.get("crop_size")
+    shortest = size.get("shortest_edge") if isinstance(size, dict) else size
+    side = crop.get("height") if isinstance(crop, dict) else crop
+    if not picture.get("do_center_crop") or not isinstance(shortest, int) or not isinstance(side, int):
+        return None
+    return min(1.0, side / shortest)
+
+
+@torch.no_grad()
+def copy_tensors(encoder: nn.Module, kind: str, state: dict[str, Tensor], directory: Path) -> list[str]:
+    """Copy transformers' tensors into an encoder's own, each of either having its counterpart.
+
+    Returns:
+        Names of heads that were left out.
+
+    Raises:
+        UserError: If some are missing or unexpected, or one has another shape.
+    """
+    ours, targets = our_names(state, kind), encoder.state_dict()
+    for name in [name for name in targets if name.endswith(".query_key_value.bias")]:
+        # Models without these biases compute the same with zeros.
+        ours.setdefault(name, torch.zeros_like(targets[name]))
+    left_out = sorted(name for name in ours if name not in targets and not name.startswith(OURS))
+    missing = sorted(targets.keys() - ours.keys())
+    unexpected = sorted(ours.keys() - targets.keys() - set(left_out))
+    if missing or unexpected:
+        raise UserError(
+            f"The weights in {directory} are not those of the {kind} that its config.json describes: missing "
+            f"{', '.join(missing[:6]) or 'none'}, unexpected {', '.join(unexpected[:6]) or 'none'}."
+        )
+    for name, target in targets.items():
+        value = ours[name]
+        if name == "embeddings.projection.weight":
+            value = value.flatten(1)
+        elif target.ndim == 3 and value.ndim < 3:
+            # Class token and positions, a batch of one here.
+            value = value.reshape(1, -1, value.shape[-1])
+        if value.shape != target.shape:
+            raise UserError(
+                f"{directory} has shape {tuple(ours[name].shape)} where its config.json gives {tuple(target.shape)} "
+                f"for '{name}': the weights belong to another config."
+            )
+        target.copy_(value)
+    return left_out
+
+
+def our_names(state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """Tensors by our names, queries, keys and values in one."""
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name in IGNORED:
+            continue
+        for pattern, other in NAMES:
+            name = re.sub(pattern, other, name)
+        if kind == "clip_text_model" and name == "embeddings.position":
+            name = "embeddings.position.weight"
+        # Over the pooled features of CLIP, over all tokens of SigLIP.
+        name = name.replace("post_layernorm.", "pooled_norm." if kind.startswith("clip") else "transformer.final_norm.")
+        found[name] = value
+    if "embeddings.registers" in found and "embeddings.position" in found:
+        position = found["embeddings.position"]
+        found["embeddings.class_token"] = found["embeddings.class_token"] + position[:, :1]
+        found["embeddings.position"] = position[:, 1:]
+    for name in [name for name in found if ".attention.query." in name]:
+        parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        if all(part in found for part in parts):
+            found[name.replace(".query.", ".query_key_value.")] = torch.cat([found.pop(part) for part in parts])
+    for part in ("weight", "bias"):
+        if (joined := found.pop(f"head.attention.in_proj_{part}", None)) is not None:
+            third = len(joined) // 3
+            found[f"pooler.attention.q.{part}"], found[f"pooler.attention.kv.{part}"] = joined[:third], joined[third:]
+    return found

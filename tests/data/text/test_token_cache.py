@@ -1,0 +1,144 @@
+"""The tokenised corpus: its arrays by hand, its memory, its lock, and builds that are killed."""
+
+import multiprocessing
+import os
+import resource
+import time
+
+import numpy
+import pytest
+from child_processes import children
+from datasets import Dataset
+
+from lit_pretrain.data.text import token_cache
+from lit_pretrain.data.text.token_cache import TokenCache, open_or_build
+from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer, from_pieces
+from lit_pretrain.errors import UserError
+
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "we", "pay", "##ing", "they", "build"]
+
+
+@pytest.fixture
+def tokenizer():
+    return WordPieceTokenizer(from_pieces(PIECES, lowercase=True))
+
+
+def rows(*texts):
+    return Dataset.from_dict({"text": list(texts)})
+
+
+def test_arrays_by_hand(tokenizer, tmp_path):
+    data = rows("We paying. They build.", "", None, "  \n ", "They pay. Unheard.")
+    cache = open_or_build(data, "text", tokenizer, tmp_path / "cache")
+    #                          we pay ##ing . | they build . || they pay . | [UNK] .
+    assert cache.tokens.tolist() == [6, 7, 8, 5, 9, 10, 5, 9, 7, 5, 1, 5]
+    assert cache.sentence_ends.tolist() == [4, 7, 10, 12]
+    assert cache.document_ends.tolist() == [2, 4]
+    assert cache.document_rows.tolist() == [0, 4]
+    assert cache.sentence_offsets(0).tolist() == [0, 4, 7]
+    assert cache.sentence_offsets(1).tolist() == [7, 10, 12]
+    assert cache.document_offsets().tolist() == [0, 7, 12]
+    assert cache.facts == {
+        "documents": 2,
+        "sentences": 4,
+        "tokens": 12,
+        "unknown_pieces": 1,
+        "documents_without_sentences": 3,
+    }
+    again = TokenCache.open(tmp_path / "cache")
+    assert isinstance(again.tokens, numpy.memmap) and again.tokens.dtype == numpy.uint16
+    assert sorted(os.listdir(tmp_path)) == ["cache", "cache.lock"]
+
+
+def test_chunks_do_not_show(tokenizer, tmp_path, monkeypatch):
+    texts = [f"We pay. They build {'paying. We ' * (k % 7)}build." for k in range(530)]
+    whole = open_or_build(rows(*texts), "text", tokenizer, tmp_path / "whole")
+    monkeypatch.setattr(token_cache, "CHUNK_CHARACTERS", 300)
+    parts = open_or_build(rows(*texts), "text", tokenizer, tmp_path / "parts")
+    for name in ("tokens", "sentence_ends", "document_ends", "document_rows"):
+        assert numpy.array_equal(getattr(whole, name), getattr(parts, name)), name
+
+
+def test_no_sentence_at_all(tokenizer, tmp_path):
+    with pytest.raises(UserError, match="None of the 2 documents has a sentence in 'text'"):
+        open_or_build(rows("", " "), "text", tokenizer, tmp_path / "cache")
+    assert os.listdir(tmp_path) == ["cache.lock"]
+
+
+class Endless:
+    """So many rows of the same text, made when they are asked for."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, part):
+        return {"text": ["We paying. They build. " * 400 for _ in range(*part.indices(self.count))]}
+
+
+def build_and_tell_memory(directory, answers):
+    tokenizer = WordPieceTokenizer(from_pieces(PIECES, lowercase=True))
+    token_cache.CHUNK_CHARACTERS = 500_000
+    # The first build warms up what is made once: threads, imports, the heap.
+    for name, count in (("first", 150), ("small", 150), ("large", 500)):
+        open_or_build(Endless(count), "text", tokenizer, directory / name)
+        answers.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
+    # An arena a thread would make the peak a matter of luck.
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    process = context.Process(target=build_and_tell_memory, args=(tmp_path, answers))
+    process.start()
+    _, small, large = (answers.get(timeout=120) for _ in range(3))
+    process.join()
+    # 3 MB of text more, whose pieces as objects would be over 40 MB.
+    assert large - small < 20
+
+
+def build_slowly(directory, seconds, answers):
+    """Build, and tell when it has begun and how many tokens there are."""
+    inner = token_cache.chunks
+
+    def slow(data, column):
+        for one in inner(data, column):
+            answers.put("building")
+            time.sleep(seconds)
+            yield one
+
+    token_cache.chunks = slow
+    tokenizer = WordPieceTokenizer(from_pieces(PIECES, lowercase=True))
+    cache = open_or_build(rows(*["We pay. They build."] * 50), "text", tokenizer, directory)
+    answers.put(len(cache.tokens))
+
+
+def start_build(directory, seconds):
+    answers = children().Queue()
+    process = children().Process(target=build_slowly, args=(directory, seconds, answers))
+    process.start()
+    return process, answers
+
+
+def test_a_killed_build_is_made_anew(tokenizer, tmp_path):
+    process, answers = start_build(tmp_path / "cache", 60)
+    assert answers.get(timeout=100) == "building"
+    process.kill()
+    process.join()
+    assert any("partial" in name for name in os.listdir(tmp_path)) and not (tmp_path / "cache").exists()
+    cache = open_or_build(rows("We pay."), "text", tokenizer, tmp_path / "cache")
+    assert cache.tokens.tolist() == [6, 7, 5]
+    assert not any("partial" in name for name in os.listdir(tmp_path))
+
+
+def test_two_processes_at_once_build_once(tmp_path):
+    first, answers = start_build(tmp_path / "cache", 3)
+    assert answers.get(timeout=100) == "building"
+    second, others = start_build(tmp_path / "cache", 3)
+    # The second one waited, and built nothing.
+    assert [answers.get(timeout=100), others.get(timeout=100)] == [300, 300]
+    for process in (first, second):
+        process.join()

@@ -1,0 +1,38 @@
+"""What is hidden of texts in training: how much, where, and that nothing sees it."""
+
+import pytest
+import torch
+
+from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder
+from lit_pretrain.data.images.augmentation import ImageAugmentation
+from lit_pretrain.errors import UserError
+from lit_pretrain.modules.fine_tuning.modalities import make_modality
+
+
+def test_what_is_hidden_changes_nothing():
+    torch.manual_seed(0)
+    encoder = TextEncoder(50, transformer=TransformerConfig(depth=2, width=16, heads=2)).eval()
+    ids = torch.randint(5, 50, (4, 12))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "padded": False}
+    texts = make_modality(encoder, ImageAugmentation(), token_dropout=0.5)
+    inputs = texts.varied(encoder, batch, torch.Generator().manual_seed(0))
+    assert batch["attention_mask"].all() and inputs["padded"]
+    other = inputs | {"input_ids": torch.where(inputs["attention_mask"] > 0, ids, 7)}
+    assert not torch.equal(other["input_ids"], ids)
+    torch.testing.assert_close(texts.encode(encoder, other), texts.encode(encoder, inputs))
+    # In evaluation everything is seen, and attention needs no mask for that.
+    masks = []
+    encoder.transformer.blocks[0].register_forward_pre_hook(lambda _, arguments: masks.append(arguments[1]))
+    torch.testing.assert_close(texts.features(encoder, batch), encoder(ids))
+    torch.testing.assert_close(texts.features(encoder, batch | {"padded": True}), encoder(ids))
+    assert masks[0] is None and masks[2] is not None
+
+
+def test_where_nothing_can_be_hidden_is_told():
+    text = TransformerConfig(depth=1, width=16, heads=2)
+    with pytest.raises(UserError, match="model.token_dropout is 1.0: give a share from 0 to below 1"):
+        make_modality(TextEncoder(20, transformer=text), ImageAugmentation(), 1.0)
+    with pytest.raises(UserError, match="which causal encoders ignore"):
+        make_modality(TextEncoder(20, transformer=text, causal=True), ImageAugmentation(), 0.1)
+    with pytest.raises(UserError, match="hides tokens of texts: leave it out for pictures"):
+        make_modality(VisionEncoder(image_size=8, patch_size=4), ImageAugmentation(), 0.1)
