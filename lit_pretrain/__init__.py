@@ -3,4 +3,4 @@
 Nothing heavy is imported here: `python -m lit_pretrain --help` must answer before torch could load.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
