@@ -1,12 +1,12 @@
 """`python -m lit_pretrain`: training through Lightning, and commands that do not train and start without torch."""
 
-import argparse
 import importlib
 import os
 import sys
 import traceback
 
 from lit_pretrain import __version__
+from lit_pretrain.argument_parser import ArgumentParser
 from lit_pretrain.errors import UserError, nearest, without_credentials
 
 TRAINING = {
@@ -94,17 +94,9 @@ def dispatch(command: str, arguments: list[str]) -> int:
             "--help."
         )
     module = importlib.import_module(f"lit_pretrain.commands.{command}")
-    parser = Parser(prog=f"python -m lit_pretrain {command}", description=COMMANDS[command].capitalize() + ".")
+    parser = ArgumentParser(prog=f"python -m lit_pretrain {command}", description=COMMANDS[command].capitalize() + ".")
     module.add_arguments(parser)
     return module.run(parser.parse_args(arguments))
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that answers a mistake with one sentence."""
-
-    def error(self, message: str) -> None:
-        """Raise instead of printing the usage."""
-        raise UserError(f"{message.rstrip('.')}: see {self.prog} --help.")
 
 
 def overview() -> str:

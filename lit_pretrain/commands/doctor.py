@@ -70,9 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def with_own_options(arguments: argparse.Namespace) -> list[str]:
     """Take this command's options out of those that follow `--gradients`; what is left is `fit`'s."""
-    from lit_pretrain.__main__ import Parser
+    from lit_pretrain.argument_parser import ArgumentParser
 
-    parser = Parser(prog="python -m lit_pretrain doctor", add_help=False, allow_abbrev=False)
+    parser = ArgumentParser(prog="python -m lit_pretrain doctor", add_help=False, allow_abbrev=False)
     parser.add_argument("--json", default=arguments.json)
     parser.add_argument("--pairs", type=int, default=arguments.pairs)
     own, left = parser.parse_known_args(arguments.gradients)

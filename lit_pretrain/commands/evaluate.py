@@ -118,12 +118,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the tables."""
     from rich.console import Console
 
+    from lit_pretrain.commands.evaluation_data import make_evaluation_data
     from lit_pretrain.commands.output import check_writable, write_json
     from lit_pretrain.evaluation.preparation import (
         check_one_modality,
         check_same_samples,
         chosen_layers,
-        prepare_ground,
+        prepare_evaluation_data,
         resolution_of,
         say,
     )
@@ -150,31 +151,31 @@ def run(arguments: argparse.Namespace) -> int:
         check_pairs(subjects)
     layers = [chosen_layers(subject, arguments.layers, arguments.pooling) for subject in subjects]
 
-    console, grounds = Console(), {}
+    console, data_by_tokenizer = Console(), {}
     measured: list[Row] = []
     shown: list[Row] = []
     for subject, make, mine in contenders(subjects, layers, arguments.random):
         key = subject.tokenizer.hash if subject.tokenizer else ""
-        if key not in grounds:
-            grounds[key] = prepare_ground(
-                subject, arguments.config, arguments.data, arguments.stage, named != ["neighbors"], learns, subjects
-            )
-            check_same_samples(next(iter(grounds.values())), grounds[key], subject.name)
-        ground = grounds[key]
-        setting = setting_of(arguments, protocols, ground)
+        if key not in data_by_tokenizer:
+            data_module = make_evaluation_data(subject, arguments.config, arguments.data, subjects)
+            labelled = named != ["neighbors"]
+            data_by_tokenizer[key] = prepare_evaluation_data(data_module, arguments.stage, labelled, learns)
+            check_same_samples(next(iter(data_by_tokenizer.values())), data_by_tokenizer[key], subject.name)
+        data = data_by_tokenizer[key]
+        setting = setting_of(arguments, protocols, data)
         logger = None if arguments.no_log else open_run(subject)
         try:
             if protocols:
                 say(f"Features of {subject.name} ...")
-                found = measure(make, ground.train, ground.test, mine, setting)
-                resolution = resolution_of(subject, ground)
-                measured += (rows := [row_of(subject, one, setting, ground.test, resolution) for one in found])
+                found = measure(make, data.train, data.test, mine, setting)
+                resolution = resolution_of(subject, data)
+                measured += (rows := [row_of(subject, one, setting, data.test, resolution) for one in found])
                 if logger is not None:
-                    log_rows(logger, subject, rows, setting, ground)
+                    log_rows(logger, subject, rows, setting, data)
             if "zero-shot" in named and subject.pair is not None:
-                shown += show_zero_shot(arguments, subject, ground, setting, logger, console)
+                shown += show_zero_shot(arguments, subject, data, setting, logger, console)
             if "neighbors" in named:
-                shown += show_neighbors(arguments, subject, mine, ground, setting, logger, console)
+                shown += show_neighbors(arguments, subject, mine, data, setting, logger, console)
         except BaseException:
             if logger is not None:
                 logger.finalize("failed")
@@ -212,7 +213,7 @@ def check_pairs(subjects: list[Subject]) -> None:
             raise UserError(f"zero-shot is measured on pictures: give {subject.name} without ':text'.")
 
 
-def setting_of(arguments: argparse.Namespace, protocols: list[str], ground: EvaluationData) -> Setting:
+def setting_of(arguments: argparse.Namespace, protocols: list[str], data: EvaluationData) -> Setting:
     """How it is measured."""
     import torch
 
@@ -221,8 +222,8 @@ def setting_of(arguments: argparse.Namespace, protocols: list[str], ground: Eval
     from lit_pretrain.precision import hardware_bf16
 
     regularization = parse_regularization(arguments.regularization)
-    classes = len(ground.classes) or None
-    budgets = dict.fromkeys(budget_of(text, len(ground.train), classes) for text in arguments.train_samples)
+    classes = len(data.classes) or None
+    budgets = dict.fromkeys(budget_of(text, len(data.train), classes) for text in arguments.train_samples)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     seeds = list(dict.fromkeys(arguments.seeds))
     return Setting(protocols, arguments.pooling, list(budgets), seeds, classes, device, hardware_bf16(), regularization)
@@ -247,7 +248,7 @@ def show_neighbors(
     arguments: argparse.Namespace,
     subject: Subject,
     layers: list[int],
-    ground: EvaluationData,
+    data: EvaluationData,
     setting: Setting,
     logger: MLflowLogger | None,
     console: Any,
@@ -257,11 +258,11 @@ def show_neighbors(
     from lit_pretrain.evaluation.neighbors import find_neighbors, find_queries, rows_of, write_csv
     from lit_pretrain.tracking.paths import make_directory, safe_name, shown_path
 
-    queries = find_queries(arguments.query or [], ground, subject, setting.seeds[0])
+    queries = find_queries(arguments.query or [], data, subject, setting.seeds[0])
     directory = Path(arguments.output) if arguments.output else logger.run_directory if logger else Path()
     make_directory(directory)
-    found = find_neighbors(subject, queries, ground.train, layers, setting, arguments.neighbors)
-    rows = rows_of(subject, queries, found, ground)
+    found = find_neighbors(subject, queries, data.train, layers, setting, arguments.neighbors)
+    rows = rows_of(subject, queries, found, data)
     for one in found:
         stem = directory / f"neighbors-{safe_name(subject.name)}-block_{one.layer}"
         mine = [row for row in rows if row["layer"] == one.layer]
@@ -270,7 +271,7 @@ def show_neighbors(
         if subject.is_text:
             console.print(text_table(mine))
         else:
-            panel = picture_panel(queries, one, ground)
+            panel = picture_panel(queries, one, data)
             panel.save(picture := stem.with_name(f"{stem.name}.png"))
             console.print(f"Nearest training pictures of block {one.layer}: {shown_path(picture)}", soft_wrap=True)
             if logger is not None:
@@ -283,7 +284,7 @@ def show_neighbors(
 def show_zero_shot(
     arguments: argparse.Namespace,
     subject: Subject,
-    ground: EvaluationData,
+    data: EvaluationData,
     setting: Setting,
     logger: MLflowLogger | None,
     console: Any,
@@ -296,14 +297,14 @@ def show_zero_shot(
 
     given = arguments.templates or list(DEFAULT_TEMPLATES)
     is_file = len(given) == 1 and given[0].endswith((".yaml", ".yml"))
-    prompts = make_prompts(ground.classes, given[0] if is_file else given, arguments.class_names)
+    prompts = make_prompts(data.classes, given[0] if is_file else given, arguments.class_names)
     say(f"Zero-shot classification by {subject.name} ...")
     module, _ = open_pair(subject.pair)
     embedder = PairEmbedder(module.to(setting.device), setting.bf16)
-    found = measure_zero_shot(embedder, ground.test, prompts)
-    rows = zero_shot_rows(subject, found, prompts, ground, setting, resolution_of(subject, ground))
+    found = measure_zero_shot(embedder, data.test, prompts)
+    rows = zero_shot_rows(subject, found, prompts, data, setting, resolution_of(subject, data))
     for table in zero_shot_tables(rows):
         console.print(table)
     if logger is not None:
-        log_zero_shot(logger, subject, found, rows, ground)
+        log_zero_shot(logger, subject, found, rows, data)
     return rows

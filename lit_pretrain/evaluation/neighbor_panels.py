@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 SHOWN_CHARACTERS = 160
 
 
-def picture_panel(queries: Sequence[Query], found: Found, ground: EvaluationData) -> "Image":
+def picture_panel(queries: Sequence[Query], found: Found, data: EvaluationData) -> "Image":
     """A row for each query: itself, then its neighbours with their cosines, green where the label is the query's.
 
     Args:
         queries: With pictures.
         found: Of the same queries.
-        ground: The data.
+        data: The data.
     """
-    train = ground.train
+    train = data.train
     pictures = pictures_at(train, found.places)
     rows, captions = [], []
     for row, query in enumerate(queries):
-        name = label_name(query.label, ground)
+        name = label_name(query.label, data)
         rows.append([query.batch["images"][0] / 255, *pictures[row]])
         captions.append([Caption(query.name if name is None else f"{query.name}\n{name}")])
         for cosine, place in zip(found.cosines[row].tolist(), found.places[row].tolist(), strict=True):
-            label = None if train.labels is None else label_name(train.labels[place], ground)
+            label = None if train.labels is None else label_name(train.labels[place], data)
             text = f"{cosine:.4f}" if label is None else f"{cosine:.4f}\n{label}"
             captions[-1].append(Caption(text, alike(name, label)))
     return grid(rows, captions, ["query", *(str(rank + 1) for rank in range(found.places.shape[1]))])

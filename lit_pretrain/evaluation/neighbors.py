@@ -38,29 +38,29 @@ class Query:
     label: Tensor | None = None
 
 
-def find_queries(given: Sequence[str], ground: EvaluationData, subject: Subject, seed: int) -> list[Query]:
+def find_queries(given: Sequence[str], data: EvaluationData, subject: Subject, seed: int) -> list[Query]:
     """The queries that are asked for: sample ids, texts or picture files; drawn ones if none is.
 
     Args:
         given: As on the command line. Whole numbers are sample ids, everything else is a text or a file.
-        ground: The data.
+        data: The data.
         subject: Whose tokenizer a text goes through.
         seed: Source of drawn queries.
 
     Raises:
         UserError: If there is no such sample, or a file is no picture.
     """
-    ids = ground.test.sample_ids()
+    ids = data.test.sample_ids()
     if not given:
         count = min(DRAWN_QUERIES, len(ids))
         places = numpy.sort(sample_generator(seed, "queries").permutation(len(ids))[:count])
         given = [str(int(ids[place])) for place in places]
     return [
-        sample_query(int(one), ids, ground.test)
+        sample_query(int(one), ids, data.test)
         if one.isdecimal()
-        else text_query(one, ground, subject)
+        else text_query(one, data, subject)
         if subject.is_text
-        else picture_query(one, ground)
+        else picture_query(one, data)
         for one in given
     ]
 
@@ -77,19 +77,19 @@ def sample_query(sample_id: int, ids: Tensor, part: Part) -> Query:
     return Query(f"{part.name} {sample_id}", next(one.batches()), None if one.labels is None else one.labels[0])
 
 
-def text_query(text: str, ground: EvaluationData, subject: Subject) -> Query:
+def text_query(text: str, data: EvaluationData, subject: Subject) -> Query:
     """A text of a person's own."""
     import datasets
 
     from lit_pretrain.data.text.text_encoding import encode_texts
 
-    settings = replace(ground.data.text, columns=("text",))
+    settings = replace(data.data_module.text, columns=("text",))
     rows = numpy.arange(1)
     encoded = encode_texts(datasets.Dataset.from_dict({"text": [text]}), rows, subject.tokenizer, settings)
     return Query(text, encoded.batch(rows))
 
 
-def picture_query(file: str, ground: EvaluationData) -> Query:
+def picture_query(file: str, data: EvaluationData) -> Query:
     """A picture of a person's own, brought to the size of the data's."""
     from lit_pretrain.data.images.pictures import EncodedPicture, Square, UnreadablePictureError, decode
 
@@ -97,7 +97,7 @@ def picture_query(file: str, ground: EvaluationData) -> Query:
         siblings = [str(one) for one in Path(file).parent.glob("*")] if Path(file).parent.is_dir() else []
         raise UserError(f"The query {file} is neither a sample id nor a picture file{nearest_name(file, siblings)}.")
     try:
-        pixels = decode(EncodedPicture(0, file, file), Square(ground.data.facts.stored_size))
+        pixels = decode(EncodedPicture(0, file, file), Square(data.data_module.facts.stored_size))
     except UnreadablePictureError as error:
         raise UserError(f"The query {error}: give a picture file or a sample id.") from error
     return Query(Path(file).name, {"images": torch.tensor(pixels)[None]})
@@ -143,18 +143,20 @@ def find_neighbors(
     return found
 
 
-def rows_of(subject: Subject, queries: Sequence[Query], found: Sequence[Found], ground: EvaluationData) -> list[dict[str, Any]]:
+def rows_of(
+    subject: Subject, queries: Sequence[Query], found: Sequence[Found], data: EvaluationData
+) -> list[dict[str, Any]]:
     """A row for every neighbour, for JSON and CSV; texts are whole."""
-    ids = ground.train.sample_ids()
+    ids = data.train.sample_ids()
     rows = []
     for one in found:
         for query, cosines, places in zip(queries, one.cosines, one.places, strict=True):
             neighbors = ids[places].tolist()
             texts = [None] * len(neighbors)
             if subject.is_text:
-                texts = [shown_text(sample) for sample in ground.data.raw_samples("train", neighbors)]
+                texts = [shown_text(sample) for sample in data.data_module.raw_samples("train", neighbors)]
             for rank, (place, cosine) in enumerate(zip(places.tolist(), cosines.tolist(), strict=True), start=1):
-                label = None if ground.train.labels is None else ground.train.labels[place]
+                label = None if data.train.labels is None else data.train.labels[place]
                 rows.append(
                     {
                         "checkpoint": subject.name,
@@ -162,11 +164,11 @@ def rows_of(subject: Subject, queries: Sequence[Query], found: Sequence[Found], 
                         "protocol": "neighbors",
                         "layer": one.layer,
                         "query": query.name,
-                        "query_label": label_name(query.label, ground),
+                        "query_label": label_name(query.label, data),
                         "rank": rank,
                         "cosine": cosine,
                         "sample_id": neighbors[rank - 1],
-                        "label": label_name(label, ground),
+                        "label": label_name(label, data),
                         **({"text": texts[rank - 1]} if subject.is_text else {}),
                     }
                 )
@@ -179,15 +181,15 @@ def shown_text(sample: dict[str, Any]) -> str:
     return sample["text"] if pair is None else f"{sample['text']} | {pair}"
 
 
-def label_name(label: Tensor | None, ground: EvaluationData) -> str | float | None:
+def label_name(label: Tensor | None, data: EvaluationData) -> str | float | None:
     """A label as a person knows it."""
     if label is None:
         return None
-    if ground.task == "regression":
+    if data.task == "regression":
         return float(label)
-    if ground.task == "multi_label":
-        return ", ".join(name for name, there in zip(ground.classes, label.tolist(), strict=True) if there)
-    return ground.classes[int(label)]
+    if data.task == "multi_label":
+        return ", ".join(name for name, there in zip(data.classes, label.tolist(), strict=True) if there)
+    return data.classes[int(label)]
 
 
 def alike(query: str | float | None, neighbor: str | float | None) -> bool | None:

@@ -1,4 +1,4 @@
-"""What an evaluation works on, checked before anything slow: data that fit the encoders, parts, layers."""
+"""What an evaluation works on, checked before anything slow: parts of the data, samples, layers."""
 
 import sys
 from collections.abc import Sequence
@@ -7,14 +7,10 @@ from dataclasses import dataclass
 import torch
 from lightning import LightningDataModule
 
-from lit_pretrain.cli.evaluation_data import make_data
-from lit_pretrain.data.text.text_encoding import choose_tokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluation.features import FeaturePooling, check_depths, probe_depths
 from lit_pretrain.evaluation.labelled_data import Part, has_test_part, open_part, task_of, whole_part
 from lit_pretrain.evaluation.subjects import Subject
-
-DEFAULT_CLASSES = {True: "LabelledDataModule", False: "ImageDataModule"}
 
 
 @dataclass(frozen=True)
@@ -22,14 +18,14 @@ class EvaluationData:
     """The data for encoders of one kind.
 
     Attributes:
-        data: The data module, set up.
+        data_module: Set up.
         train: What is learned from.
         test: What is measured on.
         task: `single_label`, `multi_label` or `regression`; null without labels.
         classes: Names of the classes; empty for regression and without labels.
     """
 
-    data: LightningDataModule
+    data_module: LightningDataModule
     train: Part
     test: Part
     task: str | None
@@ -73,50 +69,23 @@ def chosen_layers(subject: Subject, text: str, pooling: FeaturePooling) -> list[
     return layers
 
 
-def prepare_ground(
-    subject: Subject,
-    config: str | None,
-    settings: list[str],
-    stage: str | None,
-    labelled: bool,
-    learns: bool = True,
-    compared: Sequence[Subject] = (),
+def prepare_evaluation_data(
+    data_module: LightningDataModule, stage: str | None, labelled: bool, learns: bool = True
 ) -> EvaluationData:
-    """Data that a subject can be measured on, ready.
+    """The parts of labelled data on which a subject is measured, ready.
 
     Args:
-        subject: Whose tokenizer is taken.
-        config: A config whose data is taken, or null.
-        settings: `--data...` arguments.
+        data_module: That fits the subject, its tokenizer chosen; it is set up here.
         stage: `test` or `validation`; null takes test data if there is any.
         labelled: Whether labels are needed.
         learns: Whether anything is learned from the training part; else, without test data, all is measured on.
-        compared: All that are measured on the same data, which is that of the first one's run if no config is named;
-            none but the subject by default.
 
     Raises:
-        UserError: If the data cannot be had, is of the other modality, has no labels, or labels that are not measured.
+        UserError: If the data cannot be had, has no labels, or labels that are not measured.
     """
-    first, named = (compared or [subject])[0], config
-    if first.pair is not None and config is None:
-        # Its own data are pairs, without classes.
-        settings = like_its_own(subject, settings)
-    else:
-        config = config or (str(first.config) if first.config else None)
-    data = make_data(config, settings, DEFAULT_CLASSES[subject.is_text])
-    check_modality(subject, data, config)
-    stored, needed = getattr(data, "stored_size", None), max((one.framed_size for one in compared), default=0)
-    if named is None and stored is not None and stored < needed and not is_given("stored_size", settings):
-        # Else those that look at larger pictures than the first one would be shown blurred ones.
-        data = make_data(config, [*settings, "--data.stored_size", str(needed)], DEFAULT_CLASSES[subject.is_text])
-    if subject.is_text:
-        # Without a trainer the data cannot ask the model for its tokenizer. That of the first one's run is its own.
-        inherited = named is None and subject is not first and not is_given("tokenizer", settings)
-        given = None if inherited else data.tokenizer_path
-        data.tokenizer = subject.tokenizer if given is None else choose_tokenizer(given, None, subject.tokenizer)
-    data.prepare_data()
-    data.setup("validate")
-    task, classes = task_of(data)
+    data_module.prepare_data()
+    data_module.setup("validate")
+    task, classes = task_of(data_module)
     if labelled and task is None:
         raise UserError("The data has no labels to measure by: give --data.label_column COLUMN.")
     if labelled and task == "multi_label":
@@ -124,56 +93,30 @@ def prepare_ground(
             "Samples with several labels each are not measured by knn, linear or zero-shot: give one label column, or "
             "fine-tune."
         )
-    if stage is None and not learns and not has_test_part(data):
+    if stage is None and not learns and not has_test_part(data_module):
         say("The data has no test part: all of it is measured on, since nothing is learned from it.")
-        return EvaluationData(data, open_part(data, "train"), whole_part(data), task, classes)
-    if stage is None and not has_test_part(data):
+        return EvaluationData(data_module, open_part(data_module, "train"), whole_part(data_module), task, classes)
+    if stage is None and not has_test_part(data_module):
         say("The data has no test part: its validation part is measured on.")
-    elif stage == "test" and not has_test_part(data):
+    elif stage == "test" and not has_test_part(data_module):
         raise UserError("The data has no test part: give data.test_path or the like, or --stage validation.")
-    stage = stage or ("test" if has_test_part(data) else "validation")
-    train, test = open_part(data, "train", task is not None), open_part(data, stage, task is not None)
-    return EvaluationData(data, train, test, task, classes)
+    stage = stage or ("test" if has_test_part(data_module) else "validation")
+    train, test = open_part(data_module, "train", task is not None), open_part(data_module, stage, task is not None)
+    return EvaluationData(data_module, train, test, task, classes)
 
 
-def like_its_own(subject: Subject, settings: list[str]) -> list[str]:
-    """Settings of labelled data, with the size of pictures and the length of texts that two towers were trained with.
-
-    Args:
-        subject: One of the towers.
-        settings: `--data...` arguments, which win.
-
-    Raises:
-        UserError: If there are none.
-    """
-    if not settings:
-        raise UserError(without_classes(subject, f"{subject.name} was trained on pairs"))
-    name = "maximum_length" if subject.is_text else "stored_size"
-    return (
-        settings
-        if is_given(name, settings) or name not in subject.inputs
-        else [*settings, f"--data.{name}", str(subject.inputs[name])]
-    )
-
-
-def is_given(name: str, settings: Sequence[str]) -> bool:
-    """Whether a setting of the data is among `--data...` arguments."""
-    options = {f"--data.{name}", f"--data.init_args.{name}"}
-    return any(setting.partition("=")[0] in options for setting in settings)
-
-
-def check_same_samples(ground: EvaluationData, other: EvaluationData, name: str) -> None:
+def check_same_samples(data: EvaluationData, other: EvaluationData, name: str) -> None:
     """See that two tokenizers leave the same samples, so that figures can stand in one table.
 
     Args:
-        ground: The data of what is measured first.
+        data: The data of what is measured first.
         other: The data of another encoder.
         name: Of that encoder.
 
     Raises:
         UserError: If rows or labels differ.
     """
-    for part, theirs in ((ground.train, other.train), (ground.test, other.test)):
+    for part, theirs in ((data.train, other.train), (data.test, other.test)):
         if not torch.equal(samples_of(part), samples_of(theirs)):
             raise UserError(
                 f"{name} would be measured on other {part.name} samples ({len(theirs)}) than the one before it "
@@ -189,50 +132,10 @@ def samples_of(part: Part) -> torch.Tensor:
     return torch.stack([rows.double(), labels.double()], dim=1)[rows.argsort(stable=True)]
 
 
-def without_classes(subject: Subject, what: str) -> str:
-    """What is said of pairs.
-
-    Args:
-        subject: What is to be measured.
-        what: Which pairs.
-    """
-    module, column = ("LabelledDataModule", "text") if subject.is_text else ("ImageDataModule", "image")
-    return (
-        f"{what}, which have no classes: give labelled data by --config FILE, or by --data {module} --data.path ... "
-        f"--data.{column}_column ... --data.label_column ..."
-    )
-
-
-def check_modality(subject: Subject, data: LightningDataModule, config: str | None) -> None:
-    """Refuse pictures for a text encoder, texts for a picture encoder, documents, and texts that are too long."""
-    from lit_pretrain.data import DocumentDataModule, PairDataModule
-
-    kind = type(data).__name__
-    if isinstance(data, PairDataModule):
-        raise UserError(without_classes(subject, f"The data of {config or 'the command line'} are pairs"))
-    if isinstance(data, DocumentDataModule):
-        named = f" of {config}" if config else ""
-        raise UserError(
-            f"The data{named} is a DocumentDataModule, whose documents have no labels: give labelled texts by --config "
-            "FILE, or by --data LabelledDataModule --data.path ... --data.text_column ... --data.label_column ..."
-        )
-    text = getattr(data, "text", None)
-    if (text is not None) != subject.is_text:
-        reads, holds = ("text", "pictures") if subject.is_text else ("pictures", "text")
-        raise UserError(f"{subject.name} reads {reads}, and the {kind} holds {holds}: give data of its kind.")
-    if subject.is_text and subject.encoder.positions == "learned":
-        most = subject.encoder.max_positions
-        if text.maximum_length > most:
-            raise UserError(
-                f"{subject.name} reads {most} tokens at most, and data.maximum_length is {text.maximum_length}: give "
-                f"--data.maximum_length {most}."
-            )
-
-
-def resolution_of(subject: Subject, ground: EvaluationData) -> str:
+def resolution_of(subject: Subject, data: EvaluationData) -> str:
     """Size of what the encoder is given: "16 px, middle of 24, from 64" of pictures resized from 64 to 24, and cut."""
     if subject.is_text:
-        return f"{ground.data.text.maximum_length} tokens"
-    size, framed, stored = subject.encoder.image_size, subject.framed_size, ground.data.facts.stored_size
+        return f"{data.data_module.text.maximum_length} tokens"
+    size, framed, stored = subject.encoder.image_size, subject.framed_size, data.data_module.facts.stored_size
     middle = f", middle of {framed}" if framed != size else ""
     return f"{size} px{middle}" + (f", from {stored}" if stored != framed else "")

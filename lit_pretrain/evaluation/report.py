@@ -98,7 +98,9 @@ def open_run(subject: Subject) -> MLflowLogger:
     return logger
 
 
-def log_rows(logger: MLflowLogger, subject: Subject, rows: Sequence[Row], setting: Setting, ground: EvaluationData) -> None:
+def log_rows(
+    logger: MLflowLogger, subject: Subject, rows: Sequence[Row], setting: Setting, data: EvaluationData
+) -> None:
     """Log a subject's numbers as metrics at its checkpoint's step, and the rows as a table.
 
     Args:
@@ -106,18 +108,18 @@ def log_rows(logger: MLflowLogger, subject: Subject, rows: Sequence[Row], settin
         subject: What was measured.
         rows: Its rows.
         setting: How.
-        ground: On what.
+        data: On what.
     """
     logger.set_tags({"stage": "evaluate", "model": type(subject.encoder).__name__, **git_state()})
     logger.log_hyperparams(
         {
             "protocols": "; ".join(protocol_lines(setting)),
             "pooling": setting.pooling,
-            "stage": ground.test.name,
-            "stage_samples": len(ground.test),
+            "stage": data.test.name,
+            "stage_samples": len(data.test),
             "seeds": " ".join(map(str, setting.seeds)),
             "resolution": rows[0]["resolution"],
-            **ground.data.describe(),
+            **data.data_module.describe(),
         }
     )
     logger.log_metrics(metrics_of(rows), subject.step or 0)

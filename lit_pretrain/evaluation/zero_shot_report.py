@@ -22,7 +22,7 @@ MOST_PRINTED = 40
 
 
 def zero_shot_rows(
-    subject: Subject, found: ZeroShotResult, prompts: Prompts, ground: EvaluationData, setting: Setting, resolution: str
+    subject: Subject, found: ZeroShotResult, prompts: Prompts, data: EvaluationData, setting: Setting, resolution: str
 ) -> list[Row]:
     """All that must be said, for tables and JSON: a row for each metric, then one for each class.
 
@@ -30,7 +30,7 @@ def zero_shot_rows(
         subject: What was measured.
         found: What came of it.
         prompts: What was said of the classes.
-        ground: The data.
+        data: The data.
         setting: Precision.
         resolution: Size of the pictures.
     """
@@ -39,8 +39,8 @@ def zero_shot_rows(
     whole = {
         "resolution": resolution,
         "templates": prompts.templates,
-        "classes": len(ground.classes),
-        "stage": ground.test.name,
+        "classes": len(data.classes),
+        "stage": data.test.name,
         "stage_samples": len(found.labels),
         "precision": "bf16-mixed" if setting.bf16 else "32-true",
         "source": subject.tags.get("source.checkpoint"),
@@ -51,12 +51,12 @@ def zero_shot_rows(
     if found.top5_accuracy is not None:
         figures.append({"metric": "top5_accuracy", "mean": found.top5_accuracy, "chance": 5 / found.classes})
     predicted = found.ranked[:, 0]
-    table = class_rows(ground.classes, found.labels.numpy(), predicted.numpy())
+    table = class_rows(data.classes, found.labels.numpy(), predicted.numpy())
     for number, (row, names) in enumerate(zip(table, prompts.names, strict=True)):
         others = torch.bincount(predicted[found.labels == number], minlength=found.classes)
         others[number] = 0
         most = int(others.argmax())
-        row |= {"names": names, "taken_for": ground.classes[most] if int(others[most]) else None}
+        row |= {"names": names, "taken_for": data.classes[most] if int(others[most]) else None}
         row |= {"samples": int(row["samples"]), "told": int((predicted == number).sum())}
     return [common | one | whole for one in figures] + [common | {"metric": "class"} | one for one in table]
 
@@ -114,7 +114,7 @@ def percent(share: float) -> str:
 
 
 def log_zero_shot(
-    logger: MLflowLogger, subject: Subject, found: ZeroShotResult, rows: Sequence[Row], ground: EvaluationData
+    logger: MLflowLogger, subject: Subject, found: ZeroShotResult, rows: Sequence[Row], data: EvaluationData
 ) -> None:
     """Log the figures at the checkpoint's step, the classes as a table and the confusion matrix as a picture.
 
@@ -123,7 +123,7 @@ def log_zero_shot(
         subject: What was measured.
         found: What came of it.
         rows: From `zero_shot_rows`.
-        ground: The data.
+        data: The data.
     """
     logger.set_tags({"stage": "evaluate", "model": "ContrastivePretraining", **git_state()})
     first = rows[0]
@@ -133,7 +133,7 @@ def log_zero_shot(
             "zero_shot.stage": first["stage"],
             "zero_shot.stage_samples": first["stage_samples"],
             "resolution": first["resolution"],
-            **ground.data.describe(),
+            **data.data_module.describe(),
         }
     )
     metrics = {"accuracy": found.accuracy, "chance": found.chance, "most_frequent": found.most_frequent}
@@ -144,5 +144,5 @@ def log_zero_shot(
     logger.log_metrics({f"evaluate/zero_shot_{name}": value for name, value in metrics.items()}, step)
     table = [{**row, "names": ", ".join(row["names"])} for row in rows if row["metric"] == "class"]
     logger.log_table(table, "zero_shot.json")
-    matrix = confusion_figure(found.labels.numpy(), found.ranked[:, 0].numpy(), ground.classes)
+    matrix = confusion_figure(found.labels.numpy(), found.ranked[:, 0].numpy(), data.classes)
     logger.log_picture(matrix, "zero_shot/confusion_matrix", step)

@@ -235,7 +235,7 @@ def collect_embedded(embedder: PairEmbedder, file: str) -> Collection:
         raise UserError(
             f"{file} holds no embeddings of ContrastivePretraining: give --embeddings what predict has written."
         )
-    facts, ours = json.loads(told), weights_hash(embedder.module)
+    facts, ours = json.loads(told), weights_hash(embedder.module.towers)
     if facts["weights"] != ours:
         raise UserError(
             f"{file} was embedded by {facts['checkpoint'] or 'another model'}, whose weights ({facts['weights']}) are "

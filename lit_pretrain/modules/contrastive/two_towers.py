@@ -124,4 +124,5 @@ class TwoTowers(BaseModule):
 
     def prediction_metadata(self) -> dict[str, str]:
         """What tells whose embeddings a file holds."""
-        return embedding_metadata(self)
+        checkpoint = self._trainer.ckpt_path if self._trainer is not None else None
+        return embedding_metadata(self.towers, checkpoint)

@@ -6,29 +6,26 @@ those of the other would find something, and nothing right.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    from lit_pretrain.modules.contrastive.contrastive_pretraining import ContrastivePretraining
+from torch import nn
 
 METADATA = "embeddings"
 
 
-def weights_hash(module: "ContrastivePretraining") -> str:
-    """16 hexadecimal characters over names, types and values of the weights of both towers."""
+def weights_hash(towers: Mapping[str, nn.Module]) -> str:
+    """16 hexadecimal characters over names, types and values of the weights of both towers, by `text` and `vision`."""
     content = hashlib.blake2b(digest_size=8)
-    for side, tower in module.towers.items():
+    for side, tower in towers.items():
         for name, tensor in sorted(tower.state_dict().items()):
             content.update(f"{side}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             content.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return content.hexdigest()
 
 
-def embedding_metadata(module: "ContrastivePretraining") -> dict[str, str]:
+def embedding_metadata(towers: Mapping[str, nn.Module], checkpoint: str | Path | None) -> dict[str, str]:
     """What a file of embeddings says of them: the weights, the checkpoint, and where relative file names start from."""
-    checkpoint = module._trainer.ckpt_path if module._trainer is not None else None
-    facts = {"weights": weights_hash(module), "checkpoint": str(checkpoint or ""), "directory": str(Path.cwd())}
+    facts = {"weights": weights_hash(towers), "checkpoint": str(checkpoint or ""), "directory": str(Path.cwd())}
     return {METADATA: json.dumps(facts)}
