@@ -128,6 +128,30 @@ def test_the_commands_line_wins_over_files_and_later_files_over_earlier(config, 
     assert printed["data"]["init_args"]["batch_size"] == 2 and printed["data"]["init_args"]["sequence_length"] == 32
 
 
+def test_lists_compose_as_the_page_on_configs_says(config, tmp_path, capsys):
+    first = [{"class_path": "MaskedLanguageModeling", "init_args": {"probability": 0.3}}, {"class_path": "BagOfWords"}]
+    small = set_in(yaml.safe_load(config.read_text()), "model/init_args/objectives", first)
+    path = write_config(tmp_path / "first.yaml", set_in(small, "trainer/callbacks", [{"class_path": "OnlineProbe"}]))
+
+    def resolved(key, *arguments):
+        with pytest.raises(SystemExit):
+            main(["fit", "--config", str(path), *arguments, "--print_config"])
+        printed = yaml.safe_load(capsys.readouterr().out)
+        items = printed["trainer"]["callbacks"] if key == "callbacks" else printed["model"]["init_args"][key]
+        return [(item["class_path"].rpartition(".")[2], item["init_args"].get("probability")) for item in items]
+
+    added = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=validation/loss"]
+    assert [name for name, _ in resolved("callbacks", *added)] == ["OnlineProbe", "EarlyStopping"]
+    # Of a list as long as the former one each item keeps what it does not set itself; of another length none does.
+    given = ["--model.objectives", "[MaskedLanguageModeling, NextSentencePrediction]"]
+    assert resolved("objectives", *given)[0] == ("MaskedLanguageModeling", 0.3)
+    given = ["--model.objectives", "[MaskedLanguageModeling]"]
+    assert resolved("objectives", *given) == [("MaskedLanguageModeling", 0.15)]
+    # A setting of a list is one of its last item.
+    given = ["--model.objectives+=ReplacedTokenDetection", "--model.objectives.probability=0.5"]
+    assert [probability for _, probability in resolved("objectives", *given)] == [0.3, None, 0.5]
+
+
 def set_in(config, path, value):
     """A copy of a config with one value changed, or removed if it is null."""
     config = copy.deepcopy(config)
@@ -203,6 +227,8 @@ def test_a_mistake_is_one_sentence(config, tmp_path, capsys, path, value, senten
         (["--data.batchsize", "3"], "no setting 'batchsize' of data (did you mean 'batch_size'?)"),
         (["--data.batch_size", "x"], "'data: batch_size' is x, but takes a whole number"),
         (["--model.encoder.init_args.size", "null"], "size' cannot be null on the command line: set it in a config"),
+        (["--model.encoder.batch_size", "1"], "where the command line sets it, though DocumentDataModule has one"),
+        (["--model.objectives", "BagOfWords"], "takes a list, in brackets"),
         (["stray"], "'stray' is not an argument"),
         (["--ckpt_path", "nothing"], "No run in"),
         (["--config", "nowhere.yaml"], "The config nowhere.yaml cannot be read"),

@@ -14,7 +14,6 @@ from text_corpus import write_corpus
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
 from lit_pretrain.cli.lightning_cli import CommandLine, command_line
-from lit_pretrain.tracking.find import find_checkpoint
 
 START = "start"
 TRANSFORMER = {"depth": 1, "width": 16, "heads": 2, "norm_order": "pre", "norm_epsilon": 1e-6}
@@ -159,7 +158,7 @@ def check_precisions(fitted, validated, place):
     settings = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False, "max_steps": 1}
     settings |= {"num_sanity_val_steps": 0, "enable_checkpointing": False, "default_root_dir": place}
     for precision, rounding in {"bf16-mixed": 0.02, "bf16-true": 0.02, "16-true": 0.005, "64-true": 1e-3}.items():
-        module = type(fitted.model).from_checkpoint(find_checkpoint("last"))
+        module = type(fitted.model).from_checkpoint("last")
         trainer = Trainer(precision=precision, **settings)
         trainer.validate(module, fitted.datamodule, verbose=False)
         assert trainer.callback_metrics.keys() == validated.keys()

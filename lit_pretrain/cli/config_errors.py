@@ -38,6 +38,7 @@ TYPES = {
     "<class 'str'>": "text",
     "<class 'NoneType'>": "null",
     "<class 'list'>": "a list",
+    "<class 'collections.abc.Sequence'>": "a list, in brackets",
     "<class 'dict'>": "a mapping",
 }
 
@@ -91,6 +92,12 @@ def unknown_key(key: str, section: str, configs: list[str]) -> str:
     names, leaf = known_names(), key.rpartition(".")[2]
     # Others may have a setting of this name.
     place = find_key(key, configs, unknown_to=names) or find_key(key, configs)
+    if place and leaf in names.get(place.owner, ()):
+        # The files are right, the command line is not: of a list it means the last item.
+        return (
+            f"There is no setting '{key}' where the command line sets it, though {place.owner} has one: name the right "
+            "place, or set it in a config; of a list the command line means the last item."
+        )
     owners = names.get(place.owner if place else "", set())
     if section.startswith("trainer") or key.startswith("trainer."):
         owners = owners or names["Trainer"]

@@ -33,6 +33,7 @@ from lit_pretrain.modules.objective_mix import (
 )
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, count_elements
 from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, compute_objectives, objective_from
+from lit_pretrain.tracking.find import find_checkpoint
 
 
 class Pretraining(BaseModule):
@@ -80,9 +81,13 @@ class Pretraining(BaseModule):
     def from_checkpoint(cls, path: str | Path) -> Self:
         """Build a module with a checkpoint's encoder, objectives and weights; no data or config is needed.
 
+        Args:
+            path: The checkpoint; or a run's name or id, "RUN:best", "last".
+
         Raises:
-            UserError: If there is no such file, or it is not a checkpoint of this kind of pretraining.
+            UserError: If there is no such file or run, or it is not a checkpoint of this kind of pretraining.
         """
+        path = find_checkpoint(str(path))
         checkpoint = read_checkpoint(path)
         record = checkpoint["lit_pretrain"]
         if record["module"] != cls.__name__:

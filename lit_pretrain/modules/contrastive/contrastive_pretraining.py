@@ -45,6 +45,7 @@ from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, Train
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.objectives.contrastive import Contrastive, Pairs
 from lit_pretrain.objectives.objective import Batch, ObjectiveOutput
+from lit_pretrain.tracking.find import find_checkpoint
 from lit_pretrain.weights.files import read_once
 
 if TYPE_CHECKING:
@@ -364,9 +365,13 @@ class ContrastivePretraining(TwoTowers):
     def from_checkpoint(cls, path: str | Path) -> "ContrastivePretraining":
         """Build a module with a checkpoint's towers and weights; no data or config is needed.
 
+        Args:
+            path: The checkpoint; or a run's name or id, "RUN:best", "last".
+
         Raises:
-            UserError: If there is no such file, or it is not a checkpoint of contrastive pretraining.
+            UserError: If there is no such file or run, or it is not a checkpoint of contrastive pretraining.
         """
+        path = find_checkpoint(str(path))
         checkpoint = read_checkpoint(path)
         record = checkpoint["lit_pretrain"]
         if record["module"] != cls.__name__:
