@@ -1,4 +1,4 @@
-"""nn.Modules only: the shared Transformer, its embeddings, the encoders, and public weights in and out."""
+"""nn.Modules: the shared Transformer, its embeddings, and the encoders, which build themselves from `weights`."""
 
 from lit_pretrain.backbone.config import BERT_SIZES, VIT_SIZES, TransformerConfig, VisionTransformerConfig
 from lit_pretrain.backbone.text_encoder import TextEncoder

@@ -109,6 +109,10 @@ class TransformerConfig:
         """Features inside the feed-forward after defaults."""
         return 4 * self.width if self.feed_forward_width is None else self.feed_forward_width
 
+    def resolved(self) -> Self:
+        """The same settings with the heads and the feed-forward's width as numbers."""
+        return replace(self, heads=self.resolved_heads, feed_forward_width=self.resolved_feed_forward_width)
+
     def sized(self, size: str) -> Self:
         """Return these settings with the depth, width and heads of a published size of this family.
 

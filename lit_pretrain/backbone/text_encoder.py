@@ -21,9 +21,12 @@ from lit_pretrain.backbone.pooling import (
     mean_pool,
     up_to_end_of_text,
 )
+from lit_pretrain.backbone.public_weights import copy_public_weights
 from lit_pretrain.backbone.rotary import Rotation, rotation_for
 from lit_pretrain.backbone.transformer import Transformer, initialise
 from lit_pretrain.errors import UserError, check_number
+from lit_pretrain.weights import huggingface_bert
+from lit_pretrain.weights.public import PublicWeights
 
 
 class TextEncoder(nn.Module):
@@ -158,17 +161,35 @@ class TextEncoder(nn.Module):
             )
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_name: str | Path) -> "TextEncoder":
-        """Load public BERT weights; see `lit_pretrain.weights.huggingface_bert.load_encoder`."""
-        from lit_pretrain.weights.huggingface_bert import load_encoder
+    def from_public(cls, weights: PublicWeights) -> "TextEncoder":
+        """Build an encoder that computes what a public checkpoint does, in evaluation mode; its head is left to others.
 
-        return load_encoder(path_or_hub_name)
+        Raises:
+            UserError: If its tensors are not those that its settings ask for.
+        """
+        encoder = cls.from_settings(weights.settings)
+        copy_public_weights(encoder, weights)
+        return encoder.eval()
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_name: str | Path) -> "TextEncoder":
+        """Load a public BERT, RoBERTa or DistilBERT, in evaluation mode; what is left out, as heads are, is said.
+
+        Args:
+            path_or_hub_name: A directory in the format of transformers, or a name on the hub; see
+                `lit_pretrain.weights.huggingface_bert.load_weights`.
+
+        Raises:
+            UserError: If a file is missing, the model is not a BERT, or its tensors do not match its config.
+        """
+        weights = huggingface_bert.load_weights(path_or_hub_name)
+        weights.report_left_out()
+        return cls.from_public(weights)
 
     def save_pretrained(self, directory: str | Path, heads: tuple[nn.Module, ...] = ()) -> None:
-        """Write weights that transformers loads; see `lit_pretrain.weights.huggingface_bert.save_encoder`."""
-        from lit_pretrain.weights.huggingface_bert import save_encoder
-
-        save_encoder(self, directory, heads)
+        """Write weights that transformers loads; see `lit_pretrain.weights.huggingface_bert.save_weights`."""
+        settings = self.settings() | {"transformer": asdict(self.config.resolved())}
+        huggingface_bert.save_weights(settings, self.state_dict(), directory, heads)
 
     # -- timm's protocol
 

@@ -16,8 +16,11 @@ from lit_pretrain.backbone.config import VisionTransformerConfig, VitSize
 from lit_pretrain.backbone.float32 import Float32State
 from lit_pretrain.backbone.patch_embeddings import PatchEmbeddings
 from lit_pretrain.backbone.pooling import AttentionPooling, mean_pool
+from lit_pretrain.backbone.public_weights import copy_public_weights
 from lit_pretrain.backbone.transformer import Transformer, initialise
 from lit_pretrain.errors import UserError
+from lit_pretrain.weights import huggingface_vit, timm_vit
+from lit_pretrain.weights.public import PublicWeights
 
 
 class VisionEncoder(Float32State):
@@ -135,23 +138,43 @@ class VisionEncoder(Float32State):
         return encoder
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, architecture: str | None = None, **untold: Any) -> "VisionEncoder":
-        """Load public ViT weights.
+    def from_public(cls, weights: PublicWeights) -> "VisionEncoder":
+        """Build an encoder that computes what a public checkpoint does, in evaluation mode; its head is left to others.
 
-        Those of timm: see `lit_pretrain.weights.timm_vit.load_encoder`. A directory of transformers': see
-        `lit_pretrain.weights.huggingface_vit`.
+        Raises:
+            UserError: If its tensors are not those that its settings ask for.
         """
-        from lit_pretrain.weights import huggingface_vit, timm_vit
+        encoder = cls.from_settings(weights.settings)
+        copy_public_weights(encoder, weights)
+        return encoder.eval()
 
+    @classmethod
+    def from_pretrained(cls, source: str | Path, architecture: str | None = None, **others: Any) -> "VisionEncoder":
+        """Load public ViT weights, in evaluation mode; what is left out, as classifiers are, is said.
+
+        Args:
+            source: Of timm, a name, file or directory: see `lit_pretrain.weights.timm_vit.load_weights`. Of
+                transformers, a directory: see `lit_pretrain.weights.huggingface_vit`.
+            architecture: As for timm's.
+            **others: As for timm's.
+
+        Raises:
+            UserError: If it cannot be had or read, is no ViT of ours, does not tell what it computes, or a tensor is
+                missing or unexpected.
+        """
         if huggingface_vit.model_type(Path(source)) in (*huggingface_vit.KINDS, *huggingface_vit.PAIRS):
-            return huggingface_vit.load_weights(Path(source)).alone(source)
-        return timm_vit.load_encoder(source, architecture, **untold)
+            weights = huggingface_vit.load_weights(Path(source))
+        else:
+            weights = timm_vit.load_weights(source, architecture, **others)
+        weights.report_left_out()
+        return cls.from_public(weights)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write weights that timm loads; see `lit_pretrain.weights.timm_vit.save_encoder`."""
-        from lit_pretrain.weights.timm_vit import save_encoder
-
-        save_encoder(self, directory)
+        """Write weights that timm loads; see `lit_pretrain.weights.timm_vit.save_weights`."""
+        tensors = self.state_dict()
+        if self.positions == "sincos":
+            tensors["embeddings.position"] = self.embeddings.fixed_position
+        timm_vit.save_weights(self.settings() | {"transformer": asdict(self.config.resolved())}, tensors, directory)
 
     # -- how pictures are framed
 

@@ -278,7 +278,7 @@ def known_names() -> dict[str, set[str]]:
     from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
     from lit_pretrain.objectives import Objective
     from lit_pretrain.tracking.mlflow_logger import MLflowLogger
-    from lit_pretrain.weights.timm_settings import UNTOLD
+    from lit_pretrain.weights.timm_settings import NOT_IN_TENSORS
 
     names = {"": {*TOP_LEVEL, "config", "class_path", "init_args"}}
     kinds = [TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig, ImageAugmentation]
@@ -286,8 +286,8 @@ def known_names() -> dict[str, set[str]]:
     for base in (LightningModule, LightningDataModule, Objective, Callback):
         kinds += [kind for kind in subclasses(base) if kind.__module__.startswith(("lit_pretrain", "lightning"))]
     for kind in (TextEncoder, VisionEncoder):
-        names[f"{kind.__name__}.from_pretrained"] = set(inspect.signature(kind.from_pretrained).parameters) - {"untold"}
-    names["VisionEncoder.from_pretrained"] |= set(UNTOLD)
+        names[f"{kind.__name__}.from_pretrained"] = set(inspect.signature(kind.from_pretrained).parameters) - {"others"}
+    names["VisionEncoder.from_pretrained"] |= set(NOT_IN_TENSORS)
     for kind in kinds:
         names[kind.__name__] = set(inspect.signature(kind.__init__).parameters) - {"self", "args", "kwargs"}
     return names

@@ -20,10 +20,10 @@ from lit_pretrain.tracking.paths import RUN_FILE_NAME, shown_path
 from lit_pretrain.weights import huggingface_bert, huggingface_vit, open_clip, timm_vit
 from lit_pretrain.weights.files import read_once
 from lit_pretrain.weights.open_clip_settings import HEAD_WIDTH, TowerName
-from lit_pretrain.weights.public import LinearHead, PublicWeights, shortened
+from lit_pretrain.weights.public import LinearHead, PublicTower, PublicWeights, shortened
 
 # The towers of a checkpoint that has two.
-TOWERS: dict[str, type[nn.Module]] = {"text": TextEncoder, "vision": VisionEncoder}
+TOWERS: dict[str, type[TextEncoder] | type[VisionEncoder]] = {"text": TextEncoder, "vision": VisionEncoder}
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 # What a directory of public weights says that it holds: transformers' model_type, timm's architecture.
 BERT_TYPES = tuple(huggingface_bert.FAMILIES)
@@ -108,7 +108,7 @@ def load_starting_point(
     path = Path(reference).expanduser()
     if path.is_file() and path.suffix in WEIGHT_SUFFIXES:
         if architecture is not None or not open_clip.is_checkpoint(path):
-            return of_public(timm_vit.load_weights(path, architecture), None, shown_path(path))
+            return of_public(timm_vit.load_weights(path, architecture), VisionEncoder, None, shown_path(path))
         return open_tower(path, named or tower)
     if architecture is not None:
         raise UserError(
@@ -175,10 +175,15 @@ def with_meeting_place(start: StartingPoint, checkpoint: Path, tower: TowerName)
     )
 
 
-def of_public(weights: PublicWeights, tokenizer: TextTokenizer | None, source: str) -> StartingPoint:
+def of_public(
+    weights: PublicWeights, kind: type[TextEncoder] | type[VisionEncoder], tokenizer: TextTokenizer | None, source: str
+) -> StartingPoint:
     """Where public weights are what is started from."""
-    lineage = {"init_from": source}
-    return StartingPoint(weights.encoder, tokenizer, lineage, left_out=weights.left_out, head=weights.head)
+    encoder = kind.from_public(weights)
+    start = StartingPoint(encoder, tokenizer, {"init_from": source}, left_out=weights.left_out, head=weights.head)
+    if not isinstance(weights, PublicTower):
+        return start
+    return replace(start, projection=weights.projection, log_scale=weights.log_scale, logit_bias=weights.logit_bias)
 
 
 def open_directory(directory: Path, tower: TowerName | None = None, named: bool = False) -> StartingPoint:
@@ -204,14 +209,14 @@ def open_directory(directory: Path, tower: TowerName | None = None, named: bool 
     if config.get("model_type") in BERT_TYPES:
         named = any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
         tokenizer = load_tokenizer(directory) if named else None
-        return of_public(huggingface_bert.load_weights(directory), tokenizer, shown_path(directory))
+        return of_public(huggingface_bert.load_weights(directory), TextEncoder, tokenizer, shown_path(directory))
     kind = config.get("model_type")
     if kind in huggingface_vit.PAIRS or kind == "clip_text_model" or (named and kind in huggingface_vit.KINDS):
         return open_tower_of_transformers(directory, tower or ("text" if kind == "clip_text_model" else "vision"))
     if kind in huggingface_vit.KINDS:
-        return of_public(huggingface_vit.load_weights(directory), None, shown_path(directory))
+        return of_public(huggingface_vit.load_weights(directory), VisionEncoder, None, shown_path(directory))
     if "architecture" in config:
-        return of_public(timm_vit.load_weights(directory), None, shown_path(directory))
+        return of_public(timm_vit.load_weights(directory), VisionEncoder, None, shown_path(directory))
     kind = config.get("model_type") or "no model_type and no architecture"
     raise UserError(
         f"{shown_path(directory)}/config.json tells of {kind}, which is neither BERT of transformers nor a ViT of "
@@ -222,16 +227,9 @@ def open_directory(directory: Path, tower: TowerName | None = None, named: bool 
 
 def open_tower_of_transformers(directory: Path, tower: TowerName) -> StartingPoint:
     """One tower of a CLIP or a SigLIP of transformers', with the tokenizer.json beside it for texts."""
-    found = huggingface_vit.load_tower(directory, tower)
     has_tokenizer = tower == "text" and (directory / "tokenizer.json").is_file()
-    return StartingPoint(
-        found.encoder,
-        load_tokenizer(directory) if has_tokenizer else None,
-        {"init_from": shown_path(directory)},
-        projection=found.projection,
-        log_scale=found.log_scale,
-        logit_bias=found.logit_bias,
-    )
+    tokenizer = load_tokenizer(directory) if has_tokenizer else None
+    return of_public(huggingface_vit.load_tower(directory, tower), TOWERS[tower], tokenizer, shown_path(directory))
 
 
 def open_tower(path: Path, tower: TowerName | None) -> StartingPoint:
@@ -248,9 +246,9 @@ def open_tower(path: Path, tower: TowerName | None) -> StartingPoint:
         UserError: If it cannot be loaded.
     """
     tower = tower or "vision"
-    found = open_clip.load_tower(path, tower)
-    if not found.config:
-        activation = found.encoder.config.activation
+    weights = open_clip.load_tower(path, tower)
+    if not weights.config:
+        activation = weights.settings["transformer"]["activation"]
         print(
             f"{shown_path(path)} has no {open_clip.CONFIG} beside it, and its tensors do not tell all of the {tower} "
             f"tower: heads of {HEAD_WIDTH} features and {activation} are taken.",
@@ -260,19 +258,12 @@ def open_tower(path: Path, tower: TowerName | None) -> StartingPoint:
     tokenizer = None
     if tower == "text":
         file = (path if path.is_dir() else path.parent) / "tokenizer.json"
-        settings = found.config.get("model_cfg", found.config).get("text_cfg", {})
+        settings = weights.config.get("model_cfg", weights.config).get("text_cfg", {})
         if file.is_file():
             tokenizer = load_tokenizer(file)
         elif not settings.get("hf_tokenizer_name") and not settings.get("tokenizer_kwargs"):
             tokenizer = BytePairTokenizer.of_open_clip()
-    return StartingPoint(
-        found.encoder,
-        tokenizer,
-        {"init_from": shown_path(path)},
-        projection=found.projection,
-        log_scale=found.log_scale,
-        logit_bias=found.logit_bias,
-    )
+    return of_public(weights, TOWERS[tower], tokenizer, shown_path(path))
 
 
 def open_name(name: str, tower: TowerName | None, not_ours: UserError) -> StartingPoint:
@@ -289,7 +280,7 @@ def open_name(name: str, tower: TowerName | None, not_ours: UserError) -> Starti
     if on_hub is not None and (directory := open_clip.find_on_hub(on_hub)) is not None:
         return replace(open_tower(directory, tower), lineage={"init_from": name})
     if timm.is_model(name) or on_hub is not None:
-        return of_public(timm_vit.load_weights(name), None, name)
+        return of_public(timm_vit.load_weights(name), VisionEncoder, None, name)
     if name.count("/") == 1:
         if (directory := open_clip.find_on_hub(name)) is not None:
             return replace(open_tower(directory, tower), lineage={"init_from": name})

@@ -10,12 +10,11 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lit_pretrain.backbone.config import TransformerConfig
-from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.errors import UserError
 from lit_pretrain.weights.files import read_tensors, weight_files, write_checkpoint
 from lit_pretrain.weights.public import LinearHead, PublicWeights
@@ -95,42 +94,26 @@ STEMS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 IGNORED = {"embeddings.position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
 
 
-def load_encoder(path_or_hub_name: str | Path) -> TextEncoder:
-    """Build a `TextEncoder` from a directory (or a hub name) of a BERT, a RoBERTa or a DistilBERT of transformers'.
-
-    Heads are left out, which is said on stderr.
+def load_weights(path_or_hub_name: str | Path) -> PublicWeights:
+    """Read a BERT, a RoBERTa or a DistilBERT of transformers' as settings and tensors of a `TextEncoder`.
 
     Args:
         path_or_hub_name: A directory with config.json and model.safetensors or pytorch_model.bin, or a name on the hub.
 
     Returns:
-        The encoder in evaluation mode; its pooling is `pooler` if the weights have BERT's pooler, else `mean`.
+        With the classifier on pooled features, if there is one, and the names of other heads. The pooling is `pooler`
+        if the weights have BERT's pooler, else `mean`.
 
     Raises:
         UserError: If a file is missing, the model is not a BERT, or its tensors do not match its config.
     """
-    return load_weights(path_or_hub_name).alone(path_or_hub_name)
-
-
-def load_weights(path_or_hub_name: str | Path) -> PublicWeights:
-    """As `load_encoder`, with the classifier on pooled features, if there is one, and the names of other heads."""
     directory = find_directory(path_or_hub_name)
     config, state = read_config(directory), read_tensors_of(directory)
     family = family_of(config, state, directory)
     config, state = as_bert(family, config, unprefixed(state), directory)
     head, state = take_classifier(config, state, directory)
-    has_pooler = "pooler.dense.weight" in state
-    encoder = encoder_for_config(config, has_pooler)
-    names = list(STEM_NAMES.items()) + (list(POOLER_NAMES.items()) if has_pooler else [])
-    plan: dict[str, tuple[str, ...]] = {
-        ours: (theirs,) for ours, theirs in names if encoder.segments or "segment" not in ours
-    }
-    for index in range(encoder.config.depth):
-        for ours, theirs in BLOCK_NAMES.items():
-            for part in ("weight", "bias"):
-                plan[f"transformer.blocks.{index}.{ours}.{part}"] = tuple(
-                    f"encoder.layer.{index}.{name}.{part}" for name in theirs
-                )
+    settings = settings_of_config(config, "pooler.dense.weight" in state)
+    plan = format_names(settings)
     wanted = {name for names in plan.values() for name in names}
     missing, others = sorted(wanted - state.keys()), state.keys() - wanted - IGNORED
     unexpected = sorted(name for name in others if name.partition(".")[0] in ("embeddings", "encoder", "pooler"))
@@ -139,15 +122,37 @@ def load_weights(path_or_hub_name: str | Path) -> PublicWeights:
             f"The weights in {directory} are not those of the {FAMILIES[family]} that its config.json describes: "
             f"missing {missing or 'none'}, unexpected {unexpected or 'none'}."
         )
-    load_tensors(encoder, {ours: [state[name] for name in theirs] for ours, theirs in plan.items()}, directory)
-    if head is not None and head.weight.shape[1:] != (encoder.width,):
+    tensors = {ours: joined([state[name] for name in names]) for ours, names in plan.items()}
+    if head is not None and head.weight.shape[1:] != (settings["transformer"]["width"],):
         head, others = None, others | set(head.names)
-    if head is not None and is_small_identity(encoder):
-        head, encoder = replace(head, weight=head.weight * SMALL), with_pooling(encoder, "cls")
+    pooling = settings["pooling"]
+    if head is not None and is_small_identity(tensors):
+        head, pooling = replace(head, weight=head.weight * SMALL), "cls"
     if head is None and (beside := head_beside(directory)) is not None:
         head, pooling = beside
-        encoder = with_pooling(encoder, pooling)
-    return PublicWeights(encoder.eval(), head, sorted(others))
+    if pooling != settings["pooling"]:
+        # None that an export puts a classifier beside has weights.
+        settings["pooling"] = pooling
+        tensors = {name: value for name, value in tensors.items() if name not in POOLER_NAMES}
+    return PublicWeights(str(path_or_hub_name), settings, tensors, head=head, left_out=sorted(others))
+
+
+def format_names(settings: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Names in the format of every tensor of an encoder, by ours; of several, which are one here, in their order."""
+    names = STEM_NAMES | (POOLER_NAMES if settings["pooling"] == "pooler" else {})
+    plan = {ours: (theirs,) for ours, theirs in names.items() if settings["segments"] or "segment" not in ours}
+    for index in range(settings["transformer"]["depth"]):
+        for ours, parts in BLOCK_NAMES.items():
+            for kind in ("weight", "bias"):
+                plan[f"transformer.blocks.{index}.{ours}.{kind}"] = tuple(
+                    f"encoder.layer.{index}.{part}.{kind}" for part in parts
+                )
+    return plan
+
+
+def joined(tensors: list[Tensor]) -> Tensor:
+    """Tensors in one, along their rows."""
+    return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
 
 def take_classifier(
@@ -194,79 +199,76 @@ def head_beside(directory: Path) -> tuple[LinearHead, str] | None:
     return LinearHead(weight, bias, *labels_of(config, len(weight)), names=names), pooling
 
 
-def is_small_identity(encoder: TextEncoder) -> bool:
+def is_small_identity(tensors: dict[str, Tensor]) -> bool:
     """Whether the pooler is the one that an export puts in the place of none; see `SMALL`."""
-    dense = encoder.pooler.dense if encoder.pooling == "pooler" else None
-    if dense is None or dense.bias.any():
+    if "pooler.dense.weight" not in tensors or tensors["pooler.dense.bias"].any():
         return False
-    return torch.equal(dense.weight, SMALL * torch.eye(encoder.width))
+    weight = tensors["pooler.dense.weight"].float()
+    return torch.equal(weight, SMALL * torch.eye(len(weight)))
 
 
-def with_pooling(encoder: TextEncoder, pooling: str) -> TextEncoder:
-    """The same weights with another pooling, that has no weights."""
-    if encoder.pooling == pooling:
-        return encoder
-    other = TextEncoder.from_settings(encoder.settings() | {"pooling": pooling})
-    other.load_state_dict({name: value for name, value in encoder.state_dict().items() if "pooler" not in name})
-    return other
-
-
+@torch.no_grad()
 def load_heads(directory: str | Path, heads: tuple[nn.Module, ...]) -> None:
     """Load the pretraining heads of a `BertForPreTraining` or `BertForMaskedLM` directory.
 
     Args:
-        directory: As for `load_encoder`.
+        directory: As for `load_weights`.
         heads: Built objectives with `huggingface_names()` (ours -> theirs).
 
     Raises:
-        UserError: If the directory has no such head.
+        UserError: If the directory has no such head, or one of another shape.
     """
     state = read_state(find_directory(directory))
     for head in heads:
-        tensors = {}
+        targets = head.state_dict()
         for ours, name in head.huggingface_names().items():
             theirs = name.removeprefix("bert.")
             if theirs not in state:
                 raise UserError(
                     f"The weights in {directory} have no '{theirs}', so they hold no such pretraining head."
                 )
-            tensors[ours] = [state[theirs]]
-        load_tensors(head, tensors, directory)
+            if state[theirs].shape != targets[ours].shape:
+                raise UserError(
+                    f"{directory} has shape {tuple(state[theirs].shape)} where the head has "
+                    f"{tuple(targets[ours].shape)} for '{theirs}': the weights belong to another config."
+                )
+            targets[ours].copy_(state[theirs])
 
 
-def save_encoder(encoder: TextEncoder, directory: str | Path, heads: tuple[nn.Module, ...] = ()) -> None:
+def save_weights(
+    settings: dict[str, Any],
+    tensors: dict[str, Tensor],
+    directory: str | Path,
+    heads: tuple[nn.Module, ...] = (),
+) -> None:
     """Write an encoder (and pretraining heads) as a directory that `transformers` loads.
 
     Args:
-        encoder: Post-norm, with learned positions and biases, as BERT is; without segments there are two of zeros.
+        settings: Of a `TextEncoder`, its Transformer's resolved: post-norm, with learned positions and biases, as BERT
+            is; without segments there are two of zeros.
+        tensors: Its own, by our names.
         directory: Made if it does not exist.
         heads: Modules with `huggingface_names()` (ours -> theirs), saved beside the encoder.
 
     Raises:
         UserError: If the encoder has something that BERT's format cannot hold; the sentence says what.
     """
-    refuse_what_bert_lacks(encoder)
-    ours = encoder.state_dict()
-    if not encoder.segments:
+    refuse_what_bert_lacks(settings)
+    if not settings["segments"]:
         # Two rows of zeros, so that whoever tells texts of a pair apart may do so.
-        ours["embeddings.segment.weight"] = ours["embeddings.token.weight"].new_zeros(2, encoder.width)
+        rows = tensors["embeddings.token.weight"].new_zeros(2, settings["transformer"]["width"])
+        settings, tensors = settings | {"segments": 2}, tensors | {"embeddings.segment.weight": rows}
     prefix = "bert." if heads else ""
-    theirs: dict[str, Tensor] = {prefix + name: ours[mine] for mine, name in STEM_NAMES.items()}
-    if encoder.pooling == "pooler":
-        theirs |= {prefix + name: ours[mine] for mine, name in POOLER_NAMES.items()}
-    for index in range(encoder.config.depth):
-        for mine, names in BLOCK_NAMES.items():
-            for part in ("weight", "bias"):
-                chunks = ours[f"transformer.blocks.{index}.{mine}.{part}"].chunk(len(names))
-                for name, chunk in zip(names, chunks, strict=True):
-                    theirs[f"{prefix}encoder.layer.{index}.{name}.{part}"] = chunk
+    state: dict[str, Tensor] = {}
+    for ours, names in format_names(settings).items():
+        state |= {prefix + name: part for name, part in zip(names, tensors[ours].chunk(len(names)), strict=True)}
     for head in heads:
-        state = head.state_dict()
-        theirs |= {name: state[mine] for mine, name in head.huggingface_names().items()}
-    if "cls.predictions.bias" in theirs:
-        theirs["cls.predictions.decoder.weight"] = ours["embeddings.token.weight"].clone()
-        theirs["cls.predictions.decoder.bias"] = theirs["cls.predictions.bias"].clone()
-    write_checkpoint(directory, theirs, config_of(encoder, bool(heads)))
+        own = head.state_dict()
+        state |= {name: own[ours] for ours, name in head.huggingface_names().items()}
+    if "cls.predictions.bias" in state:
+        state["cls.predictions.decoder.weight"] = tensors["embeddings.token.weight"].clone()
+        state["cls.predictions.decoder.bias"] = state["cls.predictions.bias"].clone()
+    write_checkpoint(directory, state, config_of(settings, bool(heads)))
 
 
 def find_directory(path_or_hub_name: str | Path) -> Path:
@@ -398,72 +400,69 @@ def as_bert(family: str, config: dict, state: dict[str, Tensor], directory: Path
     return config, state
 
 
-def encoder_for_config(config: dict, has_pooler: bool) -> TextEncoder:
-    """An untrained encoder of the shape that a Hugging Face BERT config describes."""
+def settings_of_config(config: dict, has_pooler: bool) -> dict[str, Any]:
+    """Settings of a `TextEncoder` of the shape that a Hugging Face BERT config describes."""
     activation = config.get("hidden_act", "gelu")
     if activation not in ACTIVATIONS:
         raise UserError(f"config.json asks for the activation '{activation}': ours are {', '.join(ACTIVATIONS)}.")
-    transformer = TransformerConfig(
-        depth=config["num_hidden_layers"],
-        width=config["hidden_size"],
-        heads=config["num_attention_heads"],
-        feed_forward_width=config["intermediate_size"],
-        norm_order="post",
-        activation=ACTIVATIONS[activation],
-        norm_epsilon=config.get("layer_norm_eps", 1e-12),
-        dropout=config.get("hidden_dropout_prob", 0.1),
-        attention_dropout=config.get("attention_probs_dropout_prob", 0.1),
-    )
-    encoder = TextEncoder(
-        vocabulary_size=config["vocab_size"],
-        transformer=transformer,
-        max_positions=config.get("max_position_embeddings", 512),
-        segments=config.get("type_vocab_size", 2),
-        pooling="pooler" if has_pooler else "mean",
-    )
-    # Not as an argument, which refuses a decoder's pooler: it is there, whatever is read.
-    encoder.causal = config.get("is_decoder", False)
-    return encoder
+    return {
+        "vocabulary_size": config["vocab_size"],
+        "transformer": {
+            "depth": config["num_hidden_layers"],
+            "width": config["hidden_size"],
+            "heads": config["num_attention_heads"],
+            "feed_forward_width": config["intermediate_size"],
+            "norm_order": "post",
+            "activation": ACTIVATIONS[activation],
+            "norm_epsilon": config.get("layer_norm_eps", 1e-12),
+            "dropout": config.get("hidden_dropout_prob", 0.1),
+            "attention_dropout": config.get("attention_probs_dropout_prob", 0.1),
+        },
+        "max_positions": config.get("max_position_embeddings", 512),
+        "segments": config.get("type_vocab_size", 2),
+        "pooling": "pooler" if has_pooler else "mean",
+        "causal": config.get("is_decoder", False),
+    }
 
 
-def config_of(encoder: TextEncoder, with_heads: bool) -> dict:
-    """The config.json of an encoder."""
-    config = encoder.config
+def config_of(settings: dict[str, Any], with_heads: bool) -> dict:
+    """The config.json of an encoder; its settings' Transformer is resolved."""
+    transformer = settings["transformer"]
     names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     return {
         "architectures": ["BertForPreTraining" if with_heads else "BertModel"],
         "model_type": "bert",
-        "vocab_size": encoder.vocabulary_size,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": config.resolved_heads,
-        "intermediate_size": config.resolved_feed_forward_width,
-        "hidden_act": names[config.activation],
-        "hidden_dropout_prob": config.dropout,
-        "attention_probs_dropout_prob": config.attention_dropout,
-        "max_position_embeddings": encoder.max_positions,
-        "type_vocab_size": encoder.segments or 2,
-        "is_decoder": encoder.causal,
-        "layer_norm_eps": config.norm_epsilon,
+        "vocab_size": settings["vocabulary_size"],
+        "hidden_size": transformer["width"],
+        "num_hidden_layers": transformer["depth"],
+        "num_attention_heads": transformer["heads"],
+        "intermediate_size": transformer["feed_forward_width"],
+        "hidden_act": names[transformer["activation"]],
+        "hidden_dropout_prob": transformer["dropout"],
+        "attention_probs_dropout_prob": transformer["attention_dropout"],
+        "max_position_embeddings": settings["max_positions"],
+        "type_vocab_size": settings["segments"],
+        "is_decoder": settings["causal"],
+        "layer_norm_eps": transformer["norm_epsilon"],
         "initializer_range": 0.02,
         "pad_token_id": 0,
     }
 
 
-def refuse_what_bert_lacks(encoder: TextEncoder) -> None:
-    """Raise a `UserError` naming whatever of this encoder Hugging Face's BERT has no place for."""
-    config = encoder.config
+def refuse_what_bert_lacks(settings: dict[str, Any]) -> None:
+    """Raise a `UserError` naming whatever of an encoder Hugging Face's BERT has no place for."""
+    transformer, pooling = settings["transformer"], settings["pooling"]
     lacking = [
-        ("positions: rotary", encoder.positions != "learned"),
-        ("norm_order: pre", config.norm_order != "post"),
-        ("bias: false", not config.bias),
-        ("layer_scale", config.layer_scale is not None),
-        ("query_key_norm: true", config.query_key_norm),
-        (f"activation: {config.activation}", config.activation not in ACTIVATIONS.values()),
-        ("embedding_norm: false", not encoder.embedding_norm),
-        ("no vocabulary", encoder.vocabulary_size is None),
-        (f"pooling: {encoder.pooling}", encoder.pooling in ("map", "end_of_text")),
-        (f"ngrams: {encoder.ngrams}", encoder.ngrams != 1),
+        ("positions: rotary", settings["positions"] != "learned"),
+        ("norm_order: pre", transformer["norm_order"] != "post"),
+        ("bias: false", not transformer["bias"]),
+        ("layer_scale", transformer["layer_scale"] is not None),
+        ("query_key_norm: true", transformer["query_key_norm"]),
+        (f"activation: {transformer['activation']}", transformer["activation"] not in ACTIVATIONS.values()),
+        ("embedding_norm: false", not settings["embedding_norm"]),
+        ("no vocabulary", settings["vocabulary_size"] is None),
+        (f"pooling: {pooling}", pooling in ("map", "end_of_text")),
+        (f"ngrams: {settings['ngrams']}", settings["ngrams"] != 1),
     ]
     names = [name for name, present in lacking if present]
     if names:
@@ -471,17 +470,3 @@ def refuse_what_bert_lacks(encoder: TextEncoder) -> None:
             f"Hugging Face's BERT format cannot hold an encoder with {' and '.join(names)}: pretrain with BERT's own "
             "settings if the weights must load there."
         )
-
-
-@torch.no_grad()
-def load_tensors(module: nn.Module, tensors: dict[str, list[Tensor]], source: str | Path) -> None:
-    """Copy tensors (concatenated where ours are fused) into a module's own, checking every shape."""
-    targets = module.state_dict()
-    for name, parts in tensors.items():
-        value = torch.cat(parts) if len(parts) > 1 else parts[0]
-        if value.shape != targets[name].shape:
-            raise UserError(
-                f"{source} has shape {tuple(value.shape)} where its config.json gives {tuple(targets[name].shape)} for "
-                f"'{name}': the weights belong to another config."
-            )
-        targets[name].copy_(value)

@@ -11,16 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_pretrain.backbone.config import TransformerConfig, VisionTransformerConfig
-from lit_pretrain.backbone.text_encoder import TextEncoder
-from lit_pretrain.backbone.vision_encoder import VisionEncoder
 from lit_pretrain.errors import UserError
 from lit_pretrain.weights.huggingface_bert import ACTIVATIONS, labels_of, read_tensors_of
-from lit_pretrain.weights.open_clip import OpenClipTower
 from lit_pretrain.weights.open_clip_settings import TowerName
-from lit_pretrain.weights.public import LinearHead, PublicWeights
+from lit_pretrain.weights.public import LinearHead, PublicTower, PublicWeights
 
 Config = dict[str, Any]
 
@@ -107,24 +103,28 @@ def model_type(directory: Path) -> str | None:
 
 
 def load_weights(directory: Path) -> PublicWeights:
-    """The encoder of pictures in a directory, with a classifier on its class token and the names of other heads.
+    """Read the encoder of pictures in a directory as settings and tensors of a `VisionEncoder`.
+
+    Returns:
+        With a classifier on its class token and the names of other heads.
 
     Raises:
-        UserError: If it is none of `KINDS`, has no weights or no colours' mean and std, or its tensors do not fit.
+        UserError: If it is none of `KINDS`, or has no weights or no colours' mean and std.
     """
     config, kind = read_config(directory), model_type(directory)
     if kind in PAIRS:
-        return PublicWeights(load_tower(directory, "vision").encoder)
+        return load_tower(directory, "vision")
     state = without_prefix(read_tensors_of(directory), ("vision_model.", "vit.", "dinov2.", "dinov2_with_registers."))
-    encoder = vision_encoder(kind, config, directory, state)
+    settings = vision_settings(kind, config, directory, state)
     head, found = None, [name for name in CLASSIFIER if name in state]
-    if len(found) == 2 and state[CLASSIFIER[0]].shape[1:] == (encoder.width,) and kind == "vit":
+    if len(found) == 2 and state[CLASSIFIER[0]].shape[1:] == (settings["transformer"]["width"],) and kind == "vit":
         weight, bias = (state.pop(name).float() for name in CLASSIFIER)
         head = LinearHead(weight, bias, *labels_of(config, len(weight)), names=CLASSIFIER)
-    return PublicWeights(encoder.eval(), head, copy_tensors(encoder, kind, state, directory))
+    tensors, left_out = our_tensors(state, kind, settings["transformer"])
+    return PublicWeights(str(directory), settings, tensors, head=head, left_out=left_out)
 
 
-def load_tower(directory: Path, tower: TowerName) -> OpenClipTower:
+def load_tower(directory: Path, tower: TowerName) -> PublicTower:
     """One tower of a CLIP, with its projection; of a SigLIP that of pictures, which has none.
 
     Raises:
@@ -144,12 +144,14 @@ def load_tower(directory: Path, tower: TowerName) -> OpenClipTower:
     every = read_tensors_of(directory)
     other = {"text": "vision_model.", "vision": "text_model."}[tower]
     state = without_prefix({n: v for n, v in every.items() if not n.startswith(other)}, (f"{tower}_model.",))
-    encoder = text_encoder(config, directory) if tower == "text" else vision_encoder(kind, config, directory, state)
-    copy_tensors(encoder, kind, state, directory)
+    settings = text_settings(config, directory) if tower == "text" else vision_settings(kind, config, directory, state)
+    tensors, _ = our_tensors(state, kind, settings["transformer"])
     projection = every.get({"text": "text_projection.weight", "vision": "visual_projection.weight"}[tower])
     scale, bias = (float(every[name]) if name in every else None for name in ("logit_scale", "logit_bias"))
     projection = None if projection is None else projection.float().contiguous()
-    return OpenClipTower(encoder.eval(), projection, scale, bias, config)
+    return PublicTower(
+        str(directory), settings, tensors, projection=projection, log_scale=scale, logit_bias=bias, config=config
+    )
 
 
 def read_config(directory: Path) -> Config:
@@ -187,8 +189,8 @@ def transformer_settings(given: Config, directory: Path) -> Config:
     }
 
 
-def text_encoder(config: Config, directory: Path) -> TextEncoder:
-    """An untrained tower of CLIP's texts."""
+def text_settings(config: Config, directory: Path) -> Config:
+    """Settings of a `TextEncoder` that is a tower of CLIP's texts."""
     given = CLIP_TEXT | config
     # 2 is what old configs say, and means the highest id.
     if given["eos_token_id"] not in (2, given["vocab_size"] - 1):
@@ -196,19 +198,19 @@ def text_encoder(config: Config, directory: Path) -> TextEncoder:
             f"The texts of {directory} end at token {given['eos_token_id']}, and CLIP's at the highest one, "
             f"{given['vocab_size'] - 1}: no encoder here pools such ones."
         )
-    return TextEncoder(
-        vocabulary_size=given["vocab_size"],
-        transformer=TransformerConfig(**transformer_settings(given, directory)),
-        max_positions=given["max_position_embeddings"],
-        segments=0,
-        embedding_norm=False,
-        pooling="end_of_text",
-        causal=True,
-    )
+    return {
+        "vocabulary_size": given["vocab_size"],
+        "transformer": transformer_settings(given, directory),
+        "max_positions": given["max_position_embeddings"],
+        "segments": 0,
+        "embedding_norm": False,
+        "pooling": "end_of_text",
+        "causal": True,
+    }
 
 
-def vision_encoder(kind: str, config: Config, directory: Path, state: dict[str, Tensor]) -> VisionEncoder:
-    """An untrained encoder of pictures."""
+def vision_settings(kind: str, config: Config, directory: Path, state: dict[str, Tensor]) -> Config:
+    """Settings of a `VisionEncoder` of the shape that a config describes."""
     given = KINDS[kind] | config
     for name in ("image_size", "patch_size"):
         if not isinstance(given[name], int):
@@ -232,24 +234,23 @@ def vision_encoder(kind: str, config: Config, directory: Path, state: dict[str, 
     if siglip:
         pooling = "map" if "head.probe" in state else "mean"
     picture = read_preprocessor(directory)
-    encoder = VisionEncoder(
-        image_size=given["image_size"],
-        patch_size=given["patch_size"],
-        channels=given["num_channels"],
-        transformer=VisionTransformerConfig(**transformer),
-        class_token=not siglip,
-        registers=given.get("num_register_tokens", 0),
+    return {
+        "image_size": given["image_size"],
+        "patch_size": given["patch_size"],
+        "channels": given["num_channels"],
+        "transformer": transformer,
+        "class_token": not siglip,
+        "registers": given.get("num_register_tokens", 0),
         # Where there are registers the class token alone has a position, which becomes part of it.
-        class_position=not given.get("num_register_tokens"),
-        embedding_norm=clip,
-        patch_bias=not clip,
-        pooling=pooling,
-        norm_after_pooling=clip,
-        mean=tuple(picture["image_mean"]),
-        std=tuple(picture["image_std"]),
-    )
-    encoder.crop_share = crop_share_of(picture)
-    return encoder
+        "class_position": not given.get("num_register_tokens"),
+        "embedding_norm": clip,
+        "patch_bias": not clip,
+        "pooling": pooling,
+        "norm_after_pooling": clip,
+        "mean": tuple(picture["image_mean"]),
+        "std": tuple(picture["image_std"]),
+        "crop_share": crop_share_of(picture),
+    }
 
 
 def read_preprocessor(directory: Path) -> Config:
@@ -278,42 +279,16 @@ def crop_share_of(picture: Config) -> float | None:
     return min(1.0, side / shortest)
 
 
-@torch.no_grad()
-def copy_tensors(encoder: nn.Module, kind: str, state: dict[str, Tensor], directory: Path) -> list[str]:
-    """Copy transformers' tensors into an encoder's own, each of either having its counterpart.
-
-    Returns:
-        Names of heads that were left out.
-
-    Raises:
-        UserError: If some are missing or unexpected, or one has another shape.
-    """
-    ours, targets = our_names(state, kind), encoder.state_dict()
-    for name in [name for name in targets if name.endswith(".query_key_value.bias")]:
+def our_tensors(state: dict[str, Tensor], kind: str, transformer: Config) -> tuple[dict[str, Tensor], list[str]]:
+    """An encoder's tensors by our names, and the names of heads, which are left out."""
+    tensors = our_names(state, kind)
+    left_out = sorted(name for name in tensors if not name.startswith(OURS))
+    tensors = {name: value for name, value in tensors.items() if name.startswith(OURS)}
+    for index in range(transformer["depth"]):
         # Models without these biases compute the same with zeros.
-        ours.setdefault(name, torch.zeros_like(targets[name]))
-    left_out = sorted(name for name in ours if name not in targets and not name.startswith(OURS))
-    missing = sorted(targets.keys() - ours.keys())
-    unexpected = sorted(ours.keys() - targets.keys() - set(left_out))
-    if missing or unexpected:
-        raise UserError(
-            f"The weights in {directory} are not those of the {kind} that its config.json describes: missing "
-            f"{', '.join(missing[:6]) or 'none'}, unexpected {', '.join(unexpected[:6]) or 'none'}."
-        )
-    for name, target in targets.items():
-        value = ours[name]
-        if name == "embeddings.projection.weight":
-            value = value.flatten(1)
-        elif target.ndim == 3 and value.ndim < 3:
-            # Class token and positions, a batch of one here.
-            value = value.reshape(1, -1, value.shape[-1])
-        if value.shape != target.shape:
-            raise UserError(
-                f"{directory} has shape {tuple(ours[name].shape)} where its config.json gives {tuple(target.shape)} "
-                f"for '{name}': the weights belong to another config."
-            )
-        target.copy_(value)
-    return left_out
+        name = f"transformer.blocks.{index}.attention.query_key_value.bias"
+        tensors.setdefault(name, torch.zeros(3 * transformer["width"]))
+    return tensors, left_out
 
 
 def our_names(state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:

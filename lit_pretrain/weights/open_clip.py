@@ -7,23 +7,20 @@ open_clip's `CLIP` (OpenAI's own) or of its `CustomTextCLIP`, where the text tow
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_pretrain.backbone.text_encoder import TextEncoder
-from lit_pretrain.backbone.vision_encoder import VisionEncoder
 from lit_pretrain.errors import UserError
-from lit_pretrain.weights.files import write_checkpoint
 from lit_pretrain.weights.open_clip_settings import (
     OPENAI_MARKS,
     TowerName,
     settings_of_config,
     settings_of_state,
 )
+from lit_pretrain.weights.public import PublicTower
 from lit_pretrain.weights.timm_vit import SUFFIXES, read_state
 
 CONFIG = "open_clip_config.json"
@@ -58,39 +55,18 @@ NAMES: dict[TowerName, tuple[tuple[str, str], ...]] = {
     ),
 }
 PROJECTIONS: dict[TowerName, str] = {"vision": "visual.proj", "text": "text_projection"}
-# Matrices of a block, each of which has a bias there.
-LINEAR = ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-TEMPERATURE = ("logit_scale", "logit_bias")
+LOG_SCALE, LOGIT_BIAS = "logit_scale", "logit_bias"
 
 
-@dataclass(frozen=True)
-class OpenClipTower:
-    """A tower of a checkpoint, with what both towers share.
-
-    Attributes:
-        encoder: In evaluation mode.
-        projection: (E, D), from its pooled features to where texts and pictures meet; null where there is none.
-        log_scale: Logarithm of what cosines are multiplied by; null where it is not told.
-        logit_bias: What is added to them then, in models that were trained with SigLIP's loss; else null.
-        config: open_clip's config, empty if there is none.
-    """
-
-    encoder: TextEncoder | VisionEncoder
-    projection: Tensor | None
-    log_scale: float | None
-    logit_bias: float | None
-    config: dict[str, Any]
-
-
-def load_tower(source: str | Path, tower: TowerName) -> OpenClipTower:
-    """Load one tower of a checkpoint.
+def load_tower(source: str | Path, tower: TowerName) -> PublicTower:
+    """Read one tower of a checkpoint as settings and tensors of a `TextEncoder` or a `VisionEncoder`.
 
     Args:
         source: A directory or a file, as this module's own text says.
         tower: Which.
 
     Raises:
-        UserError: If it cannot be read, is of a kind that we do not have, or tensors are missing or unexpected.
+        UserError: If it cannot be read, is of a kind that we do not have, or what both towers share is missing.
     """
     path = Path(source)
     weights = weights_in(path) if path.is_dir() else path
@@ -99,13 +75,34 @@ def load_tower(source: str | Path, tower: TowerName) -> OpenClipTower:
         settings = settings_of_config(config, tower, str(source))
     else:
         settings = settings_of_state(state, tower, str(source))
-    encoder = (TextEncoder if tower == "text" else VisionEncoder)(**settings)
-    projection = load_tensors(encoder, state, tower, source)
-    missing = [name for name in TEMPERATURE[:1] if name not in state]
+    missing = [name for name in (PROJECTIONS[tower], LOG_SCALE) if name not in state]
     if missing:
         raise UserError(f"The weights of {source} are not whole: missing {', '.join(missing)}.")
-    scale, bias = (float(state[name].float()) if name in state else None for name in TEMPERATURE)
-    return OpenClipTower(encoder.eval(), projection, scale, bias, config or {})
+    return PublicTower(
+        str(source),
+        settings,
+        {name: state[name] for name in of_tower(state, tower)},
+        partial(open_clip_name, tower=tower),
+        projection=projection_of(state, tower, settings["transformer"]["width"], source),
+        log_scale=float(state[LOG_SCALE].float()),
+        logit_bias=float(state[LOGIT_BIAS].float()) if LOGIT_BIAS in state else None,
+        config=config or {},
+    )
+
+
+def projection_of(state: dict[str, Tensor], tower: TowerName, width: int, source: str | Path) -> Tensor:
+    """(E, D) projection of a tower's pooled features (B, D) to embeddings.
+
+    Raises:
+        UserError: If it reads another number of features.
+    """
+    projection = state[PROJECTIONS[tower]].float()
+    if projection.ndim != 2 or len(projection) != width:
+        raise UserError(
+            f"{source} has shape {tuple(projection.shape)} for '{PROJECTIONS[tower]}', and the tower has {width} "
+            "features: the weights belong to another config."
+        )
+    return projection.T.contiguous()
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -196,110 +193,12 @@ def open_clip_name(ours: str, tower: TowerName) -> str:
     return ours
 
 
-def of_tower(names: Iterable[str], tower: TowerName) -> set[str]:
-    """Names of one tower's tensors; what is neither tower's is the text's, where nothing knows it."""
-    return {
-        name
-        for name in names
-        if name.startswith("visual.") == (tower == "vision") and name not in (*TEMPERATURE, *OPENAI_MARKS)
-    }
-
-
-@torch.no_grad()
-def load_tensors(encoder: nn.Module, state: dict[str, Tensor], tower: TowerName, source: str | Path) -> Tensor:
-    """Copy a tower's tensors into an encoder's own, each of either having its counterpart, and return its projection.
-
-    Raises:
-        UserError: If some are missing or unexpected, or one has another shape.
-    """
-    plan = {open_clip_name(name, tower): target for name, target in encoder.state_dict().items()}
-    wanted, found = plan.keys() | {PROJECTIONS[tower]}, of_tower(state, tower)
-    missing, unexpected = sorted(wanted - found), sorted(found - wanted)
-    if missing or unexpected:
-        raise UserError(
-            f"The weights of {source} are not those of the {tower} tower that they seem to be: missing "
-            f"{', '.join(missing) or 'none'}; unexpected {', '.join(unexpected) or 'none'}."
-        )
-    for name, target in plan.items():
-        value = state[name]
-        if name == "visual.conv1.weight":
-            value = value.flatten(1)
-        elif tower == "vision" and target.ndim == 3:
-            # Class token and positions, a batch of one here.
-            value = value.reshape(1, -1, value.shape[-1])
-        if value.shape != target.shape:
-            raise UserError(
-                f"{source} has shape {tuple(state[name].shape)} where {tuple(target.shape)} is expected for '{name}': "
-                "the weights belong to another config."
-            )
-        target.copy_(value)
-    projection = state[PROJECTIONS[tower]].float()
-    if projection.ndim != 2 or len(projection) != encoder.width:
-        raise UserError(
-            f"{source} has shape {tuple(projection.shape)} for '{PROJECTIONS[tower]}', and the tower has "
-            f"{encoder.width} features: the weights belong to another config."
-        )
-    return projection.T.contiguous()
-
-
-@torch.no_grad()
-def tensors_of_towers(
-    text: TextEncoder, vision: VisionEncoder, projections: dict[TowerName, Tensor], log_scale: float, bias: float | None
-) -> dict[str, Tensor]:
-    """Two towers' tensors by open_clip's names of `CLIP`; those that it has and we need not are zeros.
+def of_tower(names: Iterable[str], tower: TowerName) -> list[str]:
+    """Names of one tower's tensors, without its projection; what is neither tower's is the text's, and not known there.
 
     Args:
-        text: The encoder of texts; its one segment, if it has any, goes into the positions.
-        vision: The encoder of pictures; so does the bias of its patches.
-        projections: (E, D) each.
-        log_scale: Logarithm of what cosines are multiplied by.
-        bias: What is added to them then; null for nothing.
+        names: Of a whole checkpoint.
+        tower: Whose.
     """
-    found = {name: value.detach() for name, value in named_for_clip(text, "text").items()}
-    if text.segments:
-        found["positional_embedding"] = found["positional_embedding"] + found.pop("embeddings.segment.weight")[0]
-    pictures = {name: value.detach() for name, value in named_for_clip(vision, "vision").items()}
-    kernel = pictures["visual.conv1.weight"]
-    pictures["visual.conv1.weight"] = kernel.unflatten(1, (vision.channels, vision.patch_size, vision.patch_size))
-    pictures["visual.class_embedding"] = pictures["visual.class_embedding"].flatten()
-    prefix, patches = vision.embeddings.positions_for(vision.embeddings.grid)
-    if "visual.conv1.bias" in pictures:
-        patches = patches + pictures.pop("visual.conv1.bias")
-    if not vision.embeddings.positioned_prefix:
-        prefix = torch.zeros_like(patches[:, :1])
-    pictures["visual.positional_embedding"] = torch.cat([prefix, patches], dim=1)[0]
-    found |= pictures
-    for name in [name for name in found if name.endswith(LINEAR)]:
-        found.setdefault(name.removesuffix("weight") + "bias", found[name].new_zeros(len(found[name])))
-    found |= {PROJECTIONS[tower]: projection.T for tower, projection in projections.items()}
-    found["logit_scale"] = torch.tensor(log_scale)
-    return found if bias is None else found | {"logit_bias": torch.tensor(bias)}
-
-
-def named_for_clip(encoder: nn.Module, tower: TowerName) -> dict[str, Tensor]:
-    """An encoder's tensors by open_clip's names."""
-    return {open_clip_name(name, tower): value for name, value in encoder.state_dict().items()}
-
-
-def save_towers(
-    text: TextEncoder,
-    vision: VisionEncoder,
-    projections: dict[TowerName, Tensor],
-    log_scale: float,
-    bias: float | None,
-    config: dict[str, Any],
-    directory: str | Path,
-) -> None:
-    """Write both towers as a directory that `open_clip.create_model("local-dir:DIRECTORY")` loads.
-
-    Args:
-        text: As for `tensors_of_towers`.
-        vision: As for `tensors_of_towers`.
-        projections: As for `tensors_of_towers`.
-        log_scale: As for `tensors_of_towers`.
-        bias: As for `tensors_of_towers`.
-        config: `model_cfg` and `preprocess_cfg`.
-        directory: Made if it does not exist.
-    """
-    tensors = tensors_of_towers(text, vision, projections, log_scale, bias)
-    write_checkpoint(directory, tensors, config, (WEIGHTS[0], CONFIG))
+    others = {LOG_SCALE, LOGIT_BIAS, *OPENAI_MARKS, *PROJECTIONS.values()}
+    return [name for name in names if name.startswith("visual.") == (tower == "vision") and name not in others]

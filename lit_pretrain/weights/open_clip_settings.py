@@ -10,9 +10,6 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lit_pretrain.backbone.config import TransformerConfig, VisionTransformerConfig
-from lit_pretrain.backbone.text_encoder import TextEncoder
-from lit_pretrain.backbone.vision_encoder import VisionEncoder
 from lit_pretrain.errors import UserError
 
 TowerName = Literal["text", "vision"]
@@ -69,7 +66,7 @@ POOLINGS = {"tok": "cls", "avg": "mean"}
 
 
 def settings_of_config(config: Config, tower: TowerName, source: str) -> Config:
-    """Arguments of a `VisionEncoder` or a `TextEncoder`.
+    """Settings of a `VisionEncoder` or a `TextEncoder`.
 
     Args:
         config: `model_cfg` and `preprocess_cfg`, or a `model_cfg` by itself.
@@ -155,10 +152,10 @@ def settings_of_state(state: dict[str, Tensor], tower: TowerName, source: str) -
 
 
 def text_settings(transformer: Config, vocabulary_size: int, positions: int) -> Config:
-    """Arguments of a `TextEncoder` that is CLIP's."""
+    """Settings of a `TextEncoder` that is CLIP's."""
     return {
         "vocabulary_size": vocabulary_size,
-        "transformer": TransformerConfig(**transformer),
+        "transformer": transformer,
         "max_positions": positions,
         "segments": 0,
         "embedding_norm": False,
@@ -177,11 +174,11 @@ def vision_settings(
     mean: tuple[float, ...] = MEAN,
     std: tuple[float, ...] = STD,
 ) -> Config:
-    """Arguments of a `VisionEncoder` that is CLIP's."""
+    """Settings of a `VisionEncoder` that is CLIP's."""
     return {
         "image_size": image_size,
         "patch_size": patch_size,
-        "transformer": VisionTransformerConfig(**transformer),
+        "transformer": transformer,
         "embedding_norm": embedding_norm,
         "patch_bias": False,
         "pooling": pooling,
@@ -251,103 +248,4 @@ def refuse(names: list[str], tower: TowerName, source: str) -> None:
         raise UserError(
             f"The {tower} tower of {source} has {' and '.join(names)}: of open_clip's checkpoints, those load whose "
             f"{tower} tower is a {kind}."
-        )
-
-
-# -- out
-
-
-def config_of_towers(text: TextEncoder, vision: VisionEncoder, embedding_width: int, end: int, highest: int) -> Config:
-    """`model_cfg` of two towers.
-
-    Args:
-        text: The encoder of texts.
-        vision: The encoder of pictures.
-        embedding_width: E.
-        end: Id of the token that ends a text, whose features are pooled.
-        highest: Highest id that the tokenizer gives.
-
-    Raises:
-        UserError: If open_clip's CLIP has no place for something; the sentence says for what.
-    """
-    refuse_what_clip_lacks(text, vision)
-    ours = {"text": text.config, "vision": vision.config}
-    towers = {name: transformer_of(config) for name, config in ours.items()}
-    towers["text"] |= {
-        "context_length": text.max_positions,
-        "vocab_size": text.vocabulary_size,
-        "heads": text.config.resolved_heads,
-        # open_clip finds the end by the highest id, or by the end's own.
-        **({} if end == highest else {"pool_type": "eos", "eos_id": end}),
-    }
-    towers["vision"] |= {
-        "image_size": vision.image_size,
-        "patch_size": vision.patch_size,
-        "head_width": vision.width // vision.config.resolved_heads,
-        "no_ln_pre": not vision.embedding_norm,
-        "final_ln_after_pool": vision.norm_after_pooling,
-        "pool_type": {ours: theirs for theirs, ours in POOLINGS.items()}[vision.pooling],
-    }
-    quick = vision.config.activation == "quick_gelu"
-    return {
-        "embed_dim": embedding_width,
-        "quick_gelu": quick,
-        "vision_cfg": towers["vision"],
-        "text_cfg": towers["text"],
-    }
-
-
-def transformer_of(config: TransformerConfig) -> Config:
-    """What a tower's config says of its Transformer."""
-    ratio = config.resolved_feed_forward_width / config.width
-    if int(config.width * ratio) != config.resolved_feed_forward_width:
-        # open_clip rounds down: half a feature more makes that exact.
-        ratio = (config.resolved_feed_forward_width + 0.5) / config.width
-    told: Config = {"layers": config.depth, "width": config.width, "mlp_ratio": ratio}
-    if config.layer_scale is not None:
-        # Only whether it is there matters: the gains are among the tensors.
-        told["ls_init_value"] = config.layer_scale or 1e-5
-    if config.activation == "gelu_tanh":
-        told["act_kwargs"] = {"approximate": "tanh"}
-    if config.norm_epsilon != NORM_EPSILON:
-        told["norm_kwargs"] = {"eps": config.norm_epsilon}
-    return told
-
-
-def refuse_what_clip_lacks(text: TextEncoder, vision: VisionEncoder) -> None:
-    """Raise a `UserError` naming whatever of two towers open_clip's CLIP has no place for."""
-    quick = {name: one.config.activation == "quick_gelu" for name, one in (("text", text), ("vision", vision))}
-    lacking = {
-        "text": {
-            "causal: false": not text.causal,
-            f"pooling: {text.pooling}": text.pooling != "end_of_text",
-            f"positions: {text.positions}": text.positions != "learned",
-            "embedding_norm: true": text.embedding_norm,
-            f"ngrams: {text.ngrams}": text.ngrams != 1,
-        },
-        "vision": {
-            "class_token: false": not vision.class_token,
-            f"registers: {vision.registers}": vision.registers > 0,
-            f"pooling: {vision.pooling}": vision.pooling not in POOLINGS.values(),
-            f"channels: {vision.channels}": vision.channels != 3,
-            "embedding_norm: true and patch_bias: true": vision.embedding_norm and vision.patch_bias,
-            "the activation quick_gelu of one tower alone": quick["text"] != quick["vision"],
-        },
-    }
-    names = []
-    for tower, encoder in (("text", text), ("vision", vision)):
-        config = encoder.config
-        normed = config.final_norm or getattr(encoder, "norm_after_pooling", False)
-        lacking[tower] |= {
-            f"activation: {config.activation}": config.activation == "swiglu",
-            "query_key_norm: true": config.query_key_norm,
-            f"norm_order: {config.norm_order}": config.norm_order != "pre",
-            "final_norm: false": not normed,
-        }
-        found = [name for name, present in lacking[tower].items() if present]
-        names += [f"a {tower} tower with {' and '.join(found)}"] if found else []
-    if names:
-        raise UserError(
-            f"open_clip's CLIP cannot hold {' and '.join(names)}: pretrain with CLIP's own settings if the weights "
-            "must load there."
         )

@@ -6,15 +6,11 @@ and std and a pooling without parameters leave no trace there, and are never gue
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from lit_pretrain.backbone.config import VisionTransformerConfig
 from lit_pretrain.errors import UserError
-
-if TYPE_CHECKING:
-    from lit_pretrain.backbone.vision_encoder import VisionEncoder
 
 POOLINGS = {"token": "cls", "avg": "mean", "map": "map"}
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
@@ -22,19 +18,19 @@ ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu
 ARCHITECTURES = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}
 # Of the feed-forward SwiGLUPacked, which its config.json cannot say either.
 GATED_ARCHITECTURES = {1e-6: "vit_giant_patch14_dinov2"}
-# What no tensor tells.
-UNTOLD = ("heads", "activation", "norm_epsilon", "pooling", "mean", "std")
+# Settings that no tensor tells.
+NOT_IN_TENSORS = ("heads", "activation", "norm_epsilon", "pooling", "mean", "std")
 # What timm's names call these widths.
 SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
 
 
-def settings_of_state(state: dict[str, Tensor], source: str | Path, **untold: Any) -> dict[str, Any]:
-    """Arguments of a `VisionEncoder` of the shape that timm's tensors have.
+def settings_of_state(state: dict[str, Tensor], source: str | Path, **others: Any) -> dict[str, Any]:
+    """Settings of a `VisionEncoder` of the shape that timm's tensors have.
 
     Args:
         state: The tensors.
         source: Where they come from, for messages.
-        **untold: What they do not tell, all of `UNTOLD`; not the pooling where it has parameters.
+        **others: What they do not tell, all of `NOT_IN_TENSORS`; not the pooling where it has parameters.
 
     Raises:
         UserError: If something is not told, or the tensors are no ViT's of timm's.
@@ -51,12 +47,12 @@ def settings_of_state(state: dict[str, Tensor], source: str | Path, **untold: An
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
     grid_size, class_position = grid_of(position.shape[1], int(class_token) + registers, source)
     if "attn_pool.latent" in state:
-        untold["pooling"] = "map"
+        others["pooling"] = "map"
     if "blocks.0.attn.q_norm.weight" in state:
-        untold["heads"] = width // len(state["blocks.0.attn.q_norm.weight"])
+        others["heads"] = width // len(state["blocks.0.attn.q_norm.weight"])
     if "blocks.0.mlp.fc1_g.weight" in state:
-        untold["activation"] = "swiglu"
-    missing = [name for name in UNTOLD if untold.get(name) is None]
+        others["activation"] = "swiglu"
+    missing = [name for name in NOT_IN_TENSORS if others.get(name) is None]
     if missing:
         raise UserError(
             f"The tensors of {source} do not tell {', '.join(missing)}: give the name of timm's model that they belong "
@@ -66,27 +62,27 @@ def settings_of_state(state: dict[str, Tensor], source: str | Path, **untold: An
         "image_size": grid_size * patch_size,
         "patch_size": patch_size,
         "channels": channels,
-        "transformer": VisionTransformerConfig(
-            depth=1 + max(int(parts[1]) for parts in blocks),
-            width=width,
-            heads=untold["heads"],
-            feed_forward_width=state["blocks.0.mlp.fc2.weight"].shape[1],
-            activation=untold["activation"],
-            norm_epsilon=untold["norm_epsilon"],
-            bias="blocks.0.attn.proj.bias" in state,
-            layer_scale=1e-5 if "blocks.0.ls1.gamma" in state else None,
-            query_key_norm="blocks.0.attn.q_norm.weight" in state,
-            final_norm="norm.weight" in state,
-        ),
+        "transformer": {
+            "depth": 1 + max(int(parts[1]) for parts in blocks),
+            "width": width,
+            "heads": others["heads"],
+            "feed_forward_width": state["blocks.0.mlp.fc2.weight"].shape[1],
+            "activation": others["activation"],
+            "norm_epsilon": others["norm_epsilon"],
+            "bias": "blocks.0.attn.proj.bias" in state,
+            "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in state else None,
+            "query_key_norm": "blocks.0.attn.q_norm.weight" in state,
+            "final_norm": "norm.weight" in state,
+        },
         "class_token": class_token,
         "registers": registers,
         "class_position": class_position,
         "embedding_norm": "norm_pre.weight" in state,
         "patch_bias": "patch_embed.proj.bias" in state,
-        "pooling": untold["pooling"],
+        "pooling": others["pooling"],
         "norm_after_pooling": "fc_norm.weight" in state,
-        "mean": tuple(untold["mean"]),
-        "std": tuple(untold["std"]),
+        "mean": tuple(others["mean"]),
+        "std": tuple(others["std"]),
     }
 
 
@@ -116,7 +112,7 @@ def grid_of(positions: int, prefix: int, source: str | Path) -> tuple[int, bool]
 
 
 def settings_of_model(model: nn.Module, source: str | Path) -> dict[str, Any]:
-    """Arguments of a `VisionEncoder` that computes what a model of timm's does."""
+    """Settings of a `VisionEncoder` that computes what a model of timm's does."""
     refuse_what_we_lack(model, source)
     block, config = model.blocks[0], model.pretrained_cfg
     channels, means, stds = model.in_chans, config.get("mean"), config.get("std")
@@ -127,21 +123,21 @@ def settings_of_model(model: nn.Module, source: str | Path) -> dict[str, Any]:
         "image_size": model.patch_embed.img_size[0],
         "patch_size": model.patch_embed.patch_size[0],
         "channels": channels,
-        "transformer": VisionTransformerConfig(
-            depth=len(model.blocks),
-            width=model.embed_dim,
-            heads=block.attn.num_heads,
-            feed_forward_width=block.mlp.fc2.in_features,
-            activation="swiglu" if is_swiglu(block.mlp) else activation_of(block.mlp.act),
-            norm_epsilon=block.norm1.eps,
-            bias=block.attn.proj.bias is not None,
-            dropout=block.attn.proj_drop.p,
-            attention_dropout=block.attn.attn_drop.p,
-            stochastic_depth=getattr(model.blocks[-1].drop_path1, "drop_prob", 0.0),
-            layer_scale=None if isinstance(block.ls1, nn.Identity) else getattr(block.ls1, "init_values", 1e-5),
-            final_norm=isinstance(model.norm, nn.LayerNorm),
-            query_key_norm=isinstance(block.attn.q_norm, nn.LayerNorm),
-        ),
+        "transformer": {
+            "depth": len(model.blocks),
+            "width": model.embed_dim,
+            "heads": block.attn.num_heads,
+            "feed_forward_width": block.mlp.fc2.in_features,
+            "activation": "swiglu" if is_swiglu(block.mlp) else activation_of(block.mlp.act),
+            "norm_epsilon": block.norm1.eps,
+            "bias": block.attn.proj.bias is not None,
+            "dropout": block.attn.proj_drop.p,
+            "attention_dropout": block.attn.attn_drop.p,
+            "stochastic_depth": getattr(model.blocks[-1].drop_path1, "drop_prob", 0.0),
+            "layer_scale": None if isinstance(block.ls1, nn.Identity) else getattr(block.ls1, "init_values", 1e-5),
+            "final_norm": isinstance(model.norm, nn.LayerNorm),
+            "query_key_norm": isinstance(block.attn.q_norm, nn.LayerNorm),
+        },
         "class_token": model.has_class_token,
         "registers": model.num_reg_tokens,
         "class_position": not model.no_embed_class,
@@ -151,6 +147,7 @@ def settings_of_model(model: nn.Module, source: str | Path) -> dict[str, Any]:
         "norm_after_pooling": pooled_norm,
         "mean": tuple(means) if told else (0.5,) * channels,
         "std": tuple(stds) if told else (0.5,) * channels,
+        "crop_share": config.get("crop_pct"),
     }
 
 
@@ -209,58 +206,60 @@ def refuse_what_we_lack(model: nn.Module, source: str | Path) -> None:
         raise UserError(f"{source} has {' and '.join(names)}, which VisionEncoder lacks: choose another ViT.")
 
 
-def config_of(encoder: "VisionEncoder") -> dict[str, Any]:
-    """The config.json of an encoder: timm's arguments, and how pictures are prepared."""
-    config = encoder.config
-    gated = config.activation == "swiglu"
-    pooling = {ours: theirs for theirs, ours in POOLINGS.items()}[encoder.pooling]
+def config_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of an encoder, its Transformer resolved: timm's arguments, and how pictures are prepared."""
+    transformer = settings["transformer"]
+    prefix_tokens = int(settings["class_token"]) + settings["registers"]
+    positioned_prefix = settings["class_position"] and settings["positions"] == "learned"
+    gated = transformer["activation"] == "swiglu"
+    pooling = {ours: theirs for theirs, ours in POOLINGS.items()}[settings["pooling"]]
     # timm counts what both halves of a SwiGLU take in.
-    inner = config.resolved_feed_forward_width * (2 if gated else 1)
-    ratio = inner / config.width
-    if int(config.width * ratio) != inner:
+    inner = transformer["feed_forward_width"] * (2 if gated else 1)
+    ratio = inner / transformer["width"]
+    if int(transformer["width"] * ratio) != inner:
         # timm rounds down: half a feature more makes that exact.
-        ratio = (inner + 0.5) / config.width
+        ratio = (inner + 0.5) / transformer["width"]
     arguments = {
-        "img_size": encoder.image_size,
-        "patch_size": encoder.patch_size,
-        "in_chans": encoder.channels,
+        "img_size": settings["image_size"],
+        "patch_size": settings["patch_size"],
+        "in_chans": settings["channels"],
         "num_classes": 0,
         "global_pool": pooling,
-        "embed_dim": config.width,
-        "depth": config.depth,
-        "num_heads": config.resolved_heads,
+        "embed_dim": transformer["width"],
+        "depth": transformer["depth"],
+        "num_heads": transformer["heads"],
         "mlp_ratio": ratio,
-        "qkv_bias": config.bias,
-        "proj_bias": config.bias,
-        "class_token": encoder.class_token,
-        "no_embed_class": not encoder.embeddings.positioned_prefix and encoder.prefix_tokens > 0,
-        "reg_tokens": encoder.registers,
-        "pre_norm": encoder.embedding_norm,
-        "final_norm": config.final_norm or encoder.norm_after_pooling,
-        "fc_norm": encoder.norm_after_pooling,
-        "act_layer": "silu" if gated else config.activation,
-        "qk_norm": config.query_key_norm,
-        "pos_drop_rate": config.dropout,
-        "proj_drop_rate": config.dropout,
-        "attn_drop_rate": config.attention_dropout,
-        "drop_path_rate": config.stochastic_depth,
+        "qkv_bias": transformer["bias"],
+        "proj_bias": transformer["bias"],
+        "class_token": settings["class_token"],
+        "no_embed_class": not positioned_prefix and prefix_tokens > 0,
+        "reg_tokens": settings["registers"],
+        "pre_norm": settings["embedding_norm"],
+        "final_norm": transformer["final_norm"] or settings["norm_after_pooling"],
+        "fc_norm": settings["norm_after_pooling"],
+        "act_layer": "silu" if gated else transformer["activation"],
+        "qk_norm": transformer["query_key_norm"],
+        "pos_drop_rate": transformer["dropout"],
+        "proj_drop_rate": transformer["dropout"],
+        "attn_drop_rate": transformer["attention_dropout"],
+        "drop_path_rate": transformer["stochastic_depth"],
     }
-    if config.layer_scale is not None:
+    if transformer["layer_scale"] is not None:
         # Only whether it is 0 matters to timm: then it would leave the gains out.
-        arguments["init_values"] = config.layer_scale or 1e-5
+        arguments["init_values"] = transformer["layer_scale"] or 1e-5
     return {
-        "architecture": (GATED_ARCHITECTURES if gated else ARCHITECTURES)[config.norm_epsilon],
+        "architecture": (GATED_ARCHITECTURES if gated else ARCHITECTURES)[transformer["norm_epsilon"]],
         "num_classes": 0,
-        "num_features": config.width,
+        "num_features": transformer["width"],
         "global_pool": pooling,
         "model_args": arguments,
         "pretrained_cfg": {
-            "input_size": [encoder.channels, encoder.image_size, encoder.image_size],
+            "input_size": [settings["channels"], settings["image_size"], settings["image_size"]],
             "fixed_input_size": True,
             "interpolation": "bicubic",
-            "crop_pct": encoder.crop_share or 1.0,
-            "mean": list(encoder.channel_means),
-            "std": list(encoder.channel_stds),
+            "crop_pct": settings["crop_share"] or 1.0,
+            "mean": list(settings["mean"]),
+            "std": list(settings["std"]),
             "num_classes": 0,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
@@ -268,15 +267,16 @@ def config_of(encoder: "VisionEncoder") -> dict[str, Any]:
     }
 
 
-def refuse_what_timm_lacks(encoder: "VisionEncoder") -> None:
-    """Raise a `UserError` naming whatever of this encoder timm's VisionTransformer has no place for."""
-    config = encoder.config
-    known = GATED_ARCHITECTURES if config.activation == "swiglu" else ARCHITECTURES
+def refuse_what_timm_lacks(settings: dict[str, Any]) -> None:
+    """Raise a `UserError` naming whatever of an encoder timm's VisionTransformer has no place for."""
+    transformer = settings["transformer"]
+    gated, epsilon = transformer["activation"] == "swiglu", transformer["norm_epsilon"]
+    known = GATED_ARCHITECTURES if gated else ARCHITECTURES
     lacking = {
-        "norm_order: post": config.norm_order != "pre",
-        "embedding_norm: true and patch_bias: true": encoder.embedding_norm and encoder.patch_bias,
-        f"norm_epsilon: {config.norm_epsilon} (only {' and '.join(map(str, known))})": config.norm_epsilon not in known,
-        "activation: swiglu and pooling: map": config.activation == "swiglu" and encoder.pooling == "map",
+        "norm_order: post": transformer["norm_order"] != "pre",
+        "embedding_norm: true and patch_bias: true": settings["embedding_norm"] and settings["patch_bias"],
+        f"norm_epsilon: {epsilon} (only {' and '.join(map(str, known))})": epsilon not in known,
+        "activation: swiglu and pooling: map": gated and settings["pooling"] == "map",
     }
     names = [name for name, present in lacking.items() if present]
     if names:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lit_pretrain.backbone.vision_encoder import VisionEncoder
 from lit_pretrain.errors import UserError, nearest
 from lit_pretrain.weights.files import SUFFIXES, read_or_held, weight_files, write_checkpoint
 from lit_pretrain.weights.public import LinearHead, PublicWeights
@@ -69,41 +68,33 @@ def timm_name(ours: str) -> str:
     return ours
 
 
-def load_encoder(source: str | Path, architecture: str | None = None, **untold: Any) -> VisionEncoder:
-    """Build a `VisionEncoder` from timm's weights.
-
-    A classifier (`head.*`) and the decoder of MAE's pretraining are left out, which is said on stderr.
+def load_weights(source: str | Path, architecture: str | None = None, **others: Any) -> PublicWeights:
+    """Read timm's weights as settings and tensors of a `VisionEncoder`.
 
     Args:
         source: A model name of timm's, which its `create_model` downloads; a state-dict file (.safetensors, or .bin,
             .pth, .pt, read without running any pickled code); or a directory with config.json and weights.
         architecture: For a file without a config.json beside it, the name of timm's model whose weights it holds, with
             the tag of its training where that decides the colours' mean and std ("vit_base_patch16_224.mae").
-        **untold: For a file without either, all that its tensors do not tell: `heads`, `activation`, `norm_epsilon`,
+        **others: For a file without either, all that its tensors do not tell: `heads`, `activation`, `norm_epsilon`,
             `pooling` (unless it has parameters), `mean` and `std`.
 
     Returns:
-        The encoder in evaluation mode.
+        With the classifier (`head.*`); the decoder of MAE's pretraining is left out.
 
     Raises:
-        UserError: If the source cannot be had or read, is no ViT of ours, does not tell what it computes, or a tensor
-            is missing or unexpected.
+        UserError: If the source cannot be had or read, is no ViT of ours, or does not tell what it computes.
     """
-    return load_weights(source, architecture, **untold).alone(source)
-
-
-def load_weights(source: str | Path, architecture: str | None = None, **untold: Any) -> PublicWeights:
-    """As `load_encoder`, with the classifier and the names of what was left out."""
     path = Path(source)
-    given = ([] if architecture is None else ["architecture"]) + list(untold)
+    given = ([] if architecture is None else ["architecture"]) + list(others)
     if given and not path.is_file():
         raise UserError(
             f"from_pretrained was given {', '.join(given)} for {source}, which tells it itself: leave it out, or give "
             "a file of weights."
         )
-    if architecture is not None and untold:
+    if architecture is not None and others:
         raise UserError(
-            f"from_pretrained was given {', '.join(untold)} beside architecture, which tells it: give one of them."
+            f"from_pretrained was given {', '.join(others)} beside architecture, which tells it: give one of them."
         )
     model = None
     if path.is_file() and (given or not tells_architecture(path.parent)):
@@ -116,19 +107,16 @@ def load_weights(source: str | Path, architecture: str | None = None, **untold: 
         model, state = open_name(source)
     state, head, left_out = without_heads(state)
     if model is None:
-        settings = settings_of_state(state, path, **untold)
+        settings = settings_of_state(state, path, **others)
     else:
         settings = settings_of_model(model, source)
         state = as_model_names_them(state, model)
-    encoder = VisionEncoder(**settings)
-    if model is not None:
-        encoder.crop_share = model.pretrained_cfg.get("crop_pct")
-    load_tensors(encoder, state, source)
-    if head is not None and head.weight.shape[1:] != (encoder.width,):
+    state = with_biases(with_one_matrix(state), settings["transformer"])
+    if head is not None and head.weight.shape[1:] != (settings["transformer"]["width"],):
         head, left_out = None, sorted([*left_out, *head.names])
     elif head is not None and model is not None:
         head = replace(head, **labels_of(model, path if path.is_dir() else path.parent))
-    return PublicWeights(encoder.eval(), head, left_out)
+    return PublicWeights(str(source), settings, state, timm_name, head, left_out)
 
 
 def labels_of(model: nn.Module, directory: Path) -> dict[str, Any]:
@@ -308,47 +296,29 @@ def with_one_matrix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return joined
 
 
-@torch.no_grad()
-def load_tensors(encoder: VisionEncoder, state: dict[str, Tensor], source: str | Path) -> None:
-    """Copy timm's tensors into an encoder's own; every one of either must have its counterpart of the same shape."""
-    plan = {timm_name(name): target for name, target in encoder.state_dict().items()}
-    state = with_one_matrix(state)
-    query_key_value_bias = {name for name in plan if name.endswith("attn.qkv.bias")}
-    if not query_key_value_bias & state.keys():
-        # Models without these biases (but with the others) compute the same with zeros.
-        state |= {name: torch.zeros_like(plan[name]) for name in query_key_value_bias}
-    missing, unexpected = sorted(plan.keys() - state.keys()), sorted(state.keys() - plan.keys())
-    if missing or unexpected:
-        raise UserError(
-            f"The weights of {source} are not those of the ViT that they seem to be: missing {missing or 'none'}, "
-            f"unexpected {unexpected or 'none'}."
-        )
-    for name, target in plan.items():
-        value = state[name].flatten(1) if name == "patch_embed.proj.weight" else state[name]
-        if value.shape != target.shape:
-            raise UserError(
-                f"{source} has shape {tuple(value.shape)} where {tuple(target.shape)} is expected for '{name}': the "
-                "weights belong to another model."
-            )
-        target.copy_(value)
+def with_biases(state: dict[str, Tensor], transformer: dict[str, Any]) -> dict[str, Tensor]:
+    """Tensors with zeros for the biases of queries, keys and values, where those alone of a block are left out."""
+    names = [f"blocks.{index}.attn.qkv.bias" for index in range(transformer["depth"])]
+    if not transformer["bias"] or not state.keys().isdisjoint(names):
+        return state
+    return state | {name: torch.zeros(3 * transformer["width"]) for name in names}
 
 
-def save_encoder(encoder: VisionEncoder, directory: str | Path) -> None:
+def save_weights(settings: dict[str, Any], tensors: dict[str, Tensor], directory: str | Path) -> None:
     """Write an encoder as a directory that timm loads: `timm.create_model("local-dir:DIR", pretrained=True)`.
 
     Args:
-        encoder: Pre-norm, as ViT is. Fixed positions are written as numbers, and are learned from then on.
+        settings: Of a `VisionEncoder`, its Transformer's resolved: pre-norm, as ViT is.
+        tensors: Its own, by our names; fixed positions are among them as numbers, and are learned from then on.
         directory: Made if it does not exist.
 
     Raises:
         UserError: If the encoder has something that timm's VisionTransformer cannot hold; the sentence says what.
     """
-    refuse_what_timm_lacks(encoder)
-    tensors = {timm_name(name): value for name, value in encoder.state_dict().items()}
-    kernel = tensors["patch_embed.proj.weight"]
-    tensors["patch_embed.proj.weight"] = kernel.unflatten(1, (encoder.channels, encoder.patch_size, encoder.patch_size))
-    if encoder.positions == "sincos":
-        tensors["pos_embed"] = encoder.embeddings.fixed_position
-    if not encoder.embedding_norm and not encoder.patch_bias:
-        tensors["patch_embed.proj.bias"] = kernel.new_zeros(encoder.width)
-    write_checkpoint(directory, tensors, config_of(encoder))
+    refuse_what_timm_lacks(settings)
+    state = {timm_name(name): value for name, value in tensors.items()}
+    kernel, side = state["patch_embed.proj.weight"], settings["patch_size"]
+    state["patch_embed.proj.weight"] = kernel.unflatten(1, (settings["channels"], side, side))
+    if not settings["embedding_norm"] and not settings["patch_bias"]:
+        state["patch_embed.proj.bias"] = kernel.new_zeros(len(kernel))
+    write_checkpoint(directory, state, config_of(settings))

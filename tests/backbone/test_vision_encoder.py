@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy
 import pytest
@@ -297,7 +298,8 @@ def test_pictures_are_framed_as_timms_transform_does(stored: int) -> None:
     pixels = numpy.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=numpy.uint8)
     PILImage.fromarray(pixels).save(file := io.BytesIO(), "PNG")
     square = torch.tensor(decode(EncodedPicture(0, "noise", file.getvalue()), Square(stored)))
-    transform = create_transform(**resolve_data_config({}, pretrained_cfg=config_of(encoder)["pretrained_cfg"]))
+    settings = encoder.settings() | {"transformer": asdict(encoder.config.resolved())}
+    transform = create_transform(**resolve_data_config({}, pretrained_cfg=config_of(settings)["pretrained_cfg"]))
     expected = transform(PILImage.fromarray(pixels))
     found = encoder.normalize(encoder.frame(square[None]))[0]
     torch.testing.assert_close(found, expected, atol=0.05, rtol=0)

@@ -23,7 +23,7 @@ from transformers import (
     ViTModel,
 )
 
-from lit_pretrain.backbone import VisionEncoder
+from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import ContrastivePretraining, FineTuning
 from lit_pretrain.modules.starting_points import load_starting_point
@@ -73,7 +73,7 @@ PICTURES = torch.randn(3, 3, 24, 24, generator=torch.Generator().manual_seed(1))
 def test_pictures_agree(name: str, tmp_path: Path) -> None:
     theirs = write(MODELS[name](), tmp_path)
     found = load_weights(tmp_path)
-    encoder, expected = found.encoder, theirs(PICTURES)
+    encoder, expected = VisionEncoder.from_public(found), theirs(PICTURES)
     features = encoder.forward_features(PICTURES)
     close(features, expected.last_hidden_state)
     pooled = expected.last_hidden_state[:, 0] if expected.pooler_output is None else expected.pooler_output
@@ -98,28 +98,29 @@ def test_heads_of_pictures_are_taken_or_named(tmp_path: Path) -> None:
     assert found.left_out and all(name.startswith("decoder.") for name in found.left_out)
     # In an order of its own, for the patches that are left.
     expected = masked.vit(PICTURES, noise=torch.arange(9.0).expand(3, 9)).last_hidden_state
-    close(found.encoder.forward_features(PICTURES), expected)
+    close(VisionEncoder.from_public(found).forward_features(PICTURES), expected)
 
 
 @torch.no_grad()
 def test_a_clip_is_both_towers(tmp_path: Path) -> None:
     theirs = write(CLIPModel(CLIP), tmp_path)
     text, vision = (load_tower(tmp_path, tower) for tower in ("text", "vision"))
+    text_encoder, vision_encoder = TextEncoder.from_public(text), VisionEncoder.from_public(vision)
     ids = torch.tensor([[1, 7, 9, 59, 0, 0], [1, 5, 4, 3, 2, 59]])
     mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1] * 6])
     expected = theirs(input_ids=ids, attention_mask=mask, pixel_values=PICTURES)
     for attention_mask in (mask, None):
-        embeddings = text.encoder(ids, attention_mask) @ text.projection.T
+        embeddings = text_encoder(ids, attention_mask) @ text.projection.T
         close(torch.nn.functional.normalize(embeddings, dim=-1), expected.text_embeds)
     real = mask.bool()
-    close(text.encoder.forward_features(ids, mask)[real], expected.text_model_output.last_hidden_state[real])
-    embeddings = vision.encoder(PICTURES) @ vision.projection.T
+    close(text_encoder.forward_features(ids, mask)[real], expected.text_model_output.last_hidden_state[real])
+    embeddings = vision_encoder(PICTURES) @ vision.projection.T
     close(torch.nn.functional.normalize(embeddings, dim=-1), expected.image_embeds)
     assert text.log_scale == vision.log_scale == pytest.approx(theirs.logit_scale.item())
-    assert text.encoder.config.activation == "quick_gelu" and vision.encoder.config.activation == "gelu"
+    assert text_encoder.config.activation == "quick_gelu" and vision_encoder.config.activation == "gelu"
 
     module = ContrastivePretraining.from_pretrained(tmp_path)
-    close(module.embed_pictures(PICTURES * vision.encoder.std + vision.encoder.mean), expected.image_embeds)
+    close(module.embed_pictures(PICTURES * vision_encoder.std + vision_encoder.mean), expected.image_embeds)
     assert module.objective.log_scale.item() == pytest.approx(text.log_scale) and module.embedding_width == 20
     assert isinstance(FineTuning(init_from=str(tmp_path)).encoder, VisionEncoder)
     assert FineTuning(init_from=f"{tmp_path}:text").encoder.causal
@@ -142,7 +143,7 @@ def test_what_cannot_be_taken_is_one_sentence(tmp_path: Path) -> None:
     refused("pictures of 25 pixels that its patches of 8 do not divide", image_size=25)
     refused("asks for the activation 'relu': ours are", hidden_act="relu")
     refused("missing transformer.blocks.2", num_hidden_layers=3)
-    refused(r"shape \(1, 10, 32\) where its config.json gives \(1, 17, 32\)", image_size=32)
+    refused(r"shape \(1, 10, 32\) where \(1, 17, 32\) is expected", image_size=32)
     refused("tells of beit, which is neither BERT", model_type="beit")
     (tmp_path / PREPROCESSOR).unlink()
     refused("has no preprocessor_config.json that tells image_mean and image_std")

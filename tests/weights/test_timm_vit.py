@@ -166,7 +166,7 @@ def test_a_name_beside_a_file_tells_the_rest(name: str, tmp_path: Path, monkeypa
     save_file(model.state_dict() | decoder, tmp_path / "weights.safetensors")
     monkeypatch.setattr(timm, "create_model", lambda *arguments, **given: real(*arguments, **given | narrow))
     found = load_weights(tmp_path / "weights.safetensors", name)
-    encoder = found.encoder
+    encoder = VisionEncoder.from_public(found)
     assert found.left_out == sorted(decoder)
     assert encoder.channel_means == tuple(model.pretrained_cfg["mean"]) and encoder.config.heads != 1
     assert encoder.crop_share == model.pretrained_cfg["crop_pct"]
@@ -266,7 +266,7 @@ def test_every_key_without_counterpart_is_named(tmp_path: Path) -> None:
     state, path = model.state_dict(), tmp_path / "model.safetensors"
     del state["blocks.1.norm1.bias"]
     save_file(state | {"blocks.2.attn.rope": torch.zeros(2), "head_dist.weight": torch.zeros(2)}, path)
-    names = r"missing \['blocks.1.norm1.bias'\], unexpected \['blocks.2.attn.rope', 'head_dist.weight'\]"
+    names = r"missing blocks.1.norm1.bias; unexpected blocks.2.attn.rope, head_dist.weight"
     with pytest.raises(UserError, match=names):
         VisionEncoder.from_pretrained(path, **untold(model))
     with pytest.raises(UserError, match="perhaps vit_tiny_patch16_224 or one of its variants"):

@@ -146,8 +146,8 @@ def our_module(
     config = shape.config(vocabulary_size)
     if peer is None:
         towers = {
-            "text_encoder": TextEncoder(**settings_of_config(config, "text", shape.name)),
-            "vision_encoder": VisionEncoder(**settings_of_config(config, "vision", shape.name)),
+            "text_encoder": TextEncoder.from_settings(settings_of_config(config, "text", shape.name)),
+            "vision_encoder": VisionEncoder.from_settings(settings_of_config(config, "vision", shape.name)),
         }
         module = ContrastivePretraining(**towers, embedding_width=config["embed_dim"], **settings)
     else:

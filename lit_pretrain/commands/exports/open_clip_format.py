@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder
 from lit_pretrain.commands.exports.card import Loading
 from lit_pretrain.commands.exports.check import (
     Difference,
@@ -21,10 +23,13 @@ from lit_pretrain.commands.exports.check import (
 from lit_pretrain.commands.exports.subject import EMBEDDINGS, Subject
 from lit_pretrain.data.text.byte_pair_tokenizer import BytePairTokenizer
 from lit_pretrain.errors import UserError
-from lit_pretrain.weights.open_clip import save_towers
-from lit_pretrain.weights.open_clip_settings import config_of_towers
+from lit_pretrain.weights.files import write_checkpoint
+from lit_pretrain.weights.open_clip import CONFIG, LOG_SCALE, LOGIT_BIAS, PROJECTIONS, WEIGHTS, open_clip_name
+from lit_pretrain.weights.open_clip_settings import NORM_EPSILON, POOLINGS, TowerName
 
 PACKAGES = ("open_clip", "transformers")
+# Matrices of a block, each of which has a bias there.
+LINEAR = ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
 def library() -> str:
@@ -59,6 +64,167 @@ def write(subject: Subject, directory: Path) -> None:
     path = directory / "tokenizer_config.json"
     limit = {"model_max_length": text.max_positions}
     path.write_text(json.dumps(json.loads(path.read_text()) | limit, indent=2) + "\n")
+
+
+def config_of_towers(
+    text: TextEncoder, vision: VisionEncoder, embedding_width: int, end: int, highest: int
+) -> dict[str, Any]:
+    """`model_cfg` of two towers.
+
+    Args:
+        text: The encoder of texts.
+        vision: The encoder of pictures.
+        embedding_width: E.
+        end: Id of the token that ends a text, whose features are pooled.
+        highest: Highest id that the tokenizer gives.
+
+    Raises:
+        UserError: If open_clip's CLIP has no place for something; the sentence says for what.
+    """
+    refuse_what_clip_lacks(text, vision)
+    ours = {"text": text.config, "vision": vision.config}
+    towers = {name: transformer_of(config) for name, config in ours.items()}
+    towers["text"] |= {
+        "context_length": text.max_positions,
+        "vocab_size": text.vocabulary_size,
+        "heads": text.config.resolved_heads,
+        # open_clip finds the end by the highest id, or by the end's own.
+        **({} if end == highest else {"pool_type": "eos", "eos_id": end}),
+    }
+    towers["vision"] |= {
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "head_width": vision.width // vision.config.resolved_heads,
+        "no_ln_pre": not vision.embedding_norm,
+        "final_ln_after_pool": vision.norm_after_pooling,
+        "pool_type": {ours: theirs for theirs, ours in POOLINGS.items()}[vision.pooling],
+    }
+    quick = vision.config.activation == "quick_gelu"
+    return {
+        "embed_dim": embedding_width,
+        "quick_gelu": quick,
+        "vision_cfg": towers["vision"],
+        "text_cfg": towers["text"],
+    }
+
+
+def transformer_of(config: TransformerConfig) -> dict[str, Any]:
+    """What a tower's config says of its Transformer."""
+    ratio = config.resolved_feed_forward_width / config.width
+    if int(config.width * ratio) != config.resolved_feed_forward_width:
+        # open_clip rounds down: half a feature more makes that exact.
+        ratio = (config.resolved_feed_forward_width + 0.5) / config.width
+    told: dict[str, Any] = {"layers": config.depth, "width": config.width, "mlp_ratio": ratio}
+    if config.layer_scale is not None:
+        # Only whether it is there matters: the gains are among the tensors.
+        told["ls_init_value"] = config.layer_scale or 1e-5
+    if config.activation == "gelu_tanh":
+        told["act_kwargs"] = {"approximate": "tanh"}
+    if config.norm_epsilon != NORM_EPSILON:
+        told["norm_kwargs"] = {"eps": config.norm_epsilon}
+    return told
+
+
+def refuse_what_clip_lacks(text: TextEncoder, vision: VisionEncoder) -> None:
+    """Raise a `UserError` naming whatever of two towers open_clip's CLIP has no place for."""
+    quick = {name: one.config.activation == "quick_gelu" for name, one in (("text", text), ("vision", vision))}
+    lacking = {
+        "text": {
+            "causal: false": not text.causal,
+            f"pooling: {text.pooling}": text.pooling != "end_of_text",
+            f"positions: {text.positions}": text.positions != "learned",
+            "embedding_norm: true": text.embedding_norm,
+            f"ngrams: {text.ngrams}": text.ngrams != 1,
+        },
+        "vision": {
+            "class_token: false": not vision.class_token,
+            f"registers: {vision.registers}": vision.registers > 0,
+            f"pooling: {vision.pooling}": vision.pooling not in POOLINGS.values(),
+            f"channels: {vision.channels}": vision.channels != 3,
+            "embedding_norm: true and patch_bias: true": vision.embedding_norm and vision.patch_bias,
+            "the activation quick_gelu of one tower alone": quick["text"] != quick["vision"],
+        },
+    }
+    names = []
+    for tower, encoder in (("text", text), ("vision", vision)):
+        config = encoder.config
+        normed = config.final_norm or getattr(encoder, "norm_after_pooling", False)
+        lacking[tower] |= {
+            f"activation: {config.activation}": config.activation == "swiglu",
+            "query_key_norm: true": config.query_key_norm,
+            f"norm_order: {config.norm_order}": config.norm_order != "pre",
+            "final_norm: false": not normed,
+        }
+        found = [name for name, present in lacking[tower].items() if present]
+        names += [f"a {tower} tower with {' and '.join(found)}"] if found else []
+    if names:
+        raise UserError(
+            f"open_clip's CLIP cannot hold {' and '.join(names)}: pretrain with CLIP's own settings if the weights "
+            "must load there."
+        )
+
+
+@torch.no_grad()
+def tensors_of_towers(
+    text: TextEncoder, vision: VisionEncoder, projections: dict[TowerName, Tensor], log_scale: float, bias: float | None
+) -> dict[str, Tensor]:
+    """Two towers' tensors by open_clip's names of `CLIP`; those that it has and we need not are zeros.
+
+    Args:
+        text: The encoder of texts; its one segment, if it has any, goes into the positions.
+        vision: The encoder of pictures; so does the bias of its patches.
+        projections: (E, D) each.
+        log_scale: Logarithm of what cosines are multiplied by.
+        bias: What is added to them then; null for nothing.
+    """
+    found = {name: value.detach() for name, value in named_for_clip(text, "text").items()}
+    if text.segments:
+        found["positional_embedding"] = found["positional_embedding"] + found.pop("embeddings.segment.weight")[0]
+    pictures = {name: value.detach() for name, value in named_for_clip(vision, "vision").items()}
+    kernel = pictures["visual.conv1.weight"]
+    pictures["visual.conv1.weight"] = kernel.unflatten(1, (vision.channels, vision.patch_size, vision.patch_size))
+    pictures["visual.class_embedding"] = pictures["visual.class_embedding"].flatten()
+    prefix, patches = vision.embeddings.positions_for(vision.embeddings.grid)
+    if "visual.conv1.bias" in pictures:
+        patches = patches + pictures.pop("visual.conv1.bias")
+    if not vision.embeddings.positioned_prefix:
+        prefix = torch.zeros_like(patches[:, :1])
+    pictures["visual.positional_embedding"] = torch.cat([prefix, patches], dim=1)[0]
+    found |= pictures
+    for name in [name for name in found if name.endswith(LINEAR)]:
+        found.setdefault(name.removesuffix("weight") + "bias", found[name].new_zeros(len(found[name])))
+    found |= {PROJECTIONS[tower]: projection.T for tower, projection in projections.items()}
+    found[LOG_SCALE] = torch.tensor(log_scale)
+    return found if bias is None else found | {LOGIT_BIAS: torch.tensor(bias)}
+
+
+def named_for_clip(encoder: nn.Module, tower: TowerName) -> dict[str, Tensor]:
+    """An encoder's tensors by open_clip's names."""
+    return {open_clip_name(name, tower): value for name, value in encoder.state_dict().items()}
+
+
+def save_towers(
+    text: TextEncoder,
+    vision: VisionEncoder,
+    projections: dict[TowerName, Tensor],
+    log_scale: float,
+    bias: float | None,
+    config: dict[str, Any],
+    directory: str | Path,
+) -> None:
+    """Write both towers as a directory that `open_clip.create_model("local-dir:DIRECTORY")` loads.
+
+    Args:
+        text: As for `tensors_of_towers`.
+        vision: As for `tensors_of_towers`.
+        projections: As for `tensors_of_towers`.
+        log_scale: As for `tensors_of_towers`.
+        bias: As for `tensors_of_towers`.
+        config: `model_cfg` and `preprocess_cfg`.
+        directory: Made if it does not exist.
+    """
+    tensors = tensors_of_towers(text, vision, projections, log_scale, bias)
+    write_checkpoint(directory, tensors, config, (WEIGHTS[0], CONFIG))
 
 
 def is_clips(tokenizer: object) -> bool:

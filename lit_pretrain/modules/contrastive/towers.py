@@ -277,7 +277,7 @@ def share(text: nn.Module, vision: nn.Module, sharing: Sharing, keep: TowerName 
     """
     if sharing == "none":
         return
-    ours, theirs = (resolved(encoder) for encoder in (text, vision))
+    ours, theirs = (asdict(encoder.config.resolved()) for encoder in (text, vision))
     names = SHARED_BLOCKS if sharing == "blocks" else SHARED_PARTS
     different = [f"{name} ({ours[name]} and {theirs[name]})" for name in names if ours[name] != theirs[name]]
     if different:
@@ -292,10 +292,3 @@ def share(text: nn.Module, vision: nn.Module, sharing: Sharing, keep: TowerName 
         else:
             target.transformer.blocks[index].attention = block.attention
             target.transformer.blocks[index].feed_forward = block.feed_forward
-
-
-def resolved(encoder: nn.Module) -> dict[str, Any]:
-    """The settings of an encoder's Transformer, after defaults."""
-    config = encoder.config
-    found = {"heads": config.resolved_heads, "feed_forward_width": config.resolved_feed_forward_width}
-    return asdict(config) | found
