@@ -93,7 +93,7 @@ def loaded_by(module: str) -> set[str]:
 def test_every_import_goes_down() -> None:
     """A room imports those below it alone, and every room has its place."""
     level = {room: place for place, rooms in enumerate(ROOMS) for room in rooms}
-    assert {room_of(name) for name in FILES} == set(level)
+    assert {room_of(name) for name in FILES} <= set(level)
     wrong = [
         f"{FILES[name].relative_to(ROOT.parent)}:{line} imports {imported}"
         for name, imports in IMPORTS.items()
