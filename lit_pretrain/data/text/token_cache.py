@@ -1,6 +1,6 @@
 """A tokenised corpus on disk, memory-mapped: tokens, where sentences end, where documents end.
 
-It is built once (`built_once.py`), streaming, so a corpus larger than the memory is no problem. Its name is a
+It is built once (`disk_cache.py`), streaming, so a corpus larger than the memory is no problem. Its name is a
 fingerprint of everything that the content depends on.
 """
 
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import sentencex
 
 from lit_pretrain.data.disk_cache import FACTS, build_once, build_progress, write_array
-from lit_pretrain.data.text.sentences import split_sentences
 from lit_pretrain.data.text.unknown_pieces import unknown_pieces
 from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
@@ -165,6 +165,18 @@ def build(data: Any, text_column: str, tokenizer: WordPieceTokenizer, directory:
         "documents_without_sentences": dropped,
     }
     (directory / FACTS).write_text(json.dumps(facts) + "\n")
+
+
+def split_sentences(text: str, language: str = "en") -> list[str]:
+    """The sentences of a text in order, without surrounding white space; none for an empty text.
+
+    The rules are those of the Wikimedia Foundation's `sentencex`, for many languages and without models.
+
+    Args:
+        text: A document.
+        language: Two-letter code whose abbreviations and marks are used.
+    """
+    return [stripped for sentence in sentencex.segment(language, text) if (stripped := sentence.strip())]
 
 
 def chunks(data: Any, text_column: str) -> Iterator[tuple[list[int], list[str]]]:
