@@ -1,5 +1,6 @@
 """Classes by their names in checkpoints: the suite's own by their short names, a user's by their import paths."""
 
+import inspect
 import pydoc
 from typing import Any
 
@@ -26,6 +27,22 @@ def short_name(class_path: str) -> str:
 def subclasses(kind: type) -> list[type]:
     """All classes below a class, at any depth."""
     return [one for child in kind.__subclasses__() for one in (child, *subclasses(child))]
+
+
+def arguments_of(kind: type) -> dict[str, inspect.Parameter]:
+    """What a class is made with, by name: its own arguments, and those of its bases that it takes by `**settings`.
+
+    Where a class has them as its `__signature__`, all that shows one, `help` and notebooks, tells them too.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for constructor in (vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base)):
+        own, parameters = not found, list(inspect.signature(constructor).parameters.values())[1:]
+        for one in parameters:
+            if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
+                found.setdefault(one.name, one if own else one.replace(kind=one.KEYWORD_ONLY))
+        if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            break
+    return found
 
 
 def class_named(class_path: str, base: type, what: str) -> type:

@@ -6,9 +6,11 @@ import types
 import typing
 
 import pytest
+from jsonargparse import ArgumentParser
 
 from lit_pretrain import backbone, callbacks, data, modules, objectives
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
+from lit_pretrain.class_paths import arguments_of
 from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.errors import UserError, check_length, is_share
 from lit_pretrain.modules.contrastive.replay import TextReplay, VisionReplay
@@ -112,9 +114,8 @@ def settings() -> list[tuple[type, str, set[type]]]:
     for kind in PUBLIC:
         if not isinstance(kind, type) or kind.__name__ in NO_SETTINGS:
             continue
-        hints = typing.get_type_hints(kind.__init__)
-        for name in list(inspect.signature(kind.__init__).parameters)[1:]:
-            if kinds := numbers_of(hints.get(name)):
+        for name, argument in arguments_of(kind).items():
+            if kinds := numbers_of(argument.annotation):
                 found.append((kind, name, kinds))
     return found
 
@@ -153,6 +154,18 @@ def test_numbers_out_of_their_range_are_refused_in_a_sentence(kind):
 def test_the_lists_name_what_there_is():
     there = {f"{kind.__name__}.{name}" for kind, name, _ in SETTINGS}
     assert set(ZERO) | set(MORE_THAN_ALL) <= there and len(there) > 130
+
+
+@pytest.mark.parametrize("kind", [*map(vars(data).get, data.__all__), *map(vars(modules).get, modules.__all__)])
+def test_settings_that_classes_share_stand_beside_their_own(kind):
+    """In a config each with its type and its documentation; in Python another name is a TypeError."""
+    parser = ArgumentParser()
+    names = parser.add_class_arguments(kind)
+    assert sorted(names) == sorted(arguments_of(kind)) == sorted(inspect.signature(kind).parameters)
+    documented = {action.dest for action in parser._actions if action.help.strip()}
+    assert documented >= set(names)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'no_such_setting'"):
+        kind(**GIVEN.get(kind.__name__, dict)(), no_such_setting=1)
 
 
 def test_one_and_all_are_told_apart_everywhere():

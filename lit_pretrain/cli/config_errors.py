@@ -273,7 +273,7 @@ def known_names() -> dict[str, set[str]]:
     from lightning.pytorch.callbacks import Callback
 
     from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
-    from lit_pretrain.class_paths import subclasses
+    from lit_pretrain.class_paths import arguments_of, subclasses
     from lit_pretrain.data.images.augmentation import ImageAugmentation
     from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
     from lit_pretrain.objectives import Objective
@@ -289,5 +289,5 @@ def known_names() -> dict[str, set[str]]:
         names[f"{kind.__name__}.from_pretrained"] = set(inspect.signature(kind.from_pretrained).parameters) - {"others"}
     names["VisionEncoder.from_pretrained"] |= set(NOT_IN_TENSORS)
     for kind in kinds:
-        names[kind.__name__] = set(inspect.signature(kind.__init__).parameters) - {"self", "args", "kwargs"}
+        names[kind.__name__] = set(arguments_of(kind))
     return names

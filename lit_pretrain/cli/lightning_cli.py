@@ -6,7 +6,6 @@ the person win over those in a checkpoint; `--ckpt_path` takes "last", a run or 
 
 import dataclasses
 import pkgutil
-import typing
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +20,7 @@ import lit_pretrain.backbone
 import lit_pretrain.data
 import lit_pretrain.modules
 import lit_pretrain.objectives
+from lit_pretrain.class_paths import arguments_of, is_ours
 from lit_pretrain.cli.arguments import CONFIG_OPTIONS, replaced, value_of, values_of, without
 from lit_pretrain.cli.config_errors import check_top_level, explain, explain_instantiation, explain_lightning
 from lit_pretrain.cli.prediction_data import with_data_to_predict
@@ -311,12 +311,13 @@ def check_nulls(settings: Namespace) -> None:
         if not isinstance(chosen, Namespace) or not chosen.get("init_args"):
             continue
         kind = class_named(chosen.class_path)
-        hints = typing.get_type_hints(kind.__init__) if kind.__module__.startswith("lit_pretrain") else {}
+        arguments = arguments_of(kind) if is_ours(kind) else {}
         for name, value in vars(chosen.init_args).items():
-            if value is None and dataclasses.is_dataclass(hints.get(name)):
+            group = arguments[name].annotation if name in arguments else None
+            if value is None and dataclasses.is_dataclass(group):
                 raise UserError(
                     f"{section}.{name} is null, and holds settings of {kind.__name__}: leave it out for its defaults, "
-                    f"or set {', '.join(field.name for field in dataclasses.fields(hints[name])[:3])}, ..."
+                    f"or set {', '.join(field.name for field in dataclasses.fields(group)[:3])}, ..."
                 )
 
 

@@ -1,5 +1,6 @@
 """What every LightningModule of the suite has in common: optimiser, draws, running means, the watch over the loss."""
 
+import inspect
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_pretrain.backbone.float32 import at_least_float32
+from lit_pretrain.class_paths import arguments_of
 from lit_pretrain.data.loading import SURPLUS
 from lit_pretrain.data.randomness import default_seed, derive_seed
 from lit_pretrain.errors import check_number
@@ -84,21 +86,35 @@ def unchanged(batch: Any) -> Any:
 class BaseModule(LightningModule):
     """An encoder, heads, and AdamW over both.
 
+    Subclasses take all but the encoder by `**settings`, which jsonargparse follows to here, so that a config has them
+    beside their own.
+
     Args:
-        encoder: Module with `forward_features`, `forward_head` and `settings`.
+        encoder: Module with `forward_features`, `forward_head` and `settings`; null where a subclass has several.
         optimizer: AdamW's settings.
         schedule: Learning rate over the training.
         gradient_clip_norm: Largest norm of all gradients together; null for no clipping.
+        compile_blocks: Whether torch.compile is applied to the Transformers' blocks.
         seed: Source of every draw in training; null takes seed_everything's.
+        gradient_checkpointing: Whether the blocks' activations are computed again in the backward pass instead of kept:
+            less memory for about a third more time.
     """
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Let `help` and notebooks show every argument."""
+        super().__init_subclass__(**settings)
+        cls.__signature__ = inspect.Signature(list(arguments_of(cls).values()))
 
     def __init__(
         self,
         encoder: torch.nn.Module | None,
-        optimizer: AdamWConfig,
-        schedule: ScheduleConfig,
-        gradient_clip_norm: float | None,
-        seed: int | None,
+        /,
+        optimizer: AdamWConfig = AdamWConfig(),  # noqa: B008 (frozen)
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
+        gradient_clip_norm: float | None = 1.0,
+        compile_blocks: bool = False,
+        seed: int | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -106,6 +122,8 @@ class BaseModule(LightningModule):
         self.schedule_config = schedule
         check_number("model.gradient_clip_norm", gradient_clip_norm, above=0)
         self.gradient_clip_norm = gradient_clip_norm
+        self.compile_blocks = compile_blocks
+        self.gradient_checkpointing = gradient_checkpointing
         self.seed = default_seed() if seed is None else seed
         self._generators: dict[torch.device, torch.Generator] = {}
         self._statistics: dict[str, MeanStatistics] = {}

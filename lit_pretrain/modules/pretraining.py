@@ -31,7 +31,7 @@ from lit_pretrain.modules.objective_mix import (
     total_loss,
     weights_of,
 )
-from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, count_elements
+from lit_pretrain.modules.optimization import count_elements
 from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, compute_objectives, objective_from
 from lit_pretrain.tracking.find import find_checkpoint
 
@@ -42,13 +42,8 @@ class Pretraining(BaseModule):
     Args:
         encoder: Module with `forward_features`, `forward_head` and `settings`.
         objectives: Pretext tasks; their losses are added with their weights.
-        optimizer: AdamW's settings.
-        schedule: Learning rate over the training.
-        gradient_clip_norm: Largest norm of all gradients together; null for no clipping.
-        compile_blocks: Whether torch.compile is applied to the Transformer's blocks.
-        seed: Source of every draw in training; null takes seed_everything's.
-        gradient_checkpointing: Whether the blocks' activations are computed again in the backward pass instead of kept:
-            less memory for about a third more time.
+        **settings: `optimizer`, `schedule`, `gradient_clip_norm`, `compile_blocks`, `seed` and
+            `gradient_checkpointing`; see `BaseModule`.
     """
 
     # Builds the encoder that a checkpoint describes.
@@ -60,20 +55,13 @@ class Pretraining(BaseModule):
         self,
         encoder: torch.nn.Module,
         objectives: Sequence[Objective],
-        optimizer: AdamWConfig = AdamWConfig(),  # noqa: B008 (frozen)
-        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
-        gradient_clip_norm: float | None = 1.0,
-        compile_blocks: bool = False,
-        seed: int | None = None,
-        gradient_checkpointing: bool = False,
+        **settings: Any,
     ) -> None:
-        super().__init__(encoder, optimizer, schedule, gradient_clip_norm, seed)
+        super().__init__(encoder, **settings)
         check_objectives(objectives)
         for objective in objectives:
             objective.check_encoder(encoder)
         self.objectives = torch.nn.ModuleList(objectives)
-        self.compile_blocks = compile_blocks
-        self.gradient_checkpointing = gradient_checkpointing
         self.built = False
         self._example_batch: Batch | None = None
 

@@ -10,7 +10,6 @@ from lit_pretrain.backbone import TextEncoder
 from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.objective_mix import build_on_texts, cost_on_texts
-from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
 from lit_pretrain.modules.pretraining import Pretraining
 from lit_pretrain.objectives.objective import Batch, Objective, clean_inputs
 
@@ -21,13 +20,8 @@ class TextPretraining(Pretraining):
     Args:
         encoder: The text encoder; its vocabulary may wait for the tokenizer.
         objectives: Pretext tasks; their losses are added with their weights.
-        optimizer: AdamW's settings.
-        schedule: Learning rate over the training.
-        gradient_clip_norm: Largest norm of all gradients together; null for no clipping.
-        compile_blocks: Whether torch.compile is applied to the Transformer's blocks.
-        seed: Source of every draw in training; null takes seed_everything's.
-        gradient_checkpointing: Whether the blocks' activations are computed again in the backward pass instead of kept:
-            less memory for about a third more time.
+        **settings: `optimizer`, `schedule`, `gradient_clip_norm`, `compile_blocks`, `seed` and
+            `gradient_checkpointing`; see `BaseModule`.
     """
 
     encoder_class = TextEncoder
@@ -37,23 +31,9 @@ class TextPretraining(Pretraining):
         self,
         encoder: TextEncoder,
         objectives: Sequence[Objective],
-        optimizer: AdamWConfig = AdamWConfig(),  # noqa: B008 (frozen)
-        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
-        gradient_clip_norm: float | None = 1.0,
-        compile_blocks: bool = False,
-        seed: int | None = None,
-        gradient_checkpointing: bool = False,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            encoder,
-            objectives,
-            optimizer,
-            schedule,
-            gradient_clip_norm,
-            compile_blocks,
-            seed,
-            gradient_checkpointing,
-        )
+        super().__init__(encoder, objectives, **settings)
         self.tokenizer = None
 
     def build(self) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor
 from lit_pretrain.backbone import VisionEncoder
 from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.modules.objective_mix import build_on_pictures, cost_on_pictures
-from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig
 from lit_pretrain.modules.pretraining import Pretraining
 from lit_pretrain.objectives.objective import Batch
 from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
@@ -25,13 +24,8 @@ class VisionPretraining(Pretraining):
         encoder: The vision encoder; pictures are cropped to its `image_size`.
         objectives: Pretext tasks; their losses are added with their weights.
         augmentation: What is varied in training: crops, flips, colours.
-        optimizer: AdamW's settings.
-        schedule: Learning rate over the training.
-        gradient_clip_norm: Largest norm of all gradients together; null for no clipping.
-        compile_blocks: Whether torch.compile is applied to the Transformer's blocks.
-        seed: Source of every draw in training; null takes seed_everything's.
-        gradient_checkpointing: Whether the blocks' activations are computed again in the backward pass instead of kept:
-            less memory for about a third more time.
+        **settings: `optimizer`, `schedule`, `gradient_clip_norm`, `compile_blocks`, `seed` and
+            `gradient_checkpointing`; see `BaseModule`.
     """
 
     encoder_class = VisionEncoder
@@ -42,23 +36,9 @@ class VisionPretraining(Pretraining):
         encoder: VisionEncoder,
         objectives: Sequence[VisionObjective],
         augmentation: ImageAugmentation = ImageAugmentation(),  # noqa: B008 (frozen)
-        optimizer: AdamWConfig = AdamWConfig(),  # noqa: B008 (frozen)
-        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
-        gradient_clip_norm: float | None = 1.0,
-        compile_blocks: bool = False,
-        seed: int | None = None,
-        gradient_checkpointing: bool = False,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            encoder,
-            objectives,
-            optimizer,
-            schedule,
-            gradient_clip_norm,
-            compile_blocks,
-            seed,
-            gradient_checkpointing,
-        )
+        super().__init__(encoder, objectives, **settings)
         self.augmentation = augmentation
 
     # -- before training

@@ -1,22 +1,20 @@
 """Pictures for pretraining on images: any source, decoded once, labels where there are any."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy
 
-from lit_pretrain.data.disk_cache import chosen_cache_directory
-from lit_pretrain.data.epoch_data_module import EpochDataModule
-from lit_pretrain.data.images.image_cache import Corrupt
 from lit_pretrain.data.images.image_dataset import ImageDataset, keys_of
 from lit_pretrain.data.images.image_source import ImageSource
-from lit_pretrain.data.images.image_store import StorageSettings, StoredPictures, store_pictures
+from lit_pretrain.data.images.image_store import StoredPictures, store_pictures
+from lit_pretrain.data.images.picture_data_module import PictureDataModule
 from lit_pretrain.data.images.pictures import opened, to_rgb
 from lit_pretrain.data.labelled.label_facts import LabelFacts
 from lit_pretrain.data.labelled.labels import budget_size, stratified_choice
 from lit_pretrain.data.loading import ResumableDataLoader
 from lit_pretrain.data.notices import is_first_process, say_once
-from lit_pretrain.data.randomness import default_seed, sample_generator
+from lit_pretrain.data.randomness import sample_generator
 from lit_pretrain.data.sources import has_splits, shown
 from lit_pretrain.data.splits import split_rows
 from lit_pretrain.data.summary import PartSummary, data_line, doubts, labels_told
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 Stage = Literal["train", "validation", "test"]
 
 
-class ImageDataModule(EpochDataModule):
+class ImageDataModule(PictureDataModule):
     """Pictures as clean batches of uint8 squares; what varies them works on the device.
 
     Args:
@@ -48,22 +46,12 @@ class ImageDataModule(EpochDataModule):
         label_column: Column of classes, strings, integers or booleans; null for no labels. A folder's pictures are
             labelled with the names of their directories by `label`, or with the columns of a metadata.csv, .jsonl or
             .parquet in the folder, whose column file_name says which picture a row is of.
-        stored_size: Pixels of a side of the squares that are kept: the shorter side is resized, the middle cut out;
-            null keeps the pictures as they are, if all are squares of one size.
-        cache: Whether pictures are kept decoded on disk, which makes batches nearly free; null keeps them if they fit
-            `cache_gigabytes` and the disk, false decodes them in every epoch.
-        cache_gigabytes: Size up to which pictures are kept decoded if `cache` is null.
-        corrupt: What becomes of pictures that cannot be decoded to their end: `error`, or `skip` to name and leave out.
         batch_size: Pictures of a batch of one device.
-        workers: Processes that make batches ahead; worth it only for pictures that are not kept decoded.
-        validation_share: Share of the pictures for validation, at least one.
         label_budget: Only so many training pictures, or such a share of them below 1, drawn with the seed so that
             classes keep their shares; null for all.
-        cache_directory: Where decoded pictures are kept; null is caches/ under the runs directory.
-        seed: Source of the order and of the label budget's draw; null takes seed_everything's.
         max_pictures: Only so many pictures from the start of the source, and of the test set; null for all.
-        delimiter: Character between the cells of a csv; null is a comma, or a tab in .tsv.
-        encoding: What csv, json and text files are written in (cp1252, utf-16); null is utf-8.
+        **settings: `stored_size`, `cache`, `cache_gigabytes` and `corrupt`, see `PictureDataModule`; `workers`,
+            `validation_share`, `cache_directory`, `seed`, `delimiter` and `encoding`, see `EpochDataModule`.
     """
 
     samples_name = "pictures"
@@ -80,36 +68,18 @@ class ImageDataModule(EpochDataModule):
         test_split: str | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
-        stored_size: int | None = None,
-        cache: bool | None = None,
-        cache_gigabytes: float = 8.0,
-        corrupt: Corrupt = "error",
         batch_size: int = 128,
-        workers: int = 0,
-        validation_share: float = 0.05,
         label_budget: int | float | None = None,
-        cache_directory: str | None = None,
-        seed: int | None = None,
         max_pictures: int | None = None,
-        delimiter: str | None = None,
-        encoding: str | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        for setting, value, least in (
-            ("stored_size", stored_size, 2),
-            ("batch_size", batch_size, 1),
-            ("workers", workers, 0),
-            ("cache_gigabytes", cache_gigabytes, 0),
-            ("max_pictures", max_pictures, 1),
-        ):
-            check_number(f"data.{setting}", value, least=least)
+        super().__init__(batch_size, **settings)
+        check_number("data.max_pictures", max_pictures, least=1)
         check_length("data.label_budget", label_budget, above_zero=True)
-        if not 0.0 <= validation_share < 1.0:
-            raise UserError(f"data.validation_share is {validation_share}: give a share from 0 to below 1.")
         if label_budget is not None and label_column is None:
             raise UserError("data.label_budget needs labels: set data.label_column too, or data.max_pictures instead.")
         columns = {"image_column": image_column, "label_column": label_column, "max_pictures": max_pictures}
-        columns |= {"delimiter": delimiter, "encoding": encoding}
+        columns |= self.table_form
         self.source = ImageSource(path, name, data_files, split, **columns)
         self.test_source: ImageSource | None = None
         if test_path is not None or test_data_files is not None:
@@ -119,14 +89,8 @@ class ImageDataModule(EpochDataModule):
         elif test_split is not None:
             self.test_source = ImageSource(path, name, data_files, test_split, prefix="test_", **columns)
         self.splits_needed = test_path is None and test_data_files is None and test_split is not None
-        directory = chosen_cache_directory(cache_directory)
-        self.storage = StorageSettings(stored_size, cache, cache_gigabytes, corrupt, directory)
-        self.stored_size = stored_size
-        self.batch_size = batch_size
-        self.workers = workers
-        self.validation_share = validation_share
+        self.stored_size = self.storage.stored_size
         self.label_budget = label_budget
-        self.seed = default_seed() if seed is None else seed
         self.pictures: StoredPictures | None = None
         self.test_pictures: StoredPictures | None = None
         self.fingerprint = ""

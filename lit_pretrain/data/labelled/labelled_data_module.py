@@ -6,11 +6,8 @@ import numpy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_pretrain.data.columns import padded_numbers
-from lit_pretrain.data.disk_cache import chosen_cache_directory
-from lit_pretrain.data.epoch_data_module import EpochDataModule
-from lit_pretrain.data.images.image_cache import Corrupt
 from lit_pretrain.data.images.image_source import ImageSource
-from lit_pretrain.data.images.image_store import StorageSettings
+from lit_pretrain.data.labelled.held_out_data_module import HeldOutDataModule
 from lit_pretrain.data.labelled.label_facts import TASKS, LabelFacts, Task
 from lit_pretrain.data.labelled.labelled_dataset import LabelledDataset
 from lit_pretrain.data.labelled.labelled_parts import LabelSettings, Part, share_out
@@ -20,11 +17,9 @@ from lit_pretrain.data.labelled.labelled_source import (
     LabelledTextSource,
     PictureContents,
     TextContents,
-    other_part,
 )
 from lit_pretrain.data.loading import ResumableDataLoader
 from lit_pretrain.data.notices import is_first_process, say_once
-from lit_pretrain.data.randomness import default_seed
 from lit_pretrain.data.sources import Source
 from lit_pretrain.data.summary import PartSummary, data_line, doubts, labels_told
 from lit_pretrain.data.text.base_tokenizer import TextTokenizer
@@ -35,7 +30,7 @@ from lit_pretrain.picture_facts import PictureFacts
 Stage = Literal["train", "validation", "test"]
 
 
-class LabelledDataModule(EpochDataModule):
+class LabelledDataModule(HeldOutDataModule):
     """Samples with labels as batches: texts of like length, padded to the longest of a batch, or pictures.
 
     Args:
@@ -45,14 +40,6 @@ class LabelledDataModule(EpochDataModule):
         data_files: Files or patterns.
         split: Split to train on, or to predict. A directory has the splits that its README.md or the names in it say
             (train.csv, test-*.parquet, train/ and val/); files named by themselves have none.
-        validation_path: Validation data of its own; null with `validation_data_files` and `validation_split` null too
-            takes `validation_share` of the training data.
-        validation_data_files: Files or patterns of the validation data.
-        validation_split: Split of the validation data; by itself, another split of `path`.
-        test_path: Test data of its own; null with `test_data_files` and `test_split` null too lets the validation data
-            serve.
-        test_data_files: Files or patterns of the test data.
-        test_split: Split of the test data; by itself, another split of `path`.
         text_column: Column of texts; null without `image_column` is `text`. A text that is missing, empty or white
             space stays, as [CLS] [SEP], and is counted in the run's record.
         text_pair_column: Column of second texts, for tasks on pairs.
@@ -65,22 +52,15 @@ class LabelledDataModule(EpochDataModule):
         maximum_length: Tokens of a sequence at most, special tokens included.
         truncation: What is kept of a single text that is longer: `head`, its beginning, or `head_tail`, a quarter of
             the room from its beginning and the rest from its end. Of a pair, the longer text loses its end first.
-        stored_size: Pixels of a side of the squares that pictures are kept as; null if all are squares of one size.
-        cache: Whether pictures are kept decoded on disk; null keeps them if they fit.
-        cache_gigabytes: Size up to which pictures are kept decoded if `cache` is null.
-        corrupt: What becomes of pictures that cannot be decoded to their end: `error`, or `skip` to leave them out.
         batch_size: Samples of a batch of one device.
-        workers: Processes that make batches ahead; texts are tokenised before, so that 0 is best for them.
-        validation_share: Share of the training data for validation if it has none of its own, the same rows for every
-            seed and budget; with a class each, classes keep their shares.
         label_budget: Only so many training samples, or such a share of them below 1, drawn with the seed: with a class
             each, classes keep their shares. For one seed a smaller budget's samples are among a larger one's.
-        cache_directory: Where decoded pictures and tokenised texts are kept; null is caches/ under the runs directory.
-        seed: Source of the order and of the label budget's draw; null takes seed_everything's.
-        delimiter: Character between the cells of a csv; null is a comma, or a tab in .tsv.
-        encoding: What csv, json and text files are written in (cp1252, utf-16); null is utf-8.
         label_separator: What stands between several classes in one text ("|" in "red|blue"), to learn any number of
             them a row; null takes each text as one class.
+        **settings: `validation_path`, `validation_data_files`, `validation_split`, `test_path`, `test_data_files` and
+            `test_split`, see `HeldOutDataModule`; `stored_size`, `cache`, `cache_gigabytes` and `corrupt`, see
+            `PictureDataModule`; `workers`, `validation_share`, `cache_directory`, `seed`, `delimiter` and `encoding`,
+            see `EpochDataModule`.
     """
 
     def __init__(
@@ -89,12 +69,6 @@ class LabelledDataModule(EpochDataModule):
         name: str | None = None,
         data_files: str | list[str] | None = None,
         split: str = "train",
-        validation_path: str | None = None,
-        validation_data_files: str | list[str] | None = None,
-        validation_split: str | None = None,
-        test_path: str | None = None,
-        test_data_files: str | list[str] | None = None,
-        test_split: str | None = None,
         text_column: str | None = None,
         text_pair_column: str | None = None,
         image_column: str | None = None,
@@ -103,32 +77,14 @@ class LabelledDataModule(EpochDataModule):
         tokenizer: str | None = None,
         maximum_length: int = 128,
         truncation: Truncation = "head",
-        stored_size: int | None = None,
-        cache: bool | None = None,
-        cache_gigabytes: float = 8.0,
-        corrupt: Corrupt = "error",
         batch_size: int = 32,
-        workers: int = 0,
-        validation_share: float = 0.05,
         label_budget: int | float | None = None,
-        cache_directory: str | None = None,
-        seed: int | None = None,
-        delimiter: str | None = None,
-        encoding: str | None = None,
         label_separator: str | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        for setting, value, least in (
-            ("maximum_length", maximum_length, 8),
-            ("stored_size", stored_size, 2),
-            ("batch_size", batch_size, 1),
-            ("workers", workers, 0),
-            ("cache_gigabytes", cache_gigabytes, 0),
-        ):
-            check_number(f"data.{setting}", value, least=least)
+        super().__init__(batch_size, **settings)
+        check_number("data.maximum_length", maximum_length, least=8)
         check_length("data.label_budget", label_budget, above_zero=True)
-        if not 0.0 <= validation_share < 1.0:
-            raise UserError(f"data.validation_share is {validation_share}: give a share from 0 to below 1.")
         if task is not None and task not in TASKS:
             raise UserError(f"data.task is {task}: give {', '.join(TASKS[:-1])} or {TASKS[-1]}, or null.")
         if label_separator is not None and task not in (None, "multi_label"):
@@ -139,27 +95,17 @@ class LabelledDataModule(EpochDataModule):
             raise UserError("data.image_column and data.text_column are both set: learn from pictures or from texts.")
         if text_pair_column is not None and truncation == "head_tail":
             raise UserError("data.truncation head_tail is for single texts: set it to head for pairs.")
-        self.cache_directory = chosen_cache_directory(cache_directory)
-        form = {"delimiter": delimiter, "encoding": encoding}
         self.text: TextSettings | None = None
         if image_column is None:
             columns = (text_column or "text", *([text_pair_column] if text_pair_column is not None else []))
             self.text = TextSettings(columns, maximum_length, truncation)
-            self.source: Source = LabelledTextSource(path, name, data_files, split, **form)
+            self.source: Source = LabelledTextSource(path, name, data_files, split, **self.table_form)
         else:
-            self.source = ImageSource(path, name, data_files, split, image_column=image_column, **form)
-        self.other_sources = {
-            "validation": (validation_path, validation_data_files, validation_split),
-            "test": (test_path, test_data_files, test_split),
-        }
-        self.storage = StorageSettings(stored_size, cache, cache_gigabytes, corrupt, self.cache_directory)
-        self.seed = default_seed() if seed is None else seed
+            self.source = ImageSource(path, name, data_files, split, image_column=image_column, **self.table_form)
         self.label_settings = LabelSettings(
-            label_column, task, validation_share, label_budget, self.seed, label_separator
+            label_column, task, self.validation_share, label_budget, self.seed, label_separator
         )
         self.tokenizer_path = tokenizer
-        self.batch_size = batch_size
-        self.workers = workers
         self.tokenizer: TextTokenizer | None = None
         self.label_facts: LabelFacts | None = None
         self.fingerprint = ""
@@ -195,7 +141,7 @@ class LabelledDataModule(EpochDataModule):
         if self.contents is None:
             self.contents = self._open(self.source)
         if labelled and self.label_facts is None:
-            sources = {part: other_part(self.source, part, *named) for part, named in self.other_sources.items()}
+            sources = self.held_out(self.source)
             others = {part: self._open(source) for part, source in sources.items() if source is not None}
             found = share_out(self.contents, others, self.label_settings)
             self.parts |= found.parts

@@ -5,14 +5,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy
 
-from lit_pretrain.data.disk_cache import chosen_cache_directory
-from lit_pretrain.data.epoch_data_module import EpochDataModule
-from lit_pretrain.data.images.image_cache import Corrupt
 from lit_pretrain.data.images.image_dataset import keys_of
 from lit_pretrain.data.images.image_source import ImageSource
-from lit_pretrain.data.images.image_store import StorageSettings
 from lit_pretrain.data.images.pictures import opened, to_rgb
-from lit_pretrain.data.labelled.labelled_source import other_part
+from lit_pretrain.data.labelled.held_out_data_module import HeldOutDataModule
 from lit_pretrain.data.loading import ResumableDataLoader
 from lit_pretrain.data.notices import is_first_process, say_once
 from lit_pretrain.data.pairs.pair_dataset import GalleryDataset
@@ -26,7 +22,6 @@ from lit_pretrain.data.pairs.pair_parts import (
     training_pairs,
 )
 from lit_pretrain.data.pairs.pair_source import CAPTION, SAMPLE_CAPTIONS
-from lit_pretrain.data.randomness import default_seed
 from lit_pretrain.data.splits import split_rows
 from lit_pretrain.data.summary import PartSummary, data_line
 from lit_pretrain.data.text.base_tokenizer import WORD_LENGTH, TextTokenizer
@@ -43,7 +38,7 @@ if TYPE_CHECKING:
 Stage = Literal["train", "validation", "test"]
 
 
-class PairDataModule(EpochDataModule):
+class PairDataModule(HeldOutDataModule):
     """Pictures as uint8 squares, each with a caption as word pieces.
 
     Rows with the same picture are one picture with the captions of all of them, so that no picture is both trained on
@@ -56,14 +51,6 @@ class PairDataModule(EpochDataModule):
         data_files: Files or patterns.
         split: Split to train on. A directory has the splits that its README.md or the names in it say (train/ and
             val/, train-*.parquet); files named by themselves have none.
-        validation_path: Validation data of its own; null with `validation_data_files` and `validation_split` null too
-            takes `validation_share` of the pictures.
-        validation_data_files: Files or patterns of the validation data.
-        validation_split: Split of the validation data; by itself, another split of `path`.
-        test_path: Test data of its own; null with `test_data_files` and `test_split` null too lets the validation data
-            serve.
-        test_data_files: Files or patterns of the test data.
-        test_split: Split of the test data; by itself, another split of `path`.
         image_column: Column of pictures, of their bytes or of their file names; null takes the only one of pictures.
         caption_columns: Columns of captions: texts, class labels (their names), or lists of these; `json.caption` is
             what a column of json holds by that key. Of a folder of pictures `txt` and `json.KEY` are the files beside
@@ -75,22 +62,15 @@ class PairDataModule(EpochDataModule):
         vocabulary_size: Word pieces of a tokenizer that is trained, at most.
         lowercase: Whether it drops case.
         maximum_length: Tokens of a caption at most, special tokens included; of longer ones the beginning is kept.
-        stored_size: Pixels of a side of the squares that pictures are kept as; null if all are squares of one size.
-        cache: Whether pictures are kept decoded on disk; null keeps them if they fit.
-        cache_gigabytes: Size up to which pictures are kept decoded if `cache` is null.
-        corrupt: What becomes of pictures that cannot be decoded to their end: `error`, or `skip` to leave them out.
         batch_size: Pairs of a batch of one device.
-        workers: Processes that make batches ahead; worth it only for pictures that are not kept decoded.
-        validation_share: Share of the pictures for validation, the same for every seed.
-        cache_directory: Where decoded pictures and tokenised captions are kept; null is caches/ under the runs
-            directory.
-        seed: Source of the order and of which caption is drawn; null takes seed_everything's.
         max_pictures: Only so many rows from the start of the source; null for all.
-        delimiter: Character between the cells of a csv; null is a comma, or a tab in .tsv.
-        encoding: What csv, json and text files are written in (cp1252, utf-16); null is utf-8.
         strip_accents: Whether a trained tokenizer drops accents; null drops them with the case.
         word_length: Characters of the longest word that a trained tokenizer takes apart; longer ones (DNA, say) are
             unknown. A word takes time with the square of its length.
+        **settings: `validation_path`, `validation_data_files`, `validation_split`, `test_path`, `test_data_files` and
+            `test_split`, see `HeldOutDataModule`; `stored_size`, `cache`, `cache_gigabytes` and `corrupt`, see
+            `PictureDataModule`; `workers`, `validation_share`, `cache_directory`, `seed`, `delimiter` and `encoding`,
+            see `EpochDataModule`.
     """
 
     samples_name = "pictures"
@@ -102,12 +82,6 @@ class PairDataModule(EpochDataModule):
         name: str | None = None,
         data_files: str | list[str] | None = None,
         split: str = "train",
-        validation_path: str | None = None,
-        validation_data_files: str | list[str] | None = None,
-        validation_split: str | None = None,
-        test_path: str | None = None,
-        test_data_files: str | list[str] | None = None,
-        test_split: str | None = None,
         image_column: str | None = None,
         caption_columns: str | list[str] | None = None,
         empty_captions: Empty = "error",
@@ -115,41 +89,23 @@ class PairDataModule(EpochDataModule):
         vocabulary_size: int = 8192,
         lowercase: bool = True,
         maximum_length: int = 64,
-        stored_size: int | None = None,
-        cache: bool | None = None,
-        cache_gigabytes: float = 8.0,
-        corrupt: Corrupt = "error",
         batch_size: int = 128,
-        workers: int = 0,
-        validation_share: float = 0.05,
-        cache_directory: str | None = None,
-        seed: int | None = None,
         max_pictures: int | None = None,
-        delimiter: str | None = None,
-        encoding: str | None = None,
         strip_accents: bool | None = None,
         word_length: int = WORD_LENGTH,
+        **settings: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, **settings)
         for setting, value, least in (
             ("maximum_length", maximum_length, 3),
             ("vocabulary_size", vocabulary_size, 6),
             ("word_length", word_length, 1),
-            ("stored_size", stored_size, 2),
-            ("batch_size", batch_size, 1),
-            ("workers", workers, 0),
-            ("cache_gigabytes", cache_gigabytes, 0),
             ("max_pictures", max_pictures, 1),
         ):
             check_number(f"data.{setting}", value, least=least)
-        if not 0.0 <= validation_share < 1.0:
-            raise UserError(f"data.validation_share is {validation_share}: give a share from 0 to below 1.")
-        form = {"delimiter": delimiter, "encoding": encoding, "max_pictures": max_pictures}
-        self.source = ImageSource(path, name, data_files, split, image_column=image_column, **form)
-        self.other_sources = {
-            "validation": (validation_path, validation_data_files, validation_split),
-            "test": (test_path, test_data_files, test_split),
-        }
+        self.source = ImageSource(
+            path, name, data_files, split, image_column=image_column, max_pictures=max_pictures, **self.table_form
+        )
         self.caption_columns = [caption_columns] if isinstance(caption_columns, str) else caption_columns
         self.empty_captions = empty_captions
         self.tokenizer_path = tokenizer
@@ -158,12 +114,6 @@ class PairDataModule(EpochDataModule):
         self.strip_accents = strip_accents
         self.word_length = word_length
         self.maximum_length = maximum_length
-        directory = chosen_cache_directory(cache_directory)
-        self.storage = StorageSettings(stored_size, cache, cache_gigabytes, corrupt, directory)
-        self.batch_size = batch_size
-        self.workers = workers
-        self.validation_share = validation_share
-        self.seed = default_seed() if seed is None else seed
         self.tokenizer: TextTokenizer | None = None
         self.fingerprint = ""
         self.contents: dict[str, PairContents] = {}
@@ -180,7 +130,7 @@ class PairDataModule(EpochDataModule):
         # Before anything slow: a tokenizer that cannot be used.
         theirs = getattr(getattr(self.trainer, "lightning_module", None), "tokenizer", None) or self.tokenizer
         known = choose_tokenizer(self.tokenizer_path, None, theirs) if self.tokenizer_path or theirs else None
-        sources = {part: other_part(self.source, part, *named) for part, named in self.other_sources.items()}
+        sources = self.held_out(self.source)
         main = open_pairs(self.source, self.caption_columns, self.storage)
         share = 0.0 if sources["validation"] is not None else self.validation_share
         train, validation = split_rows(len(main.groups), share, "pairs")

@@ -4,15 +4,15 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
 from torch import Tensor
 
-from lit_pretrain.data.disk_cache import FACTS, build_once, chosen_cache_directory
+from lit_pretrain.data.disk_cache import FACTS, build_once
 from lit_pretrain.data.epoch_data_module import EpochDataModule
 from lit_pretrain.data.loading import ResumableDataLoader
 from lit_pretrain.data.notices import is_first_process, say_once
-from lit_pretrain.data.randomness import default_seed
 from lit_pretrain.data.sources import shown
 from lit_pretrain.data.splits import budgeted_rows, split_rows
 from lit_pretrain.data.summary import PartSummary, data_line
@@ -53,18 +53,14 @@ class DocumentDataModule(EpochDataModule):
         random_next: `balanced` (half and half) or `faithful` (as BERT's authors: 55 to 65 % random).
         short_share: Share of pairs that aim at a shorter length.
         batch_size: Sequences of a batch of one device.
-        workers: Processes that make batches ahead; copying from the cache is so cheap that 0 is mostly best.
-        validation_share: Share of the documents for validation, at least one.
         document_budget: Only so many training documents, or such a share of them below 1, drawn with the seed; the
             tokenizer and the validation documents stay those of the whole. Null for all.
-        cache_directory: Where tokenised corpora are kept; null is caches/ under the runs directory.
-        seed: Source of order and pairs; null takes seed_everything's.
         max_documents: Only so many documents from the start of the source; null for all.
-        delimiter: Character between the cells of a csv; null is a comma, or a tab in .tsv.
-        encoding: What csv, json and text files are written in (cp1252, utf-16); null is utf-8.
         strip_accents: Whether a trained tokenizer drops accents; null drops them with the case.
         word_length: Characters of the longest word that a trained tokenizer takes apart; longer ones (DNA, say) are
             unknown. A word takes time with the square of its length.
+        **settings: `workers`, `validation_share`, `cache_directory`, `seed`, `delimiter` and `encoding`; see
+            `EpochDataModule`.
     """
 
     samples_name = "sequences"
@@ -87,35 +83,26 @@ class DocumentDataModule(EpochDataModule):
         random_next: RandomNext = "balanced",
         short_share: float = 0.1,
         batch_size: int = 32,
-        workers: int = 0,
-        validation_share: float = 0.05,
         document_budget: int | float | None = None,
-        cache_directory: str | None = None,
-        seed: int | None = None,
         max_documents: int | None = None,
-        delimiter: str | None = None,
-        encoding: str | None = None,
         strip_accents: bool | None = None,
         word_length: int = WORD_LENGTH,
+        **settings: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, **settings)
         if sequence_length < 8:
             raise UserError(f"data.sequence_length is {sequence_length}: give at least 8 tokens.")
         for name, value, least in (
             ("vocabulary_size", vocabulary_size, 6),
             ("word_length", word_length, 1),
-            ("batch_size", batch_size, 1),
-            ("workers", workers, 0),
             ("max_documents", max_documents, 1),
         ):
             check_number(f"data.{name}", value, least=least)
         check_length("data.document_budget", document_budget, above_zero=True)
-        for label, share in (("validation_share", validation_share), ("short_share", short_share)):
-            if not 0.0 <= share < 1.0:
-                raise UserError(f"data.{label} is {share}: give a share from 0 to below 1.")
-        form = {"delimiter": delimiter, "encoding": encoding}
+        if not 0.0 <= short_share < 1.0:
+            raise UserError(f"data.short_share is {short_share}: give a share from 0 to below 1.")
         self.source = DocumentSource(
-            path, name, data_files, split, text_column, document_separator, max_documents, **form
+            path, name, data_files, split, text_column, document_separator, max_documents, **self.table_form
         )
         self.tokenizer_path = tokenizer
         self.vocabulary_size = vocabulary_size
@@ -126,12 +113,7 @@ class DocumentDataModule(EpochDataModule):
         self.sequence_length = sequence_length
         self.layout = layout
         self.pairs = PairSettings(sequence_length - 3, random_next, short_share)
-        self.batch_size = batch_size
-        self.workers = workers
-        self.validation_share = validation_share
         self.document_budget = document_budget
-        self.cache_directory = chosen_cache_directory(cache_directory)
-        self.seed = default_seed() if seed is None else seed
         self.tokenizer: WordPieceTokenizer | None = None
         self.cache: TokenCache | None = None
         self.fingerprint = ""

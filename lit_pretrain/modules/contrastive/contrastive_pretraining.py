@@ -41,7 +41,7 @@ from lit_pretrain.modules.contrastive.towers import (
 from lit_pretrain.modules.contrastive.two_towers import TwoTowers
 from lit_pretrain.modules.objective_mix import any_objectives
 from lit_pretrain.modules.operations import encoder_operations, picture_operations
-from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, TrainedPart, make_optimizer
+from lit_pretrain.modules.optimization import TrainedPart, make_optimizer
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.objectives.contrastive import Contrastive, Pairs
 from lit_pretrain.objectives.objective import Batch, ObjectiveOutput
@@ -74,13 +74,8 @@ class ContrastivePretraining(TwoTowers):
         chunk_size: Pairs whose activations are held at a time, for batches that do not fit the memory: the loss and its
             gradients stay those of the whole batch, for one more forward pass. Null holds all.
         augmentation: What is varied of pictures in training. Mirroring is off: captions may tell left from right.
-        optimizer: AdamW's settings.
-        schedule: Learning rate over the training.
-        gradient_clip_norm: Largest norm of all gradients together; null for no clipping.
-        compile_blocks: Whether torch.compile is applied to the Transformers' blocks.
-        seed: Source of every draw in training; null takes seed_everything's.
-        gradient_checkpointing: Whether the blocks' activations are computed again in the backward pass instead of kept:
-            less memory for about a third more time.
+        **settings: `optimizer`, `schedule`, `gradient_clip_norm`, `compile_blocks`, `seed` and
+            `gradient_checkpointing`; see `BaseModule`.
     """
 
     def __init__(
@@ -97,12 +92,7 @@ class ContrastivePretraining(TwoTowers):
         objective: Contrastive | None = None,
         chunk_size: int | None = None,
         augmentation: ImageAugmentation = ImageAugmentation(flip=0.0),  # noqa: B008 (frozen)
-        optimizer: AdamWConfig = AdamWConfig(),  # noqa: B008 (frozen)
-        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
-        gradient_clip_norm: float | None = 1.0,
-        compile_blocks: bool = False,
-        seed: int | None = None,
-        gradient_checkpointing: bool = False,
+        **settings: Any,
     ) -> None:
         for name, value in (("embedding_width", embedding_width), ("chunk_size", chunk_size)):
             if value is not None and value < 1:
@@ -118,7 +108,7 @@ class ContrastivePretraining(TwoTowers):
         for name, replay in replays.items():
             for replayed in replay.objectives if replay is not None else ():
                 replayed.check_encoder(starts[name].encoder)
-        super().__init__(None, optimizer, schedule, gradient_clip_norm, seed)
+        super().__init__(None, **settings)
         share(starts["text"].encoder, starts["vision"].encoder, share_weights, keep)
         embedding_width = width_of_embeddings(embedding_width, starts)
         self.text_tower = Tower(starts["text"].encoder, embedding_width, starts["text"].projection)
@@ -133,8 +123,6 @@ class ContrastivePretraining(TwoTowers):
         self.replays = torch.nn.ModuleDict({name: one for name, one in replays.items() if one is not None})
         self.chunk_size = chunk_size
         self.augmentation = augmentation
-        self.compile_blocks = compile_blocks
-        self.gradient_checkpointing = gradient_checkpointing
         self.tokenizer: TextTokenizer | None = starts["text"].tokenizer
         self.lineage = {
             f"{name}_{key}": value for name, start in starts.items() for key, value in start.lineage.items()

@@ -31,8 +31,6 @@ from lit_pretrain.modules.fine_tuning.record import check_record, description_of
 from lit_pretrain.modules.fine_tuning.tasks import Task, class_weights_of, count_none, make_task
 from lit_pretrain.modules.freezing import FreezingConfig, freeze, unfreezing_steps
 from lit_pretrain.modules.optimization import (
-    AdamWConfig,
-    ScheduleConfig,
     TrainedPart,
     layer_parts,
     make_optimizer,
@@ -68,8 +66,6 @@ class FineTuning(BaseModule):
         freeze: Which parts are not trained, or not from the start.
         augmentation: What is varied of pictures in training.
         mixing: Mixup and CutMix of pictures; off by default.
-        optimizer: AdamW's settings.
-        schedule: Learning rate over the training.
         layer_decay: Factor of the learning rate from one block to the one before it; 1 for the same everywhere.
         head_factor: Factor of the learning rate of the head, and of what `pooling` adds to a pretrained encoder.
         linear_probe_first: Whether the head starts as a linear probe fitted to frozen features of the training data
@@ -77,13 +73,10 @@ class FineTuning(BaseModule):
         probe_regularization: Of that probe, scikit-learn's C; `chosen` by cross-validation serves few labels best.
         label_smoothing: Share of a label that is spread over all classes.
         class_weights: Factors of the classes' losses, or `balanced` for the inverse of their frequencies.
-        gradient_clip_norm: Largest norm of all gradients together; null for no clipping.
-        compile_blocks: Whether torch.compile is applied to the Transformer's blocks.
-        seed: Source of every draw in training; null takes seed_everything's.
         architecture: timm's name for the ViT whose weights a file holds, where `init_from` is one without a config.json
             beside it; with the tag of its training ("vit_base_patch16_224.mae"), which decides the colours' mean.
-        gradient_checkpointing: Whether the blocks' activations are computed again in the backward pass instead of kept:
-            less memory for about a third more time.
+        **settings: `optimizer`, `schedule`, `gradient_clip_norm`, `compile_blocks`, `seed` and
+            `gradient_checkpointing`; see `BaseModule`.
     """
 
     def __init__(
@@ -99,19 +92,14 @@ class FineTuning(BaseModule):
         freeze: FreezingConfig = FreezingConfig(),  # noqa: B008 (frozen)
         augmentation: ImageAugmentation = ImageAugmentation(),  # noqa: B008 (frozen)
         mixing: MixingConfig = MixingConfig(),  # noqa: B008 (frozen)
-        optimizer: AdamWConfig = AdamWConfig(),  # noqa: B008 (frozen)
-        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         layer_decay: float = 1.0,
         head_factor: float = 1.0,
         linear_probe_first: bool = False,
         probe_regularization: Regularization = 1.0,
         label_smoothing: float = 0.0,
         class_weights: list[float] | Literal["balanced"] | None = None,
-        gradient_clip_norm: float | None = 1.0,
-        compile_blocks: bool = False,
-        seed: int | None = None,
         architecture: str | None = None,
-        gradient_checkpointing: bool = False,
+        **settings: Any,
     ) -> None:
         if (encoder is None) == (init_from is None):
             raise UserError(
@@ -139,7 +127,7 @@ class FineTuning(BaseModule):
         start = with_settings(start, changes)
         if init_from is not None and isinstance(start.encoder, TextEncoder):
             start.encoder.check_pooling()
-        super().__init__(start.encoder, optimizer, schedule, gradient_clip_norm, seed)
+        super().__init__(start.encoder, **settings)
         self.start = start
         self.lineage = dict(start.lineage)
         # Parameters of the encoder that no pretraining has seen: they are trained as the head is.
@@ -155,8 +143,6 @@ class FineTuning(BaseModule):
         self.probe_regularization = probe_regularization
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
-        self.compile_blocks = compile_blocks
-        self.gradient_checkpointing = gradient_checkpointing
         self.facts: LabelFacts | None = None
         self.task: Task | None = None
         self.head: nn.Linear | None = None
