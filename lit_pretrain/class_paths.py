@@ -2,6 +2,7 @@
 
 import inspect
 import pydoc
+from pathlib import Path
 from typing import Any
 
 from lit_pretrain.errors import UserError
@@ -17,6 +18,17 @@ def is_ours(kind: type) -> bool:
 def class_path_of(kind: type) -> str:
     """What a checkpoint keeps of a class: its name if it is the suite's own, wherever it may lie, else where it is."""
     return kind.__name__ if is_ours(kind) else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def class_and_file(kind: type) -> str:
+    """A class as errors name it: the suite's own by its name, a user's with the file that it stands in."""
+    if is_ours(kind):
+        return kind.__name__
+    try:
+        file = Path(inspect.getfile(kind))
+    except (OSError, TypeError):
+        return class_path_of(kind)
+    return f"{kind.__name__} ({file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file})"
 
 
 def short_name(class_path: str) -> str:

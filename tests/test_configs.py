@@ -17,7 +17,7 @@ from lit_pretrain.__main__ import main
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
 from lit_pretrain.backbone.config import BERT_SIZES
 from lit_pretrain.modules import ContrastivePretraining
-from lit_pretrain.picture_facts import PictureFacts
+from lit_pretrain.objectives.batch import DataFacts
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -229,17 +229,17 @@ def test_a_config_for_gpus_is_built(path, runs):
     assert all(parameter.is_meta for parameter in model.parameters())
     encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
     if data_class(path) == "ImageDataModule":
-        facts = PictureFacts(data.stored_size or model.encoder.image_size)
+        facts = DataFacts(stored_size=data.stored_size or model.encoder.image_size)
         model.augmentation.check(facts.stored_size, model.encoder.image_size)
         for objective in model.objectives:
-            objective.check_pictures(model.encoder, facts)
+            objective.check_data(model.encoder, facts)
         if "imagenet" in str(path):
             # As timm's vit_small_patch16_224 without class token and classifier: 21,665,664 - 2 x 384.
             assert encoder == 21_664_896
         return
     model.encoder.check_length(data.sequence_length)
     for objective in model.objectives:
-        objective.check(data.batch_fields, data.sequence_length)
+        objective.check_data(model.encoder, DataFacts(data.batch_fields, data.layout, data.sequence_length))
     if "bert_base" in path.stem:
         # As bert-base-uncased: 109,482,240 with its pooler.
         assert encoder == 109_482_240

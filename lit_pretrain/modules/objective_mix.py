@@ -1,6 +1,5 @@
 """What any mix of objectives on one encoder needs, as a whole training or beside another loss."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,11 +9,14 @@ from torch import Tensor, nn
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.backbone.float32 import at_least_float32
+from lit_pretrain.class_paths import class_and_file
 from lit_pretrain.data.images.augmentation import ImageAugmentation
-from lit_pretrain.errors import UserError, check_number
+from lit_pretrain.errors import UserError
 from lit_pretrain.modules.accumulation import Shares
 from lit_pretrain.modules.operations import encoder_operations, is_trained, passes_of
-from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, passes_run
+from lit_pretrain.objectives.batch import DataFacts
+from lit_pretrain.objectives.class_checks import check_class, check_reading, is_measuring
+from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, arrange_batch, passes_run
 from lit_pretrain.objectives.vision_objective import VisionObjective
 
 # Pictures from which an objective may take what it must know of the data before the first step.
@@ -22,27 +24,25 @@ MEASURED_PICTURES = 2048
 
 
 def check_objectives(objectives: Sequence[Objective], setting: str = "model") -> None:
-    """At least one objective, each once, and each such that a checkpoint can build it again.
+    """At least one objective, each once, and each such that it can be trained on and a checkpoint can build it again.
 
     Raises:
-        UserError: Else, naming the `objectives` of a setting.
+        UserError: Else, naming the `objectives` of a setting, or the class at fault.
     """
-    names = [objective.name for objective in objectives]
-    if not names:
+    if not objectives:
         raise UserError(f"{setting}.objectives is empty: name at least one objective to train on.")
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{setting}.objectives names {name} twice: keep one, and set its weight.")
     for objective in objectives:
-        check_number(f"{type(objective).__name__}.weight", objective.weight, above=0)
-        settings = objective.settings()
-        try:
-            json.dumps(settings)
-        except TypeError as error:
+        check_class(objective)
+    for place, objective in enumerate(objectives):
+        twin = next((one for one in objectives[:place] if one.name == objective.name), None)
+        if twin is not None and type(twin) is type(objective):
+            raise UserError(f"{setting}.objectives names {objective.name} twice: keep one, and set its weight.")
+        if twin is not None:
             raise UserError(
-                f"{settings['class_path']} has arguments that no checkpoint can keep ({error}): give it numbers, words "
-                "and lists of them."
-            ) from error
+                f"{class_and_file(type(twin))} and {class_and_file(type(objective))} both have the name "
+                f"'{objective.name}', by which metrics are logged: give one of them another."
+            )
+    check_reading(objectives)
 
 
 @contextmanager
@@ -73,10 +73,15 @@ def build_on_texts(objectives: Iterable[Objective], encoder: TextEncoder, tokeni
     Raises:
         UserError: If sequence length and position table, or data and objectives do not fit.
     """
+    for objective in objectives:
+        if isinstance(objective, VisionObjective):
+            raise UserError(f"{type(objective).__name__} learns from pictures, and this trains on texts: leave it out.")
     if data is not None and hasattr(data, "sequence_length"):
         encoder.check_length(data.sequence_length)
+        layout = getattr(data, "layout", "")
+        facts = DataFacts(tuple(getattr(data, "batch_fields", ())), layout, sequence_length=data.sequence_length)
         for objective in objectives:
-            objective.check(getattr(data, "batch_fields", ()), data.sequence_length)
+            objective.check_data(encoder, facts)
     for objective in objectives:
         objective.build(encoder, tokenizer)
 
@@ -104,11 +109,17 @@ def build_on_pictures(
     if facts is not None:
         augmentation.check(facts.stored_size, encoder.image_size)
         encoder.frame_as_stored(facts.stored_size, training)
+        known = DataFacts(
+            tuple(getattr(data, "batch_fields", ())),
+            "pictures",
+            stored_size=facts.stored_size,
+            grey_share=facts.grey_share,
+        )
         for objective in objectives:
-            objective.check_pictures(encoder, facts)
+            objective.check_data(encoder, known)
     for objective in objectives:
         objective.build(encoder)
-        if facts is not None and hasattr(objective, "measure"):
+        if facts is not None and is_measuring(objective):
             objective.measure(encoder.frame(measured_pictures(data.train_dataset)))
 
 
@@ -152,6 +163,7 @@ def count_terms(
         batch: As the objectives read it.
         generator: As `compute_objectives` is going to have it.
     """
+    batch = arrange_batch(objectives, batch, generator)
     found = {}
     last = max((place for place, objective in enumerate(objectives) if objective.uneven), default=-1)
     for objective in objectives[: last + 1]:
@@ -201,27 +213,36 @@ def mix(objectives: Iterable[Objective]) -> str:
 
 
 def cost_on_texts(objectives: Sequence[Objective], encoder: TextEncoder, batch: Batch) -> dict[str, float]:
-    """Samples, tokens (padding included) and floating-point operations of one training batch.
-
-    Operations are those of every pass's matrix products, and the heads', by the rule of `modules.operations`.
-    """
+    """Samples, tokens (padding included) and floating-point operations of one training batch; see `operations_of`."""
     samples, length = batch["input_ids"].shape
-    flops = 0.0
-    for objective in passes_run(objectives):
-        sequences, tokens = objective.pass_shape(samples, length)
-        flops += sequences * encoder_operations(encoder, tokens)
-    flops += sum(head_operations(one, encoder, one.forward_flops(encoder, samples, length)) for one in objectives)
+    flops = operations_of(objectives, encoder, samples, length)
     return {"samples": samples, "tokens": samples * length, "flops": flops}
 
 
 def cost_on_pictures(objectives: Sequence[VisionObjective], encoder: VisionEncoder, batch: Batch) -> dict[str, float]:
     """As `cost_on_texts`: pictures and floating-point operations."""
-    samples, flops = len(batch["images"]), 0.0
-    for objective in objectives:
-        sequences, tokens = objective.sequences(encoder, samples)
-        flops += sequences * encoder_operations(encoder, tokens)
-        flops += head_operations(objective, encoder, objective.forward_flops(encoder, samples, tokens))
+    samples = len(batch["images"])
+    flops = operations_of(objectives, encoder, samples, encoder.prefix_tokens + encoder.patches)
     return {"samples": samples, "flops": flops}
+
+
+def operations_of(
+    objectives: Sequence[Objective], encoder: TextEncoder | VisionEncoder, samples: int, length: int
+) -> float:
+    """Floating-point operations of a training step: those of every pass's matrix products, and the heads', by the rule
+    of `modules.operations`.
+
+    Args:
+        objectives: In a mix.
+        encoder: That all passes are sent through.
+        samples: Of a clean batch.
+        length: Tokens of a clean sample.
+    """
+    flops = 0.0
+    for objective in passes_run(objectives):
+        sequences, tokens = objective.pass_shape(encoder, samples, length)
+        flops += sequences * encoder_operations(encoder, tokens)
+    return flops + sum(head_operations(one, encoder, one.forward_flops(encoder, samples, length)) for one in objectives)
 
 
 def head_operations(objective: Objective, encoder: TextEncoder | VisionEncoder, forward: float) -> float:

@@ -153,7 +153,10 @@ class Pretraining(BaseModule):
     @property
     def fields_ahead(self) -> tuple[str, ...]:
         """What must be known of accumulated batches ahead: what the loss is a mean over, if that varies."""
-        return self.counted_fields if any(objective.uneven for objective in self.objectives) else ()
+        if not any(objective.uneven for objective in self.objectives):
+            return ()
+        further = (name for objective in self.objectives for name in objective.fields_ahead)
+        return tuple(dict.fromkeys((*self.counted_fields, *further)))
 
     def count_terms(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """How many terms the means of a training batch's losses have, with the draws of its step."""

@@ -12,6 +12,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.modules.objective_mix import build_on_texts, cost_on_texts
 from lit_pretrain.modules.pretraining import Pretraining
 from lit_pretrain.objectives.objective import Batch, Objective, clean_inputs
+from lit_pretrain.objectives.outputs import check_examples
 
 
 class TextPretraining(Pretraining):
@@ -75,6 +76,7 @@ class TextPretraining(Pretraining):
         for objective in self.objectives:
             generator = self.generator_for("examples")
             found = objective.examples(self.encoder, self._example_batch, self.tokenizer, generator, count)
+            check_examples(objective, found, of_words=True)
             if found:
                 rows[objective.name] = found
         self.train(training)

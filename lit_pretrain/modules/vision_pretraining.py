@@ -11,6 +11,7 @@ from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.modules.objective_mix import build_on_pictures, cost_on_pictures
 from lit_pretrain.modules.pretraining import Pretraining
 from lit_pretrain.objectives.objective import Batch
+from lit_pretrain.objectives.outputs import check_examples
 from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
 
 if TYPE_CHECKING:
@@ -79,12 +80,15 @@ class VisionPretraining(Pretraining):
             return {}
         training = self.training
         self.eval()
-        drawn = {
-            objective.name: objective.panel(self.encoder, self._example_batch, self.generator_for("panels"), count)
-            for objective in self.objectives
-        }
+        drawn = {}
+        for objective in self.objectives:
+            generator = self.generator_for("panels")
+            found = objective.examples(self.encoder, self._example_batch, None, generator, count)
+            check_examples(objective, found, of_words=False)
+            if found is not None:
+                drawn[objective.name] = found
         self.train(training)
-        return {name: picture for name, picture in drawn.items() if picture is not None}
+        return drawn
 
     @torch.no_grad()
     def shortcuts(self, batch: Batch, *parts: int | str, varied: bool = True) -> dict[str, Shortcut]:

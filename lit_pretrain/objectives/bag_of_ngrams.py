@@ -7,8 +7,6 @@ of all halves of the batch (sampled softmax: Jean et al. 2015, arXiv:1412.2007).
 used, so what is learned is how much more likely a half makes them. Reads the same pass as `BagOfWords`.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +15,7 @@ from lit_pretrain.backbone.ngram_embeddings import NONE, ngram_pieces
 from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.errors import UserError
+from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.gathering import first_row, gather_rows
 from lit_pretrain.objectives.objective import (
     Batch,
@@ -130,7 +129,7 @@ class BagOfNgrams(Objective):
             )
         return rows
 
-    def pass_shape(self, samples: int, sequence_length: int) -> tuple[int, int]:
+    def pass_shape(self, encoder: TextEncoder, samples: int, sequence_length: int) -> tuple[int, int]:
         """The halves."""
         return shape_of_halves(samples, sequence_length)
 
@@ -142,6 +141,6 @@ class BagOfNgrams(Objective):
         """Tokens can be hidden of attention that reads a mask alone."""
         check_hiding(self, encoder)
 
-    def check(self, batch_keys: Sequence[str], sequence_length: int) -> None:
+    def check_data(self, encoder: TextEncoder, facts: DataFacts) -> None:
         """The sequences must be of one text each, and long enough to be cut."""
-        check_halves("BagOfNgrams", batch_keys, sequence_length)
+        check_halves("BagOfNgrams", facts)

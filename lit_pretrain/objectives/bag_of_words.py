@@ -7,13 +7,12 @@ Where telling texts apart lives on their rarest words, here each word counts as 
 through a whole text, its topic and its tone, weighs most. It costs one prediction a half, not one a token.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
+from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.linear_cross_entropy import linear_cross_entropy
 from lit_pretrain.objectives.objective import (
     Batch,
@@ -104,7 +103,7 @@ class BagOfWords(Objective):
             )
         return rows
 
-    def pass_shape(self, samples: int, sequence_length: int) -> tuple[int, int]:
+    def pass_shape(self, encoder: TextEncoder, samples: int, sequence_length: int) -> tuple[int, int]:
         """The halves."""
         return shape_of_halves(samples, sequence_length)
 
@@ -116,6 +115,6 @@ class BagOfWords(Objective):
         """Tokens can be hidden of attention that reads a mask alone."""
         check_hiding(self, encoder)
 
-    def check(self, batch_keys: Sequence[str], sequence_length: int) -> None:
+    def check_data(self, encoder: TextEncoder, facts: DataFacts) -> None:
         """The sequences must be of one text each, and long enough to be cut."""
-        check_halves("BagOfWords", batch_keys, sequence_length)
+        check_halves("BagOfWords", facts)

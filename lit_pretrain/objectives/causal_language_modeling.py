@@ -29,7 +29,6 @@ class CausalLanguageModeling(Objective):
 
     name = "causal_language_modeling"
     uses_pooling = False
-    causal = True
     uneven = True
     perplexities = ("loss",)
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.transformer import initialise
 from lit_pretrain.errors import UserError, check_number
+from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.color_bins import LARGEST_BIN, LIMIT, SMALLEST_BIN, ColorBins
 from lit_pretrain.objectives.color_cells import COLORLESS, cell_means, has_colors, lightness_and_colors, paint
 from lit_pretrain.objectives.linear_cross_entropy import linear_cross_entropy
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary, global_mean
 from lit_pretrain.objectives.picture_panels import Caption, grid
 from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
-from lit_pretrain.picture_facts import PictureFacts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -118,7 +118,7 @@ class Colorization(VisionObjective):
             )
         return self.cells_per_patch
 
-    def check_pictures(self, encoder: "VisionEncoder", facts: PictureFacts) -> None:
+    def check_data(self, encoder: "VisionEncoder", facts: DataFacts) -> None:
         """Pictures need colours, and patches a whole number of cells."""
         self.cells_of(encoder)
         if facts.grey_share > GREYEST_DATA:
@@ -274,7 +274,7 @@ class Colorization(VisionObjective):
 
     # -- costs and pictures
 
-    def sequences(self, encoder: "VisionEncoder", samples: int) -> tuple[int, int]:
+    def pass_shape(self, encoder: "VisionEncoder", samples: int, sequence_length: int) -> tuple[int, int]:
         """Every picture once, all its patches."""
         return samples, encoder.prefix_tokens + encoder.patches
 
@@ -284,7 +284,14 @@ class Colorization(VisionObjective):
         return 2.0 * samples * encoder.patches * share * encoder.width * self.head.out_features
 
     @torch.no_grad()
-    def panel(self, encoder: "VisionEncoder", batch: Batch, generator: torch.Generator, count: int = 8) -> "Image":
+    def examples(
+        self,
+        encoder: "VisionEncoder",
+        batch: Batch,
+        vocabulary: Vocabulary | None,
+        generator: torch.Generator,
+        count: int = 8,
+    ) -> "Image":
         """Each picture as it was shown, as it was told and as it is; two of them side by side."""
         images = batch["images"][:count]
         lightness, colors = lightness_and_colors(images, self.patch_size, self.cells)

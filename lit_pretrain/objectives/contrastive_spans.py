@@ -7,8 +7,6 @@ companion of that (as there), and a good start for classifying whole documents. 
 arXiv:1906.00300) is its relative of one sentence and the rest.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
@@ -17,6 +15,7 @@ from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.errors import UserError
+from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.gathering import first_row, gather_rows, processes
 from lit_pretrain.objectives.objective import Batch, EncoderPass, Objective, ObjectiveOutput, Vocabulary
 from lit_pretrain.objectives.span_halves import check_halves, check_hiding, halves_pass, name_of_pass, shape_of_halves
@@ -110,7 +109,7 @@ class ContrastiveSpans(Objective):
             )
         return rows
 
-    def pass_shape(self, samples: int, sequence_length: int) -> tuple[int, int]:
+    def pass_shape(self, encoder: TextEncoder, samples: int, sequence_length: int) -> tuple[int, int]:
         """The halves."""
         return shape_of_halves(samples, sequence_length)
 
@@ -122,6 +121,6 @@ class ContrastiveSpans(Objective):
         """Tokens can be hidden of attention that reads a mask alone."""
         check_hiding(self, encoder)
 
-    def check(self, batch_keys: Sequence[str], sequence_length: int) -> None:
+    def check_data(self, encoder: TextEncoder, facts: DataFacts) -> None:
         """The sequences must be of one text each, and long enough to be cut."""
-        check_halves("ContrastiveSpans", batch_keys, sequence_length)
+        check_halves("ContrastiveSpans", facts)

@@ -14,10 +14,10 @@ from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.patch_embeddings import cut_patches, sincos_positions
 from lit_pretrain.backbone.transformer import Transformer, initialise
 from lit_pretrain.errors import UserError
+from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary, global_mean
 from lit_pretrain.objectives.picture_panels import grid
 from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
-from lit_pretrain.picture_facts import PictureFacts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -133,7 +133,7 @@ class MaskedImageModeling(VisionObjective):
             pixels = encoder.channels * encoder.patch_size**2
             self.decoder = Decoder(config, encoder.width, encoder.grid_size, pixels)
 
-    def check_pictures(self, encoder: "VisionEncoder", facts: PictureFacts) -> None:
+    def check_data(self, encoder: "VisionEncoder", facts: DataFacts) -> None:
         """At least one patch must be hidden, and one kept."""
         if not 0 < self.kept_of(encoder.patches) < encoder.patches:
             raise UserError(
@@ -183,7 +183,7 @@ class MaskedImageModeling(VisionObjective):
 
     # -- costs and pictures
 
-    def sequences(self, encoder: "VisionEncoder", samples: int) -> tuple[int, int]:
+    def pass_shape(self, encoder: "VisionEncoder", samples: int, sequence_length: int) -> tuple[int, int]:
         """Every picture once, with the kept patches only."""
         return samples, encoder.prefix_tokens + self.kept_of(encoder.patches)
 
@@ -193,7 +193,14 @@ class MaskedImageModeling(VisionObjective):
         return samples * self.decoder.forward_flops(encoder.prefix_tokens + encoder.patches, hidden)
 
     @torch.no_grad()
-    def panel(self, encoder: "VisionEncoder", batch: Batch, generator: torch.Generator, count: int = 8) -> "Image":
+    def examples(
+        self,
+        encoder: "VisionEncoder",
+        batch: Batch,
+        vocabulary: Vocabulary | None,
+        generator: torch.Generator,
+        count: int = 8,
+    ) -> "Image":
         """Each picture as it was shown, as it was told (the kept patches as they are), and as it is.
 
         Told patches have the mean and deviation of the true ones if targets are normalised, as the authors show them.

@@ -43,6 +43,7 @@ class MaskedLanguageModeling(Objective):
 
     name = "masked_language_modeling"
     uses_pooling = False
+    shares_pass = True
     uneven = True
     perplexities = ("loss",)
 

@@ -1,10 +1,8 @@
 """Next sentence prediction: does B follow A? (Devlin et al. 2019, arXiv:1810.04805).
 
-The data makes the pairs (label 1 = B is random, as in the authors' code); this objective reads the first bidirectional
-pass of another one, the masked input in BERT, through a tanh pooler on [CLS] and a two-way linear layer.
+The data makes the pairs (label 1 = B is random, as in the authors' code); this objective reads the first pass that
+another one shares, the masked input in BERT, through a tanh pooler on [CLS] and a two-way linear layer.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.pooling import BertPooler
 from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
+from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.objective import (
     Batch,
     Objective,
@@ -53,10 +52,6 @@ class NextSentencePrediction(Objective):
         """The first token must see the others."""
         require_both_sides(self, encoder, "reads the first token for all that follows it")
 
-    def make_pass(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> None:
-        """No pass of its own."""
-        return
-
     def logits(self, features: Tensor, encoder: TextEncoder) -> Tensor:
         """Scores (B, 2): follows, random."""
         return self.classifier((self.pooler or encoder.pooler)(features))
@@ -96,9 +91,10 @@ class NextSentencePrediction(Objective):
         """Operations of pooler and classifier."""
         return 2.0 * samples * encoder.width * (encoder.width + 2)
 
-    def check(self, batch_keys: Sequence[str], sequence_length: int) -> None:
-        """The batches must be sentence pairs."""
-        require_fields(self, batch_keys, "next_sentence_label", "set data.layout to sentence_pairs")
+    def check_data(self, encoder: TextEncoder, facts: DataFacts) -> None:
+        """The batches must be sentence pairs, some of them random."""
+        advice = "set data.layout to sentence_pairs, and data.random_next to balanced"
+        require_fields(self, facts.fields, "next_sentence_label", advice)
 
     def huggingface_names(self) -> dict[str, str]:
         """The NSP head (and the pooler, if it is this objective's) as `BertForPreTraining` names it."""

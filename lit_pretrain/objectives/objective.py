@@ -1,23 +1,24 @@
 """What every pretext task answers, and how several of them share the encoder's passes.
 
 An objective is given a clean batch; it makes its own corrupted input and targets with a generator it is handed, owns
-its head, and returns a loss, its metrics and, on request, things to look at.
+its head, and returns a loss, its metrics and, on request, things to look at. Texts and pictures have the same methods.
+docs/adding_an_objective.md tells how to write one.
 """
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from lit_pretrain.class_paths import build, class_path_of
+from lit_pretrain.class_paths import build, class_and_file, class_path_of
 from lit_pretrain.errors import UserError
+from lit_pretrain.objectives.batch import Batch, DataFacts
+from lit_pretrain.objectives.outputs import EncoderPass, ObjectiveOutput, check_batch, check_output, check_pass
 
-# Tensors by name; of texts also `padded`, a plain bool: whether there is any padding, which only their loader knows
-# without waiting for the device. A batch that does not say may have some.
-Batch = dict[str, Tensor]
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Vocabulary(Protocol):
@@ -35,41 +36,12 @@ class Vocabulary(Protocol):
         """A word piece by its id."""
 
 
-@dataclass
-class EncoderPass:
-    """One pass through the encoder that an objective asks for.
-
-    Attributes:
-        inputs: Keyword arguments of the encoder's `forward_features`.
-        targets: What the objective will compare with.
-    """
-
-    inputs: dict[str, Any]
-    targets: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass
-class ObjectiveOutput:
-    """What an objective says of one batch.
-
-    Attributes:
-        loss: Scalar to minimise; over several processes, its mean over them is the loss of the whole batch.
-        statistics: Name -> (sum, count), scalars that do not require gradients; a metric is sum / count over batches.
-            Losses are in nats.
-        parts: The means, with their factors, that the loss is the sum of, by the names of `Objective.terms`; may be
-            left out where there is one.
-    """
-
-    loss: Tensor
-    statistics: dict[str, tuple[Tensor, Tensor]]
-    parts: dict[str, Tensor] = field(default_factory=dict)
-
-
 class Objective(nn.Module):
     """Base of the pretext tasks.
 
-    A subclass stores each argument of its constructor under the argument's own name, so that `settings` can tell how to
-    build it again.
+    A subclass has a `name` of its own, calls `super().__init__()` first, stores each argument of its constructor under
+    the argument's own name, so that `settings` can tell how to build it again, and makes its parts in `build`. It must
+    have `compute`, and `make_pass` unless `passes` is 0; everything else has a default.
     """
 
     name: ClassVar[str] = ""
@@ -77,8 +49,9 @@ class Objective(nn.Module):
     perplexities: ClassVar[tuple[str, ...]] = ()
     # Passes through the encoder that this objective asks for; 0 if it reads another's.
     passes: ClassVar[int] = 1
-    # Whether its pass hides later tokens from each, so that objectives without a pass of their own cannot read it.
-    causal: ClassVar[bool] = False
+    # Whether objectives without a pass of their own may read its pass: it has the batch's own rows, each token at its
+    # own place, and every token sees all others. A class that makes another pass than its base says so again.
+    shares_pass: ClassVar[bool] = False
     # Objectives with the same name here make the same pass, which is run once for all of them.
     pass_name: str = ""
     # Whether the encoder's pooling and its positions learn from this; what no objective uses is left as it is.
@@ -87,6 +60,8 @@ class Objective(nn.Module):
     # Whether the loss has means over what batches of equal size have unequally many of (hidden positions, pictures with
     # colours); then `terms` counts it.
     uneven: ClassVar[bool] = False
+    # What `arrange` and `count_terms` read of a batch beside `input_ids` and `attention_mask`, or `images`.
+    fields_ahead: ClassVar[tuple[str, ...]] = ()
     # Whether samples are compared with the others of their batch, so that a larger batch is another task.
     compares_batch: ClassVar[bool] = False
     weight: float = 1.0
@@ -96,12 +71,38 @@ class Objective(nn.Module):
         """Statistics whose sum, each with its factor, is the loss."""
         return {"loss": 1.0}
 
+    # -- before training
+
+    def check_encoder(self, encoder: nn.Module) -> None:
+        """Raise `UserError` if this encoder cannot learn from this objective, before any data is read."""
+
+    def check_data(self, encoder: nn.Module, facts: DataFacts) -> None:
+        """Raise `UserError` if the data cannot serve this objective, or not at the encoder's size."""
+
     def build(self, encoder: nn.Module, vocabulary: Vocabulary | None = None) -> None:
-        """Make the head, once the encoder's width and the tokenizer are known."""
+        """Make the head, once the encoder's width and, of texts, the tokenizer are known; may be called again."""
+
+    def measure(self, images: Tensor) -> None:
+        """Take what must be known of the data from some training pictures (N, 3, S, S), uint8, after `build`.
+
+        They are read for those objectives alone that have this method.
+        """
+
+    # -- a step
+
+    def arrange(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Change the clean batch for every objective of the mix, before any of them makes its pass from it.
+
+        By this two objectives learn from one corrupted pass: sentence order prediction swaps texts and adds its answers
+        as a field, masked language modelling hides tokens of what it finds, and both read that pass (ALBERT).
+        """
+        return batch
 
     def make_pass(self, batch: Batch, encoder: nn.Module, generator: torch.Generator) -> EncoderPass | None:
-        """Corrupt the clean batch; null means the objective reads whatever bidirectional pass is made."""
-        raise NotImplementedError
+        """Corrupt the clean batch, which stays as it is; null, if `passes` is 0: it reads a pass that others share."""
+        if self.passes:
+            raise NotImplementedError
+        return None
 
     def compute(
         self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: nn.Module
@@ -127,25 +128,36 @@ class Objective(nn.Module):
         """This objective alone: corrupt, encode, compare."""
         return compute_objectives(encoder, [self], batch, generator)[self.name]
 
-    def examples(
-        self, encoder: nn.Module, batch: Batch, vocabulary: Vocabulary, generator: torch.Generator, count: int = 8
-    ) -> list[dict[str, str]]:
-        """Rows for a person to look at, of the first `count` samples; none by default."""
-        return []
+    # -- what it costs, and what is looked at
 
-    def pass_shape(self, samples: int, sequence_length: int) -> tuple[int, int]:
-        """Sequences that the pass of a batch of texts sends through the encoder, and the tokens of each."""
+    def pass_shape(self, encoder: nn.Module, samples: int, sequence_length: int) -> tuple[int, int]:
+        """Sequences that the pass of a batch sends through the encoder, and the tokens of each.
+
+        Args:
+            encoder: That it is sent through.
+            samples: Of the batch.
+            sequence_length: Tokens of a clean sample, those of a whole picture with the encoder's prefix.
+        """
         return samples, sequence_length
 
     def forward_flops(self, encoder: nn.Module, samples: int, sequence_length: int) -> float:
-        """Operations of a forward pass beyond the encoder's own pass: the head's matrix products."""
+        """Operations of a forward pass beyond the encoder's own pass, of a clean batch as in `pass_shape`: the head's
+        matrix products.
+        """
         return 0.0
 
-    def check(self, batch_keys: Sequence[str], sequence_length: int) -> None:
-        """Raise `UserError` if the data cannot serve this objective, before any training."""
-
-    def check_encoder(self, encoder: nn.Module) -> None:
-        """Raise `UserError` if this encoder cannot learn from this objective, before any data is read."""
+    def examples(
+        self,
+        encoder: nn.Module,
+        batch: Batch,
+        vocabulary: Vocabulary | None,
+        generator: torch.Generator,
+        count: int = 8,
+    ) -> "list[dict[str, str]] | Image | None":
+        """What a person looks at, of the first `count` samples of a clean batch: rows of words on texts, a picture on
+        pictures (see `picture_panels.grid`); none by default.
+        """
+        return None
 
     def huggingface_names(self) -> dict[str, str]:
         """Ours -> Hugging Face's names of the head's tensors, for export; empty if that format has no such head."""
@@ -161,7 +173,7 @@ class Objective(nn.Module):
         lost = [name for name in names if not hasattr(self, name)]
         if lost:
             raise UserError(
-                f"{class_path_of(type(self))} keeps no attribute of the name of its argument {lost[0]}, so that no "
+                f"{class_and_file(type(self))} keeps no attribute of the name of its argument {lost[0]}, so that no "
                 f"checkpoint could build it again: set self.{lost[0]} in its constructor, or write a `settings` of its "
                 "own."
             )
@@ -182,8 +194,8 @@ def compute_objectives(
 ) -> dict[str, ObjectiveOutput]:
     """Run every objective on one clean batch with as few passes through the encoder as their inputs allow.
 
-    An objective without a pass of its own (next sentence prediction) reads the first bidirectional pass of another, as
-    BERT's authors do with the masked input, and the clean batch if there is none.
+    An objective without a pass of its own (next sentence prediction) reads the first one that another shares, as BERT's
+    authors do with the masked input, and the clean batch's if there is none; see `pass_read`.
 
     Args:
         encoder: With `forward_features`.
@@ -193,41 +205,62 @@ def compute_objectives(
 
     Returns:
         Output by the objective's name.
+
+    Raises:
+        UserError: If an objective returns something else than it should.
     """
-    passes = {objective.name: objective.make_pass(batch, encoder, generator) for objective in objectives}
-    features: dict[str, Tensor | None] = {}
+    batch = arrange_batch(objectives, batch, generator)
+    passes: dict[str, EncoderPass] = {}
+    for objective in objectives:
+        made = objective.make_pass(batch, encoder, generator)
+        check_pass(objective, made)
+        if made is not None:
+            passes[objective.name] = made
     run: dict[str, Tensor] = {}
     for objective in objectives:
-        one, name = passes[objective.name], objective.pass_name or objective.name
-        if one is not None and name not in run:
-            run[name] = encoder.forward_features(**one.inputs)
-        features[objective.name] = run.get(name)
-    readers = [objective for objective in objectives if passes[objective.name] is None]
+        name = objective.pass_name or objective.name
+        if objective.name in passes and name not in run:
+            run[name] = encoder.forward_features(**passes[objective.name].inputs)
+    readers = [objective for objective in objectives if objective.name not in passes]
     if readers:
-        read = (one for one in objectives if passes[one.name] is not None and not one.causal)
-        shared = next((features[one.name] for one in read if not passes[one.name].inputs.get("causal")), None)
-        if shared is None:
-            shared = encoder.forward_features(**clean_inputs(batch))
+        source = pass_read(objectives)
+        clean = encoder.forward_features(**clean_inputs(batch, encoder)) if source is None else None
         for objective in readers:
-            features[objective.name], passes[objective.name] = shared, EncoderPass({})
-    return {
-        objective.name: objective.compute(features[objective.name], passes[objective.name].targets, batch, encoder)
-        for objective in objectives
-    }
+            passes[objective.name] = EncoderPass({})
+            run[objective.pass_name or objective.name] = clean if source is None else run[source]
+    outputs = {}
+    for objective in objectives:
+        features, targets = run[objective.pass_name or objective.name], passes[objective.name].targets
+        outputs[objective.name] = objective.compute(features, targets, batch, encoder)
+        check_output(objective, outputs[objective.name], features)
+    return outputs
+
+
+def arrange_batch(objectives: Sequence[Objective], batch: Batch, generator: torch.Generator) -> Batch:
+    """The clean batch as all objectives of a mix read it; see `Objective.arrange`."""
+    for objective in objectives:
+        batch = objective.arrange(batch, generator)
+        check_batch(objective, batch)
+    return batch
+
+
+def pass_read(objectives: Sequence[Objective]) -> str | None:
+    """The name of the pass that objectives without one of their own read; null for one of the clean batch."""
+    return next((one.pass_name or one.name for one in objectives if one.passes and one.shares_pass), None)
 
 
 def passes_run(objectives: Sequence[Objective]) -> list[Objective]:
     """The passes through the encoder that `compute_objectives` runs for a mix, each by the objective that makes it.
 
-    Objectives of one `pass_name` make one pass together; those without a pass read the first one that is not causal, or
-    a pass of the clean batch if there is none.
+    Objectives of one `pass_name` make one pass together; those without a pass read the first one that is shared, or a
+    pass of the clean batch if there is none.
     """
     found: list[Objective] = []
     for objective in objectives:
         shared = objective.pass_name and any(one.pass_name == objective.pass_name for one in found)
         found += [] if shared else [objective] * objective.passes
     readers = [objective for objective in objectives if objective.passes == 0]
-    if readers and all(objective.causal for objective in found):
+    if readers and pass_read(objectives) is None:
         found.append(readers[0])
     return found
 
@@ -237,8 +270,10 @@ def count_passes(objectives: Sequence[Objective]) -> int:
     return len(passes_run(objectives))
 
 
-def clean_inputs(batch: Batch) -> dict[str, Any]:
-    """The encoder's arguments for a text batch as it is."""
+def clean_inputs(batch: Batch, encoder: nn.Module | None = None) -> dict[str, Any]:
+    """The encoder's arguments for a batch as it is; the encoder, which knows how they are normalised, for pictures."""
+    if encoder is not None and "images" in batch:
+        return {"images": encoder.normalize(batch["images"])}
     return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids", "padded") if name in batch}
 
 
@@ -276,7 +311,7 @@ def require_both_sides(objective: Objective, encoder: nn.Module, asked: str) -> 
         )
 
 
-def require_fields(objective: Objective, batch_keys: Sequence[str], needed: str, advice: str) -> None:
+def require_fields(objective: Objective, fields: Sequence[str], needed: str, advice: str) -> None:
     """Raise a `UserError` if the batch lacks what the objective learns from."""
-    if needed not in batch_keys:
+    if needed not in fields:
         raise UserError(f"{type(objective).__name__} needs '{needed}' in the batches, which this data lacks: {advice}.")

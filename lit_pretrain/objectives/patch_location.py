@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from lit_pretrain.backbone.transformer import initialise
 from lit_pretrain.errors import UserError, check_number
+from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.classification import classification_output
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary
 from lit_pretrain.objectives.patch_cutting import CELLS, PatchGrid, cut, drop_channels, drop_to_grey, standardize
 from lit_pretrain.objectives.patch_puzzles import puzzle_panel
 from lit_pretrain.objectives.picture_shortcuts import chroma_features, continuity_features
 from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
-from lit_pretrain.picture_facts import PictureFacts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -107,7 +107,7 @@ class PatchLocation(VisionObjective):
             )
             initialise(self)
 
-    def check_pictures(self, encoder: "VisionEncoder", facts: PictureFacts) -> None:
+    def check_data(self, encoder: "VisionEncoder", facts: DataFacts) -> None:
         """Three by three cells, or patches, must fit into a picture."""
         if self.mode == "crops":
             self.patch_grid(encoder)
@@ -224,7 +224,7 @@ class PatchLocation(VisionObjective):
         logits = self.logits(features, targets, encoder).flatten(0, 1)
         return classification_output(logits, targets["labels"].flatten(), PLACES, self.training)
 
-    def sequences(self, encoder: "VisionEncoder", samples: int) -> tuple[int, int]:
+    def pass_shape(self, encoder: "VisionEncoder", samples: int, sequence_length: int) -> tuple[int, int]:
         """Nine small pictures a sample, or one whole."""
         if self.mode == "tokens":
             return samples, encoder.prefix_tokens + encoder.patches
@@ -240,7 +240,14 @@ class PatchLocation(VisionObjective):
     # -- what is looked at
 
     @torch.no_grad()
-    def panel(self, encoder: "VisionEncoder", batch: Batch, generator: torch.Generator, count: int = 8) -> "Image":
+    def examples(
+        self,
+        encoder: "VisionEncoder",
+        batch: Batch,
+        vocabulary: Vocabulary | None,
+        generator: torch.Generator,
+        count: int = 8,
+    ) -> "Image":
         """The puzzle as the model solves it, beside the true one."""
         images = batch["images"][:count]
         seen = self.see(images, encoder, generator)

@@ -44,6 +44,7 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
 
     name = "replaced_token_detection"
     perplexities = ("generator_loss",)
+    shares_pass = True
 
     @property
     def loss_factors(self) -> dict[str, float]:

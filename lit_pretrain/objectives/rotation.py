@@ -84,16 +84,23 @@ class Rotation(VisionObjective):
         names = [f"{angle}_degrees" for angle in ANGLES]
         return classification_output(self.logits(features, encoder), targets["labels"], names, self.training)
 
-    def sequences(self, encoder: "VisionEncoder", samples: int) -> tuple[int, int]:
+    def pass_shape(self, encoder: "VisionEncoder", samples: int, sequence_length: int) -> tuple[int, int]:
         """Four whole pictures a sample, or one."""
         return samples * (len(ANGLES) if self.views == "all" else 1), encoder.prefix_tokens + encoder.patches
 
     def forward_flops(self, encoder: "VisionEncoder", samples: int, sequence_length: int) -> float:
         """Operations of the linear layer."""
-        return 2.0 * self.sequences(encoder, samples)[0] * encoder.width * len(ANGLES)
+        return 2.0 * self.pass_shape(encoder, samples, sequence_length)[0] * encoder.width * len(ANGLES)
 
     @torch.no_grad()
-    def panel(self, encoder: "VisionEncoder", batch: Batch, generator: torch.Generator, count: int = 8) -> "Image":
+    def examples(
+        self,
+        encoder: "VisionEncoder",
+        batch: Batch,
+        vocabulary: Vocabulary | None,
+        generator: torch.Generator,
+        count: int = 8,
+    ) -> "Image":
         """Each picture as it was turned, a picture a row if all four views are made, with the angle that is told."""
         images, labels = self.turn(batch["images"][:count], generator)
         probabilities = (

@@ -1,11 +1,10 @@
 """Texts cut into halves, each a sequence of its own: what objectives read that ask one half about the other."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.masking import hide_tokens
 from lit_pretrain.objectives.objective import Batch, EncoderPass, Objective
 
@@ -69,17 +68,17 @@ def check_hiding(objective: Objective, encoder: nn.Module) -> None:
         )
 
 
-def check_halves(name: str, batch_keys: Sequence[str], sequence_length: int) -> None:
+def check_halves(name: str, facts: DataFacts) -> None:
     """Refuse data that an objective cannot cut: pairs of texts, or too short ones.
 
     Raises:
         UserError: In one sentence.
     """
-    if "next_sentence_label" in batch_keys:
+    if facts.layout == "sentence_pairs" or "next_sentence_label" in facts.fields:
         raise UserError(f"{name} cuts contiguous text, and this data makes pairs: set data.layout to segments.")
-    if sequence_length < SHORTEST_SEQUENCE:
+    if facts.sequence_length < SHORTEST_SEQUENCE:
         raise UserError(
-            f"{name} cuts sequences into halves, and data.sequence_length is {sequence_length}: give at least "
+            f"{name} cuts sequences into halves, and data.sequence_length is {facts.sequence_length}: give at least "
             f"{SHORTEST_SEQUENCE} (128 serve it well)."
         )
 

@@ -9,6 +9,7 @@ from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.backbone.ngram_embeddings import ngram_keys, ngram_pieces
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives import BagOfNgrams, BagOfWords, compute_objectives
+from lit_pretrain.objectives.batch import DataFacts
 
 
 def encoder_of(ngrams: list[tuple[int, int]], vocabulary_size: int = 50) -> TextEncoder:
@@ -128,4 +129,4 @@ def test_what_it_refuses(encoder):
     with pytest.raises(UserError, match=r"BagOfNgrams\.draws is 0"):
         BagOfNgrams(draws=0)
     with pytest.raises(UserError, match="BagOfNgrams cuts contiguous text"):
-        BagOfNgrams().check(["input_ids", "next_sentence_label"], 64)
+        BagOfNgrams().check_data(None, DataFacts(("input_ids", "next_sentence_label"), "sentence_pairs", 64))

@@ -7,6 +7,7 @@ import torch
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives import BagOfWords, ContrastiveSpans, compute_objectives
+from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.objective import count_passes
 
 
@@ -76,6 +77,6 @@ def test_examples_show_what_is_expected_and_found(encoder, vocabulary, texts, ge
 
 def test_what_it_refuses(encoder):
     with pytest.raises(UserError, match="BagOfWords cuts contiguous text, and this data makes pairs: set data.layout"):
-        BagOfWords().check(["input_ids", "next_sentence_label"], 64)
+        BagOfWords().check_data(None, DataFacts(("input_ids", "next_sentence_label"), "sentence_pairs", 64))
     with pytest.raises(UserError, match="BagOfWords cuts sequences into halves, and data.sequence_length is 7"):
-        BagOfWords().check(["input_ids"], 7)
+        BagOfWords().check_data(None, DataFacts(("input_ids",), "segments", 7))

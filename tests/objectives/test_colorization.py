@@ -10,10 +10,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lit_pretrain.backbone import VisionEncoder, VisionTransformerConfig
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives import colorization as module
+from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.color_cells import cell_map, lightness_and_colors
 from lit_pretrain.objectives.color_space import srgb_to_lab
 from lit_pretrain.objectives.colorization import Colorization
-from lit_pretrain.picture_facts import PictureFacts
 
 
 def make_encoder(image_size: int = 16, patch_size: int = 4, **settings) -> VisionEncoder:
@@ -231,11 +231,11 @@ def test_frequencies_are_measured_on_pictures_with_colours_and_kept_in_checkpoin
 
 def test_data_and_settings_that_cannot_work_are_refused() -> None:
     encoder = make_encoder()
-    Colorization().check_pictures(encoder, PictureFacts(32, 0.9))
+    Colorization().check_data(encoder, DataFacts(stored_size=32, grey_share=0.9))
     with pytest.raises(UserError, match="99.5% of the pictures are grey"):
-        Colorization().check_pictures(encoder, PictureFacts(32, 0.995))
+        Colorization().check_data(encoder, DataFacts(stored_size=32, grey_share=0.995))
     with pytest.raises(UserError, match="cells_per_patch is 3, which does not divide encoder.patch_size 4"):
-        Colorization(cells_per_patch=3).check_pictures(encoder, PictureFacts(32))
+        Colorization(cells_per_patch=3).check_data(encoder, DataFacts(stored_size=32))
     for name, value in {"rebalancing": 1.5, "temperature": 0.0, "cell_share": 0.0, "sigma": -1.0}.items():
         with pytest.raises(UserError, match=f"Colorization.{name} is {value}"):
             Colorization(**{name: value})
@@ -287,7 +287,7 @@ def test_panel_shows_grey_told_and_true() -> None:
     encoder = make_encoder()
     for mode in ("bins", "regression"):
         objective = built(encoder, mode=mode)
-        panels = [objective.panel(encoder, pictures(6), draws(), count) for count in (1, 5)]
+        panels = [objective.examples(encoder, pictures(6), None, draws(), count) for count in (1, 5)]
         assert 3 * 96 < panels[0].width < 450 and 6 * 96 < panels[1].width < 900
         assert panels[1].height > 3 * 96
 
@@ -295,7 +295,7 @@ def test_panel_shows_grey_told_and_true() -> None:
 def test_what_it_costs() -> None:
     encoder = make_encoder()
     features = encoder.forward_features(**built(encoder).make_pass(pictures(5), encoder, draws()).inputs)
-    assert built(encoder).sequences(encoder, 5) == tuple(features.shape[:2]) == (5, 17)
+    assert built(encoder).pass_shape(encoder, 5, 17) == tuple(features.shape[:2]) == (5, 17)
     assert built(encoder).forward_flops(encoder, 5, 17) == 2 * 5 * 16 * 32 * 4 * 261
     assert built(encoder, cell_share=0.3).forward_flops(encoder, 5, 17) == 2 * 5 * 5 * 32 * 4 * 261
     assert built(encoder, mode="regression").forward_flops(encoder, 5, 17) == 2 * 5 * 16 * 32 * 4 * 2

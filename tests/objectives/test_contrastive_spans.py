@@ -11,6 +11,7 @@ from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.backbone.ngram_embeddings import ngram_keys
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives import BagOfNgrams, ContrastiveSpans
+from lit_pretrain.objectives.batch import DataFacts
 
 
 def test_loss_by_hand(encoder, vocabulary, texts, generator):
@@ -116,9 +117,9 @@ def test_what_it_refuses(encoder, vocabulary, texts, generator):
         ContrastiveSpans(temperature=0.0)
     objective = ContrastiveSpans()
     with pytest.raises(UserError, match=r"set data\.layout to segments"):
-        objective.check(["input_ids", "next_sentence_label"], 128)
+        objective.check_data(None, DataFacts(("input_ids", "next_sentence_label"), "sentence_pairs", 128))
     with pytest.raises(UserError, match=r"data\.sequence_length is 7: give at least 8"):
-        objective.check(["input_ids"], 7)
+        objective.check_data(None, DataFacts(("input_ids",), "segments", 7))
     alone = {name: one[:1] for name, one in texts.items()}
     with pytest.raises(UserError, match=r"this batch has one: raise data\.batch_size"):
         objective(encoder, alone, generator)

@@ -10,8 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lit_pretrain.backbone import VisionEncoder, VisionTransformerConfig
 from lit_pretrain.backbone.patch_embeddings import cut_patches
 from lit_pretrain.errors import UserError
+from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.masked_image_modeling import MaskedImageModeling, join_patches, patch_statistics
-from lit_pretrain.picture_facts import PictureFacts
 
 
 def make_encoder(image_size: int = 16, patch_size: int = 4, **settings) -> VisionEncoder:
@@ -72,7 +72,7 @@ def test_the_encoder_sees_the_kept_patches_only() -> None:
     disturbed = {"images": join_patches(patches.scatter(1, places, torch.rand(places.shape)), 4)}
     same = objective.make_pass(disturbed, encoder, draws())
     torch.testing.assert_close(encoder.forward_features(**same.inputs), features)
-    assert features.shape[:2] == objective.sequences(encoder, 4) == (4, 5)
+    assert features.shape[:2] == objective.pass_shape(encoder, 4, 17) == (4, 5)
     assert torch.equal(batch["images"], clean)
 
 
@@ -185,10 +185,10 @@ def test_it_learns_a_handful_of_pictures() -> None:
 
 
 def test_settings_that_cannot_work_are_refused() -> None:
-    MaskedImageModeling().check_pictures(make_encoder(), PictureFacts(16))
+    MaskedImageModeling().check_data(make_encoder(), DataFacts(stored_size=16))
     for mask_ratio in (0.99, 0.01):
         with pytest.raises(UserError, match=f"mask_ratio {mask_ratio} of the 16 patches"):
-            MaskedImageModeling(mask_ratio).check_pictures(make_encoder(), PictureFacts(16))
+            MaskedImageModeling(mask_ratio).check_data(make_encoder(), DataFacts(stored_size=16))
     with pytest.raises(UserError, match="mask_ratio is 1.0"):
         MaskedImageModeling(1.0)
     with pytest.raises(UserError, match="decoder_width is 128 with 3 heads"):
@@ -212,7 +212,7 @@ def test_panel_shows_what_was_hidden_told_and_true(monkeypatch: pytest.MonkeyPat
     encoder = make_encoder(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     objective = built(encoder)
     batch = pictures(5)
-    panel = objective.panel(encoder, batch, draws(), count=5)
+    panel = objective.examples(encoder, batch, None, draws(), count=5)
     assert 6 * 96 < panel.width < 900 and panel.height > 3 * 96
 
     # A decoder that tells the truth, normalised, must give the pictures back.
@@ -222,7 +222,7 @@ def test_panel_shows_what_was_hidden_told_and_true(monkeypatch: pytest.MonkeyPat
     asked = objective.patches_asked(one.targets, 4)
     mean, deviation = patch_statistics(asked)
     objective.decoder.forward = lambda *_: (asked - mean) / deviation
-    objective.panel(encoder, batch, draws(), count=5)
+    objective.examples(encoder, batch, None, draws(), count=5)
     assert [len(row) for row in seen] == [6, 6, 3]
     shown, told, true = seen[0][:3]
     torch.testing.assert_close(told, true, atol=1e-5, rtol=0)

@@ -10,6 +10,7 @@ from lit_pretrain.objectives import (
     NextSentencePrediction,
     compute_objectives,
 )
+from lit_pretrain.objectives.batch import DataFacts
 
 
 def test_loss_by_hand(encoder, vocabulary, batch, generator) -> None:
@@ -51,9 +52,9 @@ def test_it_reads_the_masked_pass_as_bert_does_and_never_the_causal_one(encoder,
 
 
 def test_it_needs_pairs() -> None:
-    NextSentencePrediction().check(["input_ids", "next_sentence_label"], 128)
+    NextSentencePrediction().check_data(None, DataFacts(("input_ids", "next_sentence_label"), "sentence_pairs", 128))
     with pytest.raises(UserError, match="set data.layout to sentence_pairs"):
-        NextSentencePrediction().check(["input_ids"], 128)
+        NextSentencePrediction().check_data(None, DataFacts(("input_ids",), "segments", 128))
 
 
 def test_examples_have_both_texts(encoder, vocabulary, batch, generator) -> None:

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lit_pretrain.backbone import VisionEncoder, VisionTransformerConfig
 from lit_pretrain.errors import UserError
+from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.patch_location import PLACES, PatchLocation
-from lit_pretrain.picture_facts import PictureFacts
 
 MODES = ["crops", "tokens"]
 STEPS = {
@@ -112,7 +112,7 @@ def test_loss_by_hand_gradients_and_cost(mode, batch) -> None:
     objective = built(encoder, mode=mode, pairs=5, hidden_width=24)
     one = objective.make_pass(batch, encoder, draws())
     features = encoder.forward_features(**one.inputs)
-    assert objective.sequences(encoder, 6) == tuple(features.shape[:2])
+    assert objective.pass_shape(encoder, 6, encoder.prefix_tokens + encoder.patches) == tuple(features.shape[:2])
     assert features.shape[:2] == ((54, 5) if mode == "crops" else (6, 65))
     with FlopCounterMode(display=False) as counter:
         output = objective.compute(features, one.targets, batch, encoder)
@@ -209,7 +209,7 @@ def test_positions_leak_if_they_enter_and_do_not_otherwise(positions, at_least) 
 @pytest.mark.parametrize("mode", MODES)
 def test_panel_has_a_row_a_picture(mode, batch) -> None:
     encoder = make_encoder()
-    panel = built(encoder, mode=mode).panel(encoder, batch, draws(), count=3)
+    panel = built(encoder, mode=mode).examples(encoder, batch, None, draws(), count=3)
     assert panel.height > 3 * 96 and panel.width > 3 * 96
 
 
@@ -229,19 +229,19 @@ def test_nothing_stays_on_the_cpu_when_the_model_is_on_a_gpu(settings) -> None:
 
 
 def test_pictures_that_are_too_small_are_refused_with_the_least_size_that_works() -> None:
-    facts = PictureFacts(stored_size=32)
+    facts = DataFacts(stored_size=32)
     for objective, works, fails, message in [
         (PatchLocation(), 20, 16, "image_size 20"),
         (PatchLocation(gap=0.3, jitter=0.2), 24, 20, "image_size 24"),
         (PatchLocation(patch_pixels=8), 32, 28, "image_size 32"),
         (PatchLocation("tokens"), 12, 8, "at least 12"),
     ]:
-        objective.check_pictures(make_encoder(works), facts)
+        objective.check_data(make_encoder(works), facts)
         objective.make_pass({"images": torch.rand(2, 3, works, works)}, make_encoder(works), draws())
         with pytest.raises(UserError, match=message):
-            objective.check_pictures(make_encoder(fails), facts)
+            objective.check_data(make_encoder(fails), facts)
     with pytest.raises(UserError, match="patch_pixels is 10, not a multiple"):
-        PatchLocation(patch_pixels=10).check_pictures(make_encoder(), facts)
+        PatchLocation(patch_pixels=10).check_data(make_encoder(), facts)
 
 
 def test_settings_build_it_again_and_wrong_ones_are_refused() -> None:

@@ -82,7 +82,7 @@ def test_what_it_costs(views, factor) -> None:
     objective = built(encoder, views=views)
     one = objective.make_pass({"images": torch.rand(5, 3, 16, 16)}, encoder, draws())
     features = encoder.forward_features(**one.inputs)
-    assert objective.sequences(encoder, 5) == tuple(features.shape[:2]) == (5 * factor, 17)
+    assert objective.pass_shape(encoder, 5, 17) == tuple(features.shape[:2]) == (5 * factor, 17)
     assert objective.forward_flops(encoder, 5, 17) == 5 * factor * 2 * 32 * 4
 
 
@@ -138,7 +138,8 @@ def test_panel_shows_every_view_and_the_answer() -> None:
     encoder = make_encoder()
     batch = {"images": crops(6, 16)}
     pictures = {
-        views: built(encoder, views=views).panel(encoder, batch, draws(), count=5) for views in ("all", "random")
+        views: built(encoder, views=views).examples(encoder, batch, None, draws(), count=5)
+        for views in ("all", "random")
     }
     assert pictures["all"].height > 5 * 96 and pictures["all"].width > 4 * 96
     assert 2 * 96 < pictures["random"].height < 3 * 96 + 200

@@ -23,7 +23,7 @@ from lit_pretrain.objectives import (
     Rotation,
     VisionObjective,
 )
-from lit_pretrain.picture_facts import PictureFacts
+from lit_pretrain.objectives.batch import DataFacts
 
 COLUMNS = (
     Column("us/picture", "microseconds_per_picture"),
@@ -59,7 +59,7 @@ def measure_objectives(
         for name, objective in objectives().items():
             module = our_module(shape, compiled=False, objective=objective)
             try:
-                objective.check_pictures(module.encoder, PictureFacts(shape.image_size))
+                objective.check_data(module.encoder, DataFacts(stored_size=shape.image_size))
             except UserError as error:
                 setting.console.print(f"{shape.name} without {name}: {error}")
                 continue
@@ -91,5 +91,6 @@ def measure_objectives(
 def passes_of(module: VisionPretraining) -> float:
     """Tokens that the objective sends through the encoder for a picture, in those of a whole picture."""
     encoder = module.encoder
-    sequences, tokens = module.objectives[0].sequences(encoder, 1)
-    return sequences * tokens / (encoder.prefix_tokens + encoder.patches)
+    whole = encoder.prefix_tokens + encoder.patches
+    sequences, tokens = module.objectives[0].pass_shape(encoder, 1, whole)
+    return sequences * tokens / whole

@@ -20,7 +20,7 @@ from lit_pretrain.data.text.base_tokenizer import WORD_LENGTH
 from lit_pretrain.data.text.document_dataset import DocumentDataset, DocumentStarts, Layout
 from lit_pretrain.data.text.document_source import DocumentSeparator, DocumentSource, open_documents
 from lit_pretrain.data.text.frequent_ngrams import frequent_ngrams
-from lit_pretrain.data.text.sentence_pairs import PairSettings, RandomNext
+from lit_pretrain.data.text.sentence_pairs import PairSettings, RandomNext, least_documents
 from lit_pretrain.data.text.text_encoding import choose_tokenizer
 from lit_pretrain.data.text.token_cache import TokenCache, cache_fingerprint, open_or_build
 from lit_pretrain.data.text.unknown_pieces import check_known, share_told
@@ -49,8 +49,10 @@ class DocumentDataModule(EpochDataModule):
         lowercase: Whether a trained tokenizer drops case.
         language: Two-letter code for the rules that split sentences.
         sequence_length: Tokens of a sequence, special tokens included.
-        layout: `sentence_pairs` (needed for next sentence prediction) or `segments` (contiguous text).
-        random_next: `balanced` (half and half) or `faithful` (as BERT's authors: 55 to 65 % random).
+        layout: `sentence_pairs` (what next sentence and sentence order prediction need) or `segments` (contiguous
+            text).
+        random_next: How often the second text of a pair is a random one: `balanced` (half and half), `faithful` (as
+            BERT's authors: 55 to 65 %) or `never` (it follows always, as sentence order prediction needs it).
         short_share: Share of pairs that aim at a shorter length.
         batch_size: Sequences of a batch of one device.
         document_budget: Only so many training documents, or such a share of them below 1, drawn with the seed; the
@@ -130,7 +132,7 @@ class DocumentDataModule(EpochDataModule):
         if tokenizer is not None or theirs is not None:
             tokenizer = choose_tokenizer(self.tokenizer_path, tokenizer, theirs)
         data, source_fingerprint = open_documents(self.source, self.cache_directory / "huggingface")
-        if self.layout == "sentence_pairs" and len(data) < 2:
+        if self.layout == "sentence_pairs" and len(data) < least_documents(self.pairs.random_next):
             raise UserError(
                 f"{shown(self.source)} is one document, and sentence pairs need a second one for random sentences: "
                 "give several documents, or set data.layout to segments and leave out NextSentencePrediction."
@@ -158,7 +160,7 @@ class DocumentDataModule(EpochDataModule):
         if hasattr(self, "train_dataset"):
             return
         # A random second sentence comes from another document, so pairs need two on either side.
-        least = 2 if self.layout == "sentence_pairs" else 1
+        least = least_documents(self.pairs.random_next) if self.layout == "sentence_pairs" else 1
         train, validation = split_rows(self.cache.documents, self.validation_share, "documents", least)
         if self.document_budget is not None:
             train = budgeted_rows(train, self.document_budget, self.seed, "document_budget", "documents", least)
@@ -191,7 +193,8 @@ class DocumentDataModule(EpochDataModule):
     def batch_fields(self) -> tuple[str, ...]:
         """What a batch holds."""
         fields = ("input_ids", "attention_mask", "token_type_ids", "sample_id", "padded")
-        return (*fields, "next_sentence_label") if self.layout == "sentence_pairs" else fields
+        labelled = self.layout == "sentence_pairs" and self.pairs.random_next != "never"
+        return (*fields, "next_sentence_label") if labelled else fields
 
     def val_dataloader(self) -> ResumableDataLoader | list:
         """Every validation sequence once, in the same order always."""

@@ -88,7 +88,7 @@ class DocumentDataset:
             "sample_id": torch.from_numpy(indices),
             "padded": bool((ends < self.sequence_length).any()),
         }
-        if isinstance(plan, PairPlan):
+        if isinstance(plan, PairPlan) and self.pairs.random_next != "never":
             batch["next_sentence_label"] = torch.from_numpy(plan.is_random[indices].astype(numpy.int64))
         return batch
 

@@ -23,7 +23,7 @@ from lit_pretrain.data.randomness import derive_seed
 from lit_pretrain.data.text.token_cache import TokenCache
 from lit_pretrain.errors import UserError
 
-RandomNext = Literal["balanced", "faithful"]
+RandomNext = Literal["balanced", "faithful", "never"]
 FORMAT = 1
 # Sentences from which planning takes so long that its plan is kept.
 KEPT_FROM = 500_000
@@ -39,7 +39,7 @@ class PairSettings:
 
     Attributes:
         room: Tokens of A and B together: the sequence length less [CLS], [SEP] and [SEP].
-        random_next: `balanced` or `faithful`; see `plan_pairs`.
+        random_next: `balanced`, `faithful` or `never`; see `plan_pairs`.
         short_share: Probability that a pair aims at a shorter length, uniform in 2..room.
     """
 
@@ -94,11 +94,12 @@ def plan_pairs(
     have a random B. `faithful` otherwise tosses a coin, as the authors do, which yields 55 to 65 % random pairs, and
     draws the target once a document. `balanced` tosses it only while there are as many random as following pairs, and
     else takes the rarer kind, so that the halves are equal if there are pieces of two sentences enough; the target is
-    drawn for every pair.
+    drawn for every pair. `never` lets B follow A always, as sentence order prediction needs it (Lan et al. 2020,
+    arXiv:1909.11942), and leaves pieces of one sentence out; the target is drawn for every pair.
 
     Args:
         cache: The tokenised corpus.
-        documents: (N,) documents to take from, at least two.
+        documents: (N,) documents to take from, at least two if some pairs are random.
         settings: How pairs are made.
         seed: With `epoch`, the source of every draw.
         epoch: Number of the pass over the corpus.
@@ -107,11 +108,11 @@ def plan_pairs(
     Raises:
         UserError: If there are fewer than two documents, or no document for training has two sentences.
     """
-    if len(documents) < 2:
+    if len(documents) < least_documents(settings.random_next):
         raise UserError(
             f"Sentence pairs need a random second text from another document, but there is {len(documents)} document "
-            "to take from: give several documents, or set data.layout to segments and leave out "
-            "NextSentencePrediction."
+            "to take from: give several documents, set data.random_next to never, or data.layout to segments, and "
+            "leave out NextSentencePrediction."
         )
     blocks = list(planned_blocks(cache, documents, settings, seed, epoch))
     plan = PairPlan(
@@ -141,7 +142,7 @@ def find_or_plan(
     Raises:
         UserError: As there.
     """
-    if cache.facts.get("sentences", 0) < KEPT_FROM or len(documents) < 2:
+    if cache.facts.get("sentences", 0) < KEPT_FROM or len(documents) < least_documents(settings.random_next):
         return plan_pairs(cache, documents, settings, seed, epoch, training)
     name = hashlib.sha256(f"{FORMAT}\n{settings}\n{seed}\n".encode())
     name.update(documents.astype(numpy.int64).tobytes())
@@ -175,6 +176,11 @@ def find_or_plan(
     if training and plan.is_random.all():
         raise no_following()
     return plan
+
+
+def least_documents(random_next: RandomNext) -> int:
+    """Documents without which there are no pairs: a random second text comes from another one."""
+    return 1 if random_next == "never" else 2
 
 
 def no_following() -> UserError:
@@ -212,15 +218,18 @@ def planned_blocks(
         target = draw_target(draw, settings)
         last, start = len(sentences) - 1, 0
         while start < last:
-            if settings.random_next == "balanced":
+            if settings.random_next != "faithful":
                 target = draw_target(draw, settings)
             # The first sentence end at or beyond the target length, or the document's end.
             end = min(bisect_left(sentences, sentences[start] + target, start + 1), last)
+            if settings.random_next == "never" and end - start < 2:
+                start = end
+                continue
             cut = start + 1 if end - start < 2 else draw.randint(start + 1, end - 1)
             toss = draw.random() < 0.5
             if settings.random_next == "balanced" and surplus:
                 toss = surplus < 0
-            is_random = end - start < 2 or toss
+            is_random = settings.random_next != "never" and (end - start < 2 or toss)
             a, owner = (sentences[start], sentences[cut]), index
             if is_random:
                 # Uniform over the others: from one fewer, with this one skipped.

@@ -10,6 +10,7 @@ from text_corpus import make_data, write_corpus
 
 from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
+from lit_pretrain.objectives.batch import TextBatch
 
 
 def rows_of(loader, epoch=0):
@@ -35,6 +36,24 @@ def test_a_batch_of_pairs(data):
             assert real.count(tokenizer.sep_id) == 2 and 1 < middle < length - 2
             assert segments[row].tolist() == [0] * (middle + 1) + [1] * (length - middle - 1) + [0] * (32 - length)
             assert not {tokenizer.pad_id, tokenizer.mask_id, tokenizer.cls_id} & set(real[1:])
+
+
+@pytest.mark.parametrize("settings", [{}, {"random_next": "never"}, {"layout": "segments"}], ids=str)
+def test_fields_are_those_that_are_documented(corpus, tmp_path, settings):
+    data = make_data(corpus, tmp_path, **settings)
+    data.setup("fit")
+    batch = data.batch_at(0, 0)
+    assert (
+        set(batch)
+        == set(data.batch_fields)
+        == set(TextBatch.__annotations__) - ({"next_sentence_label"} if settings else set())
+    )
+    for name, value in batch.items():
+        # As the docstring has them: its shapes, and whether they are integers.
+        line = next(one for one in TextBatch.__doc__.splitlines() if one.strip().startswith(f"{name}:"))
+        if name != "padded":
+            assert {1: "(B,)", 2: "(B, L)"}[value.ndim] in line and value.is_floating_point() is False
+            assert ("booleans" if value.dtype == torch.bool else "integers") in line
 
 
 def test_any_batch_can_be_made_again(data):

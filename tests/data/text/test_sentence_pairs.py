@@ -68,7 +68,7 @@ def test_one_pair_by_hand():
                 assert second in ([other[0][0], other[1][1]], other[1]) and owners[1] == 1 - owners[0]
 
 
-@pytest.mark.parametrize("random_next", ["balanced", "faithful"])
+@pytest.mark.parametrize("random_next", ["balanced", "faithful", "never"])
 def test_properties_over_many_seeds(random_next):
     cache = some_corpus()
     bounds = cache.document_offsets()
@@ -115,6 +115,20 @@ def test_sentences_that_a_random_pair_does_not_use_are_put_back():
         assert all(one[1] == next_one[0] for one, next_one in zip(covered, covered[1:], strict=False))
 
 
+def test_a_second_text_may_follow_always():
+    cache = some_corpus(60, seed=2)
+    plan = plan_pairs(cache, everything(cache), PairSettings(10_000, "never", short_share=0.0), 3, 0)
+    # Room for all: a pair is a whole document, and one sentence makes none.
+    bounds, sentences = cache.document_offsets(), [len(cache.sentence_offsets(one)) - 1 for one in range(60)]
+    several = [one for one in range(60) if sentences[one] > 1]
+    assert 1 in sentences and plan.documents[:, 0].tolist() == several and not plan.is_random.any()
+    assert plan.first[:, 0].tolist() == bounds[several].tolist()
+    assert plan.second[:, 1].tolist() == bounds[numpy.array(several) + 1].tolist()
+    assert (plan.first[:, 1] == plan.second[:, 0]).all()
+    # One document is enough.
+    assert len(plan_pairs(corpus([3, 4]), numpy.arange(1), PairSettings(29, "never"), 0, 0)) == 1
+
+
 def test_some_pairs_aim_at_a_shorter_length():
     cache = corpus(*[[1] * 4000 for _ in range(6)])
     plan = plan_pairs(cache, everything(cache), PairSettings(61, short_share=0.1), 0, 0)
@@ -141,11 +155,12 @@ def test_what_cannot_make_pairs_is_said():
     with pytest.raises(UserError, match=r"there is 1 document.*data\.layout to segments"):
         plan_pairs(corpus([3, 4]), numpy.arange(1), PairSettings(29), 0, 0)
     single = corpus([3], [4], [5])
-    with pytest.raises(UserError, match="Every document has one sentence only"):
-        plan_pairs(single, everything(single), PairSettings(29), 0, 0)
+    for random_next in ("balanced", "never"):
+        with pytest.raises(UserError, match="Every document has one sentence only"):
+            plan_pairs(single, everything(single), PairSettings(29, random_next), 0, 0)
 
 
-@pytest.mark.parametrize("random_next", ["balanced", "faithful"])
+@pytest.mark.parametrize("random_next", ["balanced", "faithful", "never"])
 def test_the_plan_of_a_large_corpus_is_made_once(tmp_path, monkeypatch, random_next):
     cache = some_corpus(60, seed=4)
     cache.directory, cache.facts = tmp_path / "tokens", {"sentences": 2_000}

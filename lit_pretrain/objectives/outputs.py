@@ -1,0 +1,159 @@
+"""What an objective returns for a batch, and the sentence for a class that returns something else."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lit_pretrain.class_paths import class_and_file
+from lit_pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_pretrain.objectives.objective import Objective
+
+
+@dataclass
+class EncoderPass:
+    """One pass through the encoder that an objective asks for.
+
+    Attributes:
+        inputs: Keyword arguments of the encoder's `forward_features`.
+        targets: What the objective will compare with.
+    """
+
+    inputs: dict[str, Any]
+    targets: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class ObjectiveOutput:
+    """What an objective says of one batch.
+
+    Attributes:
+        loss: Scalar to minimise; over several processes, its mean over them is the loss of the whole batch.
+        statistics: Name -> (sum, count), scalars that do not require gradients; a metric is sum / count over batches.
+            Losses are in nats.
+        parts: The means, with their factors, that the loss is the sum of, by the names of `Objective.terms`; may be
+            left out where there is one.
+    """
+
+    loss: Tensor
+    statistics: dict[str, tuple[Tensor, Tensor]]
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+def check_batch(objective: "Objective", batch: Any) -> None:
+    """Refuse what is no batch.
+
+    Raises:
+        UserError: In one sentence.
+    """
+    if not isinstance(batch, dict):
+        raise wrong(objective, "arrange", f"returns {kind_of(batch)}", "return the whole batch, a dict of tensors")
+
+
+def check_pass(objective: "Objective", made: Any) -> None:
+    """Refuse what is no pass, or one that the class says nothing of.
+
+    Raises:
+        UserError: In one sentence.
+    """
+    if made is None and objective.passes:
+        raise wrong(
+            objective, "make_pass", "returns None", "return an EncoderPass, or set passes = 0 to read another's pass"
+        )
+    if made is not None and not objective.passes:
+        raise wrong(objective, "make_pass", "returns a pass, and passes is 0", "set passes = 1")
+    if made is not None and not isinstance(made, EncoderPass):
+        raise wrong(objective, "make_pass", f"returns {kind_of(made)}", "return EncoderPass(inputs, targets)")
+    if made is not None and not (isinstance(made.inputs, dict) and isinstance(made.targets, dict)):
+        raise wrong(
+            objective,
+            "make_pass",
+            f"returns inputs of {kind_of(made.inputs)} and targets of {kind_of(made.targets)}",
+            "both are dicts by name",
+        )
+
+
+def check_output(objective: "Objective", output: Any, features: Tensor) -> None:
+    """Refuse what is no loss with statistics that can be added up; looks at types and shapes alone, never at values.
+
+    Args:
+        objective: That has computed it.
+        output: What should be an `ObjectiveOutput`.
+        features: That it was computed from.
+
+    Raises:
+        UserError: In one sentence.
+    """
+    if not isinstance(output, ObjectiveOutput):
+        raise wrong(objective, "compute", f"returns {kind_of(output)}", "return ObjectiveOutput(loss, statistics)")
+    if not is_scalar(output.loss):
+        raise wrong(objective, "compute", f"returns {kind_of(output.loss)} as the loss", "return a scalar tensor")
+    if not isinstance(output.statistics, dict):
+        raise wrong(
+            objective, "compute", f"returns {kind_of(output.statistics)} as statistics", "return a dict by name"
+        )
+    for name, pair in output.statistics.items():
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(map(is_scalar, pair))):
+            raise wrong(
+                objective,
+                "compute",
+                f"gives {kind_of(pair)} as the statistic '{name}'",
+                "give a pair (sum, count) of scalar tensors, whose quotient over all batches is the metric",
+            )
+        if pair[0].requires_grad:
+            raise wrong(
+                objective,
+                "compute",
+                f"gives a statistic '{name}' that requires a gradient, so that no step's memory would be freed",
+                "give its sum as .detach()",
+            )
+        if {one.device.type for one in pair} != {features.device.type}:
+            raise wrong(
+                objective,
+                "compute",
+                f"gives a statistic '{name}' that is not on the features' device",
+                f"make its count with device=features.device, here {features.device.type}",
+            )
+
+
+def check_examples(objective: "Objective", found: Any, of_words: bool) -> None:
+    """Refuse examples that cannot be shown.
+
+    Args:
+        objective: That has made them.
+        found: What it shows; None for nothing.
+        of_words: Whether they are of texts, and so rows; of pictures they are a picture.
+
+    Raises:
+        UserError: In one sentence.
+    """
+    if found is None:
+        return
+    if of_words and not (isinstance(found, list) and all(isinstance(row, dict) for row in found)):
+        raise wrong(objective, "examples", f"returns {kind_of(found)}", "return rows, a list of dicts of words by name")
+    if not of_words and not hasattr(found, "save"):
+        raise wrong(objective, "examples", f"returns {kind_of(found)}", "return a Pillow picture, as grid() draws it")
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether something is a tensor of one number without dimensions."""
+    return isinstance(value, Tensor) and value.ndim == 0
+
+
+def kind_of(value: Any) -> str:
+    """What something is, in words."""
+    if value is None:
+        return "None"
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)} ({', '.join(map(kind_of, value[:3]))})"
+    return f"the {type(value).__name__} {value}" if isinstance(value, int | float | str) else type(value).__name__
+
+
+def wrong(objective: "Objective", method: str, fault: str, advice: str) -> UserError:
+    """The sentence for a method of an objective's class."""
+    return UserError(f"{method} of {class_and_file(type(objective))} {fault}: {advice}.")
