@@ -1,6 +1,6 @@
 """Decoded pictures on disk, memory-mapped: squares of RGB in 8 bits, channels first.
 
-It is built once (`built_once.py`), a few blocks of pictures at a time, so a source may be larger than the memory.
+It is built once (`disk_cache.py`), a few blocks of pictures at a time, so a source may be larger than the memory.
 Its name is a fingerprint of everything that the pixels depend on. Labels are not part of it: they are read from the
 source, so that trainings with other labels, or without any, share it.
 """
