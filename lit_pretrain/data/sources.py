@@ -1,6 +1,6 @@
 """Any source through Hugging Face `datasets`: a hub name, local files, or a saved directory, opened in the same way.
 
-Here is what documents and pictures share; `document_source.py` and `image_source.py` say which columns they need.
+Here is what documents and pictures share; `DocumentSource`, `ImageSource` and the others say which columns they need.
 """
 
 import codecs
@@ -37,6 +37,8 @@ TABLES = {
     ".jsonl": "json",
     ".arrow": "arrow",
 }
+# The same, and files that are text alone.
+TEXT_BUILDERS = TABLES | {".txt": "text", ".md": "text"}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from small_disks import forbid_writing, small_disk
 from text_corpus import make_data, write_corpus
 
 from lit_pretrain.data import ImageDataModule
-from lit_pretrain.data.text.document_source import DocumentSource, open_documents
+from lit_pretrain.data.text.document_data_module import DocumentSource, open_documents
 from lit_pretrain.data.text.token_cache import open_or_build
 from lit_pretrain.errors import UserError
 

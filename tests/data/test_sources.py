@@ -10,7 +10,7 @@ import pytest
 from lit_pretrain.data.disk_cache import chosen_cache_directory
 from lit_pretrain.data.images.image_source import ImageSource
 from lit_pretrain.data.sources import has_splits, open_source
-from lit_pretrain.data.text.document_source import DocumentSource
+from lit_pretrain.data.text.document_data_module import DocumentSource
 from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
 

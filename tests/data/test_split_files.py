@@ -8,7 +8,7 @@ from lit_pretrain.data import ImageDataModule, LabelledDataModule
 from lit_pretrain.data.images.image_source import ImageSource
 from lit_pretrain.data.notices import say_once
 from lit_pretrain.data.sources import open_source
-from lit_pretrain.data.text.document_source import DocumentSource
+from lit_pretrain.data.text.document_data_module import DocumentSource
 from lit_pretrain.errors import UserError
 
 CARD = """---

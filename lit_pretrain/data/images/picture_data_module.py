@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from lit_pretrain.data.epoch_data_module import EpochDataModule
 from lit_pretrain.data.images.image_cache import Corrupt
 from lit_pretrain.data.images.image_store import StorageSettings
+from lit_pretrain.data.loading import EpochDataModule
 from lit_pretrain.errors import check_number
 
 

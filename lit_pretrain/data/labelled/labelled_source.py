@@ -17,9 +17,8 @@ from lit_pretrain.data.labelled.label_facts import Task
 from lit_pretrain.data.labelled.labelled_dataset import Samples
 from lit_pretrain.data.labelled.labels import Labels, read_labels
 from lit_pretrain.data.notices import say_once
-from lit_pretrain.data.sources import OpenedSource, Source, check_column, has_splits, open_source, shown
+from lit_pretrain.data.sources import TEXT_BUILDERS, OpenedSource, Source, check_column, has_splits, open_source, shown
 from lit_pretrain.data.text.base_tokenizer import TextTokenizer
-from lit_pretrain.data.text.document_source import BUILDERS
 from lit_pretrain.data.text.text_encoding import TextSettings, chunks_of_texts
 from lit_pretrain.data.text.text_store import find_or_encode
 from lit_pretrain.data.text.unknown_pieces import check_known, share_told, unknown_pieces
@@ -32,10 +31,10 @@ AnySource = TypeVar("AnySource", bound=Source)
 class LabelledTextSource(Source):
     """Where texts come from; of a text file, each line is one, which has no label."""
 
-    builders: ClassVar[dict[str, str]] = BUILDERS
+    builders: ClassVar[dict[str, str]] = TEXT_BUILDERS
     sample: ClassVar[str] = "sotu"
     needed: ClassVar[str] = "at least one row"
-    kinds: ClassVar[str] = ", ".join(sorted(BUILDERS))
+    kinds: ClassVar[str] = ", ".join(sorted(TEXT_BUILDERS))
 
 
 def other_part(

@@ -7,9 +7,8 @@ from typing import Any
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
 
-from lit_pretrain.data.epoch_data_module import overfits
 from lit_pretrain.data.images.image_data_module import ImageDataModule
-from lit_pretrain.data.loading import ResumableDataLoader
+from lit_pretrain.data.loading import ResumableDataLoader, overfits
 from lit_pretrain.data.pairs.pair_data_module import PairDataModule
 from lit_pretrain.data.text.base_tokenizer import TextTokenizer
 from lit_pretrain.data.text.document_data_module import DocumentDataModule

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from lit_pretrain.data.sources import open_source
-from lit_pretrain.data.text.document_source import DocumentSource, open_documents
+from lit_pretrain.data.text.document_data_module import DocumentSource, open_documents
 from lit_pretrain.errors import UserError
 
 TEXTS = ["One speech. It ends.", "Another, with a comma. And more.", "The third."]
