@@ -1,16 +1,13 @@
 """What an objective returns for a batch, and the sentence for a class that returns something else."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_pretrain.class_paths import class_and_file
 from lit_pretrain.errors import UserError
-
-if TYPE_CHECKING:
-    from lit_pretrain.objectives.objective import Objective
 
 
 @dataclass
@@ -43,7 +40,7 @@ class ObjectiveOutput:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
-def check_batch(objective: "Objective", batch: Any) -> None:
+def check_batch(objective: nn.Module, batch: Any) -> None:
     """Refuse what is no batch.
 
     Raises:
@@ -53,7 +50,7 @@ def check_batch(objective: "Objective", batch: Any) -> None:
         raise wrong(objective, "arrange", f"returns {kind_of(batch)}", "return the whole batch, a dict of tensors")
 
 
-def check_pass(objective: "Objective", made: Any) -> None:
+def check_pass(objective: nn.Module, made: Any) -> None:
     """Refuse what is no pass, or one that the class says nothing of.
 
     Raises:
@@ -76,7 +73,7 @@ def check_pass(objective: "Objective", made: Any) -> None:
         )
 
 
-def check_output(objective: "Objective", output: Any, features: Tensor) -> None:
+def check_output(objective: nn.Module, output: Any, features: Tensor) -> None:
     """Refuse what is no loss with statistics that can be added up; looks at types and shapes alone, never at values.
 
     Args:
@@ -119,7 +116,7 @@ def check_output(objective: "Objective", output: Any, features: Tensor) -> None:
             )
 
 
-def check_examples(objective: "Objective", found: Any, of_words: bool) -> None:
+def check_examples(objective: nn.Module, found: Any, of_words: bool) -> None:
     """Refuse examples that cannot be shown.
 
     Args:
@@ -154,6 +151,6 @@ def kind_of(value: Any) -> str:
     return f"the {type(value).__name__} {value}" if isinstance(value, int | float | str) else type(value).__name__
 
 
-def wrong(objective: "Objective", method: str, fault: str, advice: str) -> UserError:
+def wrong(objective: nn.Module, method: str, fault: str, advice: str) -> UserError:
     """The sentence for a method of an objective's class."""
     return UserError(f"{method} of {class_and_file(type(objective))} {fault}: {advice}.")
