@@ -1,4 +1,7 @@
-"""What an objective returns for a batch, and the sentence for a class that returns something else."""
+"""What an objective returns for a batch, and the sentence for a class that returns something else.
+
+`Objective` stands above: here objectives are modules of any class.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
