@@ -24,7 +24,7 @@ ROOMS = (
     ("backbone", "measures"),
     ("weights",),
     # Foundations; what stands on `errors` is above it, and all may be asked for the version and the samples.
-    ("argument_parser", "class_paths", "hub", "memory", "picture_facts", "precision", "quiet"),
+    ("argument_parser", "class_paths", "hub", "memory", "picture_facts", "precision", "quiet", "yaml_files"),
     ("errors", "samples"),
     ("lit_pretrain",),
 )

@@ -6,7 +6,7 @@ from typing import Any
 from lightning import LightningDataModule
 
 from lit_pretrain.cli.config_errors import explain
-from lit_pretrain.cli.lightning_cli import ConfigError, Parser, raise_user_error_within, read_yaml
+from lit_pretrain.cli.lightning_cli import ConfigError, Parser, raise_user_error_within, read_config
 from lit_pretrain.errors import UserError
 
 
@@ -25,7 +25,7 @@ def make_data(config: str | None, settings: list[str], default_class: str) -> Li
     names_class = any(one == "--data" or one.startswith("--data=") for one in settings)
     section: Any = None
     if config is not None and not names_class:
-        content = read_yaml(config)
+        content = read_config(config)
         section = content.get("data")
         if isinstance(section, dict) and content.get("seed_everything") not in (None, True, False):
             # Which samples a label budget draws goes by the training's seed.

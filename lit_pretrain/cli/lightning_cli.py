@@ -9,7 +9,6 @@ import pkgutil
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
 from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -43,6 +42,7 @@ from lit_pretrain.tracking.run_record import RunRecorder
 from lit_pretrain.tracking.save_config import SaveConfig, flatten_config
 from lit_pretrain.tracking.slurm import run_to_go_on_with
 from lit_pretrain.trainer import Trainer
+from lit_pretrain.yaml_files import read_yaml
 
 # Classes that a config may name shortly, with their modules imported above.
 SUITE = (lit_pretrain.backbone, lit_pretrain.data, lit_pretrain.modules, lit_pretrain.objectives)
@@ -202,7 +202,7 @@ def check_start(settings: Namespace, checkpoint: str) -> None:
         return
     theirs, ours = (
         {key: value for key, value in flatten_config(model, "model") if key.rpartition(".")[2] in STARTS}
-        for model in (read_yaml(str(directory / "config.yaml")).get("model"), settings.model.as_dict())
+        for model in (read_config(str(directory / "config.yaml")).get("model"), settings.model.as_dict())
     )
     for key in sorted(theirs.keys() | ours.keys()):
         if theirs.get(key) != ours.get(key):
@@ -424,21 +424,13 @@ def place_of_runs(settings: Namespace) -> tuple[str, str | None]:
     return DEFAULT_EXPERIMENT, None
 
 
-def read_yaml(path: str) -> dict[str, Any]:
+def read_config(path: str) -> dict[str, Any]:
     """A config file's content.
 
     Raises:
         UserError: If it is missing, is not YAML, or holds no mapping.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"The config {path} cannot be read ({error.strerror}): check its path.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or type(error).__name__
-        raise UserError(f"The config {path} is not valid YAML{where} ({problem}): correct it.") from error
+    content = read_yaml(path, "config")
     if not isinstance(content, dict):
         raise UserError(f"The config {path} holds no settings: give trainer, model and data.")
     if sentence := check_top_level(path, content):
@@ -451,7 +443,7 @@ def config_name(arguments: list[str]) -> str:
     configs = values_of(arguments, *CONFIG_OPTIONS)
     for path in configs:
         if not path.lstrip().startswith("{"):
-            read_yaml(path)
+            read_config(path)
     if not configs:
         return "run"
     path = Path(configs[0])

@@ -255,8 +255,8 @@ def show_neighbors(
 ) -> list[Row]:
     """Draw or print the neighbours of the queries at every layer; the rows are returned, and written as CSV."""
     from lit_pretrain.evaluation.neighbor_panels import picture_panel, text_table
-    from lit_pretrain.evaluation.neighbors import find_neighbors, find_queries, rows_of, write_csv
-    from lit_pretrain.tracking.paths import make_directory, safe_name, shown_path
+    from lit_pretrain.evaluation.neighbors import find_neighbors, find_queries, rows_of
+    from lit_pretrain.tracking.paths import make_directory, safe_name, shown_path, write_csv
 
     queries = find_queries(arguments.query or [], data, subject, setting.seeds[0])
     directory = Path(arguments.output) if arguments.output else logger.run_directory if logger else Path()
@@ -267,7 +267,7 @@ def show_neighbors(
         stem = directory / f"neighbors-{safe_name(subject.name)}-block_{one.layer}"
         mine = [row for row in rows if row["layer"] == one.layer]
         table = stem.with_name(f"{stem.name}.csv")
-        write_csv(mine, table)
+        write_csv(table, mine)
         if subject.is_text:
             console.print(text_table(mine))
         else:

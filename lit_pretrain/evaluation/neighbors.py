@@ -1,6 +1,5 @@
 """The training samples nearest to a query: what an encoder takes for alike."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -195,11 +194,3 @@ def label_name(label: Tensor | None, data: EvaluationData) -> str | float | None
 def alike(query: str | float | None, neighbor: str | float | None) -> bool | None:
     """Whether a neighbour has the query's label; null where there are none, or numbers, which are never quite equal."""
     return query == neighbor if isinstance(query, str) else None
-
-
-def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Rows of one kind as a table that any program reads."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

@@ -77,12 +77,9 @@ class Measurement:
     @property
     def interval(self) -> float | None:
         """Half the width of the 95 % confidence interval of the mean, by Student's t; null for a single value."""
-        count = len(self.values)
-        if count < 2:
-            return None
-        from scipy.stats import t
+        from lit_pretrain.measures.intervals import mean_of
 
-        return float(t.ppf(0.975, count - 1)) * float(numpy.std(self.values, ddof=1)) / math.sqrt(count)
+        return mean_of(self.values).half_width
 
 
 def layer_groups(layers: Sequence[int], samples: int, width: int) -> Iterator[list[int]]:

@@ -7,17 +7,16 @@ A class has a prompt for each template and each of its names. The prompts' embed
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as functional
-import yaml
 from torch import Tensor
 
 from lit_pretrain.errors import UserError, nearest
 from lit_pretrain.evaluation.labelled_data import BATCH_SIZE, Part
 from lit_pretrain.evaluation.pair_embedder import PairEmbedder
 from lit_pretrain.evaluation.progress_bar import with_bar
+from lit_pretrain.yaml_files import read_yaml
 
 ClassNames = dict[str, str | list[str]] | list[str | list[str]]
 PLACE = "{}"
@@ -73,7 +72,7 @@ def check_templates(given: Sequence[str] | str) -> list[str]:
     Raises:
         UserError: If there is none, or one has not exactly one place for a name.
     """
-    found = read_yaml_value(given, "templates") if isinstance(given, str) else list(given)
+    found = read_yaml(given, "file of templates") if isinstance(given, str) else list(given)
     if not isinstance(found, list) or not found or not all(isinstance(one, str) for one in found):
         raise UserError(
             f"The templates are {shown(found)}: give a list of texts, each with {PLACE} for a class's name."
@@ -94,7 +93,7 @@ def names_of_classes(classes: Sequence[str], given: ClassNames | str | None) -> 
         UserError: If a class that is named is not there, a list is not as long as the classes, or a name is empty.
     """
     own = [[name.replace("_", " ")] for name in classes]
-    found = read_yaml_value(given, "class names") if isinstance(given, str) else given
+    found = read_yaml(given, "file of class names") if isinstance(given, str) else given
     if found is None:
         return own
     if isinstance(found, list):
@@ -136,19 +135,6 @@ def first_of(classes: Sequence[str]) -> str:
 def shown(value: object) -> str:
     """A value that was not expected, not too long."""
     return "nothing" if value is None else f"'{str(value)[:80]}'"
-
-
-def read_yaml_value(path: str, what: str) -> object:
-    """What a YAML file holds.
-
-    Raises:
-        UserError: If it cannot be read.
-    """
-    try:
-        return yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or getattr(error, "problem", None) or type(error).__name__
-        raise UserError(f"The {what} cannot be read from {path} ({reason}): give a YAML file.") from error
 
 
 def class_embeddings(texts: Tensor, prompts: Prompts) -> Tensor:

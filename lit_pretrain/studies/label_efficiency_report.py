@@ -7,9 +7,9 @@ from rich.table import Table
 
 from lit_pretrain.studies.cells import Cell, CellStore
 from lit_pretrain.studies.label_efficiency import Group, LabelEfficiency
-from lit_pretrain.studies.plots import Line, Panel, draw
+from lit_pretrain.studies.plots import Line, Panel
 from lit_pretrain.studies.scheduler import duration
-from lit_pretrain.studies.tables import Report, Row, cell_rows, finite, mean_columns, shown_mean, table, write_csv
+from lit_pretrain.studies.tables import Report, Row, cell_rows, finite, mean_columns, shown_mean, table, write_files
 
 
 def report(study: LabelEfficiency, store: CellStore, directory: Path | None) -> Report:
@@ -193,21 +193,10 @@ def lines_of(by_encoder: dict[str, list[Group]], figure: Callable) -> list[Line]
 
 
 def write(study: LabelEfficiency, groups: Sequence[Group], directory: Path) -> list[Path]:
-    """Write cells.csv, groups.csv and label_efficiency.png.
-
-    Returns:
-        The files; the figure is left out while nothing has finished.
-    """
+    """Write cells.csv, groups.csv and label_efficiency.png; returns the files."""
     cells = [pair for group in groups for pair in group.cells]
-    files = [
-        write_csv(directory / "cells.csv", cell_rows(cells, study.settings.metric)),
-        write_csv(directory / "groups.csv", rows_of(groups)),
-    ]
-    panels = panels_of(study, groups)
-    if panels[0].lines:
-        draw(panels, study.settings.name, directory / "label_efficiency.png")
-        files.append(directory / "label_efficiency.png")
-    return files
+    tables = {"cells.csv": cell_rows(cells, study.settings.metric), "groups.csv": rows_of(groups)}
+    return write_files(directory, tables, panels_of(study, groups), study.settings.name, "label_efficiency.png")
 
 
 def curves(study: LabelEfficiency, groups: Sequence[Group]) -> dict[str, list[tuple[int, float]]]:

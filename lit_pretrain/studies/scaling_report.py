@@ -9,9 +9,9 @@ from rich.table import Table
 from lit_pretrain.errors import UserError
 from lit_pretrain.measures.intervals import PowerLaw
 from lit_pretrain.studies.cells import Cell, CellStore
-from lit_pretrain.studies.plots import Line, Panel, draw
+from lit_pretrain.studies.plots import Line, Panel
 from lit_pretrain.studies.scaling import Law, Point, Scaling
-from lit_pretrain.studies.tables import Report, Row, cell_rows, finite, mean_columns, shown_mean, table, write_csv
+from lit_pretrain.studies.tables import Report, Row, cell_rows, finite, mean_columns, shown_mean, table, write_files
 
 AXES = {
     "transformer_parameters": "parameters of the blocks",
@@ -169,23 +169,15 @@ def line_name(point: Point, over: str, study: Scaling) -> str:
 
 
 def write(study: Scaling, points: Sequence[Point], laws: Sequence[Law], directory: Path) -> list[Path]:
-    """Write cells.csv, points.csv, laws.csv and scaling.png.
-
-    Returns:
-        The files; the figure is left out while nothing has finished.
-    """
+    """Write cells.csv, points.csv, laws.csv and scaling.png; returns the files."""
     cells = [pair for point in points for pair in point.cells]
-    files = [
-        write_csv(directory / "cells.csv", cell_rows(cells, study.settings.metric)),
-        write_csv(directory / "points.csv", rows_of(points)),
-        write_csv(directory / "laws.csv", law_rows(laws)),
-    ]
-    panels = panels_of(study, points, laws)
-    if panels[0].lines:
-        title = f"{study.settings.name}: {shown_budget(study)} each"
-        draw(panels, title, directory / "scaling.png")
-        files.append(directory / "scaling.png")
-    return files
+    tables = {
+        "cells.csv": cell_rows(cells, study.settings.metric),
+        "points.csv": rows_of(points),
+        "laws.csv": law_rows(laws),
+    }
+    title = f"{study.settings.name}: {shown_budget(study)} each"
+    return write_files(directory, tables, panels_of(study, points, laws), title, "scaling.png")
 
 
 def curves(study: Scaling, points: Sequence[Point]) -> dict[str, list[tuple[int, float]]]:

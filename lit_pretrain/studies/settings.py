@@ -4,10 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-import yaml
-
 from lit_pretrain.cli.config_errors import correct, find_key
 from lit_pretrain.errors import UserError, check_length, check_number, nearest
+from lit_pretrain.yaml_files import read_yaml
 
 ALL = "all"
 Amount = int | float | Literal["all"] | None
@@ -230,14 +229,7 @@ def read_settings(path: str, kind: type[Settings]) -> Settings:
     """
     from pydantic import TypeAdapter, ValidationError
 
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"The study {path} cannot be read ({error.strerror}): check its path.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"The study {path} is not valid YAML{where}: correct it.") from error
+    content = read_yaml(path, "study")
     names = [field.name for field in dataclasses.fields(kind)]
     if not isinstance(content, dict):
         raise UserError(f"The study {path} holds no settings: give {', '.join(names)}.")

@@ -1,7 +1,5 @@
-"""What both studies tell in the same way: rows, a CSV file, a table, the cells that did not finish."""
+"""What both studies tell in the same way: rows, files, a table, the cells that did not finish."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +11,8 @@ from rich.table import Table
 
 from lit_pretrain.measures.intervals import Mean
 from lit_pretrain.studies.cells import Cell, CellStore, Outcome
-from lit_pretrain.tracking.paths import write_atomically
+from lit_pretrain.studies.plots import Panel, draw
+from lit_pretrain.tracking.paths import write_csv
 
 Row = dict[str, Any]
 
@@ -85,14 +84,26 @@ def cell_rows(cells: Sequence[tuple[Cell, Outcome | None]], metric: str) -> list
     return rows
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> Path:
-    """Rows as a CSV file."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, buffer.getvalue())
-    return path
+def write_files(
+    directory: Path, tables: dict[str, Sequence[Row]], panels: Sequence[Panel], title: str, figure: str
+) -> list[Path]:
+    """Write a report's tables, and its figure unless nothing has finished.
+
+    Args:
+        directory: Where they go.
+        tables: Rows by the names of their files.
+        panels: Of the figure.
+        title: Of the figure.
+        figure: Name of its file.
+
+    Returns:
+        The files.
+    """
+    files = [write_csv(directory / name, rows) for name, rows in tables.items()]
+    if panels[0].lines:
+        draw(panels, title, directory / figure)
+        files.append(directory / figure)
+    return files
 
 
 def finite(value: float | None) -> float | None:

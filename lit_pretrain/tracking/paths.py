@@ -1,9 +1,13 @@
 """Where runs land on this machine, and files that are written whole or not at all."""
 
+import csv
+import io
 import os
 import re
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lit_pretrain.errors import UserError
 
@@ -47,6 +51,16 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Rows as a table that any program reads, with a column for whatever one of them has; returns the path."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, buffer.getvalue())
+    return path
 
 
 def remove_unfinished(directory: Path) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 from tokenizers import Tokenizer
 
@@ -94,10 +94,34 @@ class TextTokenizer:
 
     # -- keeping it
 
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote."""
+        return cls(Tokenizer.from_str(text))
+
     def to_json(self) -> str:
         """The whole tokenizer as one string, which travels in checkpoints."""
         return self.tokenizer.to_str()
 
     def save(self, directory: str | Path) -> None:
-        """Write the files that transformers' AutoTokenizer reads; a subclass knows which."""
+        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        around = Tokenizer.from_str(self.to_json())
+        around.post_processor = self.post_processor()
+        config = json.dumps(self.transformers_config(), indent=2)
+        (directory / "tokenizer.json").write_text(around.to_str(), encoding="utf-8")
+        (directory / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
+
+    def post_processor(self) -> Any:
+        """What puts special tokens around texts, of the `tokenizers` library; for subclasses."""
         raise NotImplementedError
+
+    def transformers_config(self) -> dict[str, Any]:
+        """The content of tokenizer_config.json; for subclasses."""
+        raise NotImplementedError
+
+
+def kind_of(tokenizer: Tokenizer) -> str:
+    """How a tokenizer of the `tokenizers` library makes pieces: `WordPiece`, `BPE`."""
+    return json.loads(tokenizer.to_str())["model"]["type"]

@@ -7,14 +7,14 @@ clean captions come out alike, such others need to be cleaned before.
 """
 
 import gzip
-import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from lit_pretrain.data.text.base_tokenizer import TextTokenizer
+from lit_pretrain.data.text.base_tokenizer import TextTokenizer, kind_of
 from lit_pretrain.errors import UserError
 
 # How the tokens that begin and end a text are called: by OpenAI and on the hub, and by open_clip.
@@ -44,7 +44,7 @@ class BytePairTokenizer(TextTokenizer):
     model = "BPE"
 
     def __init__(self, tokenizer: Tokenizer, source: str = "the tokenizer") -> None:
-        kind = json.loads(tokenizer.to_str())["model"]["type"]
+        kind = kind_of(tokenizer)
         if kind != self.model:
             raise UserError(f"{source} is a {kind} tokenizer, not the byte-pair encoding of CLIP.")
         ends = next((ends for ends in ENDS if all(tokenizer.token_to_id(one) is not None for one in ends)), None)
@@ -54,26 +54,19 @@ class BytePairTokenizer(TextTokenizer):
         # As open_clip fills sequences up; nothing reads what comes after the end.
         self.pad_id = 0
 
-    @classmethod
-    def from_json(cls, text: str) -> "BytePairTokenizer":
-        """Read what `to_json` wrote."""
-        return cls(Tokenizer.from_str(text))
-
-    def save(self, directory: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads.
-
-        It fills sequences up with the token that ends them, as the hub's CLIPs do; nothing reads what follows the end.
-        """
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+    def post_processor(self) -> Any:
+        """The tokens that begin and end a text."""
         begin, end = self.id_to_token(self.cls_id), self.id_to_token(self.sep_id)
-        around = Tokenizer.from_str(self.to_json())
-        around.post_processor = processors.TemplateProcessing(
+        return processors.TemplateProcessing(
             single=[begin, "$A", end],
             pair=[begin, "$A", end, "$B", end],
             special_tokens=[(begin, self.cls_id), (end, self.sep_id)],
         )
-        config = {
+
+    def transformers_config(self) -> dict[str, Any]:
+        """Sequences are filled up with the token that ends them, as by the hub's CLIPs; nothing reads what follows."""
+        begin, end = self.id_to_token(self.cls_id), self.id_to_token(self.sep_id)
+        return {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_input_names": ["input_ids", "attention_mask"],
             "model_max_length": 77,
@@ -81,8 +74,6 @@ class BytePairTokenizer(TextTokenizer):
             "eos_token": end,
             "pad_token": end,
         }
-        (directory / "tokenizer.json").write_text(around.to_str(), encoding="utf-8")
-        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def of_open_clip(cls) -> "BytePairTokenizer | None":
@@ -108,7 +99,7 @@ class RobertaTokenizer(TextTokenizer):
     separators = 2
 
     def __init__(self, tokenizer: Tokenizer, source: str = "the tokenizer") -> None:
-        kind = json.loads(tokenizer.to_str())["model"]["type"]
+        kind = kind_of(tokenizer)
         missing = [token for token in ROBERTA_TOKENS if tokenizer.token_to_id(token) is None]
         if kind != self.model or missing:
             lacking = f"without {' and '.join(missing)}" if missing else ""
@@ -118,18 +109,13 @@ class RobertaTokenizer(TextTokenizer):
         self.cls_id, self.pad_id, self.sep_id, self.unk_id, self.mask_id = ids
         self.special_ids = sorted(ids)
 
-    @classmethod
-    def from_json(cls, text: str) -> "RobertaTokenizer":
-        """Read what `to_json` wrote."""
-        return cls(Tokenizer.from_str(text))
+    def post_processor(self) -> Any:
+        """The tokens that begin, part and end texts."""
+        return processors.RobertaProcessing(("</s>", self.sep_id), ("<s>", self.cls_id))
 
-    def save(self, directory: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        around = Tokenizer.from_str(self.to_json())
-        around.post_processor = processors.RobertaProcessing(("</s>", self.sep_id), ("<s>", self.cls_id))
-        config = {
+    def transformers_config(self) -> dict[str, Any]:
+        """Special tokens by what each is for."""
+        return {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_input_names": ["input_ids", "attention_mask"],
             "model_max_length": 512,
@@ -137,8 +123,6 @@ class RobertaTokenizer(TextTokenizer):
             **{f"{name}_token": "</s>" for name in ("eos", "sep")},
             **{f"{name}_token": f"<{name}>" for name in ("pad", "unk", "mask")},
         }
-        (directory / "tokenizer.json").write_text(around.to_str(), encoding="utf-8")
-        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def from_merges(path: Path) -> Tokenizer:

@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 from tokenizers.trainers import WordPieceTrainer
 
-from lit_pretrain.data.text.base_tokenizer import WORD_LENGTH, TextTokenizer
+from lit_pretrain.data.text.base_tokenizer import WORD_LENGTH, TextTokenizer, kind_of
 from lit_pretrain.errors import UserError
 
 # What ends a line in Rust, of which transformers' reader is made: U+001C to U+001F, which Python counts too, do not.
@@ -37,7 +38,7 @@ class WordPieceTokenizer(TextTokenizer):
     model = "WordPiece"
 
     def __init__(self, tokenizer: Tokenizer, source: str = "the tokenizer") -> None:
-        kind = json.loads(tokenizer.to_str())["model"]["type"]
+        kind = kind_of(tokenizer)
         if kind != self.model:
             raise UserError(f"{source} is a {kind} tokenizer, not WordPiece: BERT's objectives need [MASK] and pieces.")
         missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
@@ -132,30 +133,30 @@ class WordPieceTokenizer(TextTokenizer):
 
     # -- keeping it
 
-    @classmethod
-    def from_json(cls, text: str) -> "WordPieceTokenizer":
-        """Read what `to_json` wrote."""
-        return cls(Tokenizer.from_str(text))
-
     def save(self, directory: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads, and a vocab.txt.
+        """As the base's, with a vocab.txt.
 
-        Where the words are not found as in BERT there is no vocab.txt, which means BERT's way to everyone.
+        Where the words are not found as in BERT there is none, which means BERT's way to everyone.
         """
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        settings, around = bert_settings(self.tokenizer), Tokenizer.from_str(self.to_json())
-        around.post_processor = processors.BertProcessing(("[SEP]", self.sep_id), ("[CLS]", self.cls_id))
-        if settings is not None:
-            # BertTokenizer makes all but the pieces anew from these settings, whatever tokenizer.json says.
-            config = {"tokenizer_class": "BertTokenizer", **settings}
-            (directory / "vocab.txt").write_text("\n".join(self.vocabulary) + "\n", encoding="utf-8")
-        else:
-            inputs = ["input_ids", "token_type_ids", "attention_mask"]
-            config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs}
-        config |= {"model_max_length": 512} | {f"{name.strip('[]').lower()}_token": name for name in SPECIAL_TOKENS}
-        (directory / "tokenizer.json").write_text(around.to_str(), encoding="utf-8")
-        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        super().save(directory)
+        if bert_settings(self.tokenizer) is not None:
+            (Path(directory) / "vocab.txt").write_text("\n".join(self.vocabulary) + "\n", encoding="utf-8")
+
+    def post_processor(self) -> Any:
+        """[CLS] and [SEP]."""
+        return processors.BertProcessing(("[SEP]", self.sep_id), ("[CLS]", self.cls_id))
+
+    def transformers_config(self) -> dict[str, Any]:
+        """BertTokenizer's where that does the same; it makes all but the pieces anew, whatever tokenizer.json says."""
+        settings = bert_settings(self.tokenizer)
+        inputs = ["input_ids", "token_type_ids", "attention_mask"]
+        config: dict[str, Any] = (
+            {"tokenizer_class": "BertTokenizer", **settings}
+            if settings is not None
+            else {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs}
+        )
+        tokens = {f"{name.strip('[]').lower()}_token": name for name in SPECIAL_TOKENS}
+        return config | {"model_max_length": 512} | tokens
 
 
 def read_tokenizer(path: str | Path) -> tuple[Tokenizer, str]:

@@ -77,9 +77,20 @@ class Losses:
 
 
 class Classes(Losses):
-    """What one class and several of each sample have in common."""
+    """What one class and several of each sample have in common.
 
-    class_weights: Tensor | None
+    Args:
+        facts: What is known of the labels.
+        label_smoothing: Share of a label that is spread over all classes; of several classes each, by which targets
+            move towards one half.
+        class_weights: (C,) factors of each class's loss, of several classes each where a class is present; null for 1.
+    """
+
+    def __init__(self, facts: LabelFacts, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
+        self.facts = facts
+        self.outputs = len(facts.classes)
+        self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
 
     def weights_on(self, device: torch.device) -> Tensor | None:
         """Factors (C,) of the classes, float32, on a device, where they are brought once: a copy is waited for."""
@@ -90,21 +101,9 @@ class Classes(Losses):
 
 
 class SingleLabel(Classes):
-    """One class of each sample.
-
-    Args:
-        facts: What is known of the labels.
-        label_smoothing: Share of a label that is spread over all classes.
-        class_weights: (C,) factors of each class's loss; null for 1.
-    """
+    """One class of each sample; see `Classes` for the arguments."""
 
     monitor, mode = "accuracy", "max"
-
-    def __init__(self, facts: LabelFacts, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
-        self.facts = facts
-        self.outputs = len(facts.classes)
-        self.label_smoothing = label_smoothing
-        self.class_weights = class_weights
 
     def metrics(self) -> MetricCollection:
         """Fresh metrics of one stage."""
@@ -155,21 +154,9 @@ class SingleLabel(Classes):
 
 
 class MultiLabel(Classes):
-    """Any number of classes of each sample; a class is told from a probability of one half on.
-
-    Args:
-        facts: What is known of the labels.
-        label_smoothing: Share by which targets move towards one half.
-        class_weights: (C,) factors of the loss where a class is present; null for 1.
-    """
+    """Any number of classes of each sample, told from a probability of one half on; see `Classes` for the arguments."""
 
     monitor, mode = "average_precision", "max"
-
-    def __init__(self, facts: LabelFacts, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
-        self.facts = facts
-        self.outputs = len(facts.classes)
-        self.label_smoothing = label_smoothing
-        self.class_weights = class_weights
 
     def metrics(self) -> MetricCollection:
         """Fresh metrics of one stage."""
