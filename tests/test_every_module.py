@@ -80,7 +80,9 @@ CASES = {
         part(
             "VisionPretraining",
             encoder=OLD_PICTURES,
-            objectives=[part(name) for name in ("Rotation", "PatchLocation", "Colorization", "MaskedImageModeling")],
+            objectives=[
+                part(name) for name in ("Rotation", "PatchLocation", "Colorization", "MaskedImageModeling", "Jigsaw")
+            ],
         ),
         pictures(),
     ),
@@ -99,9 +101,9 @@ CASES = {
             **TOWERS,
             share_weights="blocks",
             objective=part("Contrastive", loss="siglip", duplicates="mask"),
-            text_replay={"objectives": [part("MaskedLanguageModeling")]},
+            text_replay={"objectives": [part("MaskedLanguageModeling"), part("SentenceOrder")]},
         ),
-        part("JointDataModule", pairs=pairs(), text=documents()),
+        part("JointDataModule", pairs=pairs(), text=documents(random_next="never")),
     ),
     "several classes": (
         part("FineTuning", encoder=OLD_TEXTS, freeze={"blocks": 1}),

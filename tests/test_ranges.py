@@ -29,7 +29,7 @@ PUBLIC = [
 PUBLIC += [AdamWConfig, ScheduleConfig, FreezingConfig, TowerConfig, MixingConfig, ImageAugmentation, MLflowLogger]
 PUBLIC += [TextReplay, VisionReplay, LabelEfficiencySettings, ScalingSettings]
 # What has no settings of its own: bases, what is handed from function to function, and a Transformer's own config.
-NO_SETTINGS = {"Objective", "VisionObjective", "ObjectiveOutput", "Transformer"}
+NO_SETTINGS = {"Objective", "VisionObjective", "ObjectiveOutput", "EncoderPass", "Transformer"}
 SMALL = {"depth": 1, "width": 16, "heads": 2}
 
 
@@ -75,7 +75,7 @@ FineTuning.dropout FineTuning.stochastic_depth FineTuning.head_dropout FineTunin
 FineTuning.label_smoothing
 BagOfNgrams.token_dropout BagOfWords.token_dropout ContrastiveSpans.token_dropout Colorization.rebalancing
 MaskedLanguageModeling.mask_share MaskedLanguageModeling.random_share
-PatchLocation.gap PatchLocation.jitter PatchLocation.drop_share
+PatchLocation.gap PatchLocation.jitter PatchLocation.drop_share Jigsaw.gap Jigsaw.jitter Jigsaw.grey_share
 DocumentDataModule.short_share DocumentDataModule.validation_share DocumentDataModule.workers
 ImageDataModule.cache_gigabytes ImageDataModule.workers ImageDataModule.validation_share
 LabelledDataModule.cache_gigabytes LabelledDataModule.workers LabelledDataModule.validation_share
@@ -93,7 +93,8 @@ TransformerConfig.stochastic_depth FineTuning.head_dropout FineTuning.token_drop
 FineTuning.dropout FineTuning.stochastic_depth BagOfNgrams.token_dropout BagOfWords.token_dropout
 ContrastiveSpans.token_dropout Colorization.rebalancing Colorization.cell_share MaskedLanguageModeling.probability
 MaskedLanguageModeling.mask_share MaskedLanguageModeling.random_share MaskedImageModeling.mask_ratio PatchLocation.gap
-PatchLocation.jitter PatchLocation.drop_share ReplacedTokenDetection.generator_width_share
+PatchLocation.jitter PatchLocation.drop_share Jigsaw.gap Jigsaw.jitter Jigsaw.grey_share
+ReplacedTokenDetection.generator_width_share
 DocumentDataModule.short_share DocumentDataModule.validation_share ImageDataModule.validation_share
 LabelledDataModule.validation_share PairDataModule.validation_share Contrastive.temperature ContrastiveSpans.temperature
 """.split()

@@ -6,13 +6,15 @@ from lit_pretrain.objectives.causal_language_modeling import CausalLanguageModel
 from lit_pretrain.objectives.colorization import Colorization
 from lit_pretrain.objectives.contrastive import Contrastive
 from lit_pretrain.objectives.contrastive_spans import ContrastiveSpans
+from lit_pretrain.objectives.jigsaw import Jigsaw
 from lit_pretrain.objectives.masked_image_modeling import MaskedImageModeling
 from lit_pretrain.objectives.masked_language_modeling import MaskedLanguageModeling
 from lit_pretrain.objectives.next_sentence_prediction import NextSentencePrediction
-from lit_pretrain.objectives.objective import Objective, ObjectiveOutput, compute_objectives
+from lit_pretrain.objectives.objective import EncoderPass, Objective, ObjectiveOutput, compute_objectives
 from lit_pretrain.objectives.patch_location import PatchLocation
 from lit_pretrain.objectives.replaced_token_detection import ReplacedTokenDetection
 from lit_pretrain.objectives.rotation import Rotation
+from lit_pretrain.objectives.sentence_order import SentenceOrder
 from lit_pretrain.objectives.vision_objective import VisionObjective
 
 __all__ = [
@@ -22,6 +24,8 @@ __all__ = [
     "Colorization",
     "Contrastive",
     "ContrastiveSpans",
+    "EncoderPass",
+    "Jigsaw",
     "MaskedImageModeling",
     "MaskedLanguageModeling",
     "NextSentencePrediction",
@@ -30,6 +34,7 @@ __all__ = [
     "PatchLocation",
     "ReplacedTokenDetection",
     "Rotation",
+    "SentenceOrder",
     "VisionObjective",
     "compute_objectives",
 ]

@@ -3,10 +3,17 @@
 Everything is vectorised over the batch: each patch of each picture has its own draws.
 """
 
+import itertools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from lit_pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_pretrain.backbone.vision_encoder import VisionEncoder
 
 CELLS = 3  # cells of a side
 
@@ -60,6 +67,41 @@ class PatchGrid:
         cells = torch.stack([number // CELLS, number % CELLS], dim=-1)
         moved = torch.randint(0, self.jitter + 1, (pictures, CELLS**2, 2), generator=generator, device=device)
         return start + cell * cells + moved
+
+
+def grid_for(
+    objective: str, encoder: "VisionEncoder", gap: float, jitter: float, patch_pixels: int | None
+) -> PatchGrid:
+    """The grid for an encoder's pictures; see `PatchGrid.fitted`.
+
+    Args:
+        objective: Whose class has these settings.
+        encoder: Tells how large pictures and its own patches are.
+        gap: Least gap, as a share of a cell.
+        jitter: Movement, as a share of a cell.
+        patch_pixels: Pixels of a patch's side; null for the largest that fits.
+
+    Raises:
+        UserError: If no patch fits.
+    """
+
+    def fitted(image_size: int) -> PatchGrid | None:
+        return PatchGrid.fitted(image_size, encoder.patch_size, gap, jitter, patch_pixels)
+
+    if patch_pixels is not None and (patch_pixels < 1 or patch_pixels % encoder.patch_size):
+        raise UserError(
+            f"{objective}.patch_pixels is {patch_pixels}, not a multiple of encoder.patch_size {encoder.patch_size}: "
+            "give a multiple, or null for the largest that fits."
+        )
+    found = fitted(encoder.image_size)
+    if found is None:
+        larger = next(size for size in itertools.count(encoder.image_size, encoder.patch_size) if fitted(size))
+        raise UserError(
+            f"{objective} cuts pictures of {encoder.image_size} pixels into 3 x 3 cells, too small for a patch of "
+            f"{patch_pixels or encoder.patch_size} with its gap and jitter: encoder.image_size {larger} is the next "
+            "that works, or set smaller patches."
+        )
+    return found
 
 
 def cut(images: Tensor, corners: Tensor, size: int) -> Tensor:

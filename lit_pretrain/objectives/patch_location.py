@@ -5,7 +5,6 @@ Beyer (2019, arXiv:1901.09005), who cut nine patches out of the cells of a 3 x 3
 probability of about 2/3 and standardise each.
 """
 
-import itertools
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -16,7 +15,15 @@ from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.classification import classification_output
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary
-from lit_pretrain.objectives.patch_cutting import CELLS, PatchGrid, cut, drop_channels, drop_to_grey, standardize
+from lit_pretrain.objectives.patch_cutting import (
+    CELLS,
+    PatchGrid,
+    cut,
+    drop_channels,
+    drop_to_grey,
+    grid_for,
+    standardize,
+)
 from lit_pretrain.objectives.patch_puzzles import puzzle_panel
 from lit_pretrain.objectives.picture_shortcuts import chroma_features, continuity_features
 from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
@@ -120,24 +127,7 @@ class PatchLocation(VisionObjective):
 
     def patch_grid(self, encoder: "VisionEncoder") -> PatchGrid:
         """Where the nine patches of the mode `crops` lie; a `UserError` if they do not fit."""
-
-        def fitted(image_size: int) -> PatchGrid | None:
-            return PatchGrid.fitted(image_size, encoder.patch_size, self.gap, self.jitter, self.patch_pixels)
-
-        if self.patch_pixels is not None and (self.patch_pixels < 1 or self.patch_pixels % encoder.patch_size):
-            raise UserError(
-                f"PatchLocation.patch_pixels is {self.patch_pixels}, not a multiple of encoder.patch_size "
-                f"{encoder.patch_size}: give a multiple, or null for the largest that fits."
-            )
-        grid = fitted(encoder.image_size)
-        if grid is None:
-            larger = next(size for size in itertools.count(encoder.image_size, encoder.patch_size) if fitted(size))
-            raise UserError(
-                f"PatchLocation cuts pictures of {encoder.image_size} pixels into 3 x 3 cells, too small for a patch "
-                f"of {self.patch_pixels or encoder.patch_size} with its gap and jitter: encoder.image_size {larger} is "
-                "the next that works, or set smaller patches."
-            )
-        return grid
+        return grid_for("PatchLocation", encoder, self.gap, self.jitter, self.patch_pixels)
 
     # -- what is seen and asked
 

@@ -26,6 +26,7 @@ from lit_pretrain.objectives import (
     NextSentencePrediction,
     ReplacedTokenDetection,
     Rotation,
+    SentenceOrder,
     compute_objectives,
 )
 from lit_pretrain.trainer import Trainer
@@ -45,9 +46,9 @@ class Watch(Callback):
             self.expected.append(dict(zip(names, found, strict=True)))
 
 
-def text(directory, batch_size, *objectives, layout="sentence_pairs"):
+def text(directory, batch_size, *objectives, layout="sentence_pairs", **settings):
     """Without any draws: every token that can be is hidden."""
-    data = text_corpus.make_data(directory / "texts.json", directory, layout=layout, batch_size=batch_size)
+    data = text_corpus.make_data(directory / "texts.json", directory, layout=layout, batch_size=batch_size, **settings)
     return TextPretraining(text_corpus.make_encoder(), list(objectives), seed=0), data
 
 
@@ -185,11 +186,15 @@ def two_of_three(module, data):
     return sum(module.weights[name] * mean for (name, _), mean in means.items())
 
 
-def test_numbers_that_are_drawn_are_known_before(directory):
+@pytest.mark.parametrize("swapped", [False, True])
+def test_numbers_that_are_drawn_are_known_before(directory, swapped):
     # ELECTRA's are drawn first, with more numbers than the positions take; whole words leave some places unused.
     objectives = [ReplacedTokenDetection(0.3), MaskedLanguageModeling(0.3, whole_word=True), NextSentencePrediction()]
     objectives[1].weight, objectives[2].weight = 2.0, 0.5
-    module, data = text(directory, 8, *objectives)
+    if swapped:
+        # Words are hidden in what is swapped before, by the same generator.
+        objectives[2] = SentenceOrder(weight=0.5)
+    module, data = text(directory, 8, *objectives, random_next="never" if swapped else "balanced")
     watch = fit(module, data, loss_of=two_of_three, limit_train_batches=2, accumulate_grad_batches=3)
     compare(watch.gradients[0], watch.expected[0])
 

@@ -27,12 +27,14 @@ from lit_pretrain.objectives import (
     Colorization,
     Contrastive,
     ContrastiveSpans,
+    Jigsaw,
     MaskedImageModeling,
     MaskedLanguageModeling,
     NextSentencePrediction,
     PatchLocation,
     ReplacedTokenDetection,
     Rotation,
+    SentenceOrder,
 )
 
 PIECES = 50
@@ -85,11 +87,14 @@ MODULES = {
     "pairs of texts": lambda: text_pretraining(
         MaskedLanguageModeling(), NextSentencePrediction(), ReplacedTokenDetection(whole_word=True)
     ),
+    "pairs in order": lambda: text_pretraining(SentenceOrder(), MaskedLanguageModeling()),
     "segments": lambda: text_pretraining(
         CausalLanguageModeling(), ContrastiveSpans(), BagOfWords(), BagOfNgrams(), MaskedLanguageModeling()
     ),
     "pictures": lambda: VisionPretraining(
-        vision_encoder(), [Rotation(), PatchLocation(), Colorization(), MaskedImageModeling(decoder_width=16)], VARIED
+        vision_encoder(),
+        [Rotation(), PatchLocation(), Colorization(), MaskedImageModeling(decoder_width=16), Jigsaw(8)],
+        VARIED,
     ),
     "pictures, other modes": lambda: VisionPretraining(
         vision_encoder(),

@@ -7,14 +7,14 @@ from small_pictures import make_encoder, make_pictures, write_pictures
 
 from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.modules import VisionPretraining
-from lit_pretrain.objectives import Colorization, MaskedImageModeling, PatchLocation, Rotation
+from lit_pretrain.objectives import Colorization, Jigsaw, MaskedImageModeling, PatchLocation, Rotation
 from lit_pretrain.trainer import Trainer
 
 TOKEN = {"class_token": True, "registers": 2, "pooling": "cls"}
 MAP = {"pooling": "map"}
 # Objectives, what the encoder is beside, and which of its parts no objective uses.
 CASES = {
-    "a mix": ([Rotation, PatchLocation, Colorization, MaskedImageModeling], TOKEN, ()),
+    "a mix": ([Rotation, PatchLocation, Colorization, MaskedImageModeling, lambda: Jigsaw(8)], TOKEN, ()),
     "rotation": ([Rotation], MAP, ()),
     # A crop of one patch leaves its pooling nothing to choose among.
     "crops": ([PatchLocation], MAP | {"norm_after_pooling": True}, ("pooler.attention.latent",)),

@@ -15,12 +15,14 @@ from lit_pretrain.objectives import (
     CausalLanguageModeling,
     Colorization,
     ContrastiveSpans,
+    Jigsaw,
     MaskedImageModeling,
     MaskedLanguageModeling,
     NextSentencePrediction,
     PatchLocation,
     ReplacedTokenDetection,
     Rotation,
+    SentenceOrder,
     compute_objectives,
 )
 from lit_pretrain.objectives.objective import global_mean
@@ -34,6 +36,7 @@ OBJECTIVES = [
     ContrastiveSpans,
     BagOfWords,
     BagOfNgrams,
+    SentenceOrder,
 ]
 
 
@@ -66,6 +69,7 @@ PICTURE_OBJECTIVES = [
     lambda: PatchLocation("tokens", drop_colour="channels"),
     lambda: Colorization(cell_share=0.5),
     MaskedImageModeling,
+    lambda: Jigsaw(8),
 ]
 
 
