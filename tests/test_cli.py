@@ -240,6 +240,11 @@ def test_a_mistake_on_the_command_line_is_one_sentence(config, fitted, capsys, a
     assert sentence in error and error.count("\n") == 1
 
 
+def test_a_setting_before_the_config_of_its_class_is_told_as_such(config, capsys):
+    assert main(["fit", "--model.schedule.warm_up", "1", "--config", str(config)]) == 2
+    assert "--model.schedule.warm_up stands before the config that names its class" in capsys.readouterr().err
+
+
 def test_commands_that_do_not_exist(capsys):
     assert main(["fitt"]) == 2
     assert "There is no command 'fitt' (did you mean 'fit'?)" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from lit_pretrain.cli.arguments import CONFIG_OPTIONS
 from lit_pretrain.errors import nearest
 
 TOP_LEVEL = (
@@ -72,6 +73,16 @@ def explain(messages: list[str], configs: list[str]) -> str:
             if sentence := explainer(text, section.group(1) if section else "", configs):
                 return sentence
     return f"The config cannot be used: {texts[0][:300].rstrip('.')}."
+
+
+def explain_order(arguments: list[str]) -> str | None:
+    """Settings of a class that stand before the config that names the class, and so belong to nothing."""
+    names = [argument.partition("=")[0] for argument in arguments]
+    first = next((place for place, name in enumerate(names) if name in CONFIG_OPTIONS), 0)
+    for name in names[:first]:
+        if name.startswith(("--model.", "--data.")) and name.partition(".")[0] not in names[:first]:
+            return f"{name} stands before the config that names its class: give settings after all --config."
+    return None
 
 
 def explain_unknown(text: str, section: str, configs: list[str]) -> str | None:

@@ -21,7 +21,13 @@ import lit_pretrain.modules
 import lit_pretrain.objectives
 from lit_pretrain.class_paths import arguments_of, is_ours
 from lit_pretrain.cli.arguments import CONFIG_OPTIONS, replaced, value_of, values_of, without
-from lit_pretrain.cli.config_errors import check_top_level, explain, explain_instantiation, explain_lightning
+from lit_pretrain.cli.config_errors import (
+    check_top_level,
+    explain,
+    explain_instantiation,
+    explain_lightning,
+    explain_order,
+)
 from lit_pretrain.cli.prediction_data import with_data_to_predict
 from lit_pretrain.data.text.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
@@ -289,7 +295,8 @@ def command_line(arguments: list[str], kind: type[CommandLine]) -> CommandLine:
             args=arguments,
         )
     except ConfigError as error:
-        raise UserError(explain(Parser.messages, values_of(arguments, *CONFIG_OPTIONS))) from error
+        configs = values_of(arguments, *CONFIG_OPTIONS)
+        raise UserError(explain_order(arguments) or explain(Parser.messages, configs)) from error
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise_user_error_within(error)
         if sentence := explain_instantiation(error) or explain_lightning(error):
