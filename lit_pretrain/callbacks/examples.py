@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_pretrain.errors import check_number
-from lit_pretrain.tracking.run_record import mlflow_logger
+from lit_pretrain.tracking.run_record import mlflow_logger, writing_logger
 
 
 class Examples(Callback):
@@ -28,13 +28,13 @@ class Examples(Callback):
     @torch.no_grad()
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what there is to show."""
-        logger = mlflow_logger(trainer)
         examples = getattr(pl_module, "examples", None)
-        if logger is None or trainer.sanity_checking or not callable(examples):
+        if mlflow_logger(trainer) is None or trainer.sanity_checking or not callable(examples):
             return
         # Every rank asks, since a sharded model can only be run by all together; only rank zero's rows are kept.
         tables = examples(self.count)
-        if not trainer.is_global_zero:
+        logger = writing_logger(trainer)
+        if logger is None:
             return
         step = trainer.global_step
         for objective, rows in tables.items():

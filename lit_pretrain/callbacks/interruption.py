@@ -143,7 +143,7 @@ class Interruption(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop before the validation if asked to."""
-        if not self._in_loop or trainer.sanity_checking:
+        if not self._in_loop:
             return
         self._validation_total = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.completed
         if self._agreed(trainer):

@@ -81,10 +81,9 @@ class PredictionWriter(BasePredictionWriter):
         self._writer = None
         self._part.replace(self._target)
         self.written_to = self._target
-        logger = mlflow_logger(trainer)
+        if (logger := mlflow_logger(trainer)) is not None:
+            logger.set_tags({"predictions": str(self._target), "predictions.rows": str(self.rows)})
         if trainer.is_global_zero:
-            if logger is not None:
-                logger.set_tags({"predictions": str(self._target), "predictions.rows": str(self.rows)})
             more = f" (and a file for each of the other {trainer.world_size - 1})" if trainer.world_size > 1 else ""
             print(f"{self.rows} predictions are in {shown_path(self._target)}{more}", flush=True)
 

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 from lit_pretrain.callbacks.throughput import Throughput
 from lit_pretrain.errors import check_number
+from lit_pretrain.tracking.run_record import validates_training
 
 
 class ProgressBar(RichProgressBar):
@@ -133,7 +134,7 @@ class ProgressBar(RichProgressBar):
         """Show the new validation loss at once."""
         self._looked_at = 0.0
         super().on_validation_end(trainer, pl_module)
-        if self.is_enabled and self.progress is None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if self.is_enabled and self.progress is None and validates_training(trainer):
             now = time.monotonic()
             if now - self._line_at >= self.line_seconds:
                 self._line_at, self._line_step = now, trainer.global_step

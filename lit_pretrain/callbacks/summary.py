@@ -17,7 +17,7 @@ class Summary(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is trained, with which precision, where its files will lie."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        if self.is_silent(trainer):
             return
         from rich import get_console
 
@@ -35,7 +35,7 @@ class Summary(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        if self.is_silent(trainer):
             return
         from rich import box, get_console
         from rich.table import Table
@@ -56,6 +56,11 @@ class Summary(Callback):
         for line in self.lines(trainer):
             # One line each, whatever the width: a person copies them.
             console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    @staticmethod
+    def is_silent(trainer: Trainer) -> bool:
+        """Whether nothing is printed: another process does, or nothing is kept."""
+        return not trainer.is_global_zero or bool(trainer.fast_dev_run)
 
     @staticmethod
     def rows(trainer: Trainer) -> dict[str, float]:

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_pretrain.errors import check_number
 from lit_pretrain.evaluation.task_report import TaskReport, report_of
 from lit_pretrain.objectives.picture_panels import Caption, grid
-from lit_pretrain.tracking.run_record import mlflow_logger
+from lit_pretrain.tracking.run_record import mlflow_logger, writing_logger
 
 COLUMNS = 5
 
@@ -57,8 +57,8 @@ class TestReport(Callback):
             gathered: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, parts)
             parts = [part for one in gathered for part in one]
-        logger = mlflow_logger(trainer)
-        if not trainer.is_global_zero or logger is None or not parts:
+        logger = writing_logger(trainer)
+        if logger is None or not parts:
             return
         logits, labels, ids = (torch.cat([part[name] for part in parts]) for name in ("logits", "label", "sample_id"))
         outputs, labels = pl_module.task.for_metrics(logits, labels)

@@ -142,7 +142,7 @@ class Throughput(Callback):
     def _log(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         self.tokens_per_second = metrics.get("throughput/tokens_per_second", self.tokens_per_second)
         self.samples_per_second = metrics.get("throughput/samples_per_second", self.samples_per_second)
-        if not metrics or not trainer.is_global_zero:
+        if not metrics:
             return
         metrics["throughput/peak_memory_gib"] = peak_memory(trainer.strategy.root_device) / 2**30
         for logger in trainer.loggers:

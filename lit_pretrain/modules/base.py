@@ -306,7 +306,7 @@ class BaseModule(LightningModule):
         metrics = {name: float(value) for name, value in means.items()}
         metrics |= self._used_rates | {"epoch": self.trainer.current_epoch}
         # Lightning's logs count steps from 0.
-        for logger in self.trainer.loggers if self.trainer.is_global_zero else ():
+        for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=self.trainer.global_step - 1)
 
     def _training_stages(self) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_pretrain.errors import UserError
@@ -27,6 +28,16 @@ SECONDS_TO_FLUSH = 5.0
 def mlflow_logger(trainer: Trainer) -> MLflowLogger | None:
     """The trainer's MLflow logger, or null if it logs elsewhere or nowhere (fast_dev_run)."""
     return next((logger for logger in trainer.loggers if isinstance(logger, MLflowLogger)), None)
+
+
+def writing_logger(trainer: Trainer) -> MLflowLogger | None:
+    """The trainer's MLflow logger in the one process that writes, rank zero's; null in all others, or without one."""
+    return mlflow_logger(trainer) if trainer.is_global_zero else None
+
+
+def validates_training(trainer: Trainer) -> bool:
+    """Whether a validation is one of a training: neither the check before it, nor asked for by itself."""
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
 
 def run_directory(trainer: Trainer) -> Path | None:
@@ -125,8 +136,8 @@ class RunRecorder(Callback):
         self._record(trainer, pl_module)
 
     def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        logger = mlflow_logger(trainer)
-        if logger is None or self._recorded or not trainer.is_global_zero:
+        logger = writing_logger(trainer)
+        if logger is None or self._recorded:
             return
         self._recorded = True
         facts = {
@@ -185,7 +196,7 @@ class RunRecorder(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the validation metrics that are the best so far."""
-        if trainer.sanity_checking or trainer.state.fn.value != "fit":
+        if not validates_training(trainer):
             return
         improved = {}
         for name, value in trainer.callback_metrics.items():
@@ -204,7 +215,7 @@ class RunRecorder(Callback):
         run_id = logger._run_id if logger is not None else self.local.run_id if self.local is not None else None
         if run_id is not None:
             checkpoint[RUN_KEY] = {"run_id": run_id, "directory": str(run_directory(trainer))}
-        if logger is not None and trainer.is_global_zero:
+        if logger is not None:
             logger.flush(SECONDS_TO_FLUSH)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

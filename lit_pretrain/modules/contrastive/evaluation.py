@@ -10,6 +10,7 @@ from lit_pretrain.modules.contrastive.panels import search_panels
 from lit_pretrain.modules.contrastive.validation import Gallery, gallery_figures, suggestions
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.objectives.objective import Batch
+from lit_pretrain.tracking.run_record import validates_training
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,10 +54,9 @@ class ContrastiveEvaluation:
         self._latest = stage, gallery
         figures = gallery_figures(gallery, module.objective, module.batch_size)
         trainer = module.trainer
-        if trainer.training and not trainer.sanity_checking:
-            if trainer.global_step >= TOO_EARLY * total_steps(trainer):
-                pictures, width = len(gallery.pictures), module.embedding_width
-                self._say(trainer, suggestions(figures, self.training_means, module.objective, pictures, width))
+        if validates_training(trainer) and trainer.global_step >= TOO_EARLY * total_steps(trainer):
+            pictures, width = len(gallery.pictures), module.embedding_width
+            self._say(trainer, suggestions(figures, self.training_means, module.objective, pictures, width))
         return figures
 
     def _say(self, trainer: Any, sentences: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from lit_pretrain.__main__ import main
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import ContrastivePretraining
+from lit_pretrain.modules.contrastive import validation
 from lit_pretrain.modules.contrastive.chunking import encode_in_chunks
 from lit_pretrain.modules.contrastive.towers import TowerConfig
 from lit_pretrain.modules.contrastive.validation import suggestions
@@ -294,7 +295,8 @@ def test_resumed_in_mid_epoch_is_the_same_to_the_bit(pairs, tmp_path):
 # -- through the real entry
 
 
-def test_a_run_learns_and_shows_it(pairs, tmp_path, monkeypatch):
+def test_a_run_learns_and_shows_it(pairs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(validation, "HARDLY_BETTER_THAN_CHANCE", 0.0)
     monkeypatch.setenv("LIT_PRETRAIN_RUNS", str(tmp_path / "runs"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     config = pair_config(
@@ -307,6 +309,10 @@ def test_a_run_learns_and_shows_it(pairs, tmp_path, monkeypatch):
     path = write_config(tmp_path / "pairs.yaml", config)
 
     assert main(["fit", "--config", str(path)]) == 0
+
+    # A suggestion is made once, and not by the check before the training.
+    said = [line for line in capsys.readouterr().err.splitlines() if "of what chance has" in line]
+    assert len(said) == 1 and said[0].startswith("Step 30: ")
 
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     (record,) = client.search_runs([client.get_experiment_by_name("small").experiment_id])
