@@ -59,6 +59,40 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def checkpoint_of(kind: type, reference: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The checkpoint of a module, and what it tells of itself.
+
+    Args:
+        kind: Class of the module that has written it.
+        reference: A file; or a run's name or id, "RUN:best", "last".
+
+    Raises:
+        UserError: If there is no such file or run, or it is not a checkpoint of this class.
+    """
+    path = find_checkpoint(str(reference))
+    checkpoint = read_checkpoint(path)
+    record = checkpoint["lit_pretrain"]
+    if record["module"] != kind.__name__:
+        raise UserError(f"{path} is a checkpoint of {record['module']}, not of {kind.__name__}.")
+    return checkpoint, record
+
+
+def common_record(module: Any, data: Any) -> dict[str, Any]:
+    """What every checkpoint tells of itself: its format, its module, the whole tokenizer, the data's fingerprint.
+
+    Args:
+        module: The module; weights on text are worthless without its tokenizer.
+        data: Its data module, or null.
+    """
+    record: dict[str, Any] = {"format": CHECKPOINT_FORMAT, "module": type(module).__name__}
+    tokenizer = getattr(module, "tokenizer", None)
+    if tokenizer is not None:
+        record |= {"tokenizer": tokenizer.to_json(), "tokenizer_hash": tokenizer.hash}
+    if getattr(data, "fingerprint", None):
+        record["data_fingerprint"] = data.fingerprint
+    return record
+
+
 def encoder_class_named(class_path: str) -> type[nn.Module]:
     """The class of an encoder by its name in a checkpoint, a user's own one too.
 

@@ -13,11 +13,11 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.modules.accumulation import Shares
 from lit_pretrain.modules.base import BaseModule
 from lit_pretrain.modules.checkpoints import (
-    CHECKPOINT_FORMAT,
+    checkpoint_of,
+    common_record,
     difference,
     encoder_class_named,
     objective_names,
-    read_checkpoint,
     take_framing,
 )
 from lit_pretrain.modules.objective_mix import (
@@ -33,7 +33,6 @@ from lit_pretrain.modules.objective_mix import (
 )
 from lit_pretrain.modules.optimization import count_elements
 from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, compute_objectives, objective_from
-from lit_pretrain.tracking.find import find_checkpoint
 
 
 class Pretraining(BaseModule):
@@ -75,11 +74,7 @@ class Pretraining(BaseModule):
         Raises:
             UserError: If there is no such file or run, or it is not a checkpoint of this kind of pretraining.
         """
-        path = find_checkpoint(str(path))
-        checkpoint = read_checkpoint(path)
-        record = checkpoint["lit_pretrain"]
-        if record["module"] != cls.__name__:
-            raise UserError(f"{path} is a checkpoint of {record['module']}, not of {cls.__name__}.")
+        checkpoint, record = checkpoint_of(cls, path)
         encoder = encoder_class_named(record["encoder_class"]).from_settings(record["encoder"])
         with any_objectives(encoder):
             module = cls(encoder, [objective_from(settings) for settings in record["objectives"]])
@@ -213,9 +208,7 @@ class Pretraining(BaseModule):
 
     def checkpoint_record(self) -> dict[str, Any]:
         """What a checkpoint tells of itself: enough to build the encoder again without any config."""
-        return {
-            "format": CHECKPOINT_FORMAT,
-            "module": type(self).__name__,
+        return common_record(self, self._trainer.datamodule if self._trainer is not None else None) | {
             "encoder_class": class_path_of(type(self.encoder)),
             "encoder": self.encoder.settings(),
             "objectives": [objective.settings() for objective in self.objectives],

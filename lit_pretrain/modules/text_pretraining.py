@@ -90,12 +90,9 @@ class TextPretraining(Pretraining):
         return description
 
     def checkpoint_record(self) -> dict[str, Any]:
-        """As the base's, with the whole tokenizer: weights without it are worthless."""
+        """As the base's, with the length of the data's sequences."""
         record = super().checkpoint_record()
-        if self.tokenizer is not None:
-            record |= {"tokenizer": self.tokenizer.to_json(), "tokenizer_hash": self.tokenizer.hash}
-        if self._trainer is not None and hasattr(self._trainer.datamodule, "fingerprint"):
-            record["data_fingerprint"] = self._trainer.datamodule.fingerprint
+        if "data_fingerprint" in record:
             # What `predict` reads other data by.
             record["inputs"] = {"maximum_length": getattr(self._trainer.datamodule, "sequence_length", None)}
         return record

@@ -119,10 +119,9 @@ class VisionPretraining(Pretraining):
         }
 
     def checkpoint_record(self) -> dict[str, Any]:
-        """As the base's, with the data's fingerprint."""
+        """As the base's, with the size of the data's pictures."""
         record = super().checkpoint_record()
-        if self._trainer is not None and hasattr(self._trainer.datamodule, "fingerprint"):
-            record["data_fingerprint"] = self._trainer.datamodule.fingerprint
+        if "data_fingerprint" in record:
             # What `predict` reads other data by.
             record["inputs"] = {"stored_size": getattr(self._trainer.datamodule, "stored_size", None)}
         return record

@@ -13,11 +13,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lit_pretrain.errors import UserError, without_credentials
-from lit_pretrain.tracking.find import list_runs
+from lit_pretrain.tracking.find import RunRecord, list_runs
 from lit_pretrain.tracking.paths import (
-    RUN_FILE_NAME,
     make_directory,
     resolve_runs_directory,
+    run_directory_name,
     safe_name,
     shown_path,
     write_atomically,
@@ -106,15 +106,9 @@ class StudyRecord:
             tags = {STUDY_TAG: kind, "mlflow.source.type": "LOCAL", **process}
             run = self.client.create_run(experiment_id, tags=tags, run_name=self.name)
             self.run_id = run.info.run_id
-            folder = f"{safe_name(self.name)}-{self.run_id[:8]}"
+            folder = run_directory_name(self.name, self.run_id)
             self.directory = make_directory(self.runs_directory / safe_name(self.experiment) / folder)
-            record = {
-                "run_id": self.run_id,
-                "experiment": self.experiment,
-                "tracking_uri": without_credentials(self.tracking_uri),
-                "run_name": self.name,
-            }
-            write_atomically(self.directory / RUN_FILE_NAME, json.dumps(record, indent=2) + "\n")
+            RunRecord(self.run_id, self.experiment, self.tracking_uri, self.name, self.directory).write()
         # Cells whose study was killed with them.
         end_dead_runs(self.client, [experiment_id], self.runs_directory)
         facts = {"kind": kind, "started": datetime.datetime.now().isoformat(timespec="seconds")}

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_pretrain.errors import UserError, nearest
+from lit_pretrain.errors import UserError, nearest, without_credentials
 from lit_pretrain.tracking.paths import RUN_FILE_NAME, resolve_runs_directory, safe_name, shown_path, write_atomically
 
 # Of runs that name none.
@@ -41,6 +41,16 @@ class RunRecord:
     def checkpoints(self) -> Path:
         """Where the run's checkpoints lie."""
         return self.directory / CHECKPOINTS_NAME
+
+    def write(self) -> None:
+        """Write the directory's run.json; a password in the store's address stays out of it."""
+        content = {
+            "run_id": self.run_id,
+            "experiment": self.experiment,
+            "tracking_uri": without_credentials(self.tracking_uri),
+            "run_name": self.run_name,
+        }
+        write_atomically(self.directory / RUN_FILE_NAME, json.dumps(content, indent=2) + "\n")
 
 
 def read_run_file(path: Path) -> RunRecord:

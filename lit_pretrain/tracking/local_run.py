@@ -1,21 +1,17 @@
 """A run's directory where no MLflow keeps one: a run of another logger, or of none, is found and gone on with too."""
 
 import datetime
-import json
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_pretrain.errors import UserError
-from lit_pretrain.tracking.find import DEFAULT_EXPERIMENT, read_run_file, run_directory_of_checkpoint
+from lit_pretrain.tracking.find import DEFAULT_EXPERIMENT, RunRecord, read_run_file, run_directory_of_checkpoint
 from lit_pretrain.tracking.paths import (
     RUN_FILE_NAME,
     make_directory,
     remove_unfinished,
     resolve_runs_directory,
-    safe_name,
-    shown_path,
-    write_atomically,
+    run_directory_name,
 )
 from lit_pretrain.tracking.processes import Presence
 
@@ -58,17 +54,10 @@ def begin_local_run(name: str, checkpoint: str | Path | None = None) -> LocalRun
     else:
         run_id = uuid.uuid4().hex
         run_name = f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-        directory = resolve_runs_directory() / DEFAULT_EXPERIMENT / f"{safe_name(run_name)}-{run_id[:8]}"
+        directory = resolve_runs_directory() / DEFAULT_EXPERIMENT / run_directory_name(run_name, run_id)
         make_directory(directory)
-        record = {"run_id": run_id, "experiment": DEFAULT_EXPERIMENT, "tracking_uri": "", "run_name": run_name}
-        write_atomically(directory / RUN_FILE_NAME, json.dumps(record, indent=2) + "\n")
-    presence = Presence(directory)
-    if presence.taken:
-        presence.end()
-        raise UserError(
-            f"The run in {shown_path(directory)} is still going on in another process: stop that one first, or start "
-            "a new run."
-        )
+        RunRecord(run_id, DEFAULT_EXPERIMENT, "", run_name, directory).write()
+    presence = Presence.claim(directory)
     if checkpoint is not None:
         remove_unfinished(directory)
     return LocalRun(run_id, directory, checkpoint is not None, presence)

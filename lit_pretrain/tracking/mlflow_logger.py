@@ -19,12 +19,19 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from lit_pretrain.errors import UserError, without_credentials
-from lit_pretrain.tracking.find import DEFAULT_EXPERIMENT, list_runs, read_run_file, run_directory_of_checkpoint
+from lit_pretrain.tracking.find import (
+    DEFAULT_EXPERIMENT,
+    RunRecord,
+    list_runs,
+    read_run_file,
+    run_directory_of_checkpoint,
+)
 from lit_pretrain.tracking.paths import (
     RUN_FILE_NAME,
     make_directory,
     remove_unfinished,
     resolve_runs_directory,
+    run_directory_name,
     safe_name,
     shown_path,
     write_atomically,
@@ -135,7 +142,7 @@ class MLflowLogger(MLFlowLogger):
         self._final_status = None
         if self._initialized and self._presence is None:
             # One trainer may fit and then test.
-            self._show_presence()
+            self._presence = Presence.claim(self._run_directory)
 
     def adopt(self, run_id: str | None, run_directory: str | None) -> None:
         """Learn on another rank what rank zero began, so that all name the same directories."""
@@ -180,12 +187,13 @@ class MLflowLogger(MLFlowLogger):
         self._experiment_id, self._experiment_name = begun.experiment_id, begun.experiment_name
         self._parameters, self._sent_tags, self._tables = begun.parameters, begun.tags, begun.tables
         if self._run_directory is None:
-            directory = f"{safe_name(self._run_name)}-{self._run_id[:8]}"
-            self._run_directory = self.runs_directory / safe_name(self._experiment_name) / directory
+            name = run_directory_name(self._run_name, self._run_id)
+            self._run_directory = self.runs_directory / safe_name(self._experiment_name) / name
         make_directory(self._run_directory)
         try:
-            self._show_presence()
-            self._write_record()
+            self._presence = Presence.claim(self._run_directory)
+            record = (self._run_id, self._experiment_name, self._tracking_uri, self._run_name, self._run_directory)
+            RunRecord(*record).write()
             if self.resumed:
                 remove_unfinished(self._run_directory)
             # Sent first thing, but for the status of a run that is now going on again.
@@ -201,24 +209,6 @@ class MLflowLogger(MLFlowLogger):
         )
         self._initialized = True
         end_dead_runs(client, [self._experiment_id], self.runs_directory)
-
-    def _write_record(self) -> None:
-        record = {
-            "run_id": self._run_id,
-            "experiment": self._experiment_name,
-            "tracking_uri": without_credentials(self._tracking_uri),
-            "run_name": self._run_name,
-        }
-        write_atomically(self._run_directory / RUN_FILE_NAME, json.dumps(record, indent=2) + "\n")
-
-    def _show_presence(self) -> None:
-        self._presence = Presence(self._run_directory)
-        if self._presence.taken:
-            self._presence.end()
-            raise UserError(
-                f"The run {self._run_name} is still going on in another process, which holds "
-                f"{shown_path(self._run_directory)}: stop that one first, or start a new run."
-            )
 
     @property
     def resume_count(self) -> int:

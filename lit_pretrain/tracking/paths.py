@@ -75,6 +75,11 @@ def safe_name(name: str) -> str:
     return re.sub(r"[^\w.+=-]+", "-", name).strip("-.") or "run"
 
 
+def run_directory_name(run_name: str, run_id: str) -> str:
+    """What a run's directory is called."""
+    return f"{safe_name(run_name)}-{run_id[:8]}"
+
+
 def shown_path(path: str | Path) -> str:
     """Return a path as a person would type it: relative to the working directory where it lies beneath it."""
     path = Path(path)

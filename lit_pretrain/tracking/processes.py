@@ -14,6 +14,9 @@ import time
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from lit_pretrain.errors import UserError
+from lit_pretrain.tracking.paths import shown_path
+
 try:
     import fcntl
 except ImportError:  # Windows, where a run is seen by the file's time alone
@@ -129,6 +132,22 @@ class Presence:
                 # A file system without locks: the file's time has to do.
                 pass
         threading.Thread(target=self._beat, name="presence", daemon=True).start()
+
+    @classmethod
+    def claim(cls, directory: Path) -> "Presence":
+        """Show it, unless another process works on the run.
+
+        Raises:
+            UserError: If one does.
+        """
+        presence = cls(directory)
+        if presence.taken:
+            presence.end()
+            raise UserError(
+                f"The run {directory.name} is still going on in another process, which holds {shown_path(directory)}: "
+                "stop that one first, or start a new run."
+            )
+        return presence
 
     def _beat(self) -> None:
         while not self._stopped.wait(BEAT_SECONDS):

@@ -29,6 +29,11 @@ TRICKY += ["co\u00adop", "x\u200dy", "a\x07b", "👍🏽", "a[MASK]b", "[sep] [S
 class ExportMismatchError(RuntimeError):
     """What was written does not compute what the checkpoint does; the sentence says how far apart they are."""
 
+    @classmethod
+    def unloadable(cls, library: str, error: Exception) -> "ExportMismatchError":
+        """The sentence for what another library does not load, its tensors missing or of another shape."""
+        return cls(f"{library} does not load the export ({' '.join(str(error).split())[:200]}).")
+
 
 @dataclass(frozen=True)
 class Difference:

@@ -264,8 +264,7 @@ def check(subject: Subject, directory: Path) -> list[Difference]:
         try:
             model, transform = open_clip.create_model_from_pretrained(f"local-dir:{directory}")
         except RuntimeError as error:  # torch's, when tensors are missing or of another shape
-            reason = " ".join(str(error).split())[:200]
-            raise ExportMismatchError(f"open_clip does not load the export ({reason}).") from error
+            raise ExportMismatchError.unloadable("open_clip", error) from error
         tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
     text, vision = subject.parts["text"], subject.parts["vision"]
     batch = clean_texts(text)

@@ -97,7 +97,7 @@ def check(subject: Subject, directory: Path) -> list[Difference]:
     try:
         model = timm.create_model(f"local-dir:{directory}", pretrained=True).eval()
     except RuntimeError as error:  # torch's, when tensors are missing or of another shape
-        raise ExportMismatchError(f"timm does not load the export ({' '.join(str(error).split())[:200]}).") from error
+        raise ExportMismatchError.unloadable("timm", error) from error
     data = timm.data.resolve_model_data_config(model)
     inputs = seeded_pictures(subject)
     mean, std = (torch.tensor(data[name]).view(-1, 1, 1) for name in ("mean", "std"))

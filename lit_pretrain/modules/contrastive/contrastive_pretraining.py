@@ -14,7 +14,7 @@ from lit_pretrain.data.pairs.joint_data_module import PAIRS, part_of
 from lit_pretrain.data.text.base_tokenizer import TextTokenizer
 from lit_pretrain.data.text.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
-from lit_pretrain.modules.checkpoints import read_checkpoint, take_framing
+from lit_pretrain.modules.checkpoints import checkpoint_of, take_framing
 from lit_pretrain.modules.contrastive.data_checks import check_replayed, fit_to_pairs, parts_of
 from lit_pretrain.modules.contrastive.evaluation import ContrastiveEvaluation
 from lit_pretrain.modules.contrastive.record import (
@@ -45,7 +45,6 @@ from lit_pretrain.modules.optimization import TrainedPart, make_optimizer
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.objectives.contrastive import Contrastive, Pairs
 from lit_pretrain.objectives.objective import Batch, ObjectiveOutput
-from lit_pretrain.tracking.find import find_checkpoint
 from lit_pretrain.weights.files import read_once
 
 if TYPE_CHECKING:
@@ -359,11 +358,7 @@ class ContrastivePretraining(TwoTowers):
         Raises:
             UserError: If there is no such file or run, or it is not a checkpoint of contrastive pretraining.
         """
-        path = find_checkpoint(str(path))
-        checkpoint = read_checkpoint(path)
-        record = checkpoint["lit_pretrain"]
-        if record["module"] != cls.__name__:
-            raise UserError(f"{path} is a checkpoint of {record['module']}, not of {cls.__name__}.")
+        checkpoint, record = checkpoint_of(cls, path)
         arguments = arguments_of(record)
         with any_objectives(arguments["text_encoder"]):
             module = cls(**arguments)

@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.errors import UserError
-from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, TWO_TOWERS, difference, objective_names
+from lit_pretrain.modules.checkpoints import TWO_TOWERS, common_record, difference, objective_names
 from lit_pretrain.modules.contrastive.replay import TextReplay, VisionReplay
 from lit_pretrain.modules.optimization import count_elements
 from lit_pretrain.objectives.contrastive import Contrastive
@@ -26,9 +26,7 @@ def record_of(module: Any, data: Any) -> dict[str, Any]:
     Returns:
         Primitives only, for `checkpoint["lit_pretrain"]`.
     """
-    record = {
-        "format": CHECKPOINT_FORMAT,
-        "module": type(module).__name__,
+    return common_record(module, data) | {
         "encoder_class": TWO_TOWERS,
         "text_encoder": module.text_encoder.settings(),
         "vision_encoder": module.vision_encoder.settings(),
@@ -39,11 +37,6 @@ def record_of(module: Any, data: Any) -> dict[str, Any]:
         "lineage": dict(module.lineage),
         "inputs": dict(module.inputs),
     }
-    if module.tokenizer is not None:
-        record |= {"tokenizer": module.tokenizer.to_json(), "tokenizer_hash": module.tokenizer.hash}
-    if getattr(data, "fingerprint", None):
-        record["data_fingerprint"] = data.fingerprint
-    return record
 
 
 def arguments_of(record: dict[str, Any]) -> dict[str, Any]:

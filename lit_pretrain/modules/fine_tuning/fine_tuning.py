@@ -22,7 +22,7 @@ from lit_pretrain.data.loading import SURPLUS
 from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.measures.linear_probe import Regularization, check_regularization
 from lit_pretrain.modules.base import BaseModule
-from lit_pretrain.modules.checkpoints import encoder_class_named, read_checkpoint, take_framing
+from lit_pretrain.modules.checkpoints import checkpoint_of, encoder_class_named, take_framing
 from lit_pretrain.modules.fine_tuning.modalities import make_modality
 from lit_pretrain.modules.fine_tuning.picture_mixing import MixingConfig, mix_pictures
 from lit_pretrain.modules.fine_tuning.prediction import answer
@@ -45,7 +45,6 @@ from lit_pretrain.modules.starting_points import (
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.modules.strategies import gathered
 from lit_pretrain.objectives.objective import Batch, global_mean
-from lit_pretrain.tracking.find import find_checkpoint
 
 
 class FineTuning(BaseModule):
@@ -418,11 +417,7 @@ class FineTuning(BaseModule):
         Args:
             path: The checkpoint; or a run's name or id, "RUN:best", "last".
         """
-        path = find_checkpoint(str(path))
-        checkpoint = read_checkpoint(path)
-        record = checkpoint["lit_pretrain"]
-        if record["module"] != cls.__name__:
-            raise UserError(f"{path} is a checkpoint of {record['module']}, not of {cls.__name__}.")
+        checkpoint, record = checkpoint_of(cls, path)
         module = cls(encoder_class_named(record["encoder_class"]).from_settings(record["encoder"]))
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])

@@ -9,7 +9,7 @@ from lit_pretrain.class_paths import class_path_of
 from lit_pretrain.data.labelled.label_facts import LabelFacts
 from lit_pretrain.data.text.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
-from lit_pretrain.modules.checkpoints import CHECKPOINT_FORMAT, difference
+from lit_pretrain.modules.checkpoints import common_record, difference
 from lit_pretrain.modules.optimization import count_elements
 
 
@@ -23,9 +23,7 @@ def record_of(module: Any, data: Any) -> dict[str, Any]:
     Returns:
         Primitives only, for `checkpoint["lit_pretrain"]`.
     """
-    record = {
-        "format": CHECKPOINT_FORMAT,
-        "module": type(module).__name__,
+    return common_record(module, data) | {
         "encoder_class": class_path_of(type(module.encoder)),
         "encoder": module.encoder.settings(),
         "label_facts": module.facts.to_dict(),
@@ -33,11 +31,6 @@ def record_of(module: Any, data: Any) -> dict[str, Any]:
         "fresh": list(module.fresh),
         "modality": module.modality.settings(),
     }
-    if module.tokenizer is not None:
-        record |= {"tokenizer": module.tokenizer.to_json(), "tokenizer_hash": module.tokenizer.hash}
-    if getattr(data, "fingerprint", None):
-        record["data_fingerprint"] = data.fingerprint
-    return record
 
 
 def check_record(record: dict[str, Any], module: Any) -> None:
