@@ -17,6 +17,7 @@ from types import ModuleType
 
 import pytest
 import yaml
+from guide_objectives import guide_modules
 from lightning.pytorch.cli import LightningCLI
 from pages import ROOT, Command, Page, commands_of, read_header, read_page
 
@@ -55,6 +56,9 @@ def parser():
         own = ModuleType("my_package")
         own.MyObjective = type("MyObjective", (Objective,), {"__module__": "my_package", "__doc__": "A person's own."})
         patch.setitem(sys.modules, "my_package", own)
+        for name, code in guide_modules().items():
+            patch.setitem(sys.modules, name, module := ModuleType(name))
+            exec(compile(code, f"{name}.py", "exec"), vars(module))
         with pytest.raises(Parsed) as stopped:
             main(["fit", "--config", "configs/quickstart.yaml"])
         yield stopped.value.args[0]

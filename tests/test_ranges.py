@@ -29,7 +29,16 @@ PUBLIC = [
 PUBLIC += [AdamWConfig, ScheduleConfig, FreezingConfig, TowerConfig, MixingConfig, ImageAugmentation, MLflowLogger]
 PUBLIC += [TextReplay, VisionReplay, LabelEfficiencySettings, ScalingSettings]
 # What has no settings of its own: bases, what is handed from function to function, and a Transformer's own config.
-NO_SETTINGS = {"Objective", "VisionObjective", "ObjectiveOutput", "EncoderPass", "Transformer"}
+NO_SETTINGS = {
+    "Objective",
+    "VisionObjective",
+    "ObjectiveOutput",
+    "EncoderPass",
+    "DataFacts",
+    "TextBatch",
+    "PictureBatch",
+    "Transformer",
+}
 SMALL = {"depth": 1, "width": 16, "heads": 2}
 
 

@@ -10,10 +10,12 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from lit_pretrain.cli.arguments import CONFIG_OPTIONS
+from lit_pretrain.cli.own_classes import explain_own_constructor, explain_own_import
 from lit_pretrain.errors import nearest
 
 TOP_LEVEL = (
@@ -67,6 +69,12 @@ def explain(messages: list[str], configs: list[str]) -> str:
         configs: The config files, to find the place in.
     """
     texts = [" ".join(message.split()) for message in messages]
+    named = [text for config in configs for name, text, _ in walk(config) if name == "class_path"]
+    named += [path for text in texts for path in re.findall(r"'class_path': '([\w.]+)'", text)]
+    # A short name with a method is a class of the suite's.
+    ours = known_names()
+    if sentence := explain_own_import(path for path in dict.fromkeys(named) if path.partition(".")[0] not in ours):
+        return sentence
     section = re.match(r'Parser key "([\w.]+)"', texts[-1])
     for text in texts:
         for explainer in (explain_unknown, explain_missing, explain_class, explain_value):
@@ -154,6 +162,12 @@ def explain_class(text: str, section: str, configs: list[str]) -> str | None:
             f"'{name}.{method}' of '{where}' needs its whole path: write {WHOLE_PATHS[name]}.{name}.{method} "
             f"({correct(place)})."
         )
+    if where.rpartition(".")[2] == "objectives" and "." in match.group(1):
+        # It was found, see `explain_own_import`.
+        return (
+            f"{match.group(1)} is no objective: derive it from lit_pretrain.objectives.Objective, or on pictures from "
+            "VisionObjective."
+        )
     guess = nearest(match.group(1).rpartition(".")[2], known_names())
     place = find_key("class_path", configs, match.group(1))
     return f"No class '{match.group(1)}' can be taken for '{where}'{guess}: {correct(place)}."
@@ -181,13 +195,21 @@ def explain_value(text: str, section: str, configs: list[str]) -> str | None:
     return f"'{name}' is {value.group(1)}, but takes {needs}{guess}: {correct(place)}."
 
 
-def explain_instantiation(error: Exception) -> str | None:
+def explain_instantiation(error: Exception, configs: list[str]) -> str | None:
     """What jsonargparse says of a class of a config that could not be made, such as a logger without its package.
+
+    Args:
+        error: That it raised.
+        configs: The config files, to find a person's own classes in.
 
     Returns:
         A sentence with the reason that the class gave; None if it is not such an error.
     """
     text = " ".join(str(error).split())
+    if ("Union subtypes" in text or "Problem with given" in text) and (
+        sentence := explain_own_constructor(text, (one for config in configs for one in classes_of(config)))
+    ):
+        return sentence
     match = re.search(r"Problem with given class_path '([\w.]+)': (.+?)(?: - Expected| Given value|$)", text)
     if match is None:
         return None
@@ -249,6 +271,19 @@ def named_classes(configs: list[str]) -> set[str]:
     """Classes, and methods that make one, which the configs name."""
     paths = [text.split(".") for config in configs for name, text, _ in walk(config) if name == "class_path"]
     return {".".join(path[-2:] if path[-1].startswith("from_") else path[-1:]) for path in paths}
+
+
+def classes_of(config: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every `class_path` of a YAML file with its `init_args`."""
+    try:
+        waiting = [yaml.safe_load(Path(config).read_text(encoding="utf-8"))]
+    except (OSError, yaml.YAMLError):
+        return
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict) and isinstance(one.get("class_path"), str):
+            yield one["class_path"], one.get("init_args") or {}
+        waiting += list(one.values()) if isinstance(one, dict) else one if isinstance(one, list) else []
 
 
 def walk(config: str) -> Iterator[tuple[str, str, Place]]:

@@ -278,6 +278,7 @@ def command_line(arguments: list[str], kind: type[CommandLine]) -> CommandLine:
     CommandLine.command = arguments
     arguments = with_config_of_run(arguments)
     CommandLine.config_name = config_name(arguments)
+    configs = values_of(arguments, *CONFIG_OPTIONS)
     Parser.messages.clear()
     quieten()
     keep_memory()
@@ -295,11 +296,10 @@ def command_line(arguments: list[str], kind: type[CommandLine]) -> CommandLine:
             args=arguments,
         )
     except ConfigError as error:
-        configs = values_of(arguments, *CONFIG_OPTIONS)
         raise UserError(explain_order(arguments) or explain(Parser.messages, configs)) from error
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise_user_error_within(error)
-        if sentence := explain_instantiation(error) or explain_lightning(error):
+        if sentence := explain_instantiation(error, configs) or explain_lightning(error):
             raise UserError(sentence) from error
         raise
 

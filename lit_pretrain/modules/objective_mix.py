@@ -45,6 +45,20 @@ def check_objectives(objectives: Sequence[Objective], setting: str = "model") ->
     check_reading(objectives)
 
 
+def check_encoder(objectives: Sequence[Objective], encoder: nn.Module) -> None:
+    """Refuse objectives that an encoder cannot learn from, before any data is read.
+
+    Raises:
+        UserError: In one sentence.
+    """
+    for objective in objectives:
+        if isinstance(objective, VisionObjective) and isinstance(encoder, TextEncoder):
+            raise UserError(
+                f"{class_and_file(type(objective))} learns from pictures, and this trains on texts: leave it out."
+            )
+        objective.check_encoder(encoder)
+
+
 @contextmanager
 def any_objectives(encoder: nn.Module) -> Iterator[None]:
     """Within this a causal encoder takes objectives that are refused for it today: a checkpoint may have them."""
@@ -73,9 +87,6 @@ def build_on_texts(objectives: Iterable[Objective], encoder: TextEncoder, tokeni
     Raises:
         UserError: If sequence length and position table, or data and objectives do not fit.
     """
-    for objective in objectives:
-        if isinstance(objective, VisionObjective):
-            raise UserError(f"{type(objective).__name__} learns from pictures, and this trains on texts: leave it out.")
     if data is not None and hasattr(data, "sequence_length"):
         encoder.check_length(data.sequence_length)
         layout = getattr(data, "layout", "")

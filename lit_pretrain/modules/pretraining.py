@@ -22,6 +22,7 @@ from lit_pretrain.modules.checkpoints import (
 )
 from lit_pretrain.modules.objective_mix import (
     any_objectives,
+    check_encoder,
     check_objectives,
     count_terms,
     flatten,
@@ -58,8 +59,7 @@ class Pretraining(BaseModule):
     ) -> None:
         super().__init__(encoder, **settings)
         check_objectives(objectives)
-        for objective in objectives:
-            objective.check_encoder(encoder)
+        check_encoder(objectives, encoder)
         self.objectives = torch.nn.ModuleList(objectives)
         self.built = False
         self._example_batch: Batch | None = None

@@ -39,7 +39,7 @@ from lit_pretrain.modules.contrastive.towers import (
     width_of_embeddings,
 )
 from lit_pretrain.modules.contrastive.two_towers import TwoTowers
-from lit_pretrain.modules.objective_mix import any_objectives
+from lit_pretrain.modules.objective_mix import any_objectives, check_encoder
 from lit_pretrain.modules.operations import encoder_operations, picture_operations
 from lit_pretrain.modules.optimization import TrainedPart, make_optimizer
 from lit_pretrain.modules.steps import total_steps
@@ -105,8 +105,8 @@ class ContrastivePretraining(TwoTowers):
         replays = {"text": text_replay, "vision": vision_replay}
         check_replays(replays, {"text": text, "vision": vision})
         for name, replay in replays.items():
-            for replayed in replay.objectives if replay is not None else ():
-                replayed.check_encoder(starts[name].encoder)
+            if replay is not None:
+                check_encoder(replay.objectives, starts[name].encoder)
         super().__init__(None, **settings)
         share(starts["text"].encoder, starts["vision"].encoder, share_weights, keep)
         embedding_width = width_of_embeddings(embedding_width, starts)
