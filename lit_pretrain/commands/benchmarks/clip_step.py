@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.commands.benchmarks.contest import Contestant
+from lit_pretrain.commands.benchmarks.setting import shape_of
 from lit_pretrain.commands.benchmarks.step import LEARNING_RATE, manner, training_step
 from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.data.labelled.labelled_sampler import padded_length
-from lit_pretrain.errors import UserError, nearest
 from lit_pretrain.modules import ContrastivePretraining
 from lit_pretrain.modules.contrastive.towers import TowerConfig
 from lit_pretrain.modules.optimization import AdamWConfig, make_optimizer
@@ -54,15 +54,8 @@ class ClipShape:
     @classmethod
     def of(cls, text: str) -> "ClipShape":
         """A shape by its name, or by its figures; a `UserError` if it is neither."""
-        if text in SHAPES:
-            return SHAPES[text]
-        figures = text.split("/")
-        if len(figures) != 6 or not all(figure.isdecimal() for figure in figures):
-            raise UserError(
-                f"There is no shape '{text}'{nearest(text, SHAPES)}: give some of {', '.join(SHAPES)}, or "
-                "IMAGE/PATCH/WIDTH/DEPTH/TEXT_WIDTH/TEXT_DEPTH such as 224/32/768/12/512/12."
-            )
-        return cls(text, *(int(figure) for figure in figures))
+        form = "IMAGE/PATCH/WIDTH/DEPTH/TEXT_WIDTH/TEXT_DEPTH"
+        return shape_of(text, cls, SHAPES, form, "224/32/768/12/512/12")
 
     def config(self, vocabulary_size: int) -> dict:
         """The config of open_clip's model of this shape, from which ours is made too."""

@@ -1,9 +1,10 @@
 """Where a benchmark runs: device, precision, the machine's peak, and the place that its tables go to."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -11,10 +12,38 @@ from rich.console import Console
 from lit_pretrain.callbacks.peak import measured_peak
 from lit_pretrain.commands.benchmarks.tables import Row
 from lit_pretrain.commands.output import check_writable, write_json
+from lit_pretrain.errors import UserError, nearest
 from lit_pretrain.precision import resolve_precision
 from lit_pretrain.quiet import quieten
 
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
+
+
+Shape = TypeVar("Shape")
+
+
+def shape_of(text: str, kind: type[Shape], shapes: Mapping[str, Shape], form: str, example: str) -> Shape:
+    """A model's shape by its name, or by its figures.
+
+    Args:
+        text: As given, "small" or "224/16/192/12".
+        kind: Made of the text and its figures.
+        shapes: Those that have names.
+        form: What the figures are, "IMAGE/PATCH/WIDTH/DEPTH".
+        example: Of them.
+
+    Raises:
+        UserError: If it is neither.
+    """
+    if text in shapes:
+        return shapes[text]
+    figures = text.split("/")
+    if len(figures) != len(form.split("/")) or not all(figure.isdecimal() for figure in figures):
+        raise UserError(
+            f"There is no shape '{text}'{nearest(text, shapes)}: give some of {', '.join(shapes)}, or {form} such as "
+            f"{example}."
+        )
+    return kind(text, *(int(figure) for figure in figures))
 
 
 @dataclass(frozen=True)

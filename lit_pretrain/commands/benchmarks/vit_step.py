@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.backbone import VisionEncoder, VisionTransformerConfig
+from lit_pretrain.commands.benchmarks.setting import shape_of
 from lit_pretrain.data.images.augmentation import ImageAugmentation
-from lit_pretrain.errors import UserError, nearest
 from lit_pretrain.modules import VisionPretraining
 from lit_pretrain.objectives import Rotation, VisionObjective
 
@@ -40,15 +40,7 @@ class Shape:
     @classmethod
     def of(cls, text: str) -> "Shape":
         """A shape by its name, or by its figures; a `UserError` if it is neither."""
-        if text in SHAPES:
-            return SHAPES[text]
-        figures = text.split("/")
-        if len(figures) != 4 or not all(figure.isdecimal() for figure in figures):
-            raise UserError(
-                f"There is no shape '{text}'{nearest(text, SHAPES)}: give some of {', '.join(SHAPES)}, or "
-                "IMAGE/PATCH/WIDTH/DEPTH such as 224/16/192/12."
-            )
-        return cls(text, *(int(figure) for figure in figures))
+        return shape_of(text, cls, SHAPES, "IMAGE/PATCH/WIDTH/DEPTH", "224/16/192/12")
 
     def encoder(self) -> VisionEncoder:
         """Ours of this shape."""
