@@ -49,27 +49,33 @@ def with_column(opened: OpenedSource, column: str) -> datasets.Dataset:
 
 
 def inner_values(data: datasets.Dataset, outer: str, keys: Sequence[str]) -> pyarrow.ChunkedArray | None:
-    """What a column of structures, or of texts of json, holds by some keys; null if it is neither or lacks them."""
+    """What a column of structures, lists of these, or texts of json holds by some keys; null if it lacks them."""
     values = data.select_columns([outer]).with_format("arrow")[:].column(outer)
     if pyarrow.types.is_struct(values.type):
         try:
             return pyarrow.compute.struct_field(values, list(keys))
-        except pyarrow.ArrowInvalid:
-            return None
-    if pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type):
-        try:
-            found = [value_at(json.loads(text), keys) if text else None for text in values.to_pylist()]
-            return pyarrow.chunked_array([pyarrow.array(found)]) if any(one is not None for one in found) else None
-        except (ValueError, pyarrow.ArrowException):
-            return None
-    return None
+        except pyarrow.ArrowException:
+            # A list within, perhaps.
+            pass
+    kinds = pyarrow.types.is_struct, pyarrow.types.is_list, pyarrow.types.is_large_list
+    texts = pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type)
+    if not texts and not any(is_kind(values.type) for is_kind in kinds):
+        return None
+    try:
+        found = [value_at(json.loads(one) if texts and one else one, keys) for one in values.to_pylist()]
+        return pyarrow.chunked_array([pyarrow.array(found)]) if any(one not in (None, []) for one in found) else None
+    except (ValueError, pyarrow.ArrowException):
+        return None
 
 
 def value_at(content: Any, keys: Sequence[str]) -> Any:
-    """What structures within structures hold, or null."""
-    for key in keys:
-        content = content.get(key) if isinstance(content, dict) else None
-    return content
+    """What structures within structures hold, or null; of a list, what each of its structures does that has it."""
+    if not keys:
+        return content
+    if isinstance(content, list):
+        values = [value_at(one, keys) for one in content]
+        return [one for one in values if one is not None]
+    return value_at(content.get(keys[0]), keys[1:]) if isinstance(content, dict) else None
 
 
 def values_beside(paths: Sequence[str | None], ending: str, keys: Sequence[str]) -> pyarrow.ChunkedArray | None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import datasets
 from datasets.data_files import DataFilesDict, DataFilesList
+from datasets.exceptions import DatasetGenerationCastError
 from datasets.table import CastError
 
 from lit_pretrain.data.disk_cache import disk_is_full, is_full, is_read_only, read_only
@@ -153,10 +154,13 @@ def links_directory() -> str:
 
 
 def causes_of(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was raised from, the innermost last."""
+    """An error and what it was raised from, the innermost last.
+
+    The library raises the error about other columns while it handles the cause, and not from it.
+    """
     while error is not None:
         yield error
-        error = error.__cause__
+        error = error.__cause__ or (error.__context__ if isinstance(error, DatasetGenerationCastError) else None)
 
 
 def unreadable(

@@ -1,14 +1,18 @@
 """Tar shards of webdataset's form: whether they are whole, and which columns they have."""
 
+import lzma
 import os
 import tarfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
+import fsspec
 import pyarrow
 from datasets.packaged_modules.webdataset.webdataset import WebDataset, base_plus_ext
 
+from lit_pretrain.data.file_reader import is_compressed
 from lit_pretrain.errors import UserError
 
 SHARDS = "webdataset"
@@ -20,13 +24,29 @@ def check_shards(files: Sequence[str]) -> None:
     """Raise `UserError` if a shard was cut short.
 
     Args:
-        files: Paths of tar files that are not compressed.
+        files: Paths of tar files; compressed ones are read whole, since only what comes out has the end.
     """
     for file in files:
+        if is_compressed(file):
+            check_compressed(file)
+            continue
         with open(file, "rb") as stream:
             stream.seek(max(0, os.path.getsize(file) - len(END)))
             if stream.read() != END:
                 raise UserError(f"{file} {what_is_missing(file)}: get it again, or leave it out.")
+
+
+def check_compressed(file: str) -> None:
+    """Raise `UserError` if a compressed shard was cut short."""
+    last = b""
+    try:
+        with fsspec.open(file, compression="infer") as stream:
+            while part := stream.read(1 << 20):
+                last = (last + part)[-len(END) :]
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"{file} cannot be unpacked ({error}): get it again, or leave it out.") from error
+    if last != END:
+        raise UserError(f"{file} has no end of a tar archive: get it again, or leave it out.")
 
 
 def what_is_missing(file: str) -> str:
@@ -57,7 +77,7 @@ def shard_features(files: Sequence[str]) -> datasets.Features:
     """
     values: dict[str, object] = {}
     for file in files:
-        with tarfile.open(file, "r:") as archive:
+        with tarfile.open(file, "r:*") as archive:
             for member in archive:
                 _, field = base_plus_ext(member.name)
                 if not member.isreg() or field is None or field in values or Path(member.name).name.startswith("."):

@@ -127,6 +127,10 @@ CAUSES = [
         r"/b\.csv cannot be read as csv \(it has the columns text, kind, and .*a\.csv has text, label\): give files of",
     ),
     (
+        {"a.csv": "text\nx\ny\n", "b.csv": "text,kind\nx,1\ny,2\n"},
+        r"/b\.csv cannot be read as csv \(it has the columns text, kind, and .*a\.csv has text\): give files of",
+    ),
+    (
         {"a.jsonl": '{"text": "x"}\n', "b.jsonl": '{"text": "x", "more": 1}\n'},
         r"/b\.jsonl cannot be read as json \(it has the columns text, more, and .*a\.jsonl has text\)",
     ),

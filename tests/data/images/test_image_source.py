@@ -1,5 +1,6 @@
 """Pictures from every kind of source a person has, and what they can get wrong."""
 
+import gzip
 import io
 import json
 import os
@@ -134,6 +135,12 @@ def test_captions_beside_pictures_and_inside_json(tmp_path):
         assert captions["json.more.tags"].data["caption"][:] == ["a", "b"] * 3
         with pytest.raises(UserError, match=r"no column 'json\.captoin'"):
             open_captions(source, ["json.captoin"], tmp_path / "cache")
+    # As in the published splits of Flickr30k and COCO.
+    rows = [{"image": f"{n}.png", "sentences": [{"raw": f"first {n}"}, {"raw": f"second {n}"}]} for n in range(3)]
+    (folder / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    listed = open_captions(ImageSource(str(folder / "list.jsonl")), ["sentences.raw"], tmp_path / "cache")
+    assert listed.data["caption"][:] == [f"{which} {n}" for n in range(3) for which in ("first", "second")]
+    (folder / "list.jsonl").unlink()
     before = open_captions(ImageSource(str(folder)), ["txt"], tmp_path / "cache").fingerprint
     (folder / "1.txt").write_text("Another.")
     (folder / "2.txt").unlink()
@@ -195,6 +202,13 @@ def write_shard(path, count=12, without=()):
 def test_tar_shards(tmp_path):
     whole = write_shard(tmp_path / "a.tar")
     check_all(opened(tmp_path, tmp_path / "a.tar"))
+    packed = gzip.compress(whole)
+    (tmp_path / "c.tar.gz").write_bytes(packed)
+    check_all(opened(tmp_path, tmp_path / "c.tar.gz"))
+    for cut in (packed[:-1000], gzip.compress(whole[: whole.index(b"005.png")])):
+        (tmp_path / "c.tar.gz").write_bytes(cut)
+        with pytest.raises(UserError, match=r"c\.tar\.gz (cannot be unpacked|has no end).*: get it again"):
+            opened(tmp_path, tmp_path / "c.tar.gz")
     # A caption is missing where `datasets` takes the columns from, another where it does not look.
     for missing in ((0, "txt"), (8, "txt")):
         write_shard(tmp_path / "b.tar", without={missing})
