@@ -6,9 +6,17 @@ import lightning
 import torch
 from lightning.fabric.connector import _PRECISION_INPUT
 from lightning.pytorch.accelerators import CUDAAccelerator
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, Timer, TQDMProgressBar
+from lightning.pytorch.callbacks import (
+    Callback,
+    ModelCheckpoint,
+    RichProgressBar,
+    StochasticWeightAveraging,
+    Timer,
+    TQDMProgressBar,
+    WeightAveraging,
+)
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins import _PLUGIN_INPUT
+from lightning.pytorch.plugins import _PLUGIN_INPUT, Precision
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
@@ -41,7 +49,8 @@ class Trainer(lightning.Trainer):
     """Lightning's Trainer; every default below can be replaced in the YAML.
 
     Args:
-        precision: As Lightning's, or `auto`: bf16-mixed where the GPU or CPU has bf16 in hardware, else 32-true.
+        precision: As Lightning's, or `auto`: what a precision plugin says, else bf16-mixed where the GPU or CPU has
+            bf16 in hardware, else 32-true.
         logger: null is MLflow in the runs directory, false is none; a run has its directory there all the same, unless
             `default_root_dir` names another place.
         callbacks: Added to the suite's own, or in the place of one of the same class.
@@ -57,7 +66,7 @@ class Trainer(lightning.Trainer):
 
     def __init__(
         self,
-        precision: _PRECISION_INPUT | Literal["auto"] = "auto",
+        precision: _PRECISION_INPUT | Literal["auto"] | None = "auto",
         logger: Logger | list[Logger] | bool | None = None,
         callbacks: list[Callback] | Callback | None = None,
         plugins: _PLUGIN_INPUT | list[_PLUGIN_INPUT] | None = None,
@@ -71,6 +80,10 @@ class Trainer(lightning.Trainer):
             if kwargs.get(name) is not None and kwargs[name] < 1:
                 raise UserError(f"trainer.{name} is {kwargs[name]}: give at least 1.")
         own = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+        check_averaging(own)
+        given_plugins = plugins if isinstance(plugins, list | tuple) else [plugins]
+        if precision == "auto" and any(isinstance(plugin, Precision) for plugin in given_plugins):
+            precision = None
         if barebones := bool(kwargs.get("barebones")):
             # Nothing beside the training, whatever else a config asks for: logs, checkpoints, progress.
             logger, enable_checkpointing, enable_progress_bar, enable_model_summary = False, None, None, None
@@ -89,7 +102,7 @@ class Trainer(lightning.Trainer):
                 own, enable_checkpointing is not False and not fast, enable_progress_bar is not False
             )
         super().__init__(
-            precision=resolve_precision(precision),
+            precision=None if precision is None else resolve_precision(precision),
             logger=logger,
             callbacks=own,
             plugins=with_atomic_checkpoints(plugins),
@@ -112,6 +125,28 @@ class Trainer(lightning.Trainer):
         if isinstance(self.lightning_module, BaseModule):
             self.lightning_module.shard_again()
         super().save_checkpoint(filepath, weights_only, storage_options)
+
+
+def check_averaging(callbacks: list[Callback]) -> None:
+    """Let weights be averaged and nothing else.
+
+    The modules' buffers are constants: keys, indices, masks, bins. Lightning averages them too, in floats, and so cuts
+    whole numbers down: of a table of n-grams half of the keys became others.
+
+    Args:
+        callbacks: A person's.
+
+    Raises:
+        UserError: If one averages in the way that the suite's modules, which are built late, do not allow.
+    """
+    for callback in callbacks:
+        if isinstance(callback, StochasticWeightAveraging):
+            raise UserError(
+                "StochasticWeightAveraging copies a model before it is built: take WeightAveraging or "
+                "EMAWeightAveraging of lightning.pytorch.callbacks."
+            )
+        if isinstance(callback, WeightAveraging):
+            callback._use_buffers = False
 
 
 def with_atomic_checkpoints(given: _PLUGIN_INPUT | list[_PLUGIN_INPUT] | None) -> list[_PLUGIN_INPUT]:

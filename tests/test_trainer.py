@@ -5,6 +5,7 @@ import json
 
 import lightning
 import pytest
+import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.profilers import SimpleProfiler
@@ -126,9 +127,28 @@ def test_the_learning_rate_finder_sets_the_rate_and_plugins_are_added(home):
     assert fit("--trainer.plugins+", "lightning.pytorch.plugins.io.AsyncCheckpointIO") == 0
 
 
+@pytest.mark.parametrize("kind", ["WeightAveraging", "EMAWeightAveraging"])
+def test_weights_are_averaged_and_constants_are_not(home, kind):
+    ngrams = ["--model.encoder.ngrams", "2", "--model.encoder.ngram_rows", "50"]
+    plugin = {"class_path": "lightning.pytorch.plugins.MixedPrecision", "init_args": {"precision": "bf16-mixed"}}
+    plugin["init_args"]["device"] = "cpu"
+    more = ["--trainer.plugins", json.dumps(plugin), "--trainer.precision", "auto", "--trainer.max_steps", "4"]
+    averaged = ["--trainer.callbacks+", f"lightning.pytorch.callbacks.{kind}"]
+    done = command_line(["fit", "--config", "small.yaml", *ngrams, *more, *averaged], CommandLine)
+    assert done.trainer.precision == "bf16-mixed"
+    saved = torch.load(done.trainer.checkpoint_callback.last_model_path, weights_only=True)
+    whole = {key: value for key, value in saved["current_model_state"].items() if not value.is_floating_point()}
+    assert any(key.endswith(".keys") for key in whole)
+    for key, value in whole.items():
+        assert torch.equal(saved["state_dict"][key], value), key
+    assert any(not torch.equal(saved["state_dict"][key], value) for key, value in saved["current_model_state"].items())
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        ("callbacks+ StochasticWeightAveraging --trainer.callbacks.swa_lrs 0.1", "take WeightAveraging or EMAWeight"),
+        ("callbacks+ DeviceStatsMonitor", "A package is missing (`DeviceStatsMonitor` cannot log CPU stats as"),
         ("accumulate_grad_batches 0", "trainer.accumulate_grad_batches is 0: give at least 1"),
         ("log_every_n_steps 0", "trainer.log_every_n_steps is 0: give at least 1"),
         ("callbacks+ EarlyStopping --trainer.callbacks.monitor validation/los", "did you mean 'validation/loss'?"),
@@ -144,7 +164,8 @@ def test_the_learning_rate_finder_sets_the_rate_and_plugins_are_added(home):
         ("max_steps 2 --model.optimizer null --print_config", "model.optimizer is null"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(home, capsys, arguments, sentence):
+def test_what_is_wrong_is_one_sentence(home, capsys, monkeypatch, arguments, sentence):
+    monkeypatch.setattr("lightning.pytorch.callbacks.device_stats_monitor._PSUTIL_AVAILABLE", False)
     assert fit(*f"--trainer.{arguments}".split()) == 2
     said = capsys.readouterr().err
     assert sentence in said.strip().splitlines()[-1] and "Traceback" not in said

@@ -144,7 +144,7 @@ class CommandLine(LightningCLI):
             self.config = self.config.clone()
             model, data = self._get(self.config, "model"), self._get(self.config, "data")
             record = read_checkpoint(checkpoint)["lit_pretrain"]
-            if self.subcommand == "fit":
+            if self.subcommand == "fit" and model.class_path.rpartition(".")[2] == record["module"]:
                 check_start(self.config[self.subcommand], checkpoint)
             if self.subcommand == "predict" and issubclass(kind, EMBEDDING):
                 # The checkpoint's own, since texts or pictures alone are no data that a config's could be made for.
@@ -295,6 +295,11 @@ def command_line(arguments: list[str], kind: type[CommandLine]) -> CommandLine:
             auto_configure_optimizers=False,
             args=arguments,
         )
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("lit_pretrain"):
+            raise
+        sentence = " ".join(str(error).split()).rstrip(". ")
+        raise UserError(f"A package is missing ({sentence}): install it, or leave out what needs it.") from error
     except ConfigError as error:
         raise UserError(explain_order(arguments) or explain(Parser.messages, configs)) from error
     except (ValueError, RuntimeError, MisconfigurationException) as error:
