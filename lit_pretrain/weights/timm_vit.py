@@ -258,6 +258,16 @@ def open_directory(directory: Path, file: Path) -> "tuple[VisionTransformer, dic
             "timm.models.save_for_hf writes it (config.json and model.safetensors), or a file of weights."
         )
     try:
+        described = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config} cannot be read ({first_line(error)}): write it again.") from error
+    if "architecture" not in described:
+        kind = f"is of a '{described['model_type']}' of transformers" if "model_type" in described else "names none"
+        raise UserError(
+            f"{config} {kind}, and VisionEncoder loads directories of timm, which name an architecture, and of "
+            "transformers' ViT, ViT-MAE, DINOv2, CLIP and SigLIP: give one of these."
+        )
+    try:
         with torch.device("meta"):
             model = create_model(f"local-dir:{directory}", pretrained=False)
     except Exception as error:  # whatever a wrong config makes timm's constructors raise

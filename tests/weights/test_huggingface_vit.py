@@ -145,5 +145,10 @@ def test_what_cannot_be_taken_is_one_sentence(tmp_path: Path) -> None:
     refused("missing transformer.blocks.2", num_hidden_layers=3)
     refused(r"shape \(1, 10, 32\) where \(1, 17, 32\) is expected", image_size=32)
     refused("tells of beit, which is neither BERT", model_type="beit")
+    content = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(content.replace('"model_type": "vit"', '"model_type": "deit"'))
+    with pytest.raises(UserError, match="is of a 'deit' of transformers, and VisionEncoder loads directories of timm"):
+        VisionEncoder.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(content)
     (tmp_path / PREPROCESSOR).unlink()
     refused("has no preprocessor_config.json that tells image_mean and image_std")
