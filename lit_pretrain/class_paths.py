@@ -38,7 +38,8 @@ def short_name(class_path: str) -> str:
 
 def subclasses(kind: type) -> list[type]:
     """All classes below a class, at any depth."""
-    return [one for child in kind.__subclasses__() for one in (child, *subclasses(child))]
+    below: list[type] = kind.__subclasses__()
+    return [one for child in below for one in (child, *subclasses(child))]
 
 
 def arguments_of(kind: type) -> dict[str, inspect.Parameter]:

@@ -7,7 +7,10 @@ What stays in fp32 under mixed precision (logits, losses) may be multiplied in T
 of mantissa, three more than what it is made of has in bf16. A training that is said to be in fp32 is.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from lightning.fabric.connector import _PRECISION_INPUT
 
 # As torch.set_float32_matmul_precision takes them.
 MatmulPrecision = Literal["highest", "high", "medium"]
@@ -22,7 +25,7 @@ def hardware_bf16() -> bool:
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
-def resolve_precision(precision: str | int) -> str | int:
+def resolve_precision(precision: "_PRECISION_INPUT | Literal['auto']") -> "_PRECISION_INPUT":
     """`auto` as `bf16-mixed` where the hardware has bf16, else `32-true`; anything else as it is."""
     if precision != "auto":
         return precision

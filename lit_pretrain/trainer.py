@@ -43,6 +43,7 @@ from lit_pretrain.tracking.checkpoint_io import AtomicCheckpointIO
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.tracking.paths import resolve_runs_directory
 from lit_pretrain.tracking.run_record import RunRecorder
+from lit_pretrain.trainer_state import callbacks_of
 
 
 class Trainer(lightning.Trainer):
@@ -118,7 +119,9 @@ class Trainer(lightning.Trainer):
         if matmul_precision is not None:
             torch.set_float32_matmul_precision(matmul_precision)
         # The run must have begun, and which step is the last one be known, when the others ask for it.
-        self.callbacks.sort(key=lambda one: 0 if isinstance(one, RunRecorder) else 1 if isinstance(one, Timer) else 2)
+        callbacks_of(self).sort(
+            key=lambda one: 0 if isinstance(one, RunRecorder) else 1 if isinstance(one, Timer) else 2
+        )
 
     def save_checkpoint(self, filepath: Any, weights_only: bool | None = False, storage_options: Any = None) -> None:
         """As Lightning's: everything is saved unless `weights_only` is true."""

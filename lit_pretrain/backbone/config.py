@@ -13,6 +13,7 @@ from lit_pretrain.errors import UserError, check_number, nearest
 
 BertSize = Literal["tiny", "mini", "small", "medium", "base", "large"]
 VitSize = Literal["tiny", "small", "base", "large"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
 
 # depth, width, heads as released by the authors (Turc et al. 2019, arXiv:1908.08962, for those below base).
 BERT_SIZES: dict[str, tuple[int, int, int]] = {
@@ -67,7 +68,7 @@ class TransformerConfig:
     heads: int | None = None
     feed_forward_width: int | None = None
     norm_order: Literal["post", "pre"] = "post"
-    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"] = "gelu"
+    activation: Activation = "gelu"
     norm_epsilon: float = 1e-12
     bias: bool = True
     dropout: float = 0.0
@@ -127,8 +128,8 @@ class TransformerConfig:
             raise UserError(
                 f"There is no {self.family} size '{size}'{nearest(size, sizes)}: choose one of {', '.join(sizes)}."
             )
-        published = dict(zip(("depth", "width", "heads"), sizes[size], strict=True))
-        for name, value in published.items():
+        depth, width, heads = sizes[size]
+        for name, value in (("depth", depth), ("width", width), ("heads", heads)):
             given = getattr(self, name)
             # The default is what nobody asked for.
             if given not in (value, getattr(type(self), name)):
@@ -136,7 +137,7 @@ class TransformerConfig:
                     f"The size '{size}' has {name} {value}, and transformer.{name} is {given}: leave one of the two "
                     "out (size: null keeps all of transformer's)."
                 )
-        return replace(self, **published)
+        return replace(self, depth=depth, width=width, heads=heads)
 
     def forward_flops_per_token(self, sequence_length: int) -> float:
         """Floating-point operations of one forward pass for one token, a multiply-add counted as two.

@@ -34,6 +34,8 @@ class NgramEmbeddings(nn.Module):
         width: Features of a token.
     """
 
+    keys: Tensor
+
     def __init__(self, longest: int, rows: int, width: int) -> None:
         super().__init__()
         if not 2 <= longest <= LONGEST:
@@ -61,7 +63,8 @@ class NgramEmbeddings(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Embed what ends at each token of (B, N) word pieces; (B, N, D)."""
-        return sum(functional.embedding(rows, self.table, padding_idx=0) for rows in self.rows_of(input_ids))
+        first, *others = (functional.embedding(rows, self.table, padding_idx=0) for rows in self.rows_of(input_ids))
+        return sum(others, start=first)
 
     def rows_of(self, input_ids: Tensor) -> list[Tensor]:
         """(B, N) rows from 1 of the n-grams that end at each token, for n = 2, then 3; 0 for those without a row."""
@@ -106,7 +109,7 @@ def ngram_keys(input_ids: Tensor, longest: int) -> list[Tensor]:
 
 def ngram_pieces(key: int) -> list[int]:
     """The word pieces of an n-gram's number."""
-    pieces = []
+    pieces: list[int] = []
     while key:
         key, digit = divmod(key, BASE)
         pieces.insert(0, digit - 1)

@@ -36,6 +36,8 @@ class PatchEmbeddings(nn.Module):
         dropout: Dropout after it.
     """
 
+    fixed_position: Tensor
+
     def __init__(
         self,
         patch_size: int,
@@ -105,7 +107,7 @@ class PatchEmbeddings(nn.Module):
         if with_positions:
             # On a CPU, `embedding` takes a third of the time of an index in the backward pass.
             tokens = tokens + (patch_position if keep is None else functional.embedding(keep, patch_position[0]))
-        prefix = [token for token in (self.class_token, self.registers) if token is not None]
+        prefix: list[Tensor] = [token for token in (self.class_token, self.registers) if token is not None]
         if prefix:
             learned = torch.cat(prefix, dim=1)
             if self.positioned_prefix:

@@ -8,7 +8,7 @@ causal.
 """
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +43,17 @@ class AttentionPooling(nn.Module):
         # timm brings torchvision, 3 seconds of start-up that only those who pool in this way should pay.
         from timm.layers import AttentionPoolLatent
 
+        # timm's annotations want classes and take whatever makes a module.
+        layers: dict[str, Any] = {
+            "norm_layer": partial(nn.LayerNorm, eps=config.norm_epsilon),
+            "act_layer": partial(make_activation, config.activation),
+        }
         self.attention = AttentionPoolLatent(
             config.width,
             num_heads=config.resolved_heads,
             # timm rounds width * ratio down: half a feature more makes that exact.
             mlp_ratio=(config.resolved_feed_forward_width + 0.5) / config.width,
-            norm_layer=partial(nn.LayerNorm, eps=config.norm_epsilon),
-            act_layer=partial(make_activation, config.activation),
+            **layers,
         )
 
     def no_weight_decay(self) -> set[str]:

@@ -6,7 +6,7 @@ option, or CLIP's causal one (Radford et al. 2021, arXiv:2103.00020), answering 
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from lit_pretrain.backbone.public_weights import copy_public_weights
 from lit_pretrain.backbone.rotary import Rotation, rotation_for
 from lit_pretrain.backbone.transformer import Transformer, initialise
 from lit_pretrain.errors import UserError, check_number
+from lit_pretrain.required import required
 from lit_pretrain.weights import huggingface_bert
 from lit_pretrain.weights.public import PublicWeights
 
@@ -102,7 +103,7 @@ class TextEncoder(nn.Module):
             ngram_rows=ngram_rows,
         )
         self.transformer = Transformer(config)
-        self.pooler: nn.Module | None = None
+        self.pooler: BertPooler | AttentionPooling | None = None
         if pooling == "pooler":
             self.pooler = BertPooler(config.width)
         elif pooling == "map":
@@ -136,8 +137,8 @@ class TextEncoder(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """Arguments that build this encoder again, primitives only; `TextEncoder.from_settings` reads them."""
-        names = ("positions", "max_positions", "segments", "embedding_norm", "pooling", "rotary_base", "causal")
-        names += ("ngrams", "ngram_rows")
+        names = ["positions", "max_positions", "segments", "embedding_norm", "pooling", "rotary_base", "causal"]
+        names += ["ngrams", "ngram_rows"]
         settings = {"vocabulary_size": self.vocabulary_size, "transformer": asdict(self.config)}
         return settings | {name: getattr(self, name) for name in names}
 
@@ -261,9 +262,8 @@ class TextEncoder(nn.Module):
             return mean_pool(tokens, attention_mask)
         if self.pooling == "end_of_text":
             return last_token(tokens, attention_mask)
-        if self.pooling == "map":
-            return self.pooler(tokens, attention_mask)
-        return self.pooler(tokens)
+        pooler = required(self.pooler)
+        return pooler(tokens, attention_mask) if self.pooling == "map" else pooler(tokens)
 
     def forward(
         self,
@@ -286,7 +286,9 @@ class TextEncoder(nn.Module):
 
         BERT decays its embeddings, positions and segments among them.
         """
-        return {f"pooler.{name}" for name in self.pooler.no_weight_decay()} if self.pooling == "map" else set()
+        if self.pooling != "map":
+            return set()
+        return {f"pooler.{name}" for name in cast(AttentionPooling, self.pooler).no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that say which layer a parameter belongs to, in timm's form, for layer decay and freezing.

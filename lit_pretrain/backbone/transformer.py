@@ -3,7 +3,8 @@
 Text and pictures differ in what feeds it (embeddings) and in what reads it (heads), nowhere else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +31,13 @@ class QuickGELU(nn.Module):
 
 def make_activation(name: str) -> nn.Module:
     """The activation of a feed-forward by its name in `TransformerConfig`; of `swiglu` that of the gate."""
-    kinds = {"gelu": nn.GELU, "gelu_tanh": lambda: nn.GELU(approximate="tanh"), "quick_gelu": QuickGELU}
-    return (kinds | {"swiglu": nn.SiLU})[name]()
+    kinds: dict[str, Callable[[], nn.Module]] = {
+        "gelu": nn.GELU,
+        "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+        "quick_gelu": QuickGELU,
+        "swiglu": nn.SiLU,
+    }
+    return kinds[name]()
 
 
 class Attention(nn.Module):
@@ -56,7 +62,7 @@ class Attention(nn.Module):
         query, key, value = (
             self.query_key_value(tokens).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         )
-        if self.query_norm is not None:
+        if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
@@ -94,6 +100,8 @@ class DropPath(nn.Module):
     Args:
         rate: Probability that a sample's branch is left out; the others' are scaled up, so that the mean stays.
     """
+
+    rate: Tensor
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -241,7 +249,8 @@ class Transformer(nn.Module):
         if not self.blocks:
             return [self.final_norm(tokens) for _ in indices]
         wanted = [index % depth for index in indices]
-        mask, outputs = self._mask(attention_mask, causal), {}
+        mask = self._mask(attention_mask, causal)
+        outputs: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
             tokens = self._run(block, tokens, mask, causal, rotation)
             outputs[index] = self.final_norm(tokens) if index == depth - 1 else tokens

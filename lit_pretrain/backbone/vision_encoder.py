@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as functional
@@ -47,6 +47,9 @@ class VisionEncoder(Float32State):
         crop_share: Share of a picture's shorter side that evaluation looks at (timm's crop_pct): what is trained with
             squares of S pixels sets image_size / S, public weights bring theirs. None is unknown, and taken as 1.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -119,12 +122,12 @@ class VisionEncoder(Float32State):
     @property
     def config(self) -> VisionTransformerConfig:
         """Settings of the Transformer inside."""
-        return self.transformer.config
+        return cast(VisionTransformerConfig, self.transformer.config)
 
     def settings(self) -> dict[str, Any]:
         """Arguments that build this encoder again, primitives only; `VisionEncoder.from_settings` reads them."""
-        names = ("image_size", "patch_size", "channels", "class_token", "registers", "positions", "class_position")
-        names += ("embedding_norm", "patch_bias", "pooling", "norm_after_pooling", "crop_share")
+        names = ["image_size", "patch_size", "channels", "class_token", "registers", "positions", "class_position"]
+        names += ["embedding_norm", "patch_bias", "pooling", "norm_after_pooling", "crop_share"]
         settings = {"transformer": asdict(self.config), "mean": self.channel_means, "std": self.channel_stds}
         return settings | {name: getattr(self, name) for name in names}
 

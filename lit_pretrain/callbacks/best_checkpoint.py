@@ -94,7 +94,7 @@ class BestCheckpoint(ModelCheckpoint):
         self._compared_by = state_dict.get("monitor")
 
 
-def moved_to(directory: str | None, state_dict: dict[str, Any]) -> dict[str, Any]:
+def moved_to(directory: str | Path | None, state_dict: dict[str, Any]) -> dict[str, Any]:
     """The state of a ModelCheckpoint whose files lie in another directory by now, as those of a run that was moved.
 
     Args:

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lit_pretrain.tracking.paths import shown_path
 from lit_pretrain.tracking.run_record import checkpointers, keeper_of_last, mlflow_logger, run_directory
 from lit_pretrain.tracking.slurm import mark_requeued, requeue, requeue_signal
+from lit_pretrain.trainer_state import is_fast_run
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SECONDS_TO_FLUSH = 10.0
@@ -136,7 +137,9 @@ class Interruption(Callback):
         loop = trainer.fit_loop.epoch_loop
         if loop._should_accumulate() or not self._agreed(trainer):
             return
-        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+        fetcher = trainer.fit_loop._data_fetcher
+        assert fetcher is not None  # within an epoch
+        if loop._should_check_val_fx(fetcher):
             # Stopping at its start, a moment from now, makes the resumed run begin with this validation.
             return
         self._stop(trainer)
@@ -183,6 +186,7 @@ class Interruption(Callback):
 
     def _stop(self, trainer: Trainer, in_validation: bool = False) -> None:
         number = self.requested
+        assert number is not None
         target = last_checkpoint_path(trainer)
         if target is not None:
             self._saving_in_validation = in_validation
@@ -250,7 +254,7 @@ def last_checkpoint_path(trainer: Trainer) -> str | None:
     The callback that keeps it is told, so that it goes on with the same file when the run is resumed.
     """
     callback = keeper_of_last(trainer) or next(iter(checkpointers(trainer)), None)
-    if callback is None or trainer.fast_dev_run or callback.dirpath is None:
+    if callback is None or is_fast_run(trainer) or callback.dirpath is None:
         return None
     name = callback.CHECKPOINT_NAME_LAST + callback.FILE_EXTENSION
     callback.last_model_path = callback.last_model_path or str(Path(callback.dirpath) / name)

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_pretrain.callbacks.interruption import last_checkpoint_path
 from lit_pretrain.errors import check_number
 from lit_pretrain.tracking.run_record import keeper_of_last
+from lit_pretrain.trainer_state import log_interval_of
 
 
 class LastCheckpoint(Callback):
@@ -46,12 +47,15 @@ class LastCheckpoint(Callback):
         target = last_checkpoint_path(trainer)
         if target is not None:
             trainer.save_checkpoint(target, weights_only=False)
-            # Else it is saved once more when the training has ended, and says that the epoch is over.
-            keeper_of_last(trainer)._last_checkpoint_saved = True
+            # Else it is saved once more when the training has ended, and says that the epoch is over. Where `last.ckpt`
+            # is a link to a checkpoint, this names that one, which `last.ckpt` itself cannot be.
+            keeper = keeper_of_last(trainer)
+            if keeper is not None and keeper.save_last != "link":
+                keeper._last_checkpoint_saved = str(target)
 
     def _is_time(self, trainer: Trainer) -> bool:
         """Whether the last save was long ago; all ranks get the first one's answer."""
-        if self.minutes is None or trainer.global_step % trainer.log_every_n_steps:
+        if self.minutes is None or trainer.global_step % log_interval_of(trainer):
             return False
         if trainer.fit_loop.epoch_loop._should_accumulate():
             return False

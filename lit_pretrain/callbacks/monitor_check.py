@@ -4,6 +4,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from lit_pretrain.errors import UserError, nearest
+from lit_pretrain.trainer_state import callbacks_of
 
 STAGE = "validation/"
 
@@ -21,7 +22,7 @@ class MonitorCheck(Callback):
             UserError: If one is missing.
         """
         logged = [name for name in trainer.callback_metrics if name.startswith(STAGE)]
-        for callback in trainer.callbacks:
+        for callback in callbacks_of(trainer):
             monitor = getattr(callback, "monitor", None)
             if not isinstance(callback, EarlyStopping | ModelCheckpoint) or not logged or not monitor:
                 continue

@@ -17,6 +17,7 @@ from lit_pretrain.evaluation.features import features_of_batches, probe_depths
 from lit_pretrain.evaluation.labelled_data import Part, check_labelled_pictures, open_part, some_of, task_of
 from lit_pretrain.measures.knn import knn_accuracy
 from lit_pretrain.measures.linear_probe import fit_linear_probe
+from lit_pretrain.trainer_state import data_module_of
 
 
 class OnlineProbe(Measurement):
@@ -62,7 +63,7 @@ class OnlineProbe(Measurement):
                 raise UserError(f"OnlineProbe.depths names block {depth} of {blocks}: give depths from 1 to {blocks}.")
 
     def _data(self, trainer: Trainer) -> LightningDataModule:
-        return trainer.datamodule if self.data is None else self.data
+        return data_module_of(trainer) if self.data is None else self.data
 
     def figures(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Accuracies by metric."""

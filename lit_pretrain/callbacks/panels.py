@@ -45,7 +45,7 @@ class Panels(Callback):
             return
         self._logged_step = step
         # Every rank draws, since a sharded model can only be run by all together; only rank zero's are kept.
-        with gathered(trainer.strategy.model):
+        with gathered(pl_module if trainer.strategy.model is None else trainer.strategy.model):
             drawn = panels(self.count)
         for name, picture in drawn.items():
             logger.log_picture(picture, f"panels/{name}", step)

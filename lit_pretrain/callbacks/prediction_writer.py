@@ -12,6 +12,7 @@ from lit_pretrain.data.loading import SURPLUS
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.paths import make_directory, shown_path
 from lit_pretrain.tracking.run_record import mlflow_logger
+from lit_pretrain.trainer_state import data_module_of
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -27,12 +28,14 @@ class PredictionWriter(BasePredictionWriter):
         path: The file; null for predictions.parquet in the run's directory.
     """
 
+    # Since `on_predict_start`.
+    _target: Path
+
     def __init__(self, path: str | None = None) -> None:
         super().__init__(write_interval="batch")
         self.path = path
         self.written_to: Path | None = None
         self.rows = 0
-        self._target: Path | None = None
         self._writer: Any = None
         self._metadata: dict[str, str] | None = None
 
@@ -42,7 +45,8 @@ class PredictionWriter(BasePredictionWriter):
         directory = None
         if self.path is None and trainer.is_global_zero:
             directory = str(logger.run_directory if logger is not None else trainer.default_root_dir)
-        target = Path(self.path or Path(trainer.strategy.broadcast(directory)) / "predictions.parquet").expanduser()
+        folder: Any = trainer.strategy.broadcast(directory)
+        target = Path(self.path or Path(folder) / "predictions.parquet").expanduser()
         if trainer.world_size > 1:
             target = target.with_name(f"{target.stem}-rank{trainer.global_rank}{target.suffix}")
         make_directory(target.parent)
@@ -62,7 +66,7 @@ class PredictionWriter(BasePredictionWriter):
         """Write one batch."""
         import pyarrow.parquet
 
-        names = getattr(trainer.datamodule, "named_samples", None)
+        names = getattr(data_module_of(trainer), "named_samples", None)
         if names is not None and isinstance(prediction, dict) and "sample_id" in prediction:
             prediction = {**prediction, **names(prediction["sample_id"].tolist())}
         table = prediction_table(prediction).replace_schema_metadata(self._metadata)

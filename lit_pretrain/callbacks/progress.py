@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lit_pretrain.callbacks.throughput import Throughput
 from lit_pretrain.errors import check_number
 from lit_pretrain.tracking.run_record import validates_training
+from lit_pretrain.trainer_state import callbacks_of
 
 
 class ProgressBar(RichProgressBar):
@@ -55,7 +56,7 @@ class ProgressBar(RichProgressBar):
             if key in trainer.callback_metrics:
                 metrics.pop(key, None)
                 metrics[name] = f"{float(trainer.callback_metrics[key]):.3f}"
-        throughput = next((callback for callback in trainer.callbacks if isinstance(callback, Throughput)), None)
+        throughput = next((callback for callback in callbacks_of(trainer) if isinstance(callback, Throughput)), None)
         if throughput is not None and throughput.tokens_per_second:
             metrics["tokens/s"] = f"{throughput.tokens_per_second:,.0f}"
         elif throughput is not None and throughput.samples_per_second:

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.trainer_state import callbacks_of, data_module_of
 
 
 class Resuming(Callback):
@@ -23,7 +24,7 @@ class Resuming(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remember settings that the state of a callback of Lightning's would take back."""
-        self._patience = [(one, one.patience) for one in trainer.callbacks if isinstance(one, EarlyStopping)]
+        self._patience = [(one, one.patience) for one in callbacks_of(trainer) if isinstance(one, EarlyStopping)]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compare the checkpoint's training with this one, before anything is changed.
@@ -41,8 +42,10 @@ class Resuming(Callback):
         Raises:
             UserError: If the run has trained for all of the `max_time` that it may.
         """
-        for timer in trainer.callbacks:
-            remaining = timer.time_remaining() if isinstance(timer, Timer) and timer.time_elapsed() else None
+        for timer in callbacks_of(trainer):
+            if not isinstance(timer, Timer):
+                continue
+            remaining = timer.time_remaining() if timer.time_elapsed() else None
             if remaining is not None and remaining <= 0.0:
                 raise UserError(
                     f"The run has trained for {timer.time_elapsed():.0f} seconds, and trainer.max_time, which counts "
@@ -67,7 +70,7 @@ def facts_of(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         trainer: Whose data module is set up; JointDataModule's parts are named "data.pairs" and so on, others "data".
         module: With a `seed`, or without.
     """
-    data = trainer.datamodule
+    data = data_module_of(trainer)
     parts = {f"data.{name}": part for name, part in getattr(data, "parts", {}).items() if hasattr(part, "batch_size")}
     orders = {}
     for name, part in (parts or {"data": data}).items():

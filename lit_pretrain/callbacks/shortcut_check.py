@@ -57,7 +57,8 @@ class ShortcutCheck(Callback):
         """Teach the classifiers one batch."""
         if batch_idx % self.every_n_batches:
             return
-        found = pl_module.shortcuts(batch, "train", trainer.global_step, batch_idx, trainer.global_rank)
+        module: Any = pl_module
+        found = module.shortcuts(batch, "train", trainer.global_step, batch_idx, trainer.global_rank)
         with torch.enable_grad():
             for name, shortcut in found.items():
                 classifier = self._classifier(name, shortcut)
@@ -85,7 +86,8 @@ class ShortcutCheck(Callback):
         if batch_idx * trainer.world_size >= self.validation_batches or trainer.sanity_checking:
             return
         counted = place < self.validation_batches and not batch.get(SURPLUS)
-        for name, shortcut in pl_module.shortcuts(batch, "validation", place, 0).items():
+        module: Any = pl_module
+        for name, shortcut in module.shortcuts(batch, "validation", place, 0).items():
             classifier = self._classifier(name, shortcut).eval()
             right = classifier(shortcut.features.float()).argmax(dim=-1) == shortcut.labels
             # Not by `bincount`, which waits for the device to learn how many classes there are.

@@ -10,6 +10,7 @@ from lit_pretrain.modules.optimization import count_elements
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.tracking.paths import resolve_runs_directory, shown_path
 from lit_pretrain.tracking.run_record import RunRecorder, keeper_of_best, keeper_of_last, mlflow_logger, run_directory
+from lit_pretrain.trainer_state import callbacks_of, is_fast_run
 
 
 class Summary(Callback):
@@ -44,7 +45,7 @@ class Summary(Callback):
         if bar is not None and hasattr(bar, "_stop_progress"):
             bar._stop_progress()
         console = get_console()
-        best = next((callback.best for callback in trainer.callbacks if isinstance(callback, RunRecorder)), {})
+        best = next((callback.best for callback in callbacks_of(trainer) if isinstance(callback, RunRecorder)), {})
         table = Table(box=box.SIMPLE_HEAD, title=f"After {trainer.global_step:,} steps", title_justify="left")
         table.add_column("metric")
         table.add_column("last", justify="right")
@@ -60,7 +61,7 @@ class Summary(Callback):
     @staticmethod
     def is_silent(trainer: Trainer) -> bool:
         """Whether nothing is printed: another process does, or nothing is kept."""
-        return not trainer.is_global_zero or bool(trainer.fast_dev_run)
+        return not trainer.is_global_zero or bool(is_fast_run(trainer))
 
     @staticmethod
     def rows(trainer: Trainer) -> dict[str, float]:

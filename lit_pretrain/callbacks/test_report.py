@@ -9,6 +9,7 @@ from lit_pretrain.errors import check_number
 from lit_pretrain.evaluation.task_report import TaskReport, report_of
 from lit_pretrain.objectives.picture_panels import Caption, grid
 from lit_pretrain.tracking.run_record import mlflow_logger, writing_logger
+from lit_pretrain.trainer_state import data_module_of
 
 COLUMNS = 5
 
@@ -61,8 +62,9 @@ class TestReport(Callback):
         if logger is None or not parts:
             return
         logits, labels, ids = (torch.cat([part[name] for part in parts]) for name in ("logits", "label", "sample_id"))
-        outputs, labels = pl_module.task.for_metrics(logits, labels)
-        report = report_of(pl_module.facts, outputs, labels, self.mistakes)
+        module: Any = pl_module
+        outputs, labels = module.task.for_metrics(logits, labels)
+        report = report_of(module.facts, outputs, labels, self.mistakes)
         step = trainer.global_step
         for name, rows in report.tables.items():
             logger.log_table(rows, f"report/{name}.json")
@@ -75,7 +77,8 @@ class TestReport(Callback):
         if not ids:
             return
         logger = mlflow_logger(trainer)
-        samples = trainer.datamodule.raw_samples("test", ids)
+        assert logger is not None
+        samples = data_module_of(trainer).raw_samples("test", ids)
         shown = [{name: value for name, value in one.items() if isinstance(value, str)} for one in samples]
         rows = [{"sample_id": i, **told, **one} for i, told, one in zip(ids, report.told, shown, strict=True)]
         logger.log_table(rows, "report/mistakes.json")

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from lit_pretrain.callbacks.peak import dtype_of_precision, measured_peak
 from lit_pretrain.errors import check_number
 from lit_pretrain.tracking.run_record import mlflow_logger
+from lit_pretrain.trainer_state import log_interval_of
 
 
 @dataclass
@@ -100,7 +101,7 @@ class Throughput(Callback):
             self.mean.add(seconds, cost)
         self._disturbed = False
         step = trainer.global_step
-        if step != self._logged_step and step % trainer.log_every_n_steps == 0:
+        if step != self._logged_step and step % log_interval_of(trainer) == 0:
             self._logged_step = step
             self._log(trainer, self.rates(self._window, trainer.world_size))
             self._window = Amount()

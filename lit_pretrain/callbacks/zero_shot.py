@@ -3,6 +3,8 @@
 Nothing is learned from the labelled pictures: see `lit_pretrain.evaluation.zero_shot`.
 """
 
+from typing import TYPE_CHECKING, cast
+
 from lightning import LightningDataModule
 from lightning.pytorch import LightningModule, Trainer
 
@@ -11,6 +13,9 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.evaluation.labelled_data import Part, check_labelled_pictures, some_of, task_of, whole_part
 from lit_pretrain.evaluation.pair_embedder import PairEmbedder
 from lit_pretrain.evaluation.zero_shot import DEFAULT_TEMPLATES, ClassNames, Prompts, make_prompts, measure_zero_shot
+
+if TYPE_CHECKING:
+    from lit_pretrain.modules.contrastive.contrastive_pretraining import ContrastivePretraining
 
 
 class ZeroShot(Measurement):
@@ -62,7 +67,8 @@ class ZeroShot(Measurement):
 
     def figures(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Accuracies by metric."""
-        found = measure_zero_shot(PairEmbedder(pl_module), self._part, self._prompts)
+        assert self._part is not None and self._prompts is not None  # since setup
+        found = measure_zero_shot(PairEmbedder(cast("ContrastivePretraining", pl_module)), self._part, self._prompts)
         metrics = {"zero_shot/accuracy": found.accuracy, "zero_shot/chance": found.chance}
         if found.top5_accuracy is not None:
             metrics["zero_shot/top5_accuracy"] = found.top5_accuracy

@@ -5,7 +5,8 @@ CONFIG_OPTIONS = ("-c", "--config")
 
 def value_of(arguments: list[str], option: str) -> str | None:
     """The last value of an option, or null."""
-    return (values_of(arguments, option) or [None])[-1]
+    values = values_of(arguments, option)
+    return values[-1] if values else None
 
 
 def values_of(arguments: list[str], *options: str) -> list[str]:

@@ -331,8 +331,9 @@ def known_names() -> dict[str, set[str]]:
     kinds += [AdamWConfig, ScheduleConfig, MLflowLogger, lightning.Trainer]
     for base in (LightningModule, LightningDataModule, Objective, Callback):
         kinds += [kind for kind in subclasses(base) if kind.__module__.startswith(("lit_pretrain", "lightning"))]
-    for kind in (TextEncoder, VisionEncoder):
-        names[f"{kind.__name__}.from_pretrained"] = set(inspect.signature(kind.from_pretrained).parameters) - {"others"}
+    for encoder in (TextEncoder, VisionEncoder):
+        parameters = inspect.signature(encoder.from_pretrained).parameters
+        names[f"{encoder.__name__}.from_pretrained"] = set(parameters) - {"others"}
     names["VisionEncoder.from_pretrained"] |= set(NOT_IN_TENSORS)
     for kind in kinds:
         names[kind.__name__] = set(arguments_of(kind))

@@ -7,7 +7,7 @@ the person win over those in a checkpoint; `--ckpt_path` takes "last", a run or 
 import dataclasses
 import pkgutil
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn, cast
 
 from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule
@@ -36,6 +36,7 @@ from lit_pretrain.modules import ContrastivePretraining, FineTuning, TextPretrai
 from lit_pretrain.modules.checkpoints import read_checkpoint
 from lit_pretrain.modules.pretraining import Pretraining
 from lit_pretrain.quiet import quieten
+from lit_pretrain.required import required
 from lit_pretrain.tracking.find import (
     DEFAULT_EXPERIMENT,
     find_checkpoint,
@@ -48,6 +49,7 @@ from lit_pretrain.tracking.run_record import RunRecorder
 from lit_pretrain.tracking.save_config import SaveConfig, flatten_config
 from lit_pretrain.tracking.slurm import run_to_go_on_with
 from lit_pretrain.trainer import Trainer
+from lit_pretrain.trainer_state import callbacks_of
 from lit_pretrain.yaml_files import read_yaml
 
 # Classes that a config may name shortly, with their modules imported above.
@@ -73,7 +75,7 @@ class Parser(LightningArgumentParser):
         # Else --trainer.max_step is taken for the one setting that begins so.
         self.allow_abbrev = False
 
-    def error(self, message: str, ex: Exception | None = None) -> None:
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Keep the message and raise it."""
         Parser.messages.append(message)
         raise ConfigError(message) from ex
@@ -87,7 +89,7 @@ class CommandLine(LightningCLI):
     command: ClassVar[list[str]] = []
     requeued: bool = False
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning's; what `ckpt_path` names, in a file or on the command line, is a checkpoint's path afterwards.
 
         Raises:
@@ -121,7 +123,7 @@ class CommandLine(LightningCLI):
         if run is None:
             return None
         self.requeued = True
-        checkpoint = last_checkpoint_of(run)
+        checkpoint = required(last_checkpoint_of(run))
         rank_zero_info(
             f"This SLURM job was queued anew: it goes on with the run {run.run_name}, {shown_path(checkpoint)}."
         )
@@ -139,7 +141,7 @@ class CommandLine(LightningCLI):
         checkpoint, model = self._get(self.config, "ckpt_path"), self._get(self.config, "model")
         kind, record, lost = class_named(model.class_path), {}, False
         if not checkpoint and self.subcommand != "fit":
-            check_learned(self.subcommand, kind, model)
+            check_learned(required(self.subcommand), kind, model)
         if checkpoint and Path(checkpoint).is_file():
             self.config = self.config.clone()
             model, data = self._get(self.config, "model"), self._get(self.config, "data")
@@ -151,7 +153,7 @@ class CommandLine(LightningCLI):
                 model.class_path = f"{__name__}.{module_of_checkpoint.__name__}"
                 model.init_args = Namespace(path=checkpoint, kind=f"{kind.__module__}.{kind.__qualname__}")
             else:
-                start_from_checkpoint(model, checkpoint, record, self.subcommand)
+                start_from_checkpoint(model, checkpoint, record, required(self.subcommand))
             lost = forget_lost_tokenizers(data)
         super().instantiate_classes()
         if "tokenizer" not in record:
@@ -161,7 +163,7 @@ class CommandLine(LightningCLI):
             # Without one, a data module may train one of its own.
             for part in (self.datamodule, *getattr(self.datamodule, "parts", {}).values()):
                 if isinstance(part, LightningDataModule) and "tokenizer" in vars(part):
-                    part.tokenizer = tokenizer
+                    cast(Any, part).tokenizer = tokenizer
         if self.subcommand != "fit" and getattr(self.model, "tokenizer", tokenizer) is None:
             # What is measured or predicted may be other texts, on which the data would train another.
             self.model.tokenizer = tokenizer
@@ -183,14 +185,14 @@ class CommandLine(LightningCLI):
                 logger.suggest_name(self.config_name)
                 if checkpoint:
                     logger.resume_from(checkpoint, ended=self.requeued)
-        for callback in trainer.callbacks:
+        for callback in callbacks_of(trainer):
             if isinstance(callback, RunRecorder):
                 callback.command, callback.suggested_name, callback.checkpoint = (
                     self.command,
                     self.config_name,
                     checkpoint,
                 )
-        return trainer
+        return cast(Trainer, trainer)
 
 
 def check_start(settings: Namespace, checkpoint: str) -> None:
@@ -298,8 +300,8 @@ def command_line(arguments: list[str], kind: type[CommandLine]) -> CommandLine:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("lit_pretrain"):
             raise
-        sentence = " ".join(str(error).split()).rstrip(". ")
-        raise UserError(f"A package is missing ({sentence}): install it, or leave out what needs it.") from error
+        missing = " ".join(str(error).split()).rstrip(". ")
+        raise UserError(f"A package is missing ({missing}): install it, or leave out what needs it.") from error
     except ConfigError as error:
         raise UserError(explain_order(arguments) or explain(Parser.messages, configs)) from error
     except (ValueError, RuntimeError, MisconfigurationException) as error:
@@ -458,5 +460,5 @@ def config_name(arguments: list[str]) -> str:
             read_config(path)
     if not configs:
         return "run"
-    path = Path(configs[0])
-    return path.parent.name if path.stem == "config" else path.stem
+    first = Path(configs[0])
+    return first.parent.name if first.stem == "config" else first.stem

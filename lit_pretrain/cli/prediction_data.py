@@ -11,6 +11,7 @@ from lit_pretrain.data.images.image_source import FOLDER, ImageSource
 from lit_pretrain.data.sources import everything_in
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.checkpoints import read_checkpoint
+from lit_pretrain.required import required
 
 # Settings of a training's data that say what was read of its texts or pictures: as `inputs` of a record has them.
 INPUTS = {"text": ("maximum_length", "sequence_length"), "image": ("stored_size", "stored_size")}
@@ -37,7 +38,7 @@ def with_data_to_predict(arguments: list[str], training: Namespace, checkpoint: 
         record = read_checkpoint(checkpoint)["lit_pretrain"]
         kind = KINDS.get(record["module"])
         if record["module"] == "ContrastivePretraining":
-            kind = one_side(path, arguments)
+            kind = one_side(required(path), arguments)
         if kind is not None:
             settings |= settings_of_side(kind, record, training.data.init_args)
             # Before all settings, which are the class's own then.

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lit_pretrain.errors import UserError, without_credentials
 from lit_pretrain.tracking.paths import resolve_runs_directory, shown_path
@@ -142,7 +142,7 @@ def check_precision() -> list[Row]:
         "AMX": torch.cpu._is_amx_tile_supported(),
     }
     has = [name for name, there in instructions.items() if there]
-    precision = resolve_precision("auto")
+    precision = str(resolve_precision("auto"))
     reason = "bf16 in hardware" if precision.startswith("bf16") else "no bf16 in hardware"
     return [
         Row("instructions", OK, ", ".join(has) or "none of AVX2, AVX512, AMX"),
@@ -210,8 +210,9 @@ def check_database(runs: str | None = None) -> list[Row]:
     except UserError as error:
         return [Row("database", FAIL, str(error), "see the message")]
     except sqlite3.Error as error:
-        advice = f"restore {shown_path(local)} from a copy, or move it away to start a new one"
-        return [Row("database", FAIL, f"{shown_path(local)}: {error}", advice)]
+        broken = shown_path(local) if local is not None else shown
+        advice = f"restore {broken} from a copy, or move it away to start a new one"
+        return [Row("database", FAIL, f"{broken}: {error}", advice)]
     found = shown_path(local) if local is not None else shown
     return [Row("database", OK, f"{found}, {experiments} experiments")]
 
@@ -223,7 +224,7 @@ def check_training() -> list[Row]:
     from lit_pretrain.precision import resolve_precision
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = resolve_precision("auto")
+    precision = str(resolve_precision("auto"))
     losses, seconds = train_a_second(device, precision)
     return [judge_training(losses, f"{seconds:.1f} s on {device}, {precision}")]
 
@@ -282,7 +283,7 @@ def train_a_second(device: torch.device, precision: str) -> tuple[list[float], f
         return losses, time.monotonic() - start
 
 
-def random_text(device: torch.device) -> tuple[object, dict[str, torch.Tensor]]:
+def random_text(device: torch.device) -> tuple[Any, dict[str, torch.Tensor]]:
     """A made-up vocabulary of 512 pieces, and 8 pairs of 32 tokens of it."""
     from types import SimpleNamespace
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.required import required
 
 if TYPE_CHECKING:
     from lit_pretrain.evaluation.preparation import EvaluationData
-    from lit_pretrain.evaluation.protocols import Setting
+    from lit_pretrain.evaluation.protocols import Protocol, Setting
     from lit_pretrain.evaluation.subjects import Subject
     from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 
@@ -90,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         namespace.data = settings
         return namespace
 
-    parser.parse_args = parse
+    cast(Any, parser).parse_args = parse
 
 
 def take_settings(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -213,7 +215,7 @@ def check_pairs(subjects: list[Subject]) -> None:
             raise UserError(f"zero-shot is measured on pictures: give {subject.name} without ':text'.")
 
 
-def setting_of(arguments: argparse.Namespace, protocols: list[str], data: EvaluationData) -> Setting:
+def setting_of(arguments: argparse.Namespace, protocols: Sequence[Protocol], data: EvaluationData) -> Setting:
     """How it is measured."""
     import torch
 
@@ -299,7 +301,7 @@ def show_zero_shot(
     is_file = len(given) == 1 and given[0].endswith((".yaml", ".yml"))
     prompts = make_prompts(data.classes, given[0] if is_file else given, arguments.class_names)
     say(f"Zero-shot classification by {subject.name} ...")
-    module, _ = open_pair(subject.pair)
+    module, _ = open_pair(required(subject.pair))
     embedder = PairEmbedder(module.to(setting.device), setting.bf16)
     found = measure_zero_shot(embedder, data.test, prompts)
     rows = zero_shot_rows(subject, found, prompts, data, setting, resolution_of(subject, data))

@@ -1,6 +1,7 @@
 """The data on which `evaluate` measures encoders: built from a config or the command line, and checked to fit them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from lightning import LightningDataModule
 
@@ -9,6 +10,7 @@ from lit_pretrain.data import DocumentDataModule, PairDataModule
 from lit_pretrain.data.text.text_encoding import choose_tokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluation.subjects import Subject
+from lit_pretrain.required import required
 
 DEFAULT_CLASSES = {True: "LabelledDataModule", False: "ImageDataModule"}
 
@@ -43,8 +45,9 @@ def make_evaluation_data(
     if subject.is_text:
         # Without a trainer the data cannot ask the model for its tokenizer. That of the first one's run is its own.
         inherited = named is None and subject is not first and not is_given("tokenizer", settings)
-        given = None if inherited else data.tokenizer_path
-        data.tokenizer = subject.tokenizer if given is None else choose_tokenizer(given, None, subject.tokenizer)
+        texts: Any = data
+        given = None if inherited else texts.tokenizer_path
+        texts.tokenizer = subject.tokenizer if given is None else choose_tokenizer(given, None, subject.tokenizer)
     return data
 
 
@@ -104,9 +107,9 @@ def check_modality(subject: Subject, data: LightningDataModule, config: str | No
         reads, holds = ("text", "pictures") if subject.is_text else ("pictures", "text")
         raise UserError(f"{subject.name} reads {reads}, and the {kind} holds {holds}: give data of its kind.")
     if subject.is_text and subject.encoder.positions == "learned":
-        most = subject.encoder.max_positions
-        if text.maximum_length > most:
+        most, length = subject.encoder.max_positions, required(text).maximum_length
+        if length > most:
             raise UserError(
-                f"{subject.name} reads {most} tokens at most, and data.maximum_length is {text.maximum_length}: give "
+                f"{subject.name} reads {most} tokens at most, and data.maximum_length is {length}: give "
                 f"--data.maximum_length {most}."
             )

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(note)
     print(f"Wrote {arguments.to} ({export.architecture}). {export.sentence}")
     if arguments.json:
-        rows = [{"library": export.library} | one.as_dictionary() for one in export.differences]
+        rows = [{"library": export.library, **one.as_dictionary()} for one in export.differences]
         write_json(arguments.json, rows)
     return 0
 

@@ -6,8 +6,9 @@ same; dropout is off, whose draws differ between arrangements, and what is repla
 over samples.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -22,9 +23,11 @@ from lit_pretrain.data.pairs.joint_data_module import PAIRS
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import ContrastivePretraining
 from lit_pretrain.modules.contrastive.data_checks import parts_of
+from lit_pretrain.modules.contrastive.replay import Replay
 from lit_pretrain.objectives.contrastive import Pairs
 from lit_pretrain.objectives.gathering import together
 from lit_pretrain.objectives.objective import Batch
+from lit_pretrain.trainer_state import callbacks_of, data_module_of
 
 # Pairs of the batch unless `--pairs` says otherwise: the reference holds the activations of all of them.
 MOST_PAIRS = 256
@@ -68,7 +71,7 @@ class OneStep(Callback):
         self.arrangement = ""
         self.rows: list[Row] | None = None
 
-    def setup(self, trainer: Any, pl_module: ContrastivePretraining, stage: str) -> None:
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave out the data of what is replayed, and fit the batch and its chunks to the number of pairs."""
         if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
             raise UserError(
@@ -76,7 +79,7 @@ class OneStep(Callback):
                 "--trainer.strategy ddp, which gathers embeddings and takes chunks alike."
             )
         # By now captions have the tokenizer that they share with texts.
-        parts, processes = parts_of(trainer.datamodule), trainer.world_size
+        parts, processes = parts_of(data_module_of(trainer)), trainer.world_size
         for name in [*parts]:
             if name != PAIRS:
                 del parts[name]
@@ -97,9 +100,7 @@ class OneStep(Callback):
             f"{trainer.precision}, on {trainer.strategy.root_device.type}"
         )
 
-    def on_train_batch_start(
-        self, trainer: Any, pl_module: ContrastivePretraining, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         """Take the reference, in this precision and in float32, before anything moves."""
         pl_module.eval()
         batches = everyone(batch.get(PAIRS, batch))
@@ -108,13 +109,11 @@ class OneStep(Callback):
         with torch.autocast(pl_module.device.type, enabled=False):
             self.exact = reference(pl_module, batches, batch_idx) if "mixed" in trainer.precision else None
 
-    def on_before_optimizer_step(self, trainer: Any, pl_module: ContrastivePretraining, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Keep the gradients as the optimiser gets them, before they are clipped."""
         self.gradients = {name: gradient_of(one) for name, one in trained(pl_module).items()}
 
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: ContrastivePretraining, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Compare, and end the training."""
         trainer.should_stop = True
         losses = [loss.cpu() for loss in everyone(outputs["loss"].detach())]
@@ -137,9 +136,9 @@ class GradientCommandLine(lightning_cli.CommandLine):
                 f"{type(self.model).__name__}, whose loss is a mean over samples: give it a config of contrastive "
                 "pretraining."
             )
-        self.model.replays = torch.nn.ModuleDict()
+        self.model.replays = cast(Mapping[str, Replay], torch.nn.ModuleDict())
         self.check = OneStep(self.pairs)
-        self.trainer.callbacks[:] = [self.check]
+        callbacks_of(self.trainer)[:] = [self.check]
 
 
 def run(arguments: list[str], pairs: int | None) -> tuple[list[Row], bool]:
@@ -162,7 +161,7 @@ def run(arguments: list[str], pairs: int | None) -> tuple[list[Row], bool]:
     for name, value in ONE_STEP.items():
         arguments = [*arguments, f"--trainer.{name}", value]
     GradientCommandLine.pairs = pairs
-    line = lightning_cli.command_line(["fit", *arguments], GradientCommandLine)
+    line = cast(GradientCommandLine, lightning_cli.command_line(["fit", *arguments], GradientCommandLine))
     if line.check.rows is None:
         raise UserError(
             "The step was taken in processes that cannot be asked for its gradients: set --trainer.strategy ddp."

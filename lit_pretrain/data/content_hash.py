@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.required import required
 
 MEMORY = "content-hashes"
 # Bytes that a thread hashes at a time: a single large file keeps all cores busy too.
@@ -46,7 +47,7 @@ def content_hash(files: Sequence[str], cache_directory: Path) -> str:
             for state, value in zip(missing, file_hashes(list(missing.values())), strict=True):
                 found[state] = value
                 memory.keep(state, value, [missing[state]])
-    return "files:" + hashlib.sha256("\n".join(found[state] for state in states).encode()).hexdigest()
+    return "files:" + hashlib.sha256("\n".join(required(found[state]) for state in states).encode()).hexdigest()
 
 
 def folder_hash(files: Sequence[str], cache_directory: Path) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 from datasets.data_files import DataFilesDict, DataFilesList
@@ -99,7 +99,7 @@ def read_files(
         if any(is_full(one) for one in causes):
             raise disk_is_full(cache_directory, "converted copy of the source") from error
         if any(is_read_only(one, cache_directory) for one in causes):
-            raise read_only(cache_directory, "converted copy of the source", causes[-1]) from error
+            raise read_only(cache_directory, "converted copy of the source", cast(OSError, causes[-1])) from error
         if any("corresponds to no data" in str(one) for one in causes):
             raise NoRowsError from error
         raise unreadable(causes[-1], builder, files, options, records) from error

@@ -78,9 +78,10 @@ def load_remote(
 
 def no_remote(addresses: list[str], error: Exception, setting: str) -> UserError:
     """What is said of files elsewhere that cannot be read."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    first: BaseException = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    reason = (str(first).strip().splitlines() or [type(first).__name__])[0][:200]
     return UserError(f"{addresses[0]} cannot be read ({reason}): check {setting}, and the network.")
 
 

@@ -8,7 +8,7 @@ fetched ahead.
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast, overload
 
 import numpy
 import torch
@@ -20,6 +20,7 @@ from lit_pretrain.class_paths import arguments_of
 from lit_pretrain.data.disk_cache import chosen_cache_directory
 from lit_pretrain.data.randomness import default_seed, sample_generator
 from lit_pretrain.errors import UserError, check_number
+from lit_pretrain.trainer_state import overfit_batches_of
 
 Key = tuple[int, int]  # epoch, index within it
 # What an evaluation batch has that is there for the number alone: all processes have as many batches, and whatever
@@ -146,8 +147,9 @@ class ResumableDataLoader:
         workers: int = 0,
         ahead: Callable[[], tuple[int, Sequence[str]]] | None = None,
     ) -> None:
-        self.loader = DataLoader(
-            MistakesAsValues(dataset),
+        guarded: Any = MistakesAsValues(dataset)  # no Dataset, but what DataLoader asks of one
+        self.loader: DataLoader[Any] = DataLoader(
+            guarded,
             batch_sampler=sampler,
             num_workers=workers,
             collate_fn=as_it_is,
@@ -262,12 +264,10 @@ class EpochDataModule(LightningDataModule):
     samples_name: ClassVar[str] = "samples"
     contents_name: ClassVar[str] = "data"
 
-    train_dataset: EpochDataset
-
     def __init_subclass__(cls, **settings: Any) -> None:
         """Let `help` and notebooks show every argument."""
         super().__init_subclass__(**settings)
-        cls.__signature__ = inspect.Signature(list(arguments_of(cls).values()))
+        cast(Any, cls).__signature__ = inspect.Signature(list(arguments_of(cls).values()))
 
     def __init__(
         self,
@@ -290,7 +290,13 @@ class EpochDataModule(LightningDataModule):
         self.cache_directory = chosen_cache_directory(cache_directory)
         self.seed = default_seed() if seed is None else seed
         # How tables are written, for every source.
-        self.table_form = {"delimiter": delimiter, "encoding": encoding}
+        self.table_form: dict[str, Any] = {"delimiter": delimiter, "encoding": encoding}
+
+    @property
+    def _training_data(self) -> EpochDataset:
+        """`train_dataset`, which some have as an attribute and others make when they are asked."""
+        data: Any = self
+        return data.train_dataset
 
     @property
     def train_batches_per_epoch(self) -> int:
@@ -302,11 +308,11 @@ class EpochDataModule(LightningDataModule):
         sampler = self._train_sampler()
         if len(sampler) == 0:
             raise UserError(
-                f"The {len(self.train_dataset)} training {self.samples_name} do not fill one batch of all devices: "
+                f"The {len(self._training_data)} training {self.samples_name} do not fill one batch of all devices: "
                 f"lower data.batch_size, or give more {self.contents_name}."
             )
         sampler.repeats = overfits(self)
-        return ResumableDataLoader(self.train_dataset, sampler, self.workers, self._ahead)
+        return ResumableDataLoader(self._training_data, sampler, self.workers, self._ahead)
 
     def _ahead(self) -> tuple[int, tuple[str, ...]]:
         """Batches of an optimiser step, and what the module has to know of them at the first one."""
@@ -323,10 +329,16 @@ class EpochDataModule(LightningDataModule):
             rank: Process that saw it.
             world_size: How many there were.
         """
-        return self.train_dataset.__getitems__(self._train_sampler().batch(epoch, batch_index, rank, world_size))
+        return self._training_data.__getitems__(self._train_sampler().batch(epoch, batch_index, rank, world_size))
 
     def _train_sampler(self) -> EpochBatchSampler:
-        return EpochBatchSampler(self.train_dataset, self.batch_size, self.seed, shuffle=True)
+        return EpochBatchSampler(self._training_data, self.batch_size, self.seed, shuffle=True)
+
+    @overload
+    def _in_order(self, dataset: EpochDataset) -> ResumableDataLoader: ...
+
+    @overload
+    def _in_order(self, dataset: EpochDataset | None) -> ResumableDataLoader | list: ...
 
     def _in_order(self, dataset: EpochDataset | None) -> ResumableDataLoader | list:
         """Every sample once, in the data's order; nothing where there is no such part."""
@@ -337,4 +349,4 @@ class EpochDataModule(LightningDataModule):
 
 def overfits(data: LightningDataModule) -> bool:
     """Whether a data module's trainer is to overfit a few batches, which must be the same in every epoch."""
-    return data.trainer is not None and data.trainer.overfit_batches > 0
+    return data.trainer is not None and overfit_batches_of(data.trainer) > 0

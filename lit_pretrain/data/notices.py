@@ -8,7 +8,7 @@ def is_first_process() -> bool:
     """Whether this is the process that speaks for all."""
     from lightning.pytorch.utilities import rank_zero_only
 
-    return rank_zero_only.rank == 0
+    return getattr(rank_zero_only, "rank", None) == 0
 
 
 def say(line: str) -> None:

@@ -14,6 +14,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset, base_plu
 
 from lit_pretrain.data.file_reader import is_compressed
 from lit_pretrain.errors import UserError
+from lit_pretrain.required import required
 
 SHARDS = "webdataset"
 # Two blocks of zeros end an archive. One that was cut short ends otherwise, and Python reads it without complaint.
@@ -82,7 +83,7 @@ def shard_features(files: Sequence[str]) -> datasets.Features:
                 _, field = base_plus_ext(member.name)
                 if not member.isreg() or field is None or field in values or Path(member.name).name.startswith("."):
                     continue
-                content = archive.extractfile(member).read()
+                content = required(archive.extractfile(member)).read()
                 kind = field.rpartition(".")[2].lower()
                 values[field] = WebDataset.DECODERS[kind](content) if kind in WebDataset.DECODERS else content
     if not values:

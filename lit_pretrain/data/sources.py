@@ -24,6 +24,7 @@ from lit_pretrain.data.hub_source import load_from_hub, load_remote
 from lit_pretrain.data.notices import say_once
 from lit_pretrain.data.split_files import Splits, find_splits, is_hidden, list_directory, some
 from lit_pretrain.errors import UserError, nearest
+from lit_pretrain.required import required
 
 # Builders that make a sample of every file.
 SAMPLES = {"imagefolder", "text"}
@@ -185,7 +186,9 @@ def open_source(source: Source, cache_directory: Path) -> OpenedSource:
         data = load_remote(*remote, source.split, source.setting("path"))
         opened = OpenedSource(data, f"hub:{data._fingerprint}")
     else:
-        data = load_from_hub(source.path, source.name, source.data_files, source.split, source.setting("path"))
+        data = load_from_hub(
+            required(source.path), source.name, source.data_files, source.split, source.setting("path")
+        )
         opened = OpenedSource(data, f"hub:{data._fingerprint}")
     if len(opened.data) == 0:
         raise no_rows(source)
@@ -244,7 +247,7 @@ def saved_rows(source: Source) -> datasets.Dataset | None:
     """Rows of a directory of `save_to_disk`, or null if the path is none."""
     if is_saved(source):
         return datasets.load_from_disk(source.path)
-    if not (Path(source.path) / "dataset_dict.json").is_file():
+    if not (Path(required(source.path)) / "dataset_dict.json").is_file():
         return None
     splits = datasets.load_from_disk(source.path)
     names = split_names(source)
@@ -293,7 +296,7 @@ def remote_files(source: Source) -> tuple[str, list[str], dict[str, Any]] | None
     elif not any("://" in file for file in given) or (source.path is not None and builder is None):
         return None
     endings = [ending(place.split("::")[0].split("?")[0]) for place in given]
-    builder = builder or source.builder_of({source.builders.get(one) for one in endings} - {None})
+    builder = builder or source.builder_of({one for one in map(source.builders.get, endings) if one is not None})
     if builder is None:
         raise UserError(
             f"{shown(source)} does not say by its ending what it holds: set {source.setting('path')} to "
@@ -335,7 +338,7 @@ def local_files(source: Source) -> LocalFiles | None:
     everything = [file for kept in files.values() for file in kept]
     metadata += [file for file in everything if os.path.basename(file) in ImageFolder.METADATA_FILENAMES]
     samples = [file for file in everything if file not in metadata] or everything
-    kinds = {source.builders.get(ending(file)) for file in samples} - {None}
+    kinds = {one for file in samples if (one := source.builders.get(ending(file))) is not None}
     builder = builder or source.builder_of(kinds)
     if builder is None:
         held = ", ".join(sorted({Path(file).suffix for file in everything or everything_in(patterns)})) or "no file"

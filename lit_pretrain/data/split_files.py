@@ -89,7 +89,8 @@ def list_directory(root: str, is_known: Callable[[str], bool]) -> Listing:
     Raises:
         UserError: If a directory that is not hidden may not be listed.
     """
-    listing, companions = Listing(root), []
+    listing = Listing(root)
+    companions: list[Any] = []
     pending = [("", os.path.realpath(root), False)]
     while pending:
         below, real, hidden = pending.pop()

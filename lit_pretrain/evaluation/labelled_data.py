@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import numpy
 import torch
@@ -15,6 +16,7 @@ from lit_pretrain.data.labelled.labels import stratified_choice
 from lit_pretrain.data.loading import EpochDataset, Key, MistakesAsValues, as_it_is
 from lit_pretrain.data.randomness import sample_generator
 from lit_pretrain.errors import UserError
+from lit_pretrain.required import required
 
 BATCH_SIZE = 128
 
@@ -48,9 +50,8 @@ class Part:
             [(0, int(one)) for one in ordered[start : start + BATCH_SIZE]]
             for start in range(0, len(ordered), BATCH_SIZE)
         ]
-        loader = DataLoader(
-            MistakesAsValues(self.dataset), batch_sampler=keys, num_workers=self.workers, collate_fn=as_it_is
-        )
+        dataset: Any = MistakesAsValues(self.dataset)  # no Dataset, but what DataLoader asks of one
+        loader: DataLoader[Any] = DataLoader(dataset, batch_sampler=keys, num_workers=self.workers, collate_fn=as_it_is)
         for batch in loader:
             if isinstance(batch, UserError):
                 raise batch
@@ -108,7 +109,7 @@ class JoinedDataset:
         parts: With `__getitems__` and `member_labels`.
     """
 
-    def __init__(self, parts: Sequence[EpochDataset]) -> None:
+    def __init__(self, parts: Sequence[Any]) -> None:
         self.parts = parts
         self.ends = numpy.cumsum([len(part) for part in parts])
 
@@ -158,7 +159,7 @@ def some_of(part: Part, limit: int) -> Part:
     if len(part) <= limit:
         return part
     generator = sample_generator("labelled arrays", part.name)
-    return part.at(stratified_choice(part.labels.numpy(), limit, generator, every_class=False))
+    return part.at(stratified_choice(required(part.labels).numpy(), limit, generator, every_class=False))
 
 
 def task_of(data: LightningDataModule) -> tuple[str | None, list[str]]:

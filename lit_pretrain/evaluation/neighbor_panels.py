@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 from rich import box
+from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -57,7 +58,8 @@ def text_table(rows: Sequence[dict[str, Any]]) -> Table:
         box=box.SIMPLE_HEAD,
         title_justify="left",
     )
-    for heading, justify in (("query", "left"), ("rank", "right"), ("cosine", "right"), ("label", "left")):
+    headings: dict[str, JustifyMethod] = {"query": "left", "rank": "right", "cosine": "right", "label": "left"}
+    for heading, justify in headings.items():
         table.add_column(heading, justify=justify, overflow="fold")
     table.add_column("text", overflow="fold")
     for row in rows:

@@ -18,6 +18,7 @@ from lit_pretrain.evaluation.preparation import EvaluationData
 from lit_pretrain.evaluation.protocols import Setting, layer_features
 from lit_pretrain.evaluation.subjects import Subject
 from lit_pretrain.measures.knn import nearest
+from lit_pretrain.required import required
 
 DRAWN_QUERIES = 8
 
@@ -84,7 +85,7 @@ def text_query(text: str, data: EvaluationData, subject: Subject) -> Query:
 
     settings = replace(data.data_module.text, columns=("text",))
     rows = numpy.arange(1)
-    encoded = encode_texts(datasets.Dataset.from_dict({"text": [text]}), rows, subject.tokenizer, settings)
+    encoded = encode_texts(datasets.Dataset.from_dict({"text": [text]}), rows, required(subject.tokenizer), settings)
     return Query(text, encoded.batch(rows))
 
 
@@ -151,7 +152,7 @@ def rows_of(
     for one in found:
         for query, cosines, places in zip(queries, one.cosines, one.places, strict=True):
             neighbors = ids[places].tolist()
-            texts = [None] * len(neighbors)
+            texts: list[str | None] = [None] * len(neighbors)
             if subject.is_text:
                 texts = [shown_text(sample) for sample in data.data_module.raw_samples("train", neighbors)]
             for rank, (place, cosine) in enumerate(zip(places.tolist(), cosines.tolist(), strict=True), start=1):

@@ -15,6 +15,7 @@ from lit_pretrain.data.text.text_encoding import EncodedTexts, TextSettings, enc
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluation.progress_bar import with_bar
 from lit_pretrain.measures.finite import check_finite
+from lit_pretrain.required import required
 
 if TYPE_CHECKING:
     from lit_pretrain.modules.contrastive.contrastive_pretraining import ContrastivePretraining
@@ -52,7 +53,7 @@ class PairEmbedder:
             {TEXT: list(texts)}, features=datasets.Features({TEXT: datasets.Value("string")})
         )
         settings = TextSettings((TEXT,), self.maximum_length)
-        return encode_texts(data, numpy.arange(len(texts)), self.module.tokenizer, settings)
+        return encode_texts(data, numpy.arange(len(texts)), required(self.module.tokenizer), settings)
 
     @torch.no_grad()
     def embed_texts(self, encoded: EncodedTexts) -> Tensor:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
@@ -25,7 +26,7 @@ class EvaluationData:
         classes: Names of the classes; empty for regression and without labels.
     """
 
-    data_module: LightningDataModule
+    data_module: Any  # with what LabelledDataModule and ImageDataModule have
     train: Part
     test: Part
     task: str | None

@@ -17,6 +17,7 @@ from lit_pretrain.evaluation.subjects import Subject
 from lit_pretrain.measures.knn import knn_mean, knn_predict
 from lit_pretrain.measures.linear_probe import Regularization, fit_linear_probe
 from lit_pretrain.measures.ridge import correlations, ridge_predict
+from lit_pretrain.required import required
 
 Protocol = Literal["knn", "linear"]
 NEIGHBORS, TEMPERATURE = 20, 0.07
@@ -125,31 +126,31 @@ def measure(
         setting: Protocols, label budgets, seeds.
     """
     found: dict[tuple[int, str, str, int], Measurement] = {}
-    fixed = isinstance(make, Subject)
-    for seeds in [setting.seeds] if fixed else [[seed] for seed in setting.seeds]:
-        subject = make if fixed else make(seeds[0])
+    fixed = make if isinstance(make, Subject) else None
+    for seeds in [setting.seeds] if fixed is not None else [[seed] for seed in setting.seeds]:
+        subject = make if isinstance(make, Subject) else make(seeds[0])
         # Without a draw all seeds would give the same number.
         draws = [
             (None if budget is None and fixed else seed, numpy.arange(len(train)) if budget is None else chosen)
             for budget in setting.budgets
             for seed in (seeds[:1] if budget is None else seeds)
-            for chosen in [None if budget is None else draw(train.labels, budget, seed)]
+            for chosen in [None if budget is None else draw(required(train.labels), budget, seed)]
         ]
         needed = numpy.unique(numpy.concatenate([chosen for _, chosen in draws]))
         for layer, (train_features, test_features) in layer_features(
             subject, [train.at(needed), test], layers, setting
         ):
             for seed, chosen in draws:
-                places = torch.from_numpy(numpy.searchsorted(needed, chosen)).to(setting.device)
-                labels = train.labels[torch.from_numpy(chosen)].to(setting.device)
-                truth = test.labels.to(setting.device)
+                places = torch.from_numpy(numpy.searchsorted(needed, required(chosen))).to(setting.device)
+                labels = required(train.labels)[torch.from_numpy(chosen)].to(setting.device)
+                truth = required(test.labels).to(setting.device)
                 for protocol in setting.protocols:
                     # Not a copy of all of them.
                     known = train_features if len(places) == len(train_features) else train_features[places]
                     scores = score(protocol, known, labels, test_features, truth, setting)
                     for metric, value in scores.items():
-                        key = (layer, protocol, metric, len(chosen))
-                        one = found.setdefault(key, Measurement(protocol, metric, layer, len(chosen)))
+                        key = (layer, protocol, metric, len(required(chosen)))
+                        one = found.setdefault(key, Measurement(protocol, metric, layer, len(required(chosen))))
                         one.values.append(value)
                         one.seeds += [] if seed is None else [seed]
     return list(found.values())

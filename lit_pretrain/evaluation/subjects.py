@@ -51,7 +51,7 @@ class Subject:
     @property
     def framed_size(self) -> int:
         """Pixels to which pictures are resized before their middle is looked at; 0 for texts."""
-        return 0 if self.is_text else self.encoder.framed_size
+        return self.encoder.framed_size if isinstance(self.encoder, VisionEncoder) else 0
 
 
 def load_subject(reference: str, architecture: str | None = None) -> Subject:

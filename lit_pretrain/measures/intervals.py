@@ -116,7 +116,8 @@ def labels_saved(
     sign = 1.0 if higher_is_better else -1.0
     numbers = [number for number, _ in reference]
     value = crossing(numbers, [sign * one.value for _, one in reference], sign * mean.value) / labels
-    low = high = None
+    low: float | None = None
+    high: float | None = None
     if mean.count > 1 and all(one.count > 1 for _, one in reference):
         generator = numpy.random.default_rng(0)
         drawn = sign * draws(mean, generator)
@@ -124,12 +125,13 @@ def labels_saved(
         found = [crossing(numbers, curve, height) for curve, height in zip(curves, drawn, strict=True)]
         # Not interpolated: between a number and infinity there is nothing.
         ends = numpy.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
-        low, high = (float(end) / labels for end in ends)
+        low, high = float(ends[0]) / labels, float(ends[1]) / labels
     return Factor(value, low, high, numbers[-1] / labels, numbers[0] / labels)
 
 
 def draws(mean: Mean, generator: numpy.random.Generator) -> numpy.ndarray:
     """Means (DRAWS,) that the values make likely."""
+    assert mean.deviation is not None  # of several values
     scale = mean.deviation / math.sqrt(mean.count)
     return mean.value + scale * generator.standard_t(mean.count - 1, DRAWS)
 
@@ -176,35 +178,35 @@ def fit_power_law(x: Sequence[float], losses: Sequence[float]) -> PowerLaw | str
     Returns:
         The law, or a sentence that says why there is none.
     """
-    x, losses = numpy.asarray(x, dtype=float), numpy.asarray(losses, dtype=float)
+    sizes, heights = numpy.asarray(x, dtype=float), numpy.asarray(losses, dtype=float)
     # Budgets of operations are met to a step, so what differs by a percent does not count as different.
-    different = len(numpy.unique(numpy.round(50 * numpy.log(x))))
+    different = len(numpy.unique(numpy.round(50 * numpy.log(sizes))))
     if different < 4:
         return f"three numbers are fitted, which takes at least 4 different sizes; here are {different}"
-    if numpy.corrcoef(numpy.log(x), losses)[0, 1] >= 0:
+    if numpy.corrcoef(numpy.log(sizes), heights)[0, 1] >= 0:
         return "the loss does not fall with the size"
     # Centred, so that factor and exponent are found apart.
-    middle = math.exp(float(numpy.log(x).mean()))
+    middle = math.exp(float(numpy.log(sizes).mean()))
 
-    def law(sizes: numpy.ndarray, floor: float, height: float, exponent: float) -> numpy.ndarray:
-        return floor + height * numpy.power(sizes / middle, -exponent)
+    def law(at: numpy.ndarray, floor: float, height: float, exponent: float) -> numpy.ndarray:
+        return floor + height * numpy.power(at / middle, -exponent)
 
     best = None
     for exponent in (0.05, 0.1, 0.3, 0.6, 1.0):
         # With the exponent fixed, the other two are a straight line.
-        slope, floor = numpy.polyfit(numpy.power(x / middle, -exponent), losses, 1)
+        slope, floor = numpy.polyfit(numpy.power(sizes / middle, -exponent), heights, 1)
         guess = [max(floor, 0.0), max(slope, 1e-6), exponent]
         try:
             found, covariance = optimize.curve_fit(
-                law, x, losses, p0=guess, bounds=([0, 0, 1e-4], [numpy.inf, numpy.inf, 10]), max_nfev=20_000
+                law, sizes, heights, p0=guess, bounds=([0, 0, 1e-4], [numpy.inf, numpy.inf, 10]), max_nfev=20_000
             )
         except (RuntimeError, ValueError):
             continue
-        error = float(((law(x, *found) - losses) ** 2).sum())
+        error = float(((law(sizes, *found) - heights) ** 2).sum())
         if best is None or error < best[0]:
             best = error, found, covariance
     if best is None or not numpy.isfinite(best[2]).all():
         return "undetermined, the least squares found no law that the points decide on"
     _, (floor, height, exponent), covariance = best
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, len(x) - 3) * math.sqrt(covariance[2, 2]))
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, len(sizes) - 3) * math.sqrt(covariance[2, 2]))
     return PowerLaw(float(floor), float(height * middle**exponent), float(exponent), half)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -34,6 +35,8 @@ from lit_pretrain.modules.statistics import MeanStatistics
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.modules.strategies import gathered, prepare_for
 from lit_pretrain.objectives.objective import Batch
+from lit_pretrain.required import required
+from lit_pretrain.trainer_state import is_fast_run, log_interval_of
 
 # Where a checkpoint has the sums since the last report.
 SUMS = "lit_pretrain_sums"
@@ -100,10 +103,13 @@ class BaseModule(LightningModule):
             less memory for about a third more time.
     """
 
+    # A TextEncoder, a VisionEncoder or what has their protocol; none where two towers have one each.
+    encoder: Any
+
     def __init_subclass__(cls, **settings: Any) -> None:
         """Let `help` and notebooks show every argument."""
         super().__init_subclass__(**settings)
-        cls.__signature__ = inspect.Signature(list(arguments_of(cls).values()))
+        cast(Any, cls).__signature__ = inspect.Signature(list(arguments_of(cls).values()))
 
     def __init__(
         self,
@@ -160,7 +166,8 @@ class BaseModule(LightningModule):
         Lightning's plugins of `bf16-true` and the like round every number in them, labels too. What meets the weights
         is brought to their type where it does.
         """
-        self.trainer.precision_plugin.convert_input = unchanged
+        precision: Any = self.trainer.precision_plugin
+        precision.convert_input = unchanged
 
     # -- optimiser
 
@@ -177,12 +184,12 @@ class BaseModule(LightningModule):
         """Modules whose parameters are trained; each may name parameters that must not decay."""
         return [self.encoder]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what is trained, and its schedule over the trainer's steps."""
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         optimizer = self.make_optimizer(fused=not scaled)
         steps = total_steps(self.trainer)
-        if not self.trainer.fast_dev_run:
+        if not is_fast_run(self.trainer):
             self.schedule_config.check(steps)
         scheduler = make_scheduler(optimizer, self.schedule_config, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -252,7 +259,7 @@ class BaseModule(LightningModule):
         self.shard_again()
 
     def _gather(self) -> None:
-        self._gathered.enter_context(gathered(self.trainer.strategy.model))
+        self._gathered.enter_context(gathered(required(self.trainer.strategy.model)))
 
     def shard_again(self) -> None:
         """End what an evaluation has gathered; before a checkpoint is saved too, which callbacks do within it."""
@@ -292,7 +299,7 @@ class BaseModule(LightningModule):
             self._write_report()
 
     def _report_is_due(self) -> bool:
-        step, every = self.trainer.global_step, self.trainer.log_every_n_steps  # 0 in barebones trainings
+        step, every = self.trainer.global_step, log_interval_of(self.trainer)  # 0 in barebones trainings
         return every > 0 and step % every == 0 and step != self._reported_step
 
     def _write_report(self) -> None:

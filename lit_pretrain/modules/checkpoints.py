@@ -1,7 +1,7 @@
 """Checkpoints of this suite: read without running pickled code, and compared with what a config builds."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -23,13 +23,13 @@ def difference(name: str, theirs: Any, ours: Any) -> list[str]:
     """Where two nested settings differ, as "encoder.transformer.width (256 there, 128 here)"."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         # A setting that is off here and unknown there came after the checkpoint.
-        keys = theirs.keys() | {key for key, value in ours.items() if value not in (None, False)}
-        keys = sorted(keys.difference(NO_SHAPE))
+        known = theirs.keys() | {key for key, value in ours.items() if value not in (None, False)}
+        keys = sorted(known.difference(NO_SHAPE))
         return [line for key in keys for line in difference(f"{name}.{key}", theirs.get(key), ours.get(key))]
     return [] if theirs == ours else [f"{name} ({theirs} there, {ours} here)"]
 
 
-def take_framing(encoder: nn.Module, record: dict[str, Any]) -> None:
+def take_framing(encoder: TextEncoder | VisionEncoder, record: dict[str, Any]) -> None:
     """Frame pictures as the encoder of a checkpoint does.
 
     Args:
@@ -38,11 +38,11 @@ def take_framing(encoder: nn.Module, record: dict[str, Any]) -> None:
     """
     if not hasattr(encoder, "crop_share"):
         return
-    settings = record.get("vision_encoder") or record["encoder"]
+    settings, vision = record.get("vision_encoder") or record["encoder"], cast(VisionEncoder, encoder)
     if settings.get("crop_share"):
-        encoder.crop_share = settings["crop_share"]
+        vision.crop_share = settings["crop_share"]
     elif "stored_size" in record.get("inputs", {}):
-        encoder.frame_as_stored(record["inputs"]["stored_size"], training=True)
+        vision.frame_as_stored(record["inputs"]["stored_size"], training=True)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def common_record(module: Any, data: Any) -> dict[str, Any]:
     return record
 
 
-def encoder_class_named(class_path: str) -> type[nn.Module]:
+def encoder_class_named(class_path: str) -> type[TextEncoder | VisionEncoder]:
     """The class of an encoder by its name in a checkpoint, a user's own one too.
 
     Raises:
@@ -111,7 +111,7 @@ def objective_names(record: dict[str, Any]) -> list[str]:
     return [short_name(one["class_path"]) for one in record.get("objectives", [])]
 
 
-Encoder = TypeVar("Encoder", bound=nn.Module)
+Encoder = TypeVar("Encoder", bound=TextEncoder | VisionEncoder)
 
 
 def load_encoder(reference: str, kind: type[Encoder], tower: str | None = None) -> tuple[Encoder, dict[str, str]]:
@@ -136,7 +136,7 @@ def load_encoder(reference: str, kind: type[Encoder], tower: str | None = None) 
         if not issubclass(found, kind):
             raise UserError(f"{shown_path(path)} holds a {record['encoder_class']}, a {kind.__name__} is needed here.")
         kind = found
-    encoder = kind.from_settings(record["encoder" if tower is None else f"{tower}_encoder"])
+    encoder = cast(Encoder, kind.from_settings(record["encoder" if tower is None else f"{tower}_encoder"]))
     take_framing(encoder, record)
     prefix = "encoder." if tower is None else f"{tower}_tower.encoder."
     weights = {

@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import nn
 
+from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.errors import UserError, check_length
 from lit_pretrain.modules.optimization import in_steps, named_parameters
 
@@ -43,7 +44,9 @@ class FreezingConfig:
             )
 
 
-def freeze(encoder: nn.Module, config: FreezingConfig, fresh: Collection[str] = ()) -> list[nn.Module]:
+def freeze(
+    encoder: TextEncoder | VisionEncoder, config: FreezingConfig, fresh: Collection[str] = ()
+) -> list[nn.Module]:
     """Stop gradients where the encoder stays as it is.
 
     Args:
@@ -77,7 +80,7 @@ def freeze(encoder: nn.Module, config: FreezingConfig, fresh: Collection[str] = 
     return frozen
 
 
-def unfreezing_steps(encoder: nn.Module, config: FreezingConfig, total_steps: int) -> dict[int, int]:
+def unfreezing_steps(encoder: TextEncoder | VisionEncoder, config: FreezingConfig, total_steps: int) -> dict[int, int]:
     """From which step on each layer is trained; see `optimization.layers_of` for the layers' numbers.
 
     Args:

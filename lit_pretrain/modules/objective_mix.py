@@ -60,7 +60,7 @@ def check_encoder(objectives: Sequence[Objective], encoder: nn.Module) -> None:
 
 
 @contextmanager
-def any_objectives(encoder: nn.Module) -> Iterator[None]:
+def any_objectives(encoder: Any) -> Iterator[None]:
     """Within this a causal encoder takes objectives that are refused for it today: a checkpoint may have them."""
     causal = getattr(encoder, "causal", False)
     if causal:
@@ -175,7 +175,7 @@ def count_terms(
         generator: As `compute_objectives` is going to have it.
     """
     batch = arrange_batch(objectives, batch, generator)
-    found = {}
+    found: dict[str, Tensor] = {}
     last = max((place for place, objective in enumerate(objectives) if objective.uneven), default=-1)
     for objective in objectives[: last + 1]:
         counts = objective.count_terms(batch, encoder, generator)

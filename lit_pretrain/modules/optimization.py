@@ -9,13 +9,14 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.errors import UserError, check_length, check_number, is_share
 
 # What FSDP and its activation checkpointing put into the names of what they wrap.
@@ -234,7 +235,7 @@ def undecayed_parameters(module: nn.Module) -> set[int]:
     found = set()
     for one in module.modules():
         if hasattr(one, "no_weight_decay"):
-            names = one.no_weight_decay()
+            names = cast(Any, one).no_weight_decay()
             found |= {id(parameter) for name, parameter in named_parameters(one) if name in names}
     return found
 
@@ -245,7 +246,7 @@ def remember_dimensions(module: nn.Module) -> None:
     To be called when all parameters are there; a shard's note stays as it is.
     """
     for parameter in module.parameters():
-        parameter.whole_shape = whole_shape(parameter)
+        cast(Any, parameter).whole_shape = whole_shape(parameter)
 
 
 def dimensions_of(parameter: nn.Parameter) -> int:
@@ -263,7 +264,7 @@ def count_elements(parameters: Iterable[nn.Parameter]) -> int:
     return sum(whole_shape(parameter).numel() for parameter in parameters)
 
 
-def layers_of(encoder: nn.Module) -> dict[str, int]:
+def layers_of(encoder: TextEncoder | VisionEncoder) -> dict[str, int]:
     """The layer of every parameter: 0 the embeddings, 1 to depth the blocks, depth + 1 what follows the last block.
 
     What follows the last block is the final norm and what pools; an encoder may have neither, and the layer counts all
@@ -283,7 +284,7 @@ def layers_of(encoder: nn.Module) -> dict[str, int]:
 
 
 def layer_parts(
-    encoder: nn.Module, layer_decay: float = 1.0, starts: dict[int, int] | None = None
+    encoder: TextEncoder | VisionEncoder, layer_decay: float = 1.0, starts: dict[int, int] | None = None
 ) -> list[TrainedPart]:
     """A part for each layer of an encoder, with `layer_decay` of the rate of the layer after it.
 

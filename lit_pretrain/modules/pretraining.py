@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from lit_pretrain.modules.objective_mix import (
 )
 from lit_pretrain.modules.optimization import count_elements
 from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, compute_objectives, objective_from
+from lit_pretrain.trainer_state import data_module_of
 
 
 class Pretraining(BaseModule):
@@ -48,6 +49,8 @@ class Pretraining(BaseModule):
 
     # Builds the encoder that a checkpoint describes.
     encoder_class: ClassVar[type]
+    # A ModuleList of them.
+    objectives: Sequence[Any]
     # Fields of a batch that tell how many terms the losses' means have.
     counted_fields: ClassVar[tuple[str, ...]] = ()
 
@@ -60,7 +63,7 @@ class Pretraining(BaseModule):
         super().__init__(encoder, **settings)
         check_objectives(objectives)
         check_encoder(objectives, encoder)
-        self.objectives = torch.nn.ModuleList(objectives)
+        self.objectives = cast(Sequence[Objective], torch.nn.ModuleList(objectives))
         self.built = False
         self._example_batch: Batch | None = None
 
@@ -208,7 +211,7 @@ class Pretraining(BaseModule):
 
     def checkpoint_record(self) -> dict[str, Any]:
         """What a checkpoint tells of itself: enough to build the encoder again without any config."""
-        return common_record(self, self._trainer.datamodule if self._trainer is not None else None) | {
+        return common_record(self, data_module_of(self._trainer) if self._trainer is not None else None) | {
             "encoder_class": class_path_of(type(self.encoder)),
             "encoder": self.encoder.settings(),
             "objectives": [objective.settings() for objective in self.objectives],

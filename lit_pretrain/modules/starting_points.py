@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.data.labelled.label_facts import LabelFacts
@@ -15,6 +15,7 @@ from lit_pretrain.data.text.byte_pair_tokenizer import BytePairTokenizer
 from lit_pretrain.data.text.tokenizers_by_kind import load_tokenizer, tokenizer_from_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.checkpoints import TWO_TOWERS, encoder_class_named, load_encoder, read_checkpoint
+from lit_pretrain.required import required
 from lit_pretrain.tracking.find import find_checkpoint, split_tower
 from lit_pretrain.tracking.paths import RUN_FILE_NAME, shown_path
 from lit_pretrain.weights import huggingface_bert, huggingface_vit, open_clip, timm_vit
@@ -46,7 +47,7 @@ class StartingPoint:
         head: What tells classes or a number from its pooled features there; null where the source has none.
     """
 
-    encoder: nn.Module
+    encoder: TextEncoder | VisionEncoder
     tokenizer: TextTokenizer | None
     lineage: dict[str, str]
     fresh: list[str] = field(default_factory=list)
@@ -104,7 +105,8 @@ def load_starting_point(
     Raises:
         UserError: If it is none of these, or cannot be read.
     """
-    reference, named = split_tower(reference)
+    reference, written = split_tower(reference)
+    named = cast(TowerName | None, written)
     path = Path(reference).expanduser()
     if path.is_file() and path.suffix in WEIGHT_SUFFIXES:
         if architecture is not None or not open_clip.is_checkpoint(path):
@@ -334,5 +336,6 @@ def without_weights(start: StartingPoint) -> StartingPoint:
     encoder = type(start.encoder).from_settings(start.encoder.settings())
     if isinstance(encoder, TextEncoder) and encoder.lacks_ngrams:
         # Which n-grams there are is vocabulary, as the tokenizer is, and no weight.
-        encoder.embeddings.ngrams.set_keys(start.encoder.embeddings.ngrams.keys)
+        given = cast(TextEncoder, start.encoder).embeddings.ngrams
+        required(encoder.embeddings.ngrams).set_keys(required(given).keys)
     return StartingPoint(encoder, start.tokenizer, lineage)

@@ -17,6 +17,8 @@ class MeanStatistics(Metric):
     """
 
     full_state_update = False
+    sums: Tensor
+    counts: Tensor
 
     def __init__(self, names: list[str]) -> None:
         super().__init__()

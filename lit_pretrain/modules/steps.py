@@ -5,6 +5,7 @@ import math
 from lightning import Trainer
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.trainer_state import data_module_of
 
 
 def total_steps(trainer: Trainer) -> int:
@@ -17,7 +18,7 @@ def total_steps(trainer: Trainer) -> int:
         UserError: If the training has no end in steps, so that no schedule can be laid over it.
     """
     limits = [trainer.max_steps] if trainer.max_steps is not None and trainer.max_steps > 0 else []
-    data = trainer.datamodule
+    data = data_module_of(trainer)
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
         if hasattr(data, "train_batches_per_epoch"):
             batches = data.train_batches_per_epoch

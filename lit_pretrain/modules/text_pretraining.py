@@ -7,12 +7,15 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder
+from lit_pretrain.data.text.base_tokenizer import TextTokenizer
 from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.objective_mix import build_on_texts, cost_on_texts
 from lit_pretrain.modules.pretraining import Pretraining
 from lit_pretrain.objectives.objective import Batch, Objective, clean_inputs
 from lit_pretrain.objectives.outputs import check_examples
+from lit_pretrain.required import required
+from lit_pretrain.trainer_state import data_module_of
 
 
 class TextPretraining(Pretraining):
@@ -25,6 +28,7 @@ class TextPretraining(Pretraining):
             `gradient_checkpointing`; see `BaseModule`.
     """
 
+    encoder: TextEncoder
     encoder_class = TextEncoder
     counted_fields = ("input_ids", "attention_mask")
 
@@ -35,7 +39,7 @@ class TextPretraining(Pretraining):
         **settings: Any,
     ) -> None:
         super().__init__(encoder, objectives, **settings)
-        self.tokenizer = None
+        self.tokenizer: TextTokenizer | None = None
 
     def build(self) -> None:
         """Take the tokenizer's vocabulary, check that the data serves the objectives, and make the heads.
@@ -43,7 +47,7 @@ class TextPretraining(Pretraining):
         Raises:
             UserError: If tokenizer and encoder, sequence length and position table, or data and objectives do not fit.
         """
-        data = self._trainer.datamodule if self._trainer is not None else None
+        data = data_module_of(self._trainer) if self._trainer is not None else None
         if self.tokenizer is None and data is not None:
             self.tokenizer = data.tokenizer
         if self.tokenizer is None:
@@ -51,7 +55,9 @@ class TextPretraining(Pretraining):
         self.encoder.set_vocabulary(self.tokenizer.vocabulary_size)
         # A checkpoint that is loaded without data brings its own.
         if self.encoder.lacks_ngrams and data is not None:
-            self.encoder.embeddings.ngrams.set_keys(data.frequent_ngrams(self.encoder.ngrams, self.encoder.ngram_rows))
+            required(self.encoder.embeddings.ngrams).set_keys(
+                data.frequent_ngrams(self.encoder.ngrams, self.encoder.ngram_rows)
+            )
         build_on_texts(self.objectives, self.encoder, self.tokenizer, data)
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
@@ -94,7 +100,7 @@ class TextPretraining(Pretraining):
         record = super().checkpoint_record()
         if "data_fingerprint" in record:
             # What `predict` reads other data by.
-            record["inputs"] = {"maximum_length": getattr(self._trainer.datamodule, "sequence_length", None)}
+            record["inputs"] = {"maximum_length": getattr(data_module_of(self.trainer), "sequence_length", None)}
         return record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

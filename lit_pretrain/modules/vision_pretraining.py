@@ -13,6 +13,7 @@ from lit_pretrain.modules.pretraining import Pretraining
 from lit_pretrain.objectives.objective import Batch
 from lit_pretrain.objectives.outputs import check_examples
 from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
+from lit_pretrain.trainer_state import data_module_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,6 +30,7 @@ class VisionPretraining(Pretraining):
             `gradient_checkpointing`; see `BaseModule`.
     """
 
+    encoder: VisionEncoder
     encoder_class = VisionEncoder
     counted_fields = ("images",)
 
@@ -50,7 +52,7 @@ class VisionPretraining(Pretraining):
         Raises:
             UserError: If the pictures are too small or too grey, or an objective cannot work at the encoder's size.
         """
-        data = self._trainer.datamodule if self._trainer is not None else None
+        data = data_module_of(self._trainer) if self._trainer is not None else None
         training = self._trainer is not None and self._trainer.training
         build_on_pictures(self.objectives, self.encoder, self.augmentation, data, training)
 
@@ -123,5 +125,5 @@ class VisionPretraining(Pretraining):
         record = super().checkpoint_record()
         if "data_fingerprint" in record:
             # What `predict` reads other data by.
-            record["inputs"] = {"stored_size": getattr(self._trainer.datamodule, "stored_size", None)}
+            record["inputs"] = {"stored_size": getattr(data_module_of(self.trainer), "stored_size", None)}
         return record

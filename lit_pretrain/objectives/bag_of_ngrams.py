@@ -26,6 +26,7 @@ from lit_pretrain.objectives.objective import (
     global_mean,
 )
 from lit_pretrain.objectives.span_halves import check_halves, check_hiding, halves_pass, name_of_pass, shape_of_halves
+from lit_pretrain.required import required
 
 
 class BagOfNgrams(Objective):
@@ -72,7 +73,7 @@ class BagOfNgrams(Objective):
     def make_pass(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> EncoderPass:
         """All first halves, then all second halves; target `ngrams` (2 B, draws), 0 where a half has no more."""
         one = halves_pass(batch, generator, self.token_dropout if self.training else 0.0)
-        rows = torch.cat(encoder.embeddings.ngrams.rows_of(one.targets["ids"]), dim=1)
+        rows = torch.cat(required(encoder.embeddings.ngrams).rows_of(one.targets["ids"]), dim=1)
         chance = torch.rand(rows.shape, generator=generator, device=rows.device, dtype=torch.float32)
         drawn = (chance + (rows > 0)).topk(min(self.draws, rows.shape[1]), dim=1).indices
         return EncoderPass(one.inputs, one.targets | {"ngrams": rows.gather(1, drawn)})
@@ -90,7 +91,7 @@ class BagOfNgrams(Objective):
         # Places that a half leaves empty stay as columns that no softmax sees: to drop them would wait for the device.
         known = (asked > 0).flatten()
         owner = torch.arange(len(asked), device=asked.device).repeat_interleave(asked.shape[1])
-        scores = pooled @ self.decoder(everyone.flatten()).T.to(pooled.dtype)
+        scores = pooled @ required(self.decoder)(everyone.flatten()).T.to(pooled.dtype)
         with torch.autocast(scores.device.type, enabled=False):
             scores = at_least_float32(scores)
             # Finite, so that texts without any known n-gram have no NaN.
@@ -111,11 +112,11 @@ class BagOfNgrams(Objective):
         """A half, the n-grams that it makes likelier than any others, and which of them the other half has."""
         one = self.make_pass(batch, encoder, generator)
         pooled = mean_pool(encoder.forward_features(**one.inputs), one.targets["mask"])
-        keys = encoder.embeddings.ngrams.keys
-        scores = pooled @ self.decoder.weight[1:][keys != NONE].T
+        keys = required(encoder.embeddings.ngrams).keys
+        scores = pooled @ required(self.decoder).weight[1:][keys != NONE].T
         first, second = one.targets["ids"].chunk(2)
         words = one.targets["words"].chunk(2)[0].to(torch.bool)
-        held = torch.cat(encoder.embeddings.ngrams.rows_of(second), dim=1).tolist()
+        held = torch.cat(required(encoder.embeddings.ngrams).rows_of(second), dim=1).tolist()
         rows = []
         for row, scored in enumerate(scores[: min(count, len(first))]):
             best = (scored.topk(min(12, len(scored))).indices + 1).tolist()

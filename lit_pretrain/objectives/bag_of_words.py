@@ -23,6 +23,7 @@ from lit_pretrain.objectives.objective import (
     global_mean,
 )
 from lit_pretrain.objectives.span_halves import check_halves, check_hiding, halves_pass, name_of_pass, shape_of_halves
+from lit_pretrain.required import required
 
 
 class BagOfWords(Objective):
@@ -49,7 +50,7 @@ class BagOfWords(Objective):
     def build(self, encoder: TextEncoder, vocabulary: Vocabulary | None = None) -> None:
         """Make the decoder, which starts by giving every word the same probability."""
         if self.decoder is None:
-            self.decoder = nn.Linear(encoder.width, encoder.vocabulary_size)
+            self.decoder = nn.Linear(encoder.width, required(encoder.vocabulary_size))
             initialise(self)
 
     def make_pass(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> EncoderPass:
@@ -65,10 +66,10 @@ class BagOfWords(Objective):
         counts = mask.sum(dim=1)
         found = linear_cross_entropy(
             mean_pool(features, targets["mask"]),
-            self.decoder.weight,
+            required(self.decoder).weight,
             # As the weight of one more feature, constant and as large as a token's others together (a norm gives them
             # a length of sqrt(width)): AdamW finds how frequent words are in a few hundred steps, not thousands.
-            self.decoder.bias * encoder.width**0.5,
+            required(self.decoder).bias * encoder.width**0.5,
             ids,
             counts,
             target_shares=mask / counts.clamp(min=1.0)[:, None],
@@ -87,7 +88,7 @@ class BagOfWords(Objective):
         """A half, the words that its other half should have more than the mean text, and which of them it has."""
         one = self.make_pass(batch, encoder, generator)
         pooled = mean_pool(encoder.forward_features(**one.inputs), one.targets["mask"])
-        scores = nn.functional.linear(pooled, self.decoder.weight)
+        scores = nn.functional.linear(pooled, required(self.decoder).weight)
         scores = (scores - scores.mean(dim=0))[: len(pooled) // 2]
         first, second = one.targets["ids"].chunk(2)
         first_words, second_words = one.targets["words"].to(torch.bool).chunk(2)
@@ -109,7 +110,7 @@ class BagOfWords(Objective):
 
     def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
         """Operations of the decoder."""
-        return 4.0 * samples * encoder.width * encoder.vocabulary_size
+        return 4.0 * samples * encoder.width * required(encoder.vocabulary_size)
 
     def check_encoder(self, encoder: TextEncoder) -> None:
         """Tokens can be hidden of attention that reads a mask alone."""

@@ -4,12 +4,12 @@ Batches are clean: objectives corrupt them. Other data modules may add fields of
 """
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from torch import Tensor
 
 # Tensors by name, and `padded`, a plain bool.
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 
 
 class TextBatch(TypedDict, total=False):

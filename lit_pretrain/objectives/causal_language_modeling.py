@@ -18,6 +18,7 @@ from lit_pretrain.objectives.objective import (
     Vocabulary,
     clean_inputs,
 )
+from lit_pretrain.required import required
 
 
 class CausalLanguageModeling(Objective):
@@ -51,9 +52,9 @@ class CausalLanguageModeling(Objective):
     ) -> ObjectiveOutput:
         """Cross-entropy of every real next token."""
         valid = next_tokens(batch)
-        result = self.head.cross_entropy(
+        result = required(self.head).cross_entropy(
             features[:, :-1].flatten(0, 1),
-            encoder.embeddings.token.weight,
+            required(encoder.embeddings.token).weight,
             batch["input_ids"][:, 1:].flatten(),
             valid.flatten(),
         )
@@ -69,7 +70,7 @@ class CausalLanguageModeling(Objective):
     ) -> list[dict[str, str]]:
         """The first half of a text, the model's guess of each next token of the second half, and the truth."""
         features = encoder.forward_features(**clean_inputs(batch), causal=True)[:count]
-        guesses = self.head.logits(features, encoder.embeddings.token.weight).argmax(dim=-1)
+        guesses = required(self.head).logits(features, required(encoder.embeddings.token).weight).argmax(dim=-1)
         rows = []
         for row in range(len(guesses)):
             length = int(batch["attention_mask"][row].sum())
@@ -86,7 +87,7 @@ class CausalLanguageModeling(Objective):
 
     def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
         """Operations of the head at every position but the last."""
-        return self.head.forward_flops(samples * (sequence_length - 1))
+        return required(self.head).forward_flops(samples * (sequence_length - 1))
 
     def huggingface_names(self) -> dict[str, str]:
         """The head as `BertLMHeadModel` names it."""

@@ -50,6 +50,11 @@ class ColorBins(Float32State):
             alike, 1 by their inverse frequency. The paper's lambda is 1 minus this, and 0.5 as well.
     """
 
+    centers: Tensor
+    prior: Tensor
+    weights: Tensor
+    candidates: Tensor
+
     def __init__(self, bin_size: int = 10, neighbors: int = 5, sigma: float = 5.0, rebalancing: float = 0.5) -> None:
         super().__init__()
         self.neighbors = neighbors

@@ -21,6 +21,7 @@ from lit_pretrain.objectives.linear_cross_entropy import linear_cross_entropy
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary, global_mean
 from lit_pretrain.objectives.picture_panels import Caption, grid
 from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
+from lit_pretrain.required import required
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,8 +76,8 @@ class Colorization(VisionObjective):
         super().__init__()
         for name, value in (("sigma", sigma), ("temperature", temperature)):
             check_number(f"Colorization.{name}", value, above=0)
-        for name, value in (("cells_per_patch", cells_per_patch), ("neighbors", neighbors)):
-            check_number(f"Colorization.{name}", value, least=1)
+        for name, count in (("cells_per_patch", cells_per_patch), ("neighbors", neighbors)):
+            check_number(f"Colorization.{name}", count, least=1)
         check_number("Colorization.bin_size", bin_size, least=SMALLEST_BIN, most=LARGEST_BIN)
         if not 0.0 <= rebalancing <= 1.0:
             raise UserError(f"Colorization.rebalancing is {rebalancing}: give a share from 0 to 1.")
@@ -214,17 +215,18 @@ class Colorization(VisionObjective):
             Sum of the losses, number of cells, statistics.
         """
         cells = self.cells**2
-        weights, biases = self.head.weight.view(cells, len(self.bins), -1), self.head.bias.view(cells, -1)
-        total, plain, count = 0.0, 0.0, 0.0
+        head, bins = required(self.head), required(self.bins)
+        weights, biases = head.weight.view(cells, len(bins), -1), head.bias.view(cells, -1)
+        total = plain = count = torch.zeros((), dtype=torch.float32, device=tokens.device)
         for cell in range(cells):
             chosen = slice(None) if rows is None else rows[cell]
-            targets, carries = self.bins.soft_targets(colors[chosen, cell]), valid[chosen]
+            targets, carries = bins.soft_targets(colors[chosen, cell]), valid[chosen]
             result = linear_cross_entropy(
                 tokens[chosen],
                 weights[cell],
                 biases[cell],
                 targets.indices,
-                carries * self.bins.weights[targets.indices[:, 0]],
+                carries * bins.weights[targets.indices[:, 0]],
                 target_shares=targets.probabilities,
             )
             total = total + result.total
@@ -236,7 +238,9 @@ class Colorization(VisionObjective):
         self, tokens: Tensor, colors: Tensor, valid: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Squared distance, in units of 110, a's and b's largest value; arguments and result as of `bins_loss`."""
-        distances = (at_least_float32(self.head(tokens)).view_as(colors) - colors / LIMIT).square().sum(dim=-1)
+        distances = (
+            (at_least_float32(required(self.head)(tokens)).view_as(colors) - colors / LIMIT).square().sum(dim=-1)
+        )
         carries = valid[:, None].expand_as(distances)
         if rows is not None:
             distances, carries = distances.T.gather(1, rows), carries.T.gather(1, rows)
@@ -249,7 +253,7 @@ class Colorization(VisionObjective):
         carries = valid[:, None].expand(-1, colors.shape[1])
         values = {"ab_error": (told - colors).norm(dim=-1), "ab_error_of_grey": colors.norm(dim=-1)}
         if self.bins is not None:
-            values["accuracy"] = (told_bins == self.bins.soft_targets(colors).indices[..., 0]).float()
+            values["accuracy"] = (required(told_bins) == self.bins.soft_targets(colors).indices[..., 0]).float()
         return {name: ((value * carries).sum(), carries.sum()) for name, value in values.items()}
 
     @torch.no_grad()
@@ -264,7 +268,7 @@ class Colorization(VisionObjective):
         """
         colors, bins = [], []
         for part in tokens.split(PATCHES_AT_ONCE):
-            outputs = at_least_float32(self.head(part)).unflatten(-1, (self.cells**2, -1))
+            outputs = at_least_float32(required(self.head)(part)).unflatten(-1, (self.cells**2, -1))
             if self.bins is None:
                 colors.append(outputs * LIMIT)
             else:
@@ -281,7 +285,7 @@ class Colorization(VisionObjective):
     def forward_flops(self, encoder: "VisionEncoder", samples: int, sequence_length: int) -> float:
         """Operations of the linear layer, at the cells that enter the loss."""
         share = 1.0 if self.bins is None else max(1, round(self.cell_share * encoder.patches)) / encoder.patches
-        return 2.0 * samples * encoder.patches * share * encoder.width * self.head.out_features
+        return 2.0 * samples * encoder.patches * share * encoder.width * required(self.head).out_features
 
     @torch.no_grad()
     def examples(
@@ -299,7 +303,7 @@ class Colorization(VisionObjective):
         told = self.decode(tokens.flatten(0, 1))[0].view_as(colors)
         nothing = torch.zeros_like(colors)
         pictures = [*zip(paint(lightness, nothing), paint(lightness, told), images, strict=True)]
-        captions = []
+        captions: list[list[Caption | str | None]] = []
         for grey_error, error in zip(mean_distances(nothing, colors), mean_distances(told, colors), strict=True):
             captions.append([f"off by {grey_error:.0f}", Caption(f"off by {error:.0f}", error < grey_error), None])
         pairs = range(0, len(pictures), 2)

@@ -22,6 +22,7 @@ from lit_pretrain.backbone.float32 import Float32State, at_least_float32
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.gathering import first_row, gather_rows
 from lit_pretrain.objectives.objective import ObjectiveOutput
+from lit_pretrain.required import required
 
 # The authors keep CLIP's logits from growing beyond 100 times the cosine.
 LARGEST_SCALE = 100.0
@@ -208,11 +209,12 @@ class Contrastive(Float32State):
             from_pictures = scale * own_pictures @ all_texts.T
             if self.loss == "clip":
                 from_texts = scale * own_texts @ all_pictures.T
-                loss = sum(self._choice(logits, own, by_chance) for logits in (from_pictures, from_texts)) / 2
+                for_pictures, for_texts = (self._choice(one, own, by_chance) for one in (from_pictures, from_texts))
+                loss = (for_pictures + for_texts) / 2
                 found = hits(from_texts.detach().argmax(dim=1), keys, all_keys)
                 scores, nearest = both.new_empty(0), own[:0]
             else:
-                loss = self._yes_or_no(from_pictures + at_least_float32(self.logit_bias), own, by_chance)
+                loss = self._yes_or_no(from_pictures + at_least_float32(required(self.logit_bias)), own, by_chance)
                 found = torch.zeros_like(loss)
                 scores, nearest = from_pictures.detach().max(dim=0)
         return (
@@ -256,13 +258,25 @@ class _SomeRowsAtATime(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, objective, learning, first, keys, all_keys, both, all_both, *parameters):  # noqa: ANN001, ANN002, ANN205, D102
+    def forward(  # noqa: D102
+        ctx: Any,
+        objective: "Contrastive",
+        learning: bool,
+        first: int,
+        keys: Tensor,
+        all_keys: Tensor,
+        both: Tensor,
+        all_both: Tensor,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, ...]:
         elements = LOGITS_AT_A_TIME.get(both.device.type, ACCELERATOR_LOGITS_AT_A_TIME)
         rows = max(1, elements // len(all_both))
         wanted = [place for place, one in enumerate(ctx.needs_input_grad[5:]) if one and learning]
         inputs = (both, all_both, *parameters)
         totals = [torch.zeros_like(one) if place in wanted else None for place, one in enumerate(inputs)]
-        everyone, blocks, best = all_both.detach().requires_grad_(1 in wanted), [], None
+        everyone = all_both.detach().requires_grad_(1 in wanted)
+        blocks: list[Tensor] = []
+        best: tuple[Tensor, ...] | None = None
         for start in range(0, len(both), rows):
             some = slice(start, start + rows)
             own = both[some].detach().requires_grad_(0 in wanted)
@@ -272,13 +286,15 @@ class _SomeRowsAtATime(torch.autograd.Function):
                 leaves = (own, everyone, *parameters)
                 found = torch.autograd.grad(block[0], [leaves[place] for place in wanted])
                 for place, one in zip(wanted, found, strict=True):
-                    (totals[0][some] if place == 0 else totals[place]).add_(one)
+                    whole = required(totals[place])
+                    (whole[some] if place == 0 else whole).add_(one)
             *sums, scores, nearest = block
             blocks.append(torch.stack(sums).detach())
             if best is not None:
                 earlier = best[0] >= scores
                 scores, nearest = (torch.where(earlier, *pair) for pair in zip(best, (scores, nearest), strict=True))
             best = scores, nearest
+        assert best is not None  # of one block at least
         ctx.save_for_backward(*totals)
         total, *counted = torch.stack(blocks).sum(dim=0).unbind()
         ctx.mark_non_differentiable(*counted, *best)
@@ -286,7 +302,7 @@ class _SomeRowsAtATime(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient, *_):  # noqa: ANN001, ANN002, ANN205, D102
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         return (None,) * 5 + tuple(None if one is None else gradient * one for one in ctx.saved_tensors)
 
 

@@ -63,8 +63,9 @@ class ContrastiveSpans(Objective):
         """Cross-entropy of the choice among the batch, the mean of both ways."""
         from_first, from_second, own = self.logits(features, targets["mask"])
         losses = [functional.cross_entropy(one, own, reduction="sum") for one in (from_first, from_second)]
-        total, count = sum(losses) / 2, torch.full((), len(own), device=own.device)
-        right = sum((one.argmax(dim=1) == own).sum() for one in (from_first, from_second)).float() / 2
+        total, count = (losses[0] + losses[1]) / 2, torch.full((), len(own), device=own.device)
+        first, second = ((one.argmax(dim=1) == own).sum() for one in (from_first, from_second))
+        right = (first + second).float() / 2
         statistics = {"loss": (total.detach(), count), "accuracy": (right, count)}
         return ObjectiveOutput(total / count, statistics)
 
@@ -84,8 +85,9 @@ class ContrastiveSpans(Objective):
         with torch.autocast(features.device.type, enabled=False):
             first, second = functional.normalize(mean_pool(at_least_float32(features), mask), dim=-1).chunk(2)
             start, everyone = (first_row(len(first)), gather_rows) if self.training else (0, lambda rows: rows)
-            scores = [one @ everyone(other).T / self.temperature for one, other in ((first, second), (second, first))]
-        return *scores, torch.arange(start, start + len(first), device=first.device)
+            pairs = ((first, second), (second, first))
+            forth, back = (one @ everyone(other).T / self.temperature for one, other in pairs)
+        return forth, back, torch.arange(start, start + len(first), device=first.device)
 
     @torch.no_grad()
     def examples(

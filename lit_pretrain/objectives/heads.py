@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
 from lit_pretrain.objectives.linear_cross_entropy import CrossEntropy, linear_cross_entropy
+from lit_pretrain.required import required
 
 
 class LanguageModelingHead(nn.Module):
@@ -29,7 +30,7 @@ class LanguageModelingHead(nn.Module):
     def for_encoder(cls, encoder: TextEncoder, input_width: int | None = None) -> "LanguageModelingHead":
         """A head that fits an encoder, from features of `input_width` (null: the encoder's own)."""
         width = encoder.width if input_width is None else input_width
-        return cls(width, encoder.width, encoder.vocabulary_size, encoder.config.norm_epsilon)
+        return cls(width, encoder.width, required(encoder.vocabulary_size), encoder.config.norm_epsilon)
 
     def transform(self, features: Tensor) -> Tensor:
         """Map (..., D) to (..., embedding width), what the decoder reads."""

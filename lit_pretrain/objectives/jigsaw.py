@@ -23,6 +23,7 @@ from lit_pretrain.objectives.patch_cutting import CELLS, PatchGrid, cut, drop_to
 from lit_pretrain.objectives.picture_panels import grid
 from lit_pretrain.objectives.picture_shortcuts import chroma_features, continuity_features
 from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
+from lit_pretrain.required import required
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,6 +51,8 @@ class Jigsaw(VisionObjective):
     """
 
     name = "jigsaw"
+
+    orders: Tensor
 
     def __init__(
         self,
@@ -123,7 +126,7 @@ class Jigsaw(VisionObjective):
 
     def logits(self, features: Tensor, encoder: "VisionEncoder") -> Tensor:
         """Scores (B, K) of the permutations, from the features of the tiles in the order in which they lie."""
-        return self.head(encoder.forward_head(features).unflatten(0, (-1, TILES)).flatten(1))
+        return required(self.head)(encoder.forward_head(features).unflatten(0, (-1, TILES)).flatten(1))
 
     def compute(
         self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: "VisionEncoder"

@@ -8,9 +8,12 @@ of losses only scales them afterwards.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from lit_pretrain.required import required
 
 # Logits of one chunk: 8 million floats (32 MB) on a CPU. Smaller chunks would stay in the cache, but each one also adds
 # once to the whole weight gradient (V x D), and narrow matrix products are slow: 2**23 was the fastest of 2**19 to
@@ -83,7 +86,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """The chunks; see `linear_cross_entropy`."""
 
     @staticmethod
-    def forward(ctx, features, weight, bias, targets, shares, row_weights, uniform, needs_gradient):  # noqa: ANN001, ANN205, D102
+    def forward(  # noqa: D102
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        shares: Tensor,
+        row_weights: Tensor,
+        uniform: Tensor | None,
+        needs_gradient: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rows, vocabulary = len(features), len(weight)
         elements = CHUNK_ELEMENTS.get(features.device.type, ACCELERATOR_CHUNK_ELEMENTS)
         chunk = max(1, elements // vocabulary)
@@ -121,15 +134,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if bias_gradient is not None:
                     bias_gradient += probabilities.sum(dim=0)
                 gradient = probabilities.to(weight.dtype)
-                torch.mm(gradient, weight, out=feature_gradient[part])
-                weight_gradient.addmm_(gradient.T, features[part])
+                torch.mm(gradient, weight, out=required(feature_gradient)[part])
+                required(weight_gradient).addmm_(gradient.T, features[part])
         ctx.save_for_backward(feature_gradient, weight_gradient, bias_gradient)
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.mark_non_differentiable(correct, losses, samples)
         return total, correct, losses, samples
 
     @staticmethod
-    def backward(ctx, total_gradient, _correct, _losses, _samples):  # noqa: ANN001, ANN205, D102
+    def backward(  # noqa: D102
+        ctx: Any, total_gradient: Tensor, _correct: Tensor, _losses: Tensor, _samples: Tensor
+    ) -> tuple[Tensor | None, ...]:
         feature_gradient, weight_gradient, bias_gradient = ctx.saved_tensors
         scale = total_gradient
         if bias_gradient is not None:

@@ -18,6 +18,7 @@ from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary, global_mean
 from lit_pretrain.objectives.picture_panels import grid
 from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
+from lit_pretrain.required import required
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,6 +40,8 @@ class Decoder(nn.Module):
         grid_size: Patches along the picture's side.
         pixels: Values of a patch, channels counted.
     """
+
+    position: Tensor
 
     def __init__(self, config: VisionTransformerConfig, encoder_width: int, grid_size: int, pixels: int) -> None:
         super().__init__()
@@ -167,7 +170,7 @@ class MaskedImageModeling(VisionObjective):
 
         `explained_variance` is the share of their variance that is told: 0 for always telling their mean, 1 at best.
         """
-        told = at_least_float32(self.decoder(features, targets["kept"], targets["hidden"]))
+        told = at_least_float32(required(self.decoder)(features, targets["kept"], targets["hidden"]))
         asked = at_least_float32(self.patches_asked(targets, encoder.patch_size))
         if self.normalize_targets:
             mean, deviation = patch_statistics(asked)
@@ -190,7 +193,7 @@ class MaskedImageModeling(VisionObjective):
     def forward_flops(self, encoder: "VisionEncoder", samples: int, sequence_length: int) -> float:
         """Operations of the decoder, which sees all patches."""
         hidden = encoder.patches - self.kept_of(encoder.patches)
-        return samples * self.decoder.forward_flops(encoder.prefix_tokens + encoder.patches, hidden)
+        return samples * required(self.decoder).forward_flops(encoder.prefix_tokens + encoder.patches, hidden)
 
     @torch.no_grad()
     def examples(
@@ -207,7 +210,9 @@ class MaskedImageModeling(VisionObjective):
         """
         one = self.make_pass({"images": batch["images"][:count]}, encoder, generator)
         targets, images = one.targets, batch["images"][:count]
-        told = self.decoder(encoder.forward_features(**one.inputs), targets["kept"], targets["hidden"]).float()
+        told = required(self.decoder)(
+            encoder.forward_features(**one.inputs), targets["kept"], targets["hidden"]
+        ).float()
         if self.normalize_targets:
             mean, deviation = patch_statistics(self.patches_asked(targets, encoder.patch_size))
             told = told * deviation + mean

@@ -27,6 +27,7 @@ from lit_pretrain.objectives.objective import (
     global_mean,
     require_both_sides,
 )
+from lit_pretrain.required import required
 
 
 class MaskedLanguageModeling(Objective):
@@ -46,6 +47,12 @@ class MaskedLanguageModeling(Objective):
     shares_pass = True
     uneven = True
     perplexities = ("loss",)
+
+    # Since `build`; see `remember_vocabulary`.
+    special: Tensor
+    ordinary: Tensor
+    continuation: Tensor
+    mask_id: int
 
     def __init__(
         self,
@@ -111,9 +118,9 @@ class MaskedLanguageModeling(Objective):
     ) -> ObjectiveOutput:
         """Cross-entropy at the hidden positions."""
         positions = MaskedPositions(targets["indices"], targets["valid"])
-        result = self.head.cross_entropy(
+        result = required(self.head).cross_entropy(
             positions.gather(features).flatten(0, 1),
-            encoder.embeddings.token.weight,
+            required(encoder.embeddings.token).weight,
             positions.gather(batch["input_ids"]).flatten(),
             positions.valid.flatten(),
         )
@@ -131,7 +138,7 @@ class MaskedLanguageModeling(Objective):
         one = self.make_pass(batch, encoder, generator)
         features = encoder.forward_features(**one.inputs)[:count]
         positions = MaskedPositions(one.targets["indices"][:count], one.targets["valid"][:count])
-        logits = self.head.logits(positions.gather(features), encoder.embeddings.token.weight)
+        logits = required(self.head).logits(positions.gather(features), required(encoder.embeddings.token).weight)
         guesses, hidden = logits.argmax(dim=-1), positions.gather(batch["input_ids"][:count])
         rows = []
         for row in range(len(hidden)):
@@ -151,14 +158,14 @@ class MaskedLanguageModeling(Objective):
     def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
         """Operations of the head at the hidden positions."""
         hidden = max(1, round(self.probability * sequence_length))
-        return self.head.forward_flops(samples * min(hidden, self.max_predictions or hidden))
+        return required(self.head).forward_flops(samples * min(hidden, self.max_predictions or hidden))
 
     def huggingface_names(self) -> dict[str, str]:
         """The MLM head as `BertForPreTraining` names it."""
         return LanguageModelingHead.huggingface_names("head")
 
 
-def remember_vocabulary(objective: Objective, vocabulary: Vocabulary | None) -> None:
+def remember_vocabulary(objective: MaskedLanguageModeling, vocabulary: Vocabulary | None) -> None:
     """Keep on the objective what masking needs of the tokenizer, as buffers that follow it to its device.
 
     They are not saved: a checkpoint carries the whole tokenizer.

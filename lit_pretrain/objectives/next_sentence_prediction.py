@@ -21,6 +21,7 @@ from lit_pretrain.objectives.objective import (
     require_both_sides,
     require_fields,
 )
+from lit_pretrain.required import required
 
 
 class NextSentencePrediction(Objective):
@@ -54,7 +55,7 @@ class NextSentencePrediction(Objective):
 
     def logits(self, features: Tensor, encoder: TextEncoder) -> Tensor:
         """Scores (B, 2): follows, random."""
-        return self.classifier((self.pooler or encoder.pooler)(features))
+        return required(self.classifier)(required(self.pooler or encoder.pooler)(features))
 
     def compute(
         self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: TextEncoder

@@ -42,6 +42,9 @@ class Objective(nn.Module):
     A subclass has a `name` of its own, calls `super().__init__()` first, stores each argument of its constructor under
     the argument's own name, so that `settings` can tell how to build it again, and makes its parts in `build`. It must
     have `compute`, and `make_pass` unless `passes` is 0; everything else has a default.
+
+    The encoder that its methods are given is a TextEncoder, a VisionEncoder or what has the same methods: a subclass
+    says which, and refuses others in `check_encoder`.
     """
 
     name: ClassVar[str] = ""
@@ -73,13 +76,13 @@ class Objective(nn.Module):
 
     # -- before training
 
-    def check_encoder(self, encoder: nn.Module) -> None:
+    def check_encoder(self, encoder: Any) -> None:
         """Raise `UserError` if this encoder cannot learn from this objective, before any data is read."""
 
-    def check_data(self, encoder: nn.Module, facts: DataFacts) -> None:
+    def check_data(self, encoder: Any, facts: DataFacts) -> None:
         """Raise `UserError` if the data cannot serve this objective, or not at the encoder's size."""
 
-    def build(self, encoder: nn.Module, vocabulary: Vocabulary | None = None) -> None:
+    def build(self, encoder: Any, vocabulary: Vocabulary | None = None) -> None:
         """Make the head, once the encoder's width and, of texts, the tokenizer are known; may be called again."""
 
     def measure(self, images: Tensor) -> None:
@@ -98,15 +101,13 @@ class Objective(nn.Module):
         """
         return batch
 
-    def make_pass(self, batch: Batch, encoder: nn.Module, generator: torch.Generator) -> EncoderPass | None:
+    def make_pass(self, batch: Batch, encoder: Any, generator: torch.Generator) -> EncoderPass | None:
         """Corrupt the clean batch, which stays as it is; null, if `passes` is 0: it reads a pass that others share."""
         if self.passes:
             raise NotImplementedError
         return None
 
-    def compute(
-        self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: nn.Module
-    ) -> ObjectiveOutput:
+    def compute(self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: Any) -> ObjectiveOutput:
         """Loss and statistics from the encoder's features (B, N, D) and the pass's targets."""
         raise NotImplementedError
 
@@ -119,18 +120,18 @@ class Objective(nn.Module):
         """
         return {}
 
-    def count_terms(self, batch: Batch, encoder: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+    def count_terms(self, batch: Batch, encoder: Any, generator: torch.Generator) -> dict[str, Tensor]:
         """As `terms`, of a batch that is not trained on yet; draws what `make_pass` draws."""
         made = self.make_pass(batch, encoder, generator)
         return self.terms({} if made is None else made.targets, batch)
 
-    def forward(self, encoder: nn.Module, batch: Batch, generator: torch.Generator) -> ObjectiveOutput:
+    def forward(self, encoder: Any, batch: Batch, generator: torch.Generator) -> ObjectiveOutput:
         """This objective alone: corrupt, encode, compare."""
         return compute_objectives(encoder, [self], batch, generator)[self.name]
 
     # -- what it costs, and what is looked at
 
-    def pass_shape(self, encoder: nn.Module, samples: int, sequence_length: int) -> tuple[int, int]:
+    def pass_shape(self, encoder: Any, samples: int, sequence_length: int) -> tuple[int, int]:
         """Sequences that the pass of a batch sends through the encoder, and the tokens of each.
 
         Args:
@@ -140,7 +141,7 @@ class Objective(nn.Module):
         """
         return samples, sequence_length
 
-    def forward_flops(self, encoder: nn.Module, samples: int, sequence_length: int) -> float:
+    def forward_flops(self, encoder: Any, samples: int, sequence_length: int) -> float:
         """Operations of a forward pass beyond the encoder's own pass, of a clean batch as in `pass_shape`: the head's
         matrix products.
         """
@@ -148,9 +149,9 @@ class Objective(nn.Module):
 
     def examples(
         self,
-        encoder: nn.Module,
+        encoder: Any,
         batch: Batch,
-        vocabulary: Vocabulary | None,
+        vocabulary: Any,
         generator: torch.Generator,
         count: int = 8,
     ) -> "list[dict[str, str]] | Image | None":
@@ -190,7 +191,7 @@ def objective_from(settings: dict[str, Any]) -> Objective:
 
 
 def compute_objectives(
-    encoder: nn.Module, objectives: Sequence[Objective], batch: Batch, generator: torch.Generator
+    encoder: Any, objectives: Sequence[Objective], batch: Batch, generator: torch.Generator
 ) -> dict[str, ObjectiveOutput]:
     """Run every objective on one clean batch with as few passes through the encoder as their inputs allow.
 
@@ -224,10 +225,10 @@ def compute_objectives(
     readers = [objective for objective in objectives if objective.name not in passes]
     if readers:
         source = pass_read(objectives)
-        clean = encoder.forward_features(**clean_inputs(batch, encoder)) if source is None else None
+        read = encoder.forward_features(**clean_inputs(batch, encoder)) if source is None else run[source]
         for objective in readers:
             passes[objective.name] = EncoderPass({})
-            run[objective.pass_name or objective.name] = clean if source is None else run[source]
+            run[objective.pass_name or objective.name] = read
     outputs = {}
     for objective in objectives:
         features, targets = run[objective.pass_name or objective.name], passes[objective.name].targets
@@ -270,7 +271,7 @@ def count_passes(objectives: Sequence[Objective]) -> int:
     return len(passes_run(objectives))
 
 
-def clean_inputs(batch: Batch, encoder: nn.Module | None = None) -> dict[str, Any]:
+def clean_inputs(batch: Batch, encoder: Any = None) -> dict[str, Any]:
     """The encoder's arguments for a batch as it is; the encoder, which knows how they are normalised, for pictures."""
     if encoder is not None and "images" in batch:
         return {"images": encoder.normalize(batch["images"])}
@@ -296,7 +297,7 @@ def global_mean(total: Tensor, count: Tensor, training: bool) -> Tensor:
     return total / torch.where(count > 0, count, 1.0)
 
 
-def require_both_sides(objective: Objective, encoder: nn.Module, asked: str) -> None:
+def require_both_sides(objective: Objective, encoder: Any, asked: str) -> None:
     """Raise a `UserError` if an encoder sees the text before a token alone.
 
     Args:

@@ -27,6 +27,7 @@ from lit_pretrain.objectives.patch_cutting import (
 from lit_pretrain.objectives.patch_puzzles import puzzle_panel
 from lit_pretrain.objectives.picture_shortcuts import chroma_features, continuity_features
 from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
+from lit_pretrain.required import required
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -205,7 +206,7 @@ class PatchLocation(VisionObjective):
 
     def logits(self, features: Tensor, targets: dict[str, Tensor], encoder: "VisionEncoder") -> Tensor:
         """Scores (B, K, 8) of the places."""
-        return self.head(join_pairs(self.patch_features(features, encoder), targets))
+        return required(self.head)(join_pairs(self.patch_features(features, encoder), targets))
 
     def compute(
         self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: "VisionEncoder"

@@ -6,12 +6,13 @@ Pillow is imported when a panel is drawn, not before: runs on text import the ob
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont
 
 # Green and vermillion of Okabe and Ito's palette, which colour-blind people tell apart too.
 RIGHT, WRONG = (0, 158, 115), (213, 94, 0)
@@ -101,7 +102,7 @@ def make_cell(picture: "Image | None", caption: Caption | str | None, scale: int
     if picture is not None:
         shown = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
         picture = ImageOps.expand(shown, FRAME, colour)
-    font = ImageFont.load_default(FONT_SIZE)
+    font = cast("FreeTypeFont", ImageFont.load_default(FONT_SIZE))  # of a size, where FreeType is there
     # Lines have the font's height, not their letters', so that the captions of a row stand on one line.
     lines = caption.text.splitlines()
     line_height = sum(font.getmetrics()) + 2

@@ -7,7 +7,7 @@ cross-entropy. The published failure is a generator that is too good too early; 
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from lit_pretrain.objectives.objective import (
     clean_inputs,
     global_mean,
 )
+from lit_pretrain.required import required
 
 
 class ReplacedTokenDetection(MaskedLanguageModeling):
@@ -90,11 +91,11 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
         tokens = self.projection(encoder.embeddings(inputs["input_ids"], inputs.get("token_type_ids")))
         rotation = None
         if encoder.positions == "rotary":
-            config = self.generator.config
+            config = required(self.generator).config
             places = torch.arange(tokens.shape[1], device=tokens.device)
             rotation = rotation_for(places, config.width // config.resolved_heads, encoder.rotary_base)
         mask = inputs.get("attention_mask") if inputs.get("padded", True) else None
-        return self.generator(tokens, mask, rotation=rotation)
+        return required(self.generator)(tokens, mask, rotation=rotation)
 
     def hide(self, batch: Batch, generator: torch.Generator) -> tuple[MaskedPositions, Tensor, Tensor]:
         """Draw the hidden positions, the masked input (B, N), and the numbers (B, K) in [0, 1) that samples are of."""
@@ -109,14 +110,14 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
         positions, masked, uniform = self.hide(batch, generator)
         features = self.generate(clean_inputs(batch) | {"input_ids": masked}, encoder)
         originals = positions.gather(batch["input_ids"])
-        result = self.head.cross_entropy(
+        result = required(self.head).cross_entropy(
             positions.gather(features).flatten(0, 1),
-            encoder.embeddings.token.weight,
+            required(encoder.embeddings.token).weight,
             originals.flatten(),
             positions.valid.flatten(),
             uniform.flatten(),
         )
-        filled = torch.where(positions.valid, result.samples.view_as(originals), originals)
+        filled = torch.where(positions.valid, required(result.samples).view_as(originals), originals)
         replaced_ids = batch["input_ids"].scatter(1, positions.indices, filled)
         targets = {
             "replaced": replaced_ids != batch["input_ids"],
@@ -156,7 +157,7 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
             "replaced_found": ((right & was_replaced).sum(), was_replaced.sum()),
             "originals_kept": ((right & was_original).sum(), was_original.sum()),
         }
-        return ObjectiveOutput(sum(parts.values()), statistics, parts)
+        return ObjectiveOutput(cast(Tensor, sum(parts.values())), statistics, parts)
 
     def terms(self, targets: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The generator's hidden positions, and the discriminator's real tokens."""
@@ -196,8 +197,8 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
     def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
         """Operations of the generator, its head, and the discriminator's head."""
         tokens = samples * sequence_length
-        generator = self.generator.config.forward_flops_per_token(sequence_length)
-        dense = 2.0 * encoder.width * (encoder.width + self.generator.config.width)
+        generator = required(self.generator).config.forward_flops_per_token(sequence_length)
+        dense = 2.0 * encoder.width * (encoder.width + required(self.generator).config.width)
         return tokens * (generator + dense) + super().forward_flops(encoder, samples, sequence_length)
 
     def huggingface_names(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutpu
 from lit_pretrain.objectives.picture_panels import Caption, grid
 from lit_pretrain.objectives.picture_shortcuts import border_features, color_layout_features, compression_features
 from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
+from lit_pretrain.required import required
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,7 +76,7 @@ class Rotation(VisionObjective):
 
     def logits(self, features: Tensor, encoder: "VisionEncoder") -> Tensor:
         """Scores (M, 4) of the angles."""
-        return self.classifier(encoder.forward_head(features))
+        return required(self.classifier)(encoder.forward_head(features))
 
     def compute(
         self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: "VisionEncoder"

@@ -22,6 +22,7 @@ from lit_pretrain.objectives.objective import (
     clean_inputs,
     require_both_sides,
 )
+from lit_pretrain.required import required
 
 
 class SentenceOrder(Objective):
@@ -71,7 +72,7 @@ class SentenceOrder(Objective):
 
     def logits(self, features: Tensor, encoder: TextEncoder) -> Tensor:
         """Scores (B, 2): in order, swapped."""
-        return self.classifier((self.pooler or encoder.pooler)(features))
+        return required(self.classifier)(required(self.pooler or encoder.pooler)(features))
 
     def compute(
         self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: TextEncoder

@@ -7,6 +7,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.masking import hide_tokens
 from lit_pretrain.objectives.objective import Batch, EncoderPass, Objective
+from lit_pretrain.required import required
 
 # Two spans of three tokens, with [CLS] and [SEP].
 SHORTEST_SEQUENCE = 8
@@ -76,7 +77,7 @@ def check_halves(name: str, facts: DataFacts) -> None:
     """
     if facts.layout == "sentence_pairs" or "next_sentence_label" in facts.fields:
         raise UserError(f"{name} cuts contiguous text, and this data makes pairs: set data.layout to segments.")
-    if facts.sequence_length < SHORTEST_SEQUENCE:
+    if required(facts.sequence_length) < SHORTEST_SEQUENCE:
         raise UserError(
             f"{name} cuts sequences into halves, and data.sequence_length is {facts.sequence_length}: give at least "
             f"{SHORTEST_SEQUENCE} (128 serve it well)."

@@ -10,6 +10,7 @@ import statistics
 from dataclasses import dataclass, field
 
 from lit_pretrain.measures.intervals import Factor, Mean, labels_saved, mean_of
+from lit_pretrain.required import required
 from lit_pretrain.studies.cells import Cell, CellStore, Outcome
 from lit_pretrain.studies.plan import Prepared, make_cell, prepare_all
 from lit_pretrain.studies.scheduler import Runner
@@ -116,10 +117,11 @@ class LabelEfficiency:
         tried: dict[float, float | None] = {}
         for rate in rates:
             outcome = store.outcome(self.cell(encoder, place, rate, self.settings.seeds[0])) if store else None
-            finished = outcome is not None and outcome.status == "finished"
-            value = outcome.metrics[self.settings.validation_metric] if finished else math.nan
+            value = math.nan
+            if outcome is not None and outcome.status == "finished":
+                value = outcome.metrics[self.settings.validation_metric]
             # Not a number is neither better nor worse than any other.
-            tried[rate] = value if math.isfinite(value) else None
+            tried[required(rate)] = value if math.isfinite(value) else None
         known = {rate: value for rate, value in tried.items() if value is not None}
         if not known:
             return None, tried

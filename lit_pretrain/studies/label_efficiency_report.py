@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from lit_pretrain.required import required
 from lit_pretrain.studies.cells import Cell, CellStore
 from lit_pretrain.studies.label_efficiency import Group, LabelEfficiency
 from lit_pretrain.studies.plots import Line, Panel
@@ -150,17 +151,17 @@ def panels_of(study: LabelEfficiency, groups: Sequence[Group]) -> list[Panel]:
     by_encoder = {
         name: sorted(
             (group for group in groups if group.encoder == name and group.mean and group.labels),
-            key=lambda group: group.labels,
+            key=lambda group: required(group.labels),
         )
         for name in settings.encoders
     }
     lines = [
         Line(
             name,
-            [group.labels for group in found],
-            [group.mean.value for group in found],
-            [group.mean.low for group in found],
-            [group.mean.high for group in found],
+            [required(group.labels) for group in found],
+            [required(group.mean).value for group in found],
+            [required(group.mean).low for group in found],
+            [required(group.mean).high for group in found],
             color=list(settings.encoders).index(name),
         )
         for name, found in by_encoder.items()
@@ -186,7 +187,7 @@ def lines_of(by_encoder: dict[str, list[Group]], figure: Callable) -> list[Line]
     """A line for each encoder of the groups that have a figure."""
     lines = []
     for color, (name, groups) in enumerate(by_encoder.items()):
-        points = [(group.labels, figure(group)) for group in groups if figure(group) is not None]
+        points = [(required(group.labels), figure(group)) for group in groups if figure(group) is not None]
         if points:
             lines.append(Line(name, [x for x, _ in points], [y for _, y in points], color=color))
     return lines

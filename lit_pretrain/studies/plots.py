@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy
+
+from lit_pretrain.required import required
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,19 +84,22 @@ def draw_panel(figure: "Figure", axes: "Axes", panel: Panel) -> None:
     """Draw one chart."""
     from matplotlib.ticker import LogFormatter, NullLocator
 
-    ends = []
+    labels = []
     for line in panel.lines:
         color, marker = COLORS[line.color % len(COLORS)], MARKERS[line.color % len(MARKERS)]
-        style = {"linestyle": "--", "linewidth": 1.2} if line.dashed else {"marker": marker, "linewidth": 1.8}
+        style: dict[str, Any] = {"marker": marker, "linewidth": 1.8}
+        if line.dashed:
+            style = {"linestyle": "--", "linewidth": 1.2}
         axes.plot(line.x, line.y, color=color, markersize=5, **style)
         banded = [place for place, low in enumerate(line.low) if low is not None]
         if banded:
-            x, low, high = ([values[place] for place in banded] for values in (line.x, line.low, line.high))
+            x = [line.x[place] for place in banded]
+            low, high = ([required(ends[place]) for place in banded] for ends in (line.low, line.high))
             axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
             # A band over a single x has no area.
             axes.vlines(x, low, high, color=color, alpha=0.5, linewidth=1.0)
         if line.x and not line.dashed:
-            ends.append((line.x[-1], line.y[-1], line.name, color))
+            labels.append((line.x[-1], line.y[-1], line.name, color))
     axes.set_xscale("log")
     if panel.log_y:
         axes.set_yscale("log")
@@ -102,8 +107,8 @@ def draw_panel(figure: "Figure", axes: "Axes", panel: Panel) -> None:
         axes.yaxis.set_major_formatter(LogFormatter())
         axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
     if panel.share:
-        low, high = axes.get_ylim()
-        axes.set_ylim(max(low, -0.02), min(high, 1.02))
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(max(bottom, -0.02), min(top, 1.02))
     if panel.level is not None:
         height, name = panel.level
         axes.axhline(height, color="#777777", linewidth=0.8, linestyle=":")
@@ -119,7 +124,7 @@ def draw_panel(figure: "Figure", axes: "Axes", panel: Panel) -> None:
     axes.set_ylabel(panel.y)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    name_ends(figure, axes, ends)
+    name_ends(figure, axes, labels)
 
 
 def name_ends(figure: "Figure", axes: "Axes", ends: list[tuple[float, float, str, str]]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lit_pretrain.errors import UserError, without_credentials
+from lit_pretrain.required import required
 from lit_pretrain.tracking.find import RunRecord, list_runs
 from lit_pretrain.tracking.paths import (
     make_directory,
@@ -112,7 +113,7 @@ class StudyRecord:
         # Cells whose study was killed with them.
         end_dead_runs(self.client, [experiment_id], self.runs_directory)
         facts = {"kind": kind, "started": datetime.datetime.now().isoformat(timespec="seconds")}
-        write_atomically(self.directory / "study.json", json.dumps(facts) + "\n")
+        write_atomically(required(self.directory) / "study.json", json.dumps(facts) + "\n")
 
     def _continue(self, process: dict[str, str]) -> None:
         from mlflow.exceptions import MlflowException

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -23,8 +23,8 @@ class Rehearsal(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Ask what the batch costs."""
-        factor = trainer.world_size * trainer.accumulate_grad_batches
-        self.cost = {name: value * factor for name, value in pl_module.step_cost(batch).items()}
+        factor, module = trainer.world_size * trainer.accumulate_grad_batches, cast(Any, pl_module)
+        self.cost = {name: value * factor for name, value in module.step_cost(batch).items()}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -34,7 +34,7 @@ class Rehearsal(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write."""
-        encoder = pl_module.encoder
+        encoder: Any = pl_module.encoder
         record = {
             "metrics": sorted(trainer.callback_metrics),
             "cost": self.cost,

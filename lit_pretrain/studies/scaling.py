@@ -5,6 +5,7 @@ arXiv:2203.15556), who compare under equal operations.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.measures.intervals import Mean, PowerLaw, fit_power_law, mean_of
@@ -157,10 +158,11 @@ class Scaling:
         """Cost and sizes of each shape, from one step of it, kept for later starts."""
         return {shape: runner.rehearse(cell) for shape, cell in self.rehearsals().items()}
 
-    def measured(self, store: CellStore) -> dict[tuple[int, int], dict] | None:
+    def measured(self, store: CellStore) -> dict[tuple[int, int], dict[str, Any]] | None:
         """What `measure` found at an earlier start; null if it did not come so far."""
-        facts = {shape: store.rehearsal(cell) for shape, cell in self.rehearsals().items()}
-        return None if None in facts.values() else facts
+        found = {shape: store.rehearsal(cell) for shape, cell in self.rehearsals().items()}
+        facts = {shape: one for shape, one in found.items() if one is not None}
+        return facts if len(facts) == len(found) else None
 
     def run(self, runner: Runner) -> None:
         """Measure all shapes, then train all cells."""

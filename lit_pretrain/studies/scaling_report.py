@@ -80,7 +80,7 @@ def law_rows(laws: Sequence[Law]) -> list[Row]:
     """A row a law; without one, why."""
     rows = []
     for law in laws:
-        row = {"over": law.over, "among": law.among}
+        row: Row = {"over": law.over, "among": law.among}
         if isinstance(law.fit, PowerLaw):
             row |= {"floor": law.fit.floor, "factor": law.fit.factor, "exponent": law.fit.exponent}
             row |= {"exponent_half_width": finite(law.fit.half_width), "determined": law.fit.determined, "reason": ""}
@@ -140,18 +140,19 @@ def panels_of(study: Scaling, points: Sequence[Point], laws: Sequence[Law]) -> l
         # Over data, a line a shape; else a line an amount of data.
         if over == "data" and len(study.settings.sizes) < 2:
             continue
-        lines = []
+        lines: list[Line] = []
         for name in dict.fromkeys(line_name(point, over, study) for point in done):
             found = [point for point in done if line_name(point, over, study) == name and getattr(point, over)]
             found.sort(key=lambda point: getattr(point, over))
             if found:
                 x, means = [float(getattr(point, over)) for point in found], [point.mean for point in found]
-                values = [[getattr(mean, part) for mean in means] for part in ("value", "low", "high")]
-                lines.append(Line(name, x, *values, color=len(lines)))
+                value, low, high = ([getattr(mean, part) for mean in means] for part in ("value", "low", "high"))
+                lines.append(Line(name, x, value, low, high, color=len(lines)))
         if over in fits and lines:
             ends = [value for line in lines for value in line.x]
-            x = numpy.geomspace(min(ends), max(ends), 60)
-            lines.append(Line("fit", x.tolist(), fits[over](x).tolist(), dashed=True, color=6))
+            between = numpy.geomspace(min(ends), max(ends), 60)
+            heights = numpy.asarray(fits[over](between))
+            lines.append(Line("fit", between.tolist(), heights.tolist(), dashed=True, color=6))
         title = f"{study.settings.metric} over {AXES[over]}"
         if over in fits:
             title += f"\n{fits[over]}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.required import required
 from lit_pretrain.studies import processes
 from lit_pretrain.studies.cells import DONE, Cell, CellStore, Outcome
 from lit_pretrain.studies.record import StudyRecord
@@ -34,7 +35,7 @@ class Runner:
 
     def __init__(self, settings: StudySettings, record: StudyRecord, jobs: int, say: Say) -> None:
         self.settings, self.record, self.jobs, self.say = settings, record, jobs, say
-        self.store = CellStore(record.directory, settings.metric)
+        self.store = CellStore(required(record.directory), settings.metric)
         self.threads = max(1, cores() // jobs) if jobs > 1 else None
         self.total = self.done = 0
 
@@ -55,7 +56,7 @@ class Runner:
             except RuntimeError as error:
                 where = shown_path(path.with_suffix(".log"))
                 raise UserError(f"{cell.name} breaks at its first step ({error}): see {where}.") from error
-        facts = self.store.rehearsal(cell)
+        facts = required(self.store.rehearsal(cell))
         names = [name for name in facts["metrics"] if name.startswith("validation/")]
         if self.settings.validation_metric not in names:
             raise UserError(

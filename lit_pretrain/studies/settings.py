@@ -1,6 +1,7 @@
 """What a person says of a study: a YAML file read into dataclasses, a mistake being one sentence with its place."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -41,6 +42,11 @@ class StudySettings:
     validations: int | None = 10
     keep_checkpoints: bool = False
     metric: str
+
+    @property
+    def configs(self) -> list[str]:
+        """Files of settings of every cell, later ones win."""
+        raise NotImplementedError
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
@@ -105,8 +111,8 @@ class LabelEfficiencySettings(StudySettings):
             for value in values:
                 check_number("'learning_rates'", value, above=0)
         check_number("'target'", self.target)
-        for value in self.steps if isinstance(self.steps, list) else [self.steps]:
-            check_number("'steps'", value, least=1)
+        for steps in self.steps if isinstance(self.steps, list) else [self.steps]:
+            check_number("'steps'", steps, least=1)
         if isinstance(self.steps, list) and len(self.steps) != len(self.label_budgets):
             raise UserError(
                 f"'steps' has {len(self.steps)} numbers for {len(self.label_budgets)} label_budgets: give one for each."
@@ -120,7 +126,7 @@ class LabelEfficiencySettings(StudySettings):
     @property
     def budgets(self) -> list[int | float | None]:
         """Label budgets as the data module takes them."""
-        return [None if is_all(budget) else budget for budget in self.label_budgets]
+        return [as_number(budget) for budget in self.label_budgets]
 
     @property
     def resolved_reference(self) -> str:
@@ -130,7 +136,8 @@ class LabelEfficiencySettings(StudySettings):
     def rates_of(self, encoder: str) -> list[float | None]:
         """Learning rates to choose from; only null if the config's is kept."""
         rates = self.learning_rates
-        return list((rates.get(encoder) if isinstance(rates, dict) else rates) or [None])
+        chosen = rates.get(encoder) if isinstance(rates, dict) else rates
+        return list(chosen) if chosen else [None]
 
     def steps_of(self, budget: int) -> int | None:
         """Steps of the training at the budget of this place in the list."""
@@ -154,7 +161,7 @@ class ScalingSettings(StudySettings):
     pretraining: str | list[str]
     widths: list[int]
     depths: list[int]
-    data_sizes: list[Amount] = dataclasses.field(default_factory=lambda: [ALL])
+    data_sizes: list[Amount] = dataclasses.field(default_factory=lambda: ["all"])
     budget: dict[str, float]
     seeds: list[int] = dataclasses.field(default_factory=lambda: [0])
     validations: int | None = 1
@@ -182,7 +189,12 @@ class ScalingSettings(StudySettings):
     @property
     def sizes(self) -> list[int | float | None]:
         """Data sizes as the data module takes them."""
-        return [None if is_all(size) else size for size in self.data_sizes]
+        return [as_number(size) for size in self.data_sizes]
+
+
+def as_number(amount: Amount) -> int | float | None:
+    """An amount as the data module takes it: null for all."""
+    return None if isinstance(amount, str) or is_all(amount) else amount
 
 
 def is_all(amount: Amount) -> bool:
@@ -206,7 +218,7 @@ def check_amounts(name: str, amounts: list[Amount]) -> None:
     check_list(name, [ALL if is_all(amount) else amount for amount in amounts])
     for amount in amounts:
         if not is_all(amount):
-            check_length(f"'{name}'", amount, above_zero=True)
+            check_length(f"'{name}'", as_number(amount), above_zero=True)
 
 
 def unknown_encoder(key: str, name: str, encoders: dict[str, Any]) -> UserError:
@@ -242,7 +254,7 @@ def read_settings(path: str, kind: type[Settings]) -> Settings:
         raise UserError(explain(error.errors()[0], path, names)) from error
 
 
-def explain(problem: dict[str, Any], path: str, names: list[str]) -> str:
+def explain(problem: Mapping[str, Any], path: str, names: list[str]) -> str:
     """Pydantic's finding as a sentence."""
     key = str(problem["loc"][0])
     place = correct(find_key(key, [path]))

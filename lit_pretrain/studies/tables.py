@@ -1,12 +1,13 @@
 """What both studies tell in the same way: rows, files, a table, the cells that did not finish."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich import box
+from rich.console import JustifyMethod
 from rich.table import Table
 
 from lit_pretrain.measures.intervals import Mean
@@ -85,7 +86,7 @@ def cell_rows(cells: Sequence[tuple[Cell, Outcome | None]], metric: str) -> list
 
 
 def write_files(
-    directory: Path, tables: dict[str, Sequence[Row]], panels: Sequence[Panel], title: str, figure: str
+    directory: Path, tables: Mapping[str, Sequence[Row]], panels: Sequence[Panel], title: str, figure: str
 ) -> list[Path]:
     """Write a report's tables, and its figure unless nothing has finished.
 
@@ -124,7 +125,7 @@ def table(title: str, headings: Sequence[tuple[str, str]], rows: Sequence[Sequen
         title=title, box=box.SIMPLE_HEAD, title_justify="left", caption=caption or None, caption_justify="left"
     )
     for heading, justify in headings:
-        made.add_column(heading, justify=justify, overflow="fold")
+        made.add_column(heading, justify=cast(JustifyMethod, justify), overflow="fold")
     for row in rows:
         made.add_row(*row)
     return made

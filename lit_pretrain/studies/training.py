@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.required import required
 from lit_pretrain.studies.cells import CellStore, Outcome
 from lit_pretrain.tracking.find import RunRecord, last_checkpoints, list_runs, newest
 
@@ -60,12 +61,13 @@ def train_and_measure(cell_hash: str, job: dict[str, Any]) -> Outcome:
     client = open_store(job["tracking_uri"], Path(job["runs_directory"]))
     run = latest_run(client, job, cell_hash)
     record = record_of(run, job) if run is not None else None
-    if record is None or run.info.status != "FINISHED" or (job["test"] and not checkpoint_of(record, "last")):
+    done = run is not None and record is not None and run.info.status == "FINISHED"
+    if run is None or record is None or not done or (job["test"] and not checkpoint_of(record, "last")):
         # One that failed would fail again in the same place.
-        begun = None if record is None or run.info.status == "FAILED" else checkpoint_of(record, "last")
+        begun = None if run is None or record is None or run.info.status == "FAILED" else checkpoint_of(record, "last")
         command_line("fit", job["fit"], begun)
-        run = latest_run(client, job, cell_hash)
-        record = record_of(run, job)
+        run = required(latest_run(client, job, cell_hash))
+        record = required(record_of(run, job))
     metrics = dict(run.data.metrics)
     if job["validation_metric"] not in metrics:
         raise UserError(
@@ -105,7 +107,7 @@ def measured(client: Any, cell_hash: str, job: dict[str, Any], record: RunRecord
     if checkpoint is None:
         raise UserError(f"The run {record.run_name} has left no checkpoint to test: let the trainer write them.")
     command_line("test", job["test"], checkpoint)
-    tested = latest_run(client, job, cell_hash, "test")
+    tested = required(latest_run(client, job, cell_hash, "test"))
     names = [name for name in tested.data.metrics if name.startswith("test/")]
     points = [client.get_metric_history(tested.info.run_id, name)[-1] for name in names]
     client.log_batch(

@@ -199,8 +199,8 @@ def note_checkpoints(directory: Path, last: str | None, best: str | None, folder
         # A run's directory may be moved.
         return str(Path(path).relative_to(directory)) if Path(path).is_relative_to(directory) else path
 
-    record = {name: shortened(path) for name, path in (("last", last), ("best", best)) if path}
-    record["folders"] = sorted(shortened(folder) for folder in folders)
+    files = {name: shortened(path) for name, path in (("last", last), ("best", best)) if path}
+    record = {**files, "folders": sorted(shortened(folder) for folder in folders)}
     write_atomically(directory / RECORD_NAME, json.dumps(record, indent=2) + "\n")
 
 

@@ -73,6 +73,8 @@ class MLflowLogger(MLFlowLogger):
         tags: Tags of the run.
     """
 
+    tags: dict[str, str]
+
     def __init__(
         self,
         experiment: str = DEFAULT_EXPERIMENT,
@@ -101,7 +103,6 @@ class MLflowLogger(MLFlowLogger):
         self._run_id = run_id
         self._run_directory: Path | None = None
         self._initialized = False
-        self._mlflow_client: MlflowClient | None = None
         self._writer: Writer | None = None
         self._trainer: Trainer | None = None
         self._presence: Presence | None = None
@@ -142,7 +143,7 @@ class MLflowLogger(MLFlowLogger):
         self._final_status = None
         if self._initialized and self._presence is None:
             # One trainer may fit and then test.
-            self._presence = Presence.claim(self._run_directory)
+            self._presence = Presence.claim(self._begun_directory)
 
     def adopt(self, run_id: str | None, run_directory: str | None) -> None:
         """Learn on another rank what rank zero began, so that all name the same directories."""
@@ -203,12 +204,22 @@ class MLflowLogger(MLFlowLogger):
                 f"The run's directory {shown_path(self._run_directory)} cannot be written ({error.strerror or error}): "
                 "free some room, or set LIT_PRETRAIN_RUNS to another place."
             ) from error
-        journal = self._run_directory / UNSENT_NAME
+        journal, run_id = self._run_directory / UNSENT_NAME, begun.run_id
         self._writer = Writer(
-            lambda operation: send(client, self._run_id, operation, self._run_directory), journal, rank_zero_warn
+            lambda operation: send(client, run_id, operation, self._begun_directory), journal, rank_zero_warn
         )
         self._initialized = True
         end_dead_runs(client, [self._experiment_id], self.runs_directory)
+
+    @property
+    def _begun_writer(self) -> Writer:
+        assert self._writer is not None
+        return self._writer
+
+    @property
+    def _begun_directory(self) -> Path:
+        assert self._run_directory is not None
+        return self._run_directory
 
     @property
     def resume_count(self) -> int:
@@ -267,7 +278,7 @@ class MLflowLogger(MLFlowLogger):
             if not isinstance(value, str)
         ]
         if rows:
-            self._writer.put({"kind": "metrics", "metrics": rows})
+            self._begun_writer.put({"kind": "metrics", "metrics": rows})
 
     def _step(self, step: int | None) -> int:
         if self._trainer is None:
@@ -295,7 +306,7 @@ class MLflowLogger(MLFlowLogger):
         names = list(new)
         for start in range(0, len(names), PARAMETERS_PER_REQUEST):
             chunk = {name: new[name] for name in names[start : start + PARAMETERS_PER_REQUEST]}
-            self._writer.put({"kind": "params", "params": chunk})
+            self._begun_writer.put({"kind": "params", "params": chunk})
         if changed:
             self.set_tags({f"resumed.{key}": value for key, value in changed.items()})
             rank_zero_warn(
@@ -312,7 +323,7 @@ class MLflowLogger(MLFlowLogger):
         self._sent_tags |= new
         names = list(new)
         for start in range(0, len(names), 50):
-            self._writer.put({"kind": "tags", "tags": {name: new[name] for name in names[start : start + 50]}})
+            self._begun_writer.put({"kind": "tags", "tags": {name: new[name] for name in names[start : start + 50]}})
 
     @rank_zero_only
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
@@ -325,8 +336,8 @@ class MLflowLogger(MLFlowLogger):
         _ = self.experiment
         path = Path(path).resolve()
         # The run's directory may be another when it is sent.
-        file = path.relative_to(self._run_directory) if path.is_relative_to(self._run_directory) else path
-        self._writer.put({"kind": "artifact", "file": str(file), "folder": folder or None})
+        file = path.relative_to(self._begun_directory) if path.is_relative_to(self._begun_directory) else path
+        self._begun_writer.put({"kind": "artifact", "file": str(file), "folder": folder or None})
 
     @rank_zero_only
     def log_text(self, text: str, artifact_file: str) -> None:
@@ -376,7 +387,7 @@ class MLflowLogger(MLFlowLogger):
         # What only decorates a training must not end it.
         if not self._left_out:
             rank_zero_warn(
-                f"{name} cannot be written to {shown_path(self._run_directory)} ({error.strerror or error}): such "
+                f"{name} cannot be written to {shown_path(self._begun_directory)} ({error.strerror or error}): such "
                 "files are left out until there is room, and the training goes on."
             )
         self._left_out = True
@@ -411,15 +422,15 @@ class MLflowLogger(MLFlowLogger):
         if status != "finished":
             # "finished" is what Lightning says before SLURM queues the job anew: the process still goes on.
             final = self._final_status or {"success": "FINISHED", "failed": "FAILED"}.get(status, status)
-            self._writer.put({"kind": "status", "status": final})
-        sent = self._writer.close()
+            self._begun_writer.put({"kind": "status", "status": final})
+        sent = self._begun_writer.close()
         if self._presence is not None:
             self._presence.end()
             self._presence = None
         if not sent:
             rank_zero_warn(
                 f"Not everything reached the tracking server; the rest is in "
-                f"{shown_path(self._run_directory / UNSENT_NAME)} and is sent when the run is resumed, or by "
+                f"{shown_path(self._begun_directory / UNSENT_NAME)} and is sent when the run is resumed, or by "
                 "python -m lit_pretrain sync."
             )
 

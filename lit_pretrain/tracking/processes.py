@@ -12,11 +12,13 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import ClassVar, Literal
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.paths import shown_path
 
+fcntl: ModuleType | None
 try:
     import fcntl
 except ImportError:  # Windows, where a run is seen by the file's time alone
@@ -160,7 +162,7 @@ class Presence:
     def end(self) -> None:
         """Be gone; may be called again."""
         self._stopped.set()
-        if self._holds:
+        if self._holds and fcntl is not None:
             # Loader workers have inherited the open file, with its lock.
             fcntl.flock(self._file, fcntl.LOCK_UN)
             Presence._own.discard(self.directory)

@@ -20,6 +20,7 @@ from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.tracking.paths import RUN_FILE_NAME
 from lit_pretrain.tracking.slurm import write_job
 from lit_pretrain.tracking.writer import first_line
+from lit_pretrain.trainer_state import callbacks_of, data_module_of, set_root_directory, stage_of
 
 # What a checkpoint waits for a store that hangs; what it has not taken by then goes to the journal.
 SECONDS_TO_FLUSH = 5.0
@@ -45,7 +46,7 @@ def run_directory(trainer: Trainer) -> Path | None:
     logger = mlflow_logger(trainer)
     if logger is not None:
         return logger.run_directory
-    recorder = next((one for one in trainer.callbacks if isinstance(one, RunRecorder)), None)
+    recorder = next((one for one in callbacks_of(trainer) if isinstance(one, RunRecorder)), None)
     return recorder.local.directory if recorder is not None and recorder.local is not None else None
 
 
@@ -68,7 +69,7 @@ def keeper_of_last(trainer: Trainer) -> ModelCheckpoint | None:
 
 def checkpointers(trainer: Trainer) -> list[ModelCheckpoint]:
     """The trainer's callbacks that save checkpoints."""
-    return [callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)]
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, ModelCheckpoint)]
 
 
 class RunRecorder(Callback):
@@ -102,7 +103,7 @@ class RunRecorder(Callback):
                 self._begin_local(trainer, stage)
             return
         logger.attach(trainer)
-        identity = [logger._run_id, str(logger.run_directory)] if trainer.is_global_zero else None
+        identity: Any = [logger._run_id, str(logger.run_directory)] if trainer.is_global_zero else None
         logger.adopt(*trainer.strategy.broadcast(identity))
         if stage == "fit" and trainer.is_global_zero:
             write_job(logger.run_directory, self.command)
@@ -111,11 +112,13 @@ class RunRecorder(Callback):
         """Give the run a directory, which all that would go to the working directory goes to."""
         if trainer.is_global_zero and self.local is None:
             self.local = begin_local_run(self.suggested_name, self.checkpoint if stage == "fit" else None)
-        found = [self.local.run_id, str(self.local.directory), self.local.resumed] if self.local is not None else None
+        found: Any = None
+        if self.local is not None:
+            found = [self.local.run_id, str(self.local.directory), self.local.resumed]
         run_id, directory, resumed = trainer.strategy.broadcast(found)
         if self.local is None:
             self.local = LocalRun(run_id, Path(directory), resumed)
-        trainer._default_root_dir = directory
+        set_root_directory(trainer, directory)
         if stage == "fit" and trainer.is_global_zero:
             write_job(self.local.directory, self.command)
 
@@ -142,22 +145,22 @@ class RunRecorder(Callback):
         self._recorded = True
         facts = {
             **_described("model_facts", pl_module),
-            **_described("data_facts", trainer.datamodule),
+            **_described("data_facts", data_module_of(trainer)),
         }
         logger.log_hyperparams(facts)
         logger.set_tags(
             {
-                "stage": trainer.state.fn.value,
+                "stage": stage_of(trainer),
                 "model": type(pl_module).__name__,
                 "precision": str(trainer.precision),
                 "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}",
                 **git_state(),
                 **package_versions(),
                 **machine_description(),
-                **_identities(trainer.datamodule),
+                **_identities(data_module_of(trainer)),
             }
         )
-        if trainer.state.fn.value != "fit" and trainer.ckpt_path:
+        if stage_of(trainer) != "fit" and trainer.ckpt_path:
             path = Path(trainer.ckpt_path)
             directory = run_directory_of_checkpoint(path)
             source = {"source.run_id": read_run_file(directory / RUN_FILE_NAME).run_id} if directory else {}

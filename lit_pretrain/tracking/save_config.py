@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lit_pretrain.errors import without_credentials
 from lit_pretrain.tracking.paths import write_atomically
 from lit_pretrain.tracking.run_record import RunRecorder, mlflow_logger, run_directory
+from lit_pretrain.trainer_state import callbacks_of, is_fast_run
 
 
 class SaveConfig(SaveConfigCallback):
@@ -47,7 +48,7 @@ class SaveConfig(SaveConfigCallback):
         for one in trainer.loggers:
             one.log_hyperparams(settings)
             folder = getattr(one, "log_dir", None)
-            if one is not logger and isinstance(folder, str) and not trainer.fast_dev_run:
+            if one is not logger and isinstance(folder, str) and not is_fast_run(trainer):
                 write_atomically(Path(folder) / name, text)
 
 
@@ -56,7 +57,7 @@ def is_resumed(trainer: Trainer) -> bool:
     logger = mlflow_logger(trainer)
     if logger is not None:
         return logger.resumed
-    recorder = next((one for one in trainer.callbacks if isinstance(one, RunRecorder)), None)
+    recorder = next((one for one in callbacks_of(trainer) if isinstance(one, RunRecorder)), None)
     return recorder is not None and recorder.local is not None and recorder.local.resumed
 
 

@@ -75,9 +75,11 @@ def requeue() -> str | None:
     Returns:
         Why it did not, or null.
     """
+    job = job_id()
+    assert job is not None  # only a batch job asks for it
     try:
         done = subprocess.run(
-            ["scontrol", "requeue", job_id()], capture_output=True, text=True, check=False, timeout=REQUEUE_SECONDS
+            ["scontrol", "requeue", job], capture_output=True, text=True, check=False, timeout=REQUEUE_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return first_line(error)

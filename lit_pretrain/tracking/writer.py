@@ -160,17 +160,17 @@ class Writer:
         kept: list[Operation] = []
         for operation in in_order([*earlier, *operations], merge=False):
             store = "files" if operation["kind"] == "artifact" else "figures"
-            error = self._attempt(store, operation)
+            failure = self._attempt(store, operation)
             with self._changed:
                 if abandoned():
                     return []
                 self._sending = [one for one in self._sending if one is not operation]
-                if error is None:
+                if failure is None:
                     self._come_back(store)
                     continue
                 kept.append(operation)
-                if not isinstance(error, Waiting):
-                    self._go_away(store, error)
+                if not isinstance(failure, Waiting):
+                    self._go_away(store, failure)
         with self._changed:
             if abandoned() or kept == earlier:
                 return []
@@ -307,7 +307,7 @@ def merge_metrics(operations: list[Operation]) -> list[Operation]:
     merged: list[Operation] = []
     for operation in operations:
         last = merged[-1] if merged else None
-        if operation["kind"] == "metrics" == (last or {}).get("kind"):
+        if last is not None and operation["kind"] == "metrics" == last["kind"]:
             if len(last["metrics"]) + len(operation["metrics"]) <= METRICS_PER_REQUEST:
                 last["metrics"].extend(operation["metrics"])
                 continue

@@ -124,7 +124,8 @@ def load_weights(path_or_hub_name: str | Path) -> PublicWeights:
         )
     tensors = {ours: joined([state[name] for name in names]) for ours, names in plan.items()}
     if head is not None and head.weight.shape[1:] != (settings["transformer"]["width"],):
-        head, others = None, others | set(head.names)
+        others = others | set(head.names)
+        head = None
     pooling = settings["pooling"]
     if head is not None and is_small_identity(tensors):
         head, pooling = replace(head, weight=head.weight * SMALL), "cls"
@@ -140,7 +141,9 @@ def load_weights(path_or_hub_name: str | Path) -> PublicWeights:
 def format_names(settings: dict[str, Any]) -> dict[str, tuple[str, ...]]:
     """Names in the format of every tensor of an encoder, by ours; of several, which are one here, in their order."""
     names = STEM_NAMES | (POOLER_NAMES if settings["pooling"] == "pooler" else {})
-    plan = {ours: (theirs,) for ours, theirs in names.items() if settings["segments"] or "segment" not in ours}
+    plan: dict[str, tuple[str, ...]] = {
+        ours: (theirs,) for ours, theirs in names.items() if settings["segments"] or "segment" not in ours
+    }
     for index in range(settings["transformer"]["depth"]):
         for ours, parts in BLOCK_NAMES.items():
             for kind in ("weight", "bias"):
@@ -173,7 +176,7 @@ def take_classifier(
 def labels_of(config: dict, count: int) -> tuple[tuple[str, ...], str | None]:
     """Names of the classes, empty if transformers made them up, and our name of the task, null if it is not told."""
     tasks = {theirs: ours for ours, theirs in PROBLEMS.items()}
-    task = tasks.get(config.get("problem_type"))
+    task = tasks.get(config.get("problem_type", ""))
     named = config.get("id2label") or {}
     classes = tuple(str(named.get(str(index), "")) for index in range(count))
     if task == "regression" or len(named) != count or all(re.fullmatch(r"LABEL_\d+|", name) for name in classes):
@@ -221,7 +224,7 @@ def load_heads(directory: str | Path, heads: tuple[nn.Module, ...]) -> None:
     state = read_state(find_directory(directory))
     for head in heads:
         targets = head.state_dict()
-        for ours, name in head.huggingface_names().items():
+        for ours, name in names_of(head).items():
             theirs = name.removeprefix("bert.")
             if theirs not in state:
                 raise UserError(
@@ -264,11 +267,17 @@ def save_weights(
         state |= {prefix + name: part for name, part in zip(names, tensors[ours].chunk(len(names)), strict=True)}
     for head in heads:
         own = head.state_dict()
-        state |= {name: own[ours] for ours, name in head.huggingface_names().items()}
+        state |= {name: own[ours] for ours, name in names_of(head).items()}
     if "cls.predictions.bias" in state:
         state["cls.predictions.decoder.weight"] = tensors["embeddings.token.weight"].clone()
         state["cls.predictions.decoder.bias"] = state["cls.predictions.bias"].clone()
     write_checkpoint(directory, state, config_of(settings, bool(heads)))
+
+
+def names_of(head: nn.Module) -> dict[str, str]:
+    """Ours -> theirs, of a module with `huggingface_names()`."""
+    named: Any = head
+    return named.huggingface_names()
 
 
 def find_directory(path_or_hub_name: str | Path) -> Path:

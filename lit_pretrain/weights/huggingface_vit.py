@@ -111,7 +111,7 @@ def load_weights(directory: Path) -> PublicWeights:
     Raises:
         UserError: If it is none of `KINDS`, or has no weights or no colours' mean and std.
     """
-    config, kind = read_config(directory), model_type(directory)
+    kind, config = read_config(directory)
     if kind in PAIRS:
         return load_tower(directory, "vision")
     state = without_prefix(read_tensors_of(directory), ("vision_model.", "vit.", "dinov2.", "dinov2_with_registers."))
@@ -130,7 +130,7 @@ def load_tower(directory: Path, tower: TowerName) -> PublicTower:
     Raises:
         UserError: As for `load_weights`, or if there is no such tower here.
     """
-    config, kind = read_config(directory), model_type(directory)
+    kind, config = read_config(directory)
     pair = PAIRS.get(kind)
     if pair is not None:
         if tower not in pair:
@@ -154,16 +154,16 @@ def load_tower(directory: Path, tower: TowerName) -> PublicTower:
     )
 
 
-def read_config(directory: Path) -> Config:
-    """A directory's config.json.
+def read_config(directory: Path) -> tuple[str, Config]:
+    """The kind of model that a directory's config.json tells of, and all that it says.
 
     Raises:
         UserError: If it tells of none of what is known here.
     """
     kind = model_type(directory)
-    if kind not in KINDS and kind not in PAIRS:
+    if kind is None or (kind not in KINDS and kind not in PAIRS):
         raise UserError(f"{directory}/config.json tells of {kind}: of transformers' ViTs, {', '.join(KINDS)} load.")
-    return json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return kind, json.loads((directory / "config.json").read_text(encoding="utf-8"))
 
 
 def without_prefix(state: dict[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:

@@ -114,18 +114,20 @@ def grid_of(positions: int, prefix: int, source: str | Path) -> tuple[int, bool]
 def settings_of_model(model: nn.Module, source: str | Path) -> dict[str, Any]:
     """Settings of a `VisionEncoder` that computes what a model of timm's does."""
     refuse_what_we_lack(model, source)
-    block, config = model.blocks[0], model.pretrained_cfg
-    channels, means, stds = model.in_chans, config.get("mean"), config.get("std")
+    # timm's annotations do not tell which attributes such a model has.
+    vit: Any = model
+    block, config = vit.blocks[0], vit.pretrained_cfg
+    channels, means, stds = vit.in_chans, config.get("mean"), config.get("std")
     told = means is not None and stds is not None and len(means) == len(stds) == channels
-    pooled_norm = isinstance(model.fc_norm, nn.LayerNorm)
-    default_pooling = "cls" if model.has_class_token else "mean"
+    pooled_norm = isinstance(vit.fc_norm, nn.LayerNorm)
+    default_pooling = "cls" if vit.has_class_token else "mean"
     return {
-        "image_size": model.patch_embed.img_size[0],
-        "patch_size": model.patch_embed.patch_size[0],
+        "image_size": vit.patch_embed.img_size[0],
+        "patch_size": vit.patch_embed.patch_size[0],
         "channels": channels,
         "transformer": {
-            "depth": len(model.blocks),
-            "width": model.embed_dim,
+            "depth": len(vit.blocks),
+            "width": vit.embed_dim,
             "heads": block.attn.num_heads,
             "feed_forward_width": block.mlp.fc2.in_features,
             "activation": "swiglu" if is_swiglu(block.mlp) else activation_of(block.mlp.act),
@@ -133,17 +135,17 @@ def settings_of_model(model: nn.Module, source: str | Path) -> dict[str, Any]:
             "bias": block.attn.proj.bias is not None,
             "dropout": block.attn.proj_drop.p,
             "attention_dropout": block.attn.attn_drop.p,
-            "stochastic_depth": getattr(model.blocks[-1].drop_path1, "drop_prob", 0.0),
+            "stochastic_depth": getattr(vit.blocks[-1].drop_path1, "drop_prob", 0.0),
             "layer_scale": None if isinstance(block.ls1, nn.Identity) else getattr(block.ls1, "init_values", 1e-5),
-            "final_norm": isinstance(model.norm, nn.LayerNorm),
+            "final_norm": isinstance(vit.norm, nn.LayerNorm),
             "query_key_norm": isinstance(block.attn.q_norm, nn.LayerNorm),
         },
-        "class_token": model.has_class_token,
-        "registers": model.num_reg_tokens,
-        "class_position": not model.no_embed_class,
-        "embedding_norm": isinstance(model.norm_pre, nn.LayerNorm),
-        "patch_bias": model.patch_embed.proj.bias is not None,
-        "pooling": POOLINGS[model.global_pool] if model.global_pool else default_pooling,
+        "class_token": vit.has_class_token,
+        "registers": vit.num_reg_tokens,
+        "class_position": not vit.no_embed_class,
+        "embedding_norm": isinstance(vit.norm_pre, nn.LayerNorm),
+        "patch_bias": vit.patch_embed.proj.bias is not None,
+        "pooling": POOLINGS[vit.global_pool] if vit.global_pool else default_pooling,
         "norm_after_pooling": pooled_norm,
         "mean": tuple(means) if told else (0.5,) * channels,
         "std": tuple(stds) if told else (0.5,) * channels,
@@ -163,7 +165,7 @@ def is_swiglu(module: nn.Module) -> bool:
     from timm.layers import GluMlp, SwiGLU
 
     packed = type(module) is GluMlp and not module.gate_last
-    return (packed or type(module) is SwiGLU) and isinstance(module.act, nn.SiLU)
+    return (packed or type(module) is SwiGLU) and isinstance(getattr(module, "act", None), nn.SiLU)
 
 
 def refuse_what_we_lack(model: nn.Module, source: str | Path) -> None:
@@ -175,10 +177,13 @@ def refuse_what_we_lack(model: nn.Module, source: str | Path) -> None:
         raise UserError(
             f"{source} is a {type(model).__name__}, not a VisionTransformer: VisionEncoder loads plain ViTs."
         )
-    block, patches = model.blocks[0], model.patch_embed
+    # As in `settings_of_model`.
+    vit: Any = model
+    block, patches = vit.blocks[0], vit.patch_embed
     lacking = {f"blocks of kind {type(block).__name__}": type(block) is not Block}
     if type(block) is Block:
-        attention, feed_forward = block.attn, block.mlp
+        attention: Any = block.attn
+        feed_forward: Any = block.mlp
         gated = is_swiglu(feed_forward)
         lacking |= {
             f"attention of kind {type(attention).__name__}": type(attention) is not Attention,
@@ -197,9 +202,9 @@ def refuse_what_we_lack(model: nn.Module, source: str | Path) -> None:
         f"pictures of {patches.img_size[0]} pixels that its patches of {patches.patch_size[0]} do not divide": bool(
             patches.img_size[0] % patches.patch_size[0]
         ),
-        "no position embedding": model.pos_embed is None,
-        f"pooling '{model.global_pool}'": model.global_pool not in ("", *POOLINGS),
-        "class token and registers in the pooling": model.pool_include_prefix,
+        "no position embedding": vit.pos_embed is None,
+        f"pooling '{vit.global_pool}'": vit.global_pool not in ("", *POOLINGS),
+        "class token and registers in the pooling": vit.pool_include_prefix,
     }
     names = [name for name, present in lacking.items() if present]
     if names:

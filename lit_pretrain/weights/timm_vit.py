@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,6 @@ from lit_pretrain.weights.timm_settings import (
     settings_of_model,
     settings_of_state,
 )
-
-if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
 
 # Ours -> theirs, applied in this order.
 NAMES = (
@@ -113,7 +110,8 @@ def load_weights(source: str | Path, architecture: str | None = None, **others: 
         state = as_model_names_them(state, model)
     state = with_biases(with_one_matrix(state), settings["transformer"])
     if head is not None and head.weight.shape[1:] != (settings["transformer"]["width"],):
-        head, left_out = None, sorted([*left_out, *head.names])
+        left_out = sorted([*left_out, *head.names])
+        head = None
     elif head is not None and model is not None:
         head = replace(head, **labels_of(model, path if path.is_dir() else path.parent))
     return PublicWeights(str(source), settings, state, timm_name, head, left_out)
@@ -121,7 +119,8 @@ def load_weights(source: str | Path, architecture: str | None = None, **others: 
 
 def labels_of(model: nn.Module, directory: Path) -> dict[str, Any]:
     """What is told of a classifier's classes; only our own exports say which task it is, in their config.json."""
-    names = tuple(map(str, model.pretrained_cfg.get("label_names") or ()))
+    vit: Any = model  # timm's annotations do not tell which attributes it has
+    names = tuple(map(str, vit.pretrained_cfg.get("label_names") or ()))
     try:
         task = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("task")
     except (OSError, ValueError):
@@ -145,12 +144,13 @@ def without_heads(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], LinearHe
         others = sorted(name for name in state if name.startswith(DECODER) or name == "mask_token")
     found, head = [name for name in CLASSIFIER if name in state], None
     if len(found) == len(CLASSIFIER):
-        head = LinearHead(*(state[name].float() for name in CLASSIFIER), names=CLASSIFIER)
+        weight, bias = (state[name].float() for name in CLASSIFIER)
+        head = LinearHead(weight, bias, names=CLASSIFIER)
     encoder = {name: value for name, value in state.items() if name not in (*CLASSIFIER, *others)}
     return encoder, head, others if head is not None else [*found, *others]
 
 
-def model_of_file(architecture: str, state: dict[str, Tensor], path: Path) -> "VisionTransformer":
+def model_of_file(architecture: str, state: dict[str, Tensor], path: Path) -> nn.Module:
     """A model of timm's for pictures of the size and channels of a file's tensors, without memory for weights.
 
     Raises:
@@ -165,7 +165,7 @@ def model_of_file(architecture: str, state: dict[str, Tensor], path: Path) -> "V
             f"`architecture` is '{architecture}', which is no ViT of timm's{guess}: look for the name with "
             "timm.list_models('vit*', pretrained=True)."
         )
-    settings: dict[str, int] = {}
+    settings: dict[str, Any] = {}
     with torch.device("meta"):
         model = create_model(architecture, num_classes=0)
         if type(model) is not VisionTransformer:
@@ -185,7 +185,7 @@ def model_of_file(architecture: str, state: dict[str, Tensor], path: Path) -> "V
         return create_model(architecture, num_classes=0, **settings) if settings else model
 
 
-def as_model_names_them(state: dict[str, Tensor], model: "VisionTransformer") -> dict[str, Tensor]:
+def as_model_names_them(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Tensors by the names of timm's model, which those of other programs (DINOv2's) differ from."""
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
@@ -198,7 +198,7 @@ def as_model_names_them(state: dict[str, Tensor], model: "VisionTransformer") ->
     return checkpoint_filter_fn(state, model)
 
 
-def open_name(name: str | Path) -> "tuple[VisionTransformer, dict[str, Tensor]]":
+def open_name(name: str | Path) -> tuple[nn.Module, dict[str, Tensor]]:
     """A model and its weights by timm's name for it, or by "hf-hub:owner/name", whose config tells the architecture."""
     from timm import create_model
     from timm.models import load_model_config_from_hf
@@ -241,7 +241,7 @@ def is_vit(name: str) -> bool:
     return is_model_in_modules(name.partition(".")[0], MODULES)
 
 
-def open_directory(directory: Path, file: Path) -> "tuple[VisionTransformer, dict[str, Tensor]]":
+def open_directory(directory: Path, file: Path) -> tuple[nn.Module, dict[str, Tensor]]:
     """The model that a directory's config.json describes, without memory for its weights, and the weights beside it.
 
     Args:

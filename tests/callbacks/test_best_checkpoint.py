@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from toy_training import ToyData, ToyModule
 
 from lit_pretrain.callbacks import BestCheckpoint
+from lit_pretrain.callbacks.last_checkpoint import LastCheckpoint
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.find import find_checkpoint, run_directory_of_checkpoint
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
@@ -91,6 +92,15 @@ def test_the_last_checkpoint_is_of_the_last_validation_also_where_it_was_no_bett
     trainer.fit(Scored([0.7] + [0.2] * 9), ToyData())
     assert (last.steps[25], last.steps[45], last.steps[65]) == (20, 40, 60)
     assert best.best_model_path.endswith(f"best-step=0000{10 if settings else 20}.ckpt")
+
+
+def test_last_as_a_link_stays_one_beside_what_is_saved_now_and_then(runs):
+    linking = ModelCheckpoint(monitor="validation/score", mode="max", save_last="link")
+    trainer = make_trainer(runs, linking, 60, callbacks=[LastCheckpoint(minutes=1e-9)], log_every_n_steps=5)
+    trainer.fit(Scored([float("nan"), 0.7, 0.2]), ToyData())
+    # Lightning's rule: the last one that it saved itself.
+    assert Path(linking.last_model_path).resolve() == Path(linking.best_model_path).resolve()
+    assert torch.load(linking.last_model_path, weights_only=True)["global_step"] == 40
 
 
 @pytest.mark.parametrize("first", [float("nan"), float("inf")])

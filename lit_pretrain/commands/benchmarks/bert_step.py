@@ -4,11 +4,13 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
+from lit_pretrain.backbone.config import BertSize
 from lit_pretrain.modules import TextPretraining
 from lit_pretrain.objectives import MaskedLanguageModeling, NextSentencePrediction
 
@@ -40,12 +42,12 @@ def random_batch(arguments: argparse.Namespace, device: torch.device) -> dict[st
 def our_module(arguments: argparse.Namespace, size: str, compiled: bool) -> TextPretraining:
     """BERT's two objectives on an encoder of one of BERT's sizes, for made-up word pieces."""
     encoder = TextEncoder(
-        size=size,
+        size=cast(BertSize, size),
         transformer=TransformerConfig(dropout=arguments.dropout, attention_dropout=arguments.dropout),
         max_positions=max(512, arguments.sequence_length),
     )
     module = TextPretraining(encoder, [MaskedLanguageModeling(), NextSentencePrediction()], compile_blocks=compiled)
-    module.tokenizer = made_up_vocabulary(arguments.vocabulary_size)
+    module.tokenizer = cast(Any, made_up_vocabulary(arguments.vocabulary_size))
     return module
 
 

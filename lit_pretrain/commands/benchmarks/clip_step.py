@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -135,10 +136,10 @@ def our_module(
         compiled: Whether the blocks are compiled.
         peer: open_clip's model whose weights are taken; null for new ones.
     """
-    settings = {"augmentation": ImageAugmentation(crop="center", flip=0.0), "compile_blocks": compiled}
+    settings: dict[str, Any] = {"augmentation": ImageAugmentation(crop="center", flip=0.0), "compile_blocks": compiled}
     config = shape.config(vocabulary_size)
     if peer is None:
-        towers = {
+        towers: dict[str, Any] = {
             "text_encoder": TextEncoder.from_settings(settings_of_config(config, "text", shape.name)),
             "vision_encoder": VisionEncoder.from_settings(settings_of_config(config, "vision", shape.name)),
         }
@@ -150,7 +151,7 @@ def our_module(
             start = TowerConfig(init_from=directory)
             module = ContrastivePretraining(text=start, vision=start, **settings)
     # What the module asks of a tokenizer before a training, for random word pieces.
-    module.tokenizer = SimpleNamespace(vocabulary_size=vocabulary_size)
+    module.tokenizer = cast(Any, SimpleNamespace(vocabulary_size=vocabulary_size))
     return module
 
 
@@ -207,7 +208,7 @@ def open_clip_loss(
     return lambda: criterion(*forward(images, texts))
 
 
-def clamped(model: torch.nn.Module) -> Callable[[], None]:
+def clamped(model: Any) -> Callable[[], None]:
     """What open_clip does after each step: the scale stays within 1 and 100."""
 
     @torch.no_grad()

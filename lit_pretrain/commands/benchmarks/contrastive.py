@@ -9,6 +9,7 @@ does. How long captions are decides much, so it is varied. Augmentation is no pa
 
 import argparse
 from importlib.util import find_spec
+from typing import Any
 
 from lit_pretrain.commands.benchmarks.clip_step import (
     CONTEXT,
@@ -21,7 +22,7 @@ from lit_pretrain.commands.benchmarks.clip_step import (
     our_step,
     random_pairs,
 )
-from lit_pretrain.commands.benchmarks.contest import Race, hold_all
+from lit_pretrain.commands.benchmarks.contest import Contestant, Race, hold_all
 from lit_pretrain.commands.benchmarks.kept_memory import bytes_kept
 from lit_pretrain.commands.benchmarks.setting import Setting
 from lit_pretrain.commands.benchmarks.step import peer_step
@@ -62,7 +63,7 @@ def line_up(
     pairs, words = arguments.batch_size, arguments.vocabulary_size
     batch = random_pairs(shape, pairs, mean_length, words, setting.device)
     manners = [False] if arguments.no_compile else [False, True]
-    models = [open_clip_model(shape, words) if peer else None for _ in manners]
+    models: list[Any] = [open_clip_model(shape, words) if peer else None for _ in manners]
     if peer:
         for model in models[1:]:
             model.load_state_dict(models[0].state_dict())
@@ -100,7 +101,7 @@ def fit_of(arguments: argparse.Namespace, shape: ClipShape) -> tuple[Contrastive
 def fit_row(arguments: argparse.Namespace, shape: ClipShape, setting: Setting) -> Row:
     """A whole fit of one shape beside its bare step."""
 
-    def bare(batch: dict) -> object:
+    def bare(batch: dict) -> Contestant:
         module = our_module(shape, FIT_VOCABULARY, compiled=not arguments.no_compile)
         return our_step(module, our_loss(module, batch), setting.dtype)
 

@@ -13,6 +13,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from rich.console import Console
@@ -21,6 +22,9 @@ from lit_pretrain.commands.benchmarks.step import training_step
 from lit_pretrain.commands.benchmarks.tables import Column, Row, table_of
 from lit_pretrain.commands.output import check_writable
 from lit_pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_pretrain.modules import ContrastivePretraining
 
 STEPS = 2
 VOCABULARY = 1000
@@ -53,7 +57,7 @@ class Case:
     image_size: int
     patch_size: int
     text_length: int
-    duplicates: str
+    duplicates: Literal["ignore", "mask", "multi_positive"]
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -96,7 +100,7 @@ def measure(case: Case) -> Row:
 
 
 def take_steps(
-    module: torch.nn.Module,
+    module: "ContrastivePretraining",
     batch: dict[str, torch.Tensor],
     generator: torch.Generator,
     optimizer: torch.optim.Optimizer,
@@ -113,15 +117,14 @@ def take_steps(
         step()
 
 
-def make_module(case: Case) -> torch.nn.Module:
+def make_module(case: Case) -> "ContrastivePretraining":
     """Two towers of a case."""
     from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
     from lit_pretrain.modules import ContrastivePretraining
     from lit_pretrain.objectives import Contrastive
 
-    shape = {"depth": case.depth, "width": case.width}
-    text = TransformerConfig(**shape, norm_order="pre")
-    vision = VisionTransformerConfig(**shape)
+    text = TransformerConfig(depth=case.depth, width=case.width, norm_order="pre")
+    vision = VisionTransformerConfig(depth=case.depth, width=case.width)
     return ContrastivePretraining(
         TextEncoder(VOCABULARY, transformer=text, max_positions=case.text_length),
         VisionEncoder(image_size=case.image_size, patch_size=case.patch_size, class_token=False, transformer=vision),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -27,6 +28,7 @@ from lit_pretrain.commands.benchmarks.vit_step import AUGMENTATION, Shape
 from lit_pretrain.data import ImageDataModule
 from lit_pretrain.data.images.image_source import ImageSource, open_pictures
 from lit_pretrain.data.images.pictures import EncodedPicture, size_of
+from lit_pretrain.required import required
 
 COLUMNS = (
     Column("us/picture", "microseconds_per_picture"),
@@ -108,7 +110,7 @@ def picture_input(arguments: argparse.Namespace) -> Iterator[PictureInput]:
         data.setup("fit")
         opened = open_pictures(ImageSource(arguments.images), Path(directory))
         pictures = opened.read(range(len(opened)))
-        contestants = [our_reader(data), torchvision_reader(pictures, data.stored_size, arguments.batch_size)]
+        contestants = [our_reader(data), torchvision_reader(pictures, required(data.stored_size), arguments.batch_size)]
         name = f"{data.stored_size} x {data.stored_size}"
         race = Race("input", name, contestants, "pictures", arguments.batch_size, threads=1)
         yield PictureInput(race, len(pictures), seconds)
@@ -116,7 +118,7 @@ def picture_input(arguments: argparse.Namespace) -> Iterator[PictureInput]:
 
 def our_reader(data: ImageDataModule) -> Contestant:
     """The loader's batches, varied and normalised as in training."""
-    size = data.stored_size
+    size = required(data.stored_size)
     normalize = Shape("", size, size, width=8, depth=1).encoder().normalize
     generator = torch.Generator().manual_seed(0)
     batches = endless(data.train_dataloader())
@@ -145,12 +147,14 @@ def torchvision_reader(pictures: Sequence[EncodedPicture], size: int, batch_size
         transforms.ToTensor(),
         transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     ]
-    dataset = PilPictures([picture.content for picture in pictures], transforms.Compose(steps))
+    dataset = PilPictures(
+        [picture.content for picture in pictures if picture.content is not None], transforms.Compose(steps)
+    )
     batches = endless(DataLoader(dataset, batch_size, shuffle=True, drop_last=True))
     return Contestant("torchvision, 1 thread", lambda: next(batches))
 
 
-def endless(loader: object) -> Iterator:
+def endless(loader: Any) -> Iterator:
     """A loader's batches, epoch after epoch."""
     for epoch in itertools.count():
         if hasattr(loader.batch_sampler, "set_epoch"):

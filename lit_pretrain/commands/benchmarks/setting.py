@@ -1,7 +1,7 @@
 """Where a benchmark runs: device, precision, the machine's peak, and the place that its tables go to."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +22,7 @@ PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 Shape = TypeVar("Shape")
 
 
-def shape_of(text: str, kind: type[Shape], shapes: Mapping[str, Shape], form: str, example: str) -> Shape:
+def shape_of(text: str, kind: Callable[..., Shape], shapes: Mapping[str, Shape], form: str, example: str) -> Shape:
     """A model's shape by its name, or by its figures.
 
     Args:
@@ -74,7 +74,7 @@ class Setting:
         # The tables are not broken up in a narrow window.
         console.width = max(console.width, 120)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        precision = resolve_precision(arguments.precision)
+        precision = str(resolve_precision(arguments.precision))
         peak = measured_peak(device.type, PRECISIONS[precision])
         return cls(console, device, precision, peak, Path(arguments.json) if arguments.json else None)
 

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,7 +94,7 @@ def timm_loss(
     images, encoder, classifier = batch["images"], module.encoder, module.objectives[0].classifier
     with tempfile.TemporaryDirectory() as directory:
         encoder.save_pretrained(directory)
-        model = timm.create_model(f"local-dir:{directory}", pretrained=True)
+        model: Any = timm.create_model(f"local-dir:{directory}", pretrained=True)
     model.reset_classifier(classifier.out_features)
     model.head.load_state_dict(classifier.state_dict())
     model.to(images.device).train()

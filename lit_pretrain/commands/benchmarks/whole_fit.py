@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningDataModule, LightningModule
@@ -73,7 +73,7 @@ def measure_fit(
         module, data = make()
         data.prepare_data()
         data.setup("fit")
-        batch = move_data_to_device(data.batch_at(0, 0), setting.device)
+        batch = move_data_to_device(cast(Any, data).batch_at(0, 0), setting.device)
         if isinstance(module, Pretraining):
             batch = module.prepare(batch, torch.Generator(device=setting.device))
         bare = make_bare(batch)
@@ -85,7 +85,7 @@ def measure_fit(
             accelerator=setting.device.type,
             devices=1,
             max_steps=WARM_UP_STEPS + max(20, steps),
-            precision=setting.precision,
+            precision=cast(Any, setting.precision),
             limit_val_batches=0,
             log_every_n_steps=10,
             callbacks=[clock],

@@ -11,6 +11,7 @@ from lit_pretrain.commands.exports.check import Difference
 from lit_pretrain.commands.exports.provenance import Provenance
 from lit_pretrain.commands.exports.subject import Subject
 from lit_pretrain.modules import ContrastivePretraining
+from lit_pretrain.required import required
 from lit_pretrain.tracking.paths import shown_path
 
 LIBRARIES = {"hf": "transformers", "timm": "timm", "open_clip": "open_clip", "onnx": "onnx"}
@@ -140,7 +141,7 @@ def description(subject: Subject, architecture: str) -> str:
     if isinstance(subject.module, ContrastivePretraining):
         text += f"Texts and pictures meet in {subject.module.embedding_width} features. "
     if subject.has_classifier:
-        facts = subject.facts
+        facts = required(subject.facts)
         names = ", ".join(facts.classes[:20]) + (", ..." if len(facts.classes) > 20 else "")
         tasks = {
             "single_label": f"tells one of {len(facts.classes)} classes ({names})",
@@ -178,7 +179,7 @@ def inputs_of(subject: Subject) -> str:
     longest = f"up to {encoder.max_positions} tokens" if encoder.positions == "learned" else "of any length"
     if subject.has_classifier or subject.tower is not None:
         longest += f" (trained on {subject.maximum_length} at most)"
-    tokenizer = subject.tokenizer
+    tokenizer = required(subject.tokenizer)
     begin, end = (tokenizer.id_to_token(one) for one in (tokenizer.cls_id, tokenizer.sep_id))
     pair = (
         f", or {begin} text {' '.join([end] * tokenizer.separators)} second text {end}" if subject.tower is None else ""

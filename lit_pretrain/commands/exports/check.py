@@ -12,6 +12,7 @@ from torch import Tensor
 from lit_pretrain.commands.exports.subject import Subject
 from lit_pretrain.data.text.base_tokenizer import TextTokenizer
 from lit_pretrain.errors import UserError
+from lit_pretrain.required import required
 
 # Largest difference of fp32 outputs whose largest value is 1 or less; in proportion to that value where it is larger.
 TOLERANCE = 1e-4
@@ -136,21 +137,22 @@ class TextBatch:
 
 def seeded_texts(subject: Subject) -> list[TextBatch]:
     """Texts and pairs of texts of different lengths, up to as many tokens as there are positions, and tricky ones."""
-    encoder, generator = subject.encoder, torch.Generator().manual_seed(SEED)
+    encoder, tokenizer = subject.encoder, required(subject.tokenizer)
+    generator = torch.Generator().manual_seed(SEED)
     longest = min(LONGEST, encoder.max_positions) if encoder.positions == "learned" else LONGEST
     batches = []
     # A tower is given one text, and what has one segment has no place for a second.
     for pairs in (False, True) if encoder.segments != 1 and subject.tower is None else (False,):
-        texts, special = [], 2 + int(pairs) * subject.tokenizer.separators
+        texts, special = [], 2 + int(pairs) * tokenizer.separators
         for index in range(TEXTS):
             room = max(1 + int(pairs), round((longest - special) * (index + 1) / TEXTS))
             first = write_text(subject, room - room // 2 if pairs else room, generator)
             texts.append((first, write_text(subject, room // 2, generator) if pairs else ""))
         for place, first in enumerate(TRICKY):
             second = TRICKY[place - 1] if pairs else ""
-            if len(subject.tokenizer.encode(first) + subject.tokenizer.encode(second)) + special <= longest:
+            if len(tokenizer.encode(first) + tokenizer.encode(second)) + special <= longest:
                 texts.append((first, second))
-        batches.append(text_batch(subject.tokenizer, texts, pairs))
+        batches.append(text_batch(tokenizer, texts, pairs))
     return batches
 
 
@@ -174,9 +176,10 @@ def text_batch(tokenizer: TextTokenizer, texts: list[tuple[str, str]], pairs: bo
 
 def write_text(subject: Subject, pieces: int, generator: torch.Generator) -> str:
     """A text of so many word pieces at most: words of the vocabulary at random."""
-    tokenizer = subject.tokenizer
+    tokenizer = required(subject.tokenizer)
     words = [piece for piece in tokenizer.vocabulary if piece.isalpha()] or TRICKY[:1]
-    chosen, room = [], pieces
+    chosen: list[str] = []
+    room = pieces
     while room > 0:
         # Some tokenizers have a piece for the space before a word.
         word = " " * bool(chosen) + words[int(torch.randint(len(words), (1,), generator=generator))]

@@ -31,6 +31,7 @@ from lit_pretrain.commands.exports.check import (
     worst_of_each,
 )
 from lit_pretrain.commands.exports.subject import EMBEDDINGS, Subject, answers
+from lit_pretrain.required import required
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 FILE_NAME = "model.onnx"
@@ -63,7 +64,7 @@ class Graph(nn.Module):
             return tokens, embedding, functional.normalize(self.projection(embedding), dim=-1)
         if self.head is None:
             return tokens, embedding
-        return *answers(self.head(embedding), self.facts).values(), embedding
+        return *answers(self.head(embedding), required(self.facts)).values(), embedding
 
 
 class TextGraph(Graph):
@@ -98,7 +99,7 @@ def output_names(subject: Subject) -> list[str]:
         return names if subject.tower is None else [*names, EMBEDDINGS[subject.tower]]
     return (
         ["value", "pooled_embedding"]
-        if subject.facts.task == "regression"
+        if required(subject.facts).task == "regression"
         else ["logits", "probabilities", "pooled_embedding"]
     )
 
@@ -163,7 +164,7 @@ def write_graph(subject: Subject, path: Path) -> None:
             dynamo=True,
             verbose=False,
         )
-        program.save(path, external_data=size > LARGEST_FILE)
+        required(program).save(path, external_data=size > LARGEST_FILE)
 
 
 def graph_config(subject: Subject) -> dict[str, Any]:
@@ -171,7 +172,7 @@ def graph_config(subject: Subject) -> dict[str, Any]:
     return {
         "inputs": list(input_batches(subject)[0][1]),
         "outputs": output_names(subject),
-        "task": subject.facts.task if subject.has_classifier else None,
+        "task": required(subject.facts).task if subject.has_classifier else None,
         "labels": subject.labels,
         "maximum_length": subject.maximum_length if subject.is_text else None,
         "encoder_class": type(subject.encoder).__name__,
@@ -189,14 +190,14 @@ def loading(subject: Subject) -> Loading:
         scale, bias = subject.scale_and_bias
         lines.append(f"logits = {scale:.6g} * image_embeds @ text_embeds.T" + (f" + {bias:.6g}" if bias else ""))
         return Loading("two ONNX graphs", "\n".join(lines), tuple(notes(subject)))
-    inputs = text_code(subject) if subject.is_text else [picture_code(subject)]
+    reading = text_code(subject) if subject.is_text else [picture_code(subject)]
     lines = session_code(subject, FILE_NAME, "texts" if subject.is_text else "pictures")
-    return Loading("ONNX graph", "\n".join(["import numpy, onnxruntime", *inputs, *lines]), tuple(notes(subject)))
+    return Loading("ONNX graph", "\n".join(["import numpy, onnxruntime", *reading, *lines]), tuple(notes(subject)))
 
 
 def text_code(subject: Subject) -> list[str]:
     """Lines that make inputs of texts, cut to what the graph takes."""
-    tokenizer = subject.tokenizer
+    tokenizer = required(subject.tokenizer)
     lines = ["from tokenizers import Tokenizer", 'tokenizer = Tokenizer.from_file("DIRECTORY/tokenizer.json")']
     if subject.maximum_length is not None:
         lines.append(f"tokenizer.enable_truncation({subject.maximum_length})")
@@ -264,7 +265,7 @@ def check(subject: Subject, directory: Path) -> list[Difference]:
     differences = []
     for name, part in graphs_of(subject).items():
         for one in check_graph(part, directory / name):
-            shared = not subject.is_pair or one.output == EMBEDDINGS[part.tower]
+            shared = not subject.is_pair or one.output == EMBEDDINGS[required(part.tower)]
             differences.append(one if shared else replace(one, output=f"{part.tower} {one.output}"))
     return differences
 

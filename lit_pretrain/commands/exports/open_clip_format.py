@@ -21,8 +21,10 @@ from lit_pretrain.commands.exports.check import (
     text_batch,
 )
 from lit_pretrain.commands.exports.subject import EMBEDDINGS, Subject
+from lit_pretrain.data.text.base_tokenizer import TextTokenizer
 from lit_pretrain.data.text.byte_pair_tokenizer import BytePairTokenizer
 from lit_pretrain.errors import UserError
+from lit_pretrain.required import required
 from lit_pretrain.weights.files import write_checkpoint
 from lit_pretrain.weights.open_clip import CONFIG, LOG_SCALE, LOGIT_BIAS, PROJECTIONS, WEIGHTS, open_clip_name
 from lit_pretrain.weights.open_clip_settings import NORM_EPSILON, POOLINGS, TowerName
@@ -43,7 +45,7 @@ def write(subject: Subject, directory: Path) -> None:
     Raises:
         UserError: If open_clip has no place for something of a tower; the sentence says for what.
     """
-    module, tokenizer = subject.module, subject.tokenizer
+    module, tokenizer = subject.module, required(subject.tokenizer)
     text, vision = module.text_encoder, module.vision_encoder
     try:
         model = config_of_towers(text, vision, module.embedding_width, tokenizer.sep_id, tokenizer.vocabulary_size - 1)
@@ -58,7 +60,9 @@ def write(subject: Subject, directory: Path) -> None:
         model["init_logit_bias"] = bias
     picture = {"mean": list(vision.channel_means), "std": list(vision.channel_stds), "interpolation": "bicubic"}
     config = {"model_cfg": model, "preprocess_cfg": picture}
-    projections = {tower: part.projection for tower, part in subject.parts.items()}
+    parts = subject.parts
+    names: tuple[TowerName, ...] = ("text", "vision")
+    projections = {tower: required(parts[tower].projection) for tower in names}
     save_towers(text, vision, projections, scale, bias, config, directory)
     tokenizer.save(directory)
     path = directory / "tokenizer_config.json"
@@ -227,7 +231,7 @@ def save_towers(
     write_checkpoint(directory, tensors, config, (WEIGHTS[0], CONFIG))
 
 
-def is_clips(tokenizer: object) -> bool:
+def is_clips(tokenizer: TextTokenizer) -> bool:
     """Whether it is CLIP's own, which open_clip brings."""
     known = BytePairTokenizer.of_open_clip()
     return known is not None and known.hash == tokenizer.hash
@@ -288,7 +292,7 @@ def check(subject: Subject, directory: Path) -> list[Difference]:
     return found
 
 
-def logits_of(model: torch.nn.Module, embeddings: dict[str, Tensor]) -> Tensor:
+def logits_of(model: Any, embeddings: dict[str, Tensor]) -> Tensor:
     """Scores (pictures, texts) as open_clip computes them."""
     bias = 0.0 if model.logit_bias is None else model.logit_bias
     return model.logit_scale.exp() * embeddings["vision"] @ embeddings["text"].T + bias
@@ -298,7 +302,7 @@ def clean_texts(subject: Subject) -> TextBatch:
     """The seeded texts that open_clip neither cleans up before it tokenises nor takes to end in their midst."""
     from open_clip.tokenizer import basic_clean
 
-    (batch,), tokenizer = seeded_texts(subject), subject.tokenizer
+    (batch,), tokenizer = seeded_texts(subject), required(subject.tokenizer)
     texts = [text for text in batch.first if basic_clean(text) == text.strip()]
     texts = [text for text in texts if tokenizer.sep_id not in tokenizer.encode(text)]
     return text_batch(tokenizer, [(text, "") for text in texts], pairs=False)

@@ -13,6 +13,7 @@ import yaml
 from lit_pretrain.commands.exports.subject import Subject
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.checkpoints import read_checkpoint
+from lit_pretrain.required import required
 from lit_pretrain.tracking.find import RunRecord, read_run_file, run_directory_of_checkpoint
 from lit_pretrain.tracking.paths import DATABASE_NAME, RUN_FILE_NAME
 from lit_pretrain.tracking.save_config import flatten_config
@@ -92,7 +93,7 @@ def find_out(subject: Subject) -> Provenance:
 
 def read_config(known: Provenance) -> None:
     """The config that the run was started with."""
-    path = known.run.directory / "config.yaml"
+    path = required(known.run).directory / "config.yaml"
     try:
         known.settings = dict(flatten_config(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except (OSError, yaml.YAMLError) as error:
@@ -101,13 +102,14 @@ def read_config(known: Provenance) -> None:
 
 def read_run(known: Provenance, step: int) -> None:
     """What MLflow has of the run."""
-    address = store_address(known.run)
+    record = required(known.run)
+    address = store_address(record)
     if address is None:
         known.unknown.append("The run's database is gone: its metrics and what it recorded of data, code and machine.")
         return
     try:
-        client = open_store(address, known.run.directory.parent.parent)
-        run = client.get_run(known.run.run_id)
+        client = open_store(address, record.directory.parent.parent)
+        run = client.get_run(record.run_id)
         known.metrics = metrics_of(client, run, step)
     except Exception as error:  # MLflow, SQLAlchemy and the network each have their own errors
         known.unknown.append(f"The run in MLflow ({first_line(error)}): its metrics and what it recorded.")

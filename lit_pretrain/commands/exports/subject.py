@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_pretrain.backbone import TextEncoder, VisionEncoder
+from lit_pretrain.backbone import TextEncoder
 from lit_pretrain.data.labelled.label_facts import LabelFacts
 from lit_pretrain.data.text.base_tokenizer import TextTokenizer
 from lit_pretrain.data.text.tokenizers_by_kind import tokenizer_from_json
@@ -15,6 +15,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.modules import ContrastivePretraining, FineTuning, TextPretraining, VisionPretraining
 from lit_pretrain.modules.checkpoints import objective_names, read_checkpoint
 from lit_pretrain.objectives import CausalLanguageModeling
+from lit_pretrain.required import required
 from lit_pretrain.tracking.find import find_checkpoint, split_tower
 from lit_pretrain.tracking.paths import shown_path
 
@@ -39,7 +40,7 @@ class Subject:
     path: Path
     step: int
     record: dict[str, Any]
-    module: nn.Module
+    module: Any
     tokenizer: TextTokenizer | None
     tower: str | None = None
 
@@ -89,8 +90,8 @@ class Subject:
         }
 
     @property
-    def encoder(self) -> TextEncoder | VisionEncoder:
-        """The encoder inside, of two towers the one that is meant."""
+    def encoder(self) -> Any:
+        """The encoder inside, a TextEncoder or a VisionEncoder; of two towers the one that is meant."""
         return self.module.encoder if self.tower is None else self.module.towers[self.tower].encoder
 
     @property
@@ -128,7 +129,7 @@ class Subject:
         return isinstance(self.encoder, TextEncoder)
 
     @property
-    def objectives(self) -> list[nn.Module]:
+    def objectives(self) -> list[Any]:
         """Pretext tasks with their heads; empty after fine-tuning."""
         return list(getattr(self.module, "objectives", []))
 
@@ -152,8 +153,9 @@ class Subject:
     def classifier(self) -> tuple[Tensor, Tensor]:
         """Weight (C, D) and bias (C,) from pooled features to logits, or to the number itself in its own unit."""
         weight, bias = self.module.head.weight, self.module.head.bias
-        if self.facts.task == "regression":
-            return weight * self.facts.std, bias * self.facts.std + self.facts.mean
+        facts = required(self.facts)
+        if facts.task == "regression":
+            return weight * facts.std, bias * facts.std + facts.mean
         return weight, bias
 
     @property
@@ -166,7 +168,7 @@ class Subject:
     @property
     def answer(self) -> str:
         """What the other libraries' logits are called here: numbers are in their own unit."""
-        return "value" if self.facts.task == "regression" else "logits"
+        return "value" if required(self.facts).task == "regression" else "logits"
 
     @property
     def parameters(self) -> int:
@@ -205,7 +207,7 @@ class Subject:
             outputs[EMBEDDINGS["text"]] = self.module.embed_texts(inputs)
         elif self.tower == "vision":
             outputs[EMBEDDINGS["vision"]] = self.module.embed_pictures(inputs["images"])
-        return outputs | (answers(self.module.head(pooled), self.facts) if self.has_classifier else {})
+        return outputs | (answers(self.module.head(pooled), required(self.facts)) if self.has_classifier else {})
 
 
 def answers(logits: Tensor, facts: LabelFacts) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -17,6 +18,7 @@ from lit_pretrain.commands.exports.check import (
 )
 from lit_pretrain.commands.exports.subject import EMBEDDINGS, Subject
 from lit_pretrain.errors import UserError
+from lit_pretrain.required import required
 from lit_pretrain.weights.files import write_checkpoint
 
 PACKAGES = ("timm",)
@@ -43,7 +45,7 @@ def write(subject: Subject, directory: Path) -> None:
         weight, bias, told = subject.projection, torch.zeros(len(subject.projection)), {}
     else:
         weight, bias = subject.classifier()
-        told = {"label_names": subject.labels, "task": subject.facts.task}
+        told = {"label_names": subject.labels, "task": required(subject.facts).task}
     tensors = load_file(directory / "model.safetensors")
     config = json.loads((directory / "config.json").read_text())
     count = len(weight)
@@ -68,7 +70,7 @@ def notes(subject: Subject) -> list[str]:
     if subject.projection is not None:
         told = [
             "The head is the projection to where texts and pictures meet: image_embeds = normalize(model(images)); "
-            "model.forward_head(tokens, pre_logits=True) pools without it."
+            "vit.forward_head(tokens, pre_logits=True) pools without it."
         ]
     elif not subject.has_classifier:
         told = ["There is no classifier: model(images) gives the pooled embedding; num_classes=N adds a new one."]
@@ -78,7 +80,7 @@ def notes(subject: Subject) -> list[str]:
             "multi_label": "logits, sigmoid makes probabilities of them; the names are",
             "regression": "the number itself; its name is",
         }
-        told = [f"model(images) gives {given[subject.facts.task]} in config.json's label_names."]
+        told = [f"model(images) gives {given[required(subject.facts).task]} in config.json's label_names."]
     if subject.objectives:
         heads = " and of ".join(subject.objective_names)
         told.append(f"Left out, for timm has no place for it: the head of {heads}.")
@@ -101,12 +103,13 @@ def check(subject: Subject, directory: Path) -> list[Difference]:
     data = timm.data.resolve_model_data_config(model)
     inputs = seeded_pictures(subject)
     mean, std = (torch.tensor(data[name]).view(-1, 1, 1) for name in ("mean", "std"))
-    tokens = model.forward_features((inputs["images"] - mean) / std)
-    theirs = {"token_features": tokens, "pooled_embedding": model.forward_head(tokens, pre_logits=True)}
+    vit: Any = model
+    tokens = vit.forward_features((inputs["images"] - mean) / std)
+    theirs = {"token_features": tokens, "pooled_embedding": vit.forward_head(tokens, pre_logits=True)}
     if subject.projection is not None:
-        theirs[EMBEDDINGS["vision"]] = functional.normalize(model.forward_head(tokens), dim=-1)
+        theirs[EMBEDDINGS["vision"]] = functional.normalize(vit.forward_head(tokens), dim=-1)
     elif subject.has_classifier:
-        theirs[subject.answer] = model.forward_head(tokens)
+        theirs[subject.answer] = vit.forward_head(tokens)
     ours = subject.features(inputs)
     named = f"{len(inputs['images'])} random pictures of {subject.encoder.image_size} pixels"
     return [compare(name, ours[name], theirs[name], named) for name in theirs]

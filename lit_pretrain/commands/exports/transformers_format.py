@@ -8,6 +8,7 @@ over tokens has no place there: then the encoder is a `BertModel`, and the class
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -30,6 +31,7 @@ from lit_pretrain.commands.exports.check import (
 from lit_pretrain.commands.exports.subject import EMBEDDINGS, Subject
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives import CausalLanguageModeling, MaskedLanguageModeling, NextSentencePrediction
+from lit_pretrain.required import required
 from lit_pretrain.weights.files import write_checkpoint
 from lit_pretrain.weights.huggingface_bert import CLASSIFIER_FOLDER, PROBLEMS, SMALL
 
@@ -43,7 +45,7 @@ def library() -> str:
     return named_version("transformers")
 
 
-def heads_of(subject: Subject) -> list[torch.nn.Module]:
+def heads_of(subject: Subject) -> list[Any]:
     """The pretraining heads that BERT's classes in transformers have a place for."""
     kinds: list[type] = [NextSentencePrediction]
     if subject.encoder.config.activation == "gelu":
@@ -80,7 +82,8 @@ def write(subject: Subject, directory: Path) -> None:
     architecture = architecture_of(subject)
     config, tensors = read(directory)
     config["architectures"] = [architecture]
-    config["pad_token_id"] = subject.tokenizer.pad_id
+    tokenizer = required(subject.tokenizer)
+    config["pad_token_id"] = tokenizer.pad_id
     config["is_decoder"] = subject.causal
     if subject.has_classifier:
         weight, bias = subject.classifier()
@@ -95,7 +98,7 @@ def write(subject: Subject, directory: Path) -> None:
         settings = {"pooling": subject.encoder.pooling, "embedding_width": len(subject.projection)}
         write_checkpoint(directory / PROJECTION_FOLDER, {"weight": subject.projection}, settings)
     write_checkpoint(directory, tensors, config)
-    subject.tokenizer.save(directory)
+    tokenizer.save(directory)
     path = directory / "tokenizer_config.json"
     limit = {"model_max_length": subject.maximum_length}
     path.write_text(json.dumps(json.loads(path.read_text()) | limit, indent=2) + "\n")
@@ -127,7 +130,7 @@ def classifier_tensors(subject: Subject, weight: Tensor, bias: Tensor) -> dict[s
 def label_settings(subject: Subject) -> dict:
     """What transformers' config.json says of labels."""
     return {
-        "problem_type": PROBLEMS[subject.facts.task],
+        "problem_type": PROBLEMS[required(subject.facts).task],
         "id2label": {str(index): name for index, name in enumerate(subject.labels)},
         "label2id": {name: index for index, name in enumerate(subject.labels)},
     }
@@ -258,12 +261,12 @@ def compare_pieces(batch: TextBatch, inputs: dict[str, Tensor], with_segments: b
 def pooled(subject: Subject, tokens: Tensor, pooler_output: Tensor | None, inputs: dict[str, Tensor]) -> Tensor:
     """The embedding (B, D) from what transformers gives, in the way that the card says."""
     if subject.encoder.pooling == "pooler":
-        return pooler_output
+        return required(pooler_output)
     return tokens[:, 0] if subject.encoder.pooling == "cls" else mean_pool(tokens, inputs["attention_mask"])
 
 
 def head_outputs(
-    subject: Subject, ours: dict[str, Tensor], theirs: object, inputs: dict[str, Tensor]
+    subject: Subject, ours: dict[str, Tensor], theirs: Any, inputs: dict[str, Tensor]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """What the heads give here and there, by name."""
     if subject.has_classifier:

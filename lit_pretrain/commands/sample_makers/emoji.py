@@ -117,7 +117,10 @@ def read_package(archive: Path, package: str, *members: str) -> list[Any]:
     """
     try:
         with tarfile.open(archive) as files:
-            return [json.loads(files.extractfile(f"package/{member}").read()) for member in members]
+            opened = [files.extractfile(f"package/{member}") for member in members]
+            if None in opened:
+                raise KeyError("a member is no file")
+            return [json.loads(one.read()) for one in opened if one is not None]
     except (OSError, EOFError, KeyError, ValueError, tarfile.TarError, zlib.error) as error:
         raise UserError(
             f"{archive} is not the archive of the npm package {package} ({' '.join(str(error).split())}): get it by "

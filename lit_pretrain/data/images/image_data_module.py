@@ -20,6 +20,7 @@ from lit_pretrain.data.splits import split_rows
 from lit_pretrain.data.summary import PartSummary, data_line, doubts, labels_told
 from lit_pretrain.errors import UserError, check_length, check_number
 from lit_pretrain.picture_facts import PictureFacts
+from lit_pretrain.required import required
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -78,13 +79,13 @@ class ImageDataModule(PictureDataModule):
         check_length("data.label_budget", label_budget, above_zero=True)
         if label_budget is not None and label_column is None:
             raise UserError("data.label_budget needs labels: set data.label_column too, or data.max_pictures instead.")
-        columns = {"image_column": image_column, "label_column": label_column, "max_pictures": max_pictures}
-        columns |= self.table_form
+        columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
+        columns |= {"max_pictures": max_pictures, **self.table_form}
         self.source = ImageSource(path, name, data_files, split, **columns)
         self.test_source: ImageSource | None = None
         if test_path is not None or test_data_files is not None:
             builder = path if test_path is None and path in set(ImageSource.builders.values()) else test_path
-            named = {"prefix": "test_", "split_given": test_split is not None}
+            named: dict[str, Any] = {"prefix": "test_", "split_given": test_split is not None}
             self.test_source = ImageSource(builder, None, test_data_files, test_split or "test", **named, **columns)
         elif test_split is not None:
             self.test_source = ImageSource(path, name, data_files, test_split, prefix="test_", **columns)
@@ -117,37 +118,44 @@ class ImageDataModule(PictureDataModule):
         self.prepare_data()
         if hasattr(self, "train_dataset"):
             return
-        train, validation = split_rows(self.pictures.total, self.validation_share, "pictures")
-        train, validation = self.pictures.places(train), self.pictures.places(validation)
+        train, validation = split_rows(self._stored.total, self.validation_share, "pictures")
+        train, validation = self._stored.places(train), self._stored.places(validation)
         if self.validation_share > 0 and not (len(train) and len(validation)):
             raise UserError(
                 f"data.validation_share of {self.validation_share} leaves {len(train)} pictures for training and "
                 f"{len(validation)} for validation: change it, or give more pictures."
             )
-        self.train_dataset = self.pictures.dataset(train)
+        self.train_dataset = self._stored.dataset(train)
         if self.label_budget is not None:
             labels = self.train_dataset.member_labels()
             count = budget_size(self.label_budget, len(labels), len(numpy.unique(labels)))
             chosen = stratified_choice(labels, count, sample_generator(self.seed, "label budget"))
-            self.train_dataset = self.pictures.dataset(train[chosen])
-        self.validation_dataset = self.pictures.dataset(validation) if len(validation) else None
+            self.train_dataset = self._stored.dataset(train[chosen])
+        self.validation_dataset = self._stored.dataset(validation) if len(validation) else None
         self.test_dataset = self.test_pictures.dataset() if self.test_pictures is not None else self.validation_dataset
         if is_first_process():
             self._tell()
 
+    @property
+    def _stored(self) -> StoredPictures:
+        """The pictures, once prepared."""
+        assert self.pictures is not None
+        return self.pictures
+
     def _tell(self) -> None:
         """Say what was understood of the data."""
-        pictures = self.pictures
+        pictures = self._stored
         parts = {"train": PartSummary(len(self.train_dataset), keys=keys_of(self.train_dataset))}
         if self.validation_dataset is not None:
             parts["validation"] = PartSummary(len(self.validation_dataset), keys=keys_of(self.validation_dataset))
         if self.test_pictures is not None:
-            parts["test"] = PartSummary(len(self.test_dataset), self.test_pictures.source, keys_of(self.test_dataset))
+            test = required(self.test_dataset)
+            parts["test"] = PartSummary(len(test), self.test_pictures.source, keys_of(test))
         told = f"{pictures.total:,} rows, pictures of '{pictures.encoded.column}'"
         if pictures.labels is not None:
             for doubt in doubts(pictures.labels):
                 say_once(doubt)
-            told += f", {labels_told(self.label_facts, pictures.labels.column)}"
+            told += f", {labels_told(required(self.label_facts), pictures.labels.column)}"
         say_once(data_line(pictures.source, told, parts, "picture"))
 
     # -- loaders
@@ -169,12 +177,12 @@ class ImageDataModule(PictureDataModule):
             return None
         self.setup("validate")
         dataset = self.train_dataset
-        return self.pictures.labels.take(dataset.images.rows[dataset.members]).facts()
+        return required(self._stored.labels).take(dataset.images.rows[dataset.members]).facts()
 
     @property
     def facts(self) -> PictureFacts:
         """What is known of the pictures, once prepared."""
-        return PictureFacts(self.pictures.square.side, self.pictures.store.facts["grey_share"])
+        return PictureFacts(self._stored.square.side, self._stored.store.facts["grey_share"])
 
     def val_dataloader(self) -> ResumableDataLoader | list:
         """Every validation picture once, in the same order always."""
@@ -186,7 +194,7 @@ class ImageDataModule(PictureDataModule):
 
     def predict_dataloader(self) -> ResumableDataLoader:
         """All pictures of the source, in its order."""
-        return self._in_order(self.pictures.dataset())
+        return self._in_order(self._stored.dataset())
 
     def evaluation_loader(self, stage: Stage) -> ResumableDataLoader:
         """Every picture of a part once, in the order of the source.
@@ -202,9 +210,9 @@ class ImageDataModule(PictureDataModule):
     def _part(self, stage: Stage) -> ImageDataset:
         self.setup("validate")
         parts = {"train": self.train_dataset, "validation": self.validation_dataset, "test": self.test_dataset}
-        if parts[stage] is None:
+        if (part := parts[stage]) is None:
             raise UserError(f"There are no {stage} pictures: set data.validation_share.")
-        return parts[stage]
+        return part
 
     # -- telling
 
@@ -243,13 +251,13 @@ class ImageDataModule(PictureDataModule):
             `image`, RGB, for each.
         """
         self.prepare_data()
-        pictures = self.test_pictures if stage == "test" and self.test_pictures is not None else self.pictures
+        pictures = self.test_pictures if stage == "test" and self.test_pictures is not None else self._stored
         encoded = pictures.encoded.read([int(index) for index in indices])
         return [{"image": to_rgb(opened(picture))} for picture in encoded]
 
     def describe(self) -> dict[str, str | int | float]:
         """What the data is, for the record of a run."""
-        pictures, facts = self.pictures, self.pictures.store.facts
+        pictures, facts = self._stored, self._stored.store.facts
         description: dict[str, str | int | float] = {
             "source": pictures.source,
             "data_fingerprint": self.fingerprint,
@@ -266,6 +274,6 @@ class ImageDataModule(PictureDataModule):
         if self.classes is not None:
             description["classes"] = len(self.classes)
         if self.test_pictures is not None:
-            description |= {"test_source": self.test_pictures.source, "test_pictures": len(self.test_dataset)}
+            description |= {"test_source": self.test_pictures.source, "test_pictures": len(required(self.test_dataset))}
             description["test_fingerprint"] = self.test_pictures.fingerprint
         return description

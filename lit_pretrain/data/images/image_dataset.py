@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.data.loading import Key
+from lit_pretrain.required import required
 
 
 class ImageStore(Protocol):
@@ -63,10 +64,10 @@ class ImageDataset:
 
     def member_labels(self) -> numpy.ndarray:
         """(M,) class of each member, where there are labels."""
-        return self.labels[self.images.rows[self.members]]
+        return required(self.labels)[self.images.rows[self.members]]
 
 
-def keys_of(dataset: ImageDataset) -> numpy.ndarray | None:
+def keys_of(dataset: Any) -> numpy.ndarray | None:
     """(M,) integers of a data set's pictures, equal for equal pixels; null where they are not kept decoded."""
     keys = getattr(dataset.images, "keys", None)
     return None if keys is None else keys[dataset.members]

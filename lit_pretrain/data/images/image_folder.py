@@ -24,6 +24,7 @@ from lit_pretrain.data.sources import (
 )
 from lit_pretrain.data.split_files import some
 from lit_pretrain.errors import UserError
+from lit_pretrain.required import required
 
 FOLDER = "imagefolder"
 COLUMN = "image"
@@ -73,7 +74,7 @@ def check_folder_labels(opened: OpenedSource, column: str, source: str) -> None:
     """Raise `UserError` if the folders of pictures are to be their classes and cannot."""
     if opened.builder != FOLDER or column != LABELS or opened.data.column_names != [COLUMN]:
         return
-    outer, inner = nested_folders(opened.files)
+    outer, inner = required(nested_folders(opened.files))
     raise UserError(
         f"Both {outer} and {inner} within it hold pictures of {source}, so whose name is a class is not clear: "
         "move them apart, or give the classes in a metadata.csv beside the pictures."

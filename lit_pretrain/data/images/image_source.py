@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import datasets
 import pyarrow
@@ -128,7 +128,8 @@ class EncodedPictures:
         return [name or "" for name in values.to_pylist()]
 
     def _encoded(self, row: int, value: dict | bytes | str | None) -> EncodedPicture:
-        content, path = value, None
+        content: Any = value
+        path = None
         if isinstance(value, dict):
             content, path = value.get("bytes"), value.get("path")
             if content is None and path is not None:

@@ -15,6 +15,7 @@ from lit_pretrain.data.images.image_source import EncodedPictures, ImageSource, 
 from lit_pretrain.data.images.pictures import Square
 from lit_pretrain.data.labelled.labels import Labels, check_classes, with_classes
 from lit_pretrain.data.notices import say
+from lit_pretrain.required import required
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def store_pictures(
     pictures = open_pictures(source, settings.directory / "huggingface")
     labels = pictures.labels
     if labels is not None and like is not None:
-        labels = with_classes(labels, like.labels.classes)
+        labels = with_classes(labels, required(like.labels).classes)
     elif labels is not None:
         check_classes(labels)
     square = like.square if like is not None else find_square(pictures, settings.stored_size)

@@ -10,6 +10,7 @@ from lit_pretrain.data.labelled.labels import Labels, budget_size, stratified_ch
 from lit_pretrain.data.randomness import sample_generator
 from lit_pretrain.data.splits import split_rows
 from lit_pretrain.errors import UserError
+from lit_pretrain.required import required
 
 
 def split_labelled(labels: Labels, validation_share: float) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -92,7 +93,7 @@ def covering_order(labels: Labels, generator: numpy.random.Generator) -> tuple[n
     """
     order = generator.permutation(len(labels))
     shuffled = labels.take(order)
-    rows = numpy.repeat(numpy.arange(len(order)), numpy.diff(shuffled.ends, prepend=0))
+    rows = numpy.repeat(numpy.arange(len(order)), numpy.diff(required(shuffled.ends), prepend=0))
     _, first = numpy.unique(shuffled.values, return_index=True)
     new = numpy.unique(rows[first])
     return numpy.concatenate([order[new], numpy.delete(order, new)]), len(new)

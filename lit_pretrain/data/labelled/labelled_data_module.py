@@ -1,6 +1,6 @@
 """Labelled texts, pairs of texts or pictures, for fine-tuning and for evaluation."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -23,9 +23,10 @@ from lit_pretrain.data.notices import is_first_process, say_once
 from lit_pretrain.data.sources import Source
 from lit_pretrain.data.summary import PartSummary, data_line, doubts, labels_told
 from lit_pretrain.data.text.base_tokenizer import TextTokenizer
-from lit_pretrain.data.text.text_encoding import TextSettings, Truncation, choose_tokenizer
+from lit_pretrain.data.text.text_encoding import EncodedTexts, TextSettings, Truncation, choose_tokenizer
 from lit_pretrain.errors import UserError, check_length, check_number
 from lit_pretrain.picture_facts import PictureFacts
+from lit_pretrain.required import required
 
 Stage = Literal["train", "validation", "test"]
 
@@ -157,22 +158,22 @@ class LabelledDataModule(HeldOutDataModule):
     def _tell(self) -> None:
         """Say what was understood of the data."""
         train = self.parts["train"]
-        padded = padded_numbers(self.contents.opened, self.label_settings.column)
-        for doubt in doubts(train.labels, padded):
+        contents, column = required(self.contents), required(self.label_settings.column)
+        for doubt in doubts(required(train.labels), padded_numbers(contents.opened, column)):
             say_once(doubt)
-        parts = {}
+        parts: dict[str, PartSummary] = {}
         for name in ("train", "validation", "test"):
             part = self.parts.get(name)
             if part is not None and not any(part is self.parts[one] for one in parts):
-                own = part.contents.source if part.contents is not self.contents else None
+                own = part.contents.source if part.contents is not contents else None
                 parts[name] = PartSummary(len(part.rows), own, part.contents.keys(part.rows))
-        labels = labels_told(self.label_facts, self.label_settings.column)
-        told = f"{len(self.contents.data):,} rows, {self.contents.columns}, {labels}"
-        say_once(data_line(self.contents.source, told, parts))
+        labels = labels_told(required(self.label_facts), column)
+        told = f"{len(contents.data):,} rows, {contents.columns}, {labels}"
+        say_once(data_line(contents.source, told, parts))
 
     def _open(self, source: Source) -> Contents:
         if self.text is None:
-            return PictureContents(source, self.storage)
+            return PictureContents(cast(ImageSource, source), self.storage)
         return TextContents(source, self.text, self.cache_directory)
 
     def _dataset(self, part: str, by_length: bool = False) -> LabelledDataset | None:
@@ -224,12 +225,11 @@ class LabelledDataModule(HeldOutDataModule):
         Raises:
             UserError: If there is no such part.
         """
-        self._part(stage)
-        return self._loader(stage, by_length=False)
+        return self._in_order(self._part(stage).dataset(self.tokenizer))
 
     def _train_sampler(self) -> LengthBatchSampler:
         self._part("train")
-        return LengthBatchSampler(self.train_dataset, self.batch_size, self.seed)
+        return LengthBatchSampler(required(self.train_dataset), self.batch_size, self.seed)
 
     def _loader(self, part: str, by_length: bool) -> ResumableDataLoader | list:
         return self._in_order(self._dataset(part, by_length))
@@ -255,7 +255,7 @@ class LabelledDataModule(HeldOutDataModule):
         """What is known of the pictures, once prepared; null for texts."""
         if not isinstance(self.contents, PictureContents):
             return None
-        pictures = self.contents.pictures
+        pictures = self.contents.stored
         return PictureFacts(pictures.square.side, pictures.store.facts["grey_share"])
 
     def raw_samples(self, stage: Stage | Literal["predict"], indices: list[int]) -> list[dict[str, Any]]:
@@ -281,11 +281,11 @@ class LabelledDataModule(HeldOutDataModule):
     def describe(self) -> dict[str, str | int | float]:
         """What the data is, for the record of a run."""
         description: dict[str, str | int | float] = {
-            "source": self.contents.source,
+            "source": required(self.contents).source,
             "data_fingerprint": self.fingerprint,
         }
         if self.text is not None:
-            description |= {"tokenizer_hash": self.tokenizer.hash, "maximum_length": self.text.maximum_length}
+            description |= {"tokenizer_hash": required(self.tokenizer).hash, "maximum_length": self.text.maximum_length}
         if self.label_facts is not None:
             description |= {"task": self.label_facts.task, "training_samples": len(self.parts["train"].rows)}
             if self.classes:
@@ -296,7 +296,7 @@ class LabelledDataModule(HeldOutDataModule):
                 description |= {f"{stage}_samples": len(part.rows), f"{stage}_source": part.contents.source}
                 description[f"{stage}_fingerprint"] = part.contents.fingerprint
             if self.text is not None and part.samples is not None:
-                samples = part.samples
+                samples = cast(EncodedTexts, part.samples)
                 description[f"{names[stage]}_truncated_share"] = round(samples.truncated / max(1, len(samples)), 4)
                 description[f"{names[stage]}_mean_length"] = round(float(samples.lengths.mean()), 1)
                 description[f"{names[stage]}_empty_texts"] = samples.empty

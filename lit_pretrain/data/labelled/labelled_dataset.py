@@ -1,12 +1,12 @@
 """Batches of labelled samples by their keys, whatever the samples are."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy
-from torch import Tensor
 
 from lit_pretrain.data.labelled.labels import Labels
 from lit_pretrain.data.loading import Key
+from lit_pretrain.required import required
 
 
 class Samples(Protocol):
@@ -15,7 +15,7 @@ class Samples(Protocol):
     def __len__(self) -> int:
         """Number of samples."""
 
-    def batch(self, indices: numpy.ndarray) -> dict[str, Tensor]:
+    def batch(self, indices: numpy.ndarray) -> dict[str, Any]:
         """Some of them; `sample_id` is the row of the source."""
 
 
@@ -49,7 +49,7 @@ class LabelledDataset:
         """Number of samples."""
         return len(self)
 
-    def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
+    def __getitems__(self, keys: list[Key]) -> dict[str, Any]:
         """A batch of (epoch, index) keys: what the samples give, and `label` if there are any."""
         batch = self.samples.batch(self.order[[index for _, index in keys]])
         if self.labels is not None:
@@ -58,4 +58,4 @@ class LabelledDataset:
 
     def member_labels(self) -> numpy.ndarray:
         """Labels of all samples as batches have them: (N,) classes or numbers, or (N, C) zeros and ones."""
-        return self.labels.targets(self.rows).numpy()
+        return required(self.labels).targets(self.rows).numpy()

@@ -11,6 +11,7 @@ from lit_pretrain.data.labelled.labelled_dataset import LabelledDataset, Samples
 from lit_pretrain.data.labelled.labelled_source import Contents
 from lit_pretrain.data.labelled.labels import Labels, check_classes, with_classes
 from lit_pretrain.data.text.base_tokenizer import TextTokenizer
+from lit_pretrain.required import required
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,12 @@ def share_out(main: Contents, others: dict[str, Contents], settings: LabelSettin
         UserError: If labels are missing or cannot be, the sources' classes differ, or there are too few rows; all of it
             before pictures are decoded.
     """
-    labels = main.labels(settings.column, settings.task, settings.separator)
+    column = required(settings.column)
+    labels = main.labels(column, settings.task, settings.separator)
     check_classes(labels)
     theirs: dict[str, Labels] = {}
     for part, contents in others.items():
-        found = contents.labels(settings.column, labels.task, settings.separator)
+        found = contents.labels(column, labels.task, settings.separator)
         theirs[part] = found if labels.task == "regression" else with_classes(found, labels.classes)
     train, validation = split_labelled(labels, 0.0 if "validation" in others else settings.validation_share)
     for contents in (main, *others.values()):
@@ -108,6 +110,6 @@ def share_out(main: Contents, others: dict[str, Contents], settings: LabelSettin
         parts[part] = Part(contents, contents.there(numpy.arange(len(contents.data))), theirs[part])
     if "validation" in parts:
         parts.setdefault("test", parts["validation"])
-    content = hashlib.sha256("\n".join([main.fingerprint, settings.column, labels.task, *labels.classes]).encode())
+    content = hashlib.sha256("\n".join([main.fingerprint, column, labels.task, *labels.classes]).encode())
     content.update(labels.values.tobytes())
     return LabelledParts(parts, labels.take(train).facts(), content.hexdigest()[:16])

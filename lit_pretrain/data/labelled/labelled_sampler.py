@@ -12,6 +12,7 @@ import numpy
 
 from lit_pretrain.data.loading import EpochBatchSampler, EpochDataset, Key, place
 from lit_pretrain.data.randomness import sample_generator
+from lit_pretrain.required import required
 
 # Batches of all processes that are sorted together: more save hardly any padding and make batches more alike.
 POOL = 50
@@ -96,7 +97,7 @@ class LengthBatchSampler(EpochBatchSampler):
         """
         rank_count = place()[1]
         steps, last = self.steps(0, rank_count)
-        lengths = self.dataset.lengths
+        lengths = required(self.dataset.lengths)
         real = padded = 0
         for step in [*steps, *([last] if len(last) else [])]:
             for rank in range(rank_count):

@@ -62,8 +62,15 @@ def other_part(
             )
         return replace(main, split=split, prefix=f"{part}_")
     builder = main.path if path is None and main.path in set(main.builders.values()) else path
-    named = {"split": split or part, "split_given": split is not None}
-    return replace(main, path=builder, name=None, data_files=data_files, prefix=f"{part}_", **named)
+    return replace(
+        main,
+        path=builder,
+        name=None,
+        data_files=data_files,
+        prefix=f"{part}_",
+        split=split or part,
+        split_given=split is not None,
+    )
 
 
 class Contents(Protocol):
@@ -84,13 +91,13 @@ class Contents(Protocol):
     def labels(self, column: str, task: Task | None, separator: str | None = None) -> Labels:
         """The labels of all rows; see `read_labels`."""
 
-    def make_ready(self, like: "Contents") -> None:
+    def make_ready(self, like: Any) -> None:
         """Do what takes long: decode pictures, to the size of those of `like`."""
 
     def there(self, rows: numpy.ndarray) -> numpy.ndarray:
         """Those of some rows that can be read."""
 
-    def samples(self, rows: numpy.ndarray, tokenizer: TextTokenizer | None) -> Samples:
+    def samples(self, rows: numpy.ndarray, tokenizer: Any) -> Samples:
         """Some rows, ready for batches."""
 
     def keys(self, rows: numpy.ndarray) -> numpy.ndarray | None:
@@ -224,17 +231,23 @@ class PictureContents:
             self.pictures = store_pictures(self.origin, self.storage, None if like is self else like.pictures)
             self.fingerprint = self.pictures.fingerprint
 
+    @property
+    def stored(self) -> StoredPictures:
+        """The pictures, once ready."""
+        assert self.pictures is not None
+        return self.pictures
+
     def there(self, rows: numpy.ndarray) -> numpy.ndarray:
         """Those that could be decoded."""
-        return self.pictures.store.rows[self.pictures.places(rows)]
+        return self.stored.store.rows[self.stored.places(rows)]
 
     def samples(self, rows: numpy.ndarray, tokenizer: None) -> Samples:
         """Some rows' pictures."""
-        return self.pictures.dataset(self.pictures.places(rows))
+        return self.stored.dataset(self.stored.places(rows))
 
     def keys(self, rows: numpy.ndarray) -> numpy.ndarray | None:
         """(N,) integers of some rows that are equal for equal pixels, if pictures are kept decoded."""
-        return self.pictures.keys(rows)
+        return self.stored.keys(rows)
 
     @property
     def columns(self) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from lit_pretrain.data.labelled.label_facts import LabelFacts, Task
 from lit_pretrain.data.sources import check_column
 from lit_pretrain.errors import UserError, is_share, nearest
+from lit_pretrain.required import required
 
 CLASSES = ("int", "uint", "bool", "string", "large_string")
 NUMBERS = ("int", "uint", "bool", "float", "double", "halffloat")
@@ -68,7 +69,8 @@ class Labels:
         return LabelFacts(self.task, list(self.classes), counts, len(self))
 
     def _of(self, row: int) -> numpy.ndarray:
-        return self.values[self.ends[row - 1] if row else 0 : self.ends[row]]
+        ends = required(self.ends)
+        return self.values[ends[row - 1] if row else 0 : ends[row]]
 
 
 def read_labels(

@@ -31,6 +31,7 @@ from lit_pretrain.data.text.unknown_pieces import share_told, unknown_pieces
 from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.picture_facts import PictureFacts
+from lit_pretrain.required import required
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -196,8 +197,8 @@ class PairDataModule(HeldOutDataModule):
         columns = " and ".join(repr(column) for column in self.caption_columns or SAMPLE_CAPTIONS)
         told = f"{len(main.keys):,} rows, {len(main.groups):,} pictures of '{main.pictures.encoded.column}'"
         told += f" with {len(main.captions.data):,} captions of {columns}"
-        tokens = main.texts.tokens
-        told += f" ({len(tokens):,} word pieces, {share_told(unknown_pieces(tokens, self.tokenizer), len(tokens))})"
+        tokens, tokenizer = required(main.texts).tokens, required(self.tokenizer)
+        told += f" ({len(tokens):,} word pieces, {share_told(unknown_pieces(tokens, tokenizer), len(tokens))})"
         say_once(data_line(main.pictures.source, told, parts, "picture"))
 
     # -- loaders
@@ -278,11 +279,11 @@ class PairDataModule(HeldOutDataModule):
     def describe(self) -> dict[str, Any]:
         """What the data is, for the record of a run."""
         main = self.contents["train"]
-        texts, counts = main.texts, self.train_dataset.counts
+        texts, counts = required(main.texts), self.train_dataset.counts
         description: dict[str, Any] = {
             "source": main.pictures.source,
             "data_fingerprint": self.fingerprint,
-            "tokenizer_hash": self.tokenizer.hash,
+            "tokenizer_hash": required(self.tokenizer).hash,
             "vocabulary_size": self.vocabulary_size,
             "pictures": len(main.groups),
             "rows_put_together": len(main.keys) - len(numpy.unique(main.keys)),

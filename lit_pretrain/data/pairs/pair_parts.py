@@ -1,7 +1,7 @@
 """A source's pictures with their captions, put together by picture and shared out to training and validation."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy
 
@@ -16,10 +16,14 @@ from lit_pretrain.data.text.text_encoding import EncodedTexts, TextSettings
 from lit_pretrain.data.text.text_store import find_or_encode
 from lit_pretrain.data.text.unknown_pieces import check_known, unknown_pieces
 from lit_pretrain.errors import UserError
+from lit_pretrain.required import required
 
 Empty = Literal["error", "skip"]
 # Share of captions with unknown words above which it is said.
 MANY_UNKNOWN = 0.01
+
+
+Captioned = TypeVar("Captioned", bound=CaptionedPictures)
 
 
 @dataclass
@@ -62,9 +66,10 @@ class PairContents:
     @property
     def full(self) -> numpy.ndarray:
         """(C,) whether a caption has any word piece."""
-        return numpy.asarray(self.texts.lengths) > self.texts.settings.special_tokens
+        texts = required(self.texts)
+        return numpy.asarray(texts.lengths) > texts.settings.special_tokens
 
-    def dataset(self, groups: numpy.ndarray, kind: type[CaptionedPictures], **arguments: int) -> CaptionedPictures:
+    def dataset(self, groups: numpy.ndarray, kind: type[Captioned], **arguments: int) -> Captioned:
         """Those of some pictures that have a caption.
 
         Args:
@@ -83,7 +88,8 @@ class PairContents:
         firsts = numpy.cumsum(counts) - counts
         captions = [chosen[order][firsts[one] : firsts[one] + counts[one]] for one in by_place]
         together = numpy.concatenate([*captions, numpy.zeros(0, numpy.int64)])
-        return kind(self.pictures.store, members[by_place], self.texts, together, counts[by_place], **arguments)
+        texts = required(self.texts)
+        return kind(self.pictures.store, members[by_place], texts, together, counts[by_place], **arguments)
 
 
 def open_pairs(
@@ -148,15 +154,16 @@ def count_unknown_words(contents: PairContents, tokenizer: TextTokenizer) -> int
     unknown_id = tokenizer.unk_id
     if unknown_id is None:
         return 0
+    pieces = required(contents.texts)
     texts = (text or "" for text in contents.captions.data[CAPTION])
-    unknown, total = unknown_pieces(contents.texts.tokens, tokenizer), len(contents.texts.tokens)
+    unknown, total = unknown_pieces(pieces.tokens, tokenizer), len(pieces.tokens)
     check_known(unknown, total, tokenizer, contents.pictures.source, texts)
-    places = numpy.flatnonzero(numpy.asarray(contents.texts.tokens) == unknown_id)
-    found = numpy.unique(numpy.searchsorted(contents.texts.ends, places, side="right"))
-    if len(found) > MANY_UNKNOWN * len(contents.texts):
+    places = numpy.flatnonzero(numpy.asarray(pieces.tokens) == unknown_id)
+    found = numpy.unique(numpy.searchsorted(pieces.ends, places, side="right"))
+    if len(found) > MANY_UNKNOWN * len(pieces):
         text = contents.captions.data[int(found[0])][CAPTION]
         say(
-            f"{len(found)} of the {len(contents.texts)} captions of {contents.pictures.source} have words that the "
+            f"{len(found)} of the {len(pieces)} captions of {contents.pictures.source} have words that the "
             f"tokenizer has no pieces for ('{text[:60]}' is the first), which makes them alike: raise "
             "data.vocabulary_size, or give another data.tokenizer."
         )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -9,9 +10,20 @@ from typing import Any, ClassVar, Self
 from tokenizers import Tokenizer
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.required import required
 
 # Characters of the longest word that BERT's tokenizer takes apart; longer ones are one unknown piece.
 WORD_LENGTH = 100
+
+
+def ids_of(tokenizer: Tokenizer, tokens: Sequence[str]) -> list[int]:
+    """Ids of tokens that a tokenizer has."""
+    return [required(tokenizer.token_to_id(token)) for token in tokens]
+
+
+def pieces_of(tokenizer: Tokenizer) -> list[str]:
+    """All pieces of a tokenizer without a gap, by id."""
+    return [required(tokenizer.id_to_token(index)) for index in range(tokenizer.get_vocab_size())]
 
 
 class TextTokenizer:
@@ -48,7 +60,7 @@ class TextTokenizer:
                 f"{source} has {self.vocabulary_size} pieces and none with the id {gap}, the largest being {max(ids)}: "
                 "number its pieces from 0 without a gap, and name each once."
             )
-        self.cls_id, self.sep_id = (tokenizer.token_to_id(token) for token in (begin, end))
+        self.cls_id, self.sep_id = ids_of(tokenizer, (begin, end))
         self.special_ids = sorted({self.cls_id, self.sep_id})
 
     # -- what it is
@@ -56,7 +68,7 @@ class TextTokenizer:
     @cached_property
     def vocabulary(self) -> list[str]:
         """The pieces by id."""
-        return [self.tokenizer.id_to_token(index) for index in range(self.vocabulary_size)]
+        return pieces_of(self.tokenizer)
 
     @cached_property
     def word_length(self) -> int | None:
@@ -97,7 +109,8 @@ class TextTokenizer:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote."""
-        return cls(Tokenizer.from_str(text))
+        kind: Any = cls  # those below know their tokens, and take the tokenizer alone
+        return kind(Tokenizer.from_str(text))
 
     def to_json(self) -> str:
         """The whole tokenizer as one string, which travels in checkpoints."""

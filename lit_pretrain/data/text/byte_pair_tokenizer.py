@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from lit_pretrain.data.text.base_tokenizer import TextTokenizer, kind_of
+from lit_pretrain.data.text.base_tokenizer import TextTokenizer, ids_of, kind_of
 from lit_pretrain.errors import UserError
 
 # How the tokens that begin and end a text are called: by OpenAI and on the hub, and by open_clip.
@@ -105,7 +105,7 @@ class RobertaTokenizer(TextTokenizer):
             lacking = f"without {' and '.join(missing)}" if missing else ""
             raise UserError(f"{source} is a {kind} tokenizer {lacking}, not RoBERTa's: use the one of its weights.")
         super().__init__(tokenizer, "<s>", "</s>")
-        ids = [tokenizer.token_to_id(token) for token in ROBERTA_TOKENS]
+        ids = ids_of(tokenizer, ROBERTA_TOKENS)
         self.cls_id, self.pad_id, self.sep_id, self.unk_id, self.mask_id = ids
         self.special_ids = sorted(ids)
 
@@ -128,7 +128,7 @@ class RobertaTokenizer(TextTokenizer):
 def from_merges(path: Path) -> Tokenizer:
     """A tokenizer from CLIP's list of merges, a line each after one of version, in the order of their ids."""
     lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
-    merges = [tuple(line.split()) for line in lines[1 : 1 + MERGES]]
+    merges = [(first, second) for first, second in map(str.split, lines[1 : 1 + MERGES])]
     letters = byte_letters()
     pieces = [*letters, *(letter + END_OF_WORD for letter in letters), *("".join(pair) for pair in merges), *ENDS[0]]
     model = BPE(

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import datasets
 import numpy
@@ -17,15 +17,16 @@ from lit_pretrain.data.notices import is_first_process, say_once
 from lit_pretrain.data.sources import TEXT_BUILDERS, Source, check_column, no_rows, open_source, shown
 from lit_pretrain.data.splits import budgeted_rows, split_rows
 from lit_pretrain.data.summary import PartSummary, data_line
-from lit_pretrain.data.text.base_tokenizer import WORD_LENGTH
+from lit_pretrain.data.text.base_tokenizer import WORD_LENGTH, TextTokenizer
 from lit_pretrain.data.text.document_dataset import DocumentDataset, DocumentStarts, Layout
 from lit_pretrain.data.text.frequent_ngrams import frequent_ngrams
-from lit_pretrain.data.text.sentence_pairs import PairSettings, RandomNext, least_documents
+from lit_pretrain.data.text.sentence_pairs import PairPlan, PairSettings, RandomNext, least_documents
 from lit_pretrain.data.text.text_encoding import choose_tokenizer
 from lit_pretrain.data.text.token_cache import TokenCache, cache_fingerprint, open_or_build
 from lit_pretrain.data.text.unknown_pieces import check_known, share_told
 from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError, check_length, check_number
+from lit_pretrain.required import required
 
 DocumentSeparator = Literal["file", "blank_line"]
 # Enough text for any vocabulary; a larger corpus is read at even distances.
@@ -117,7 +118,7 @@ class DocumentDataModule(EpochDataModule):
         self.layout = layout
         self.pairs = PairSettings(sequence_length - 3, random_next, short_share)
         self.document_budget = document_budget
-        self.tokenizer: WordPieceTokenizer | None = None
+        self.tokenizer: TextTokenizer | None = None
         self.cache: TokenCache | None = None
         self.fingerprint = ""
 
@@ -128,7 +129,9 @@ class DocumentDataModule(EpochDataModule):
         if self.cache is not None:
             return
         # Before anything slow: a tokenizer that cannot be used.
-        tokenizer = WordPieceTokenizer.load(self.tokenizer_path) if self.tokenizer_path else self.tokenizer
+        tokenizer: TextTokenizer | None = self.tokenizer
+        if self.tokenizer_path:
+            tokenizer = WordPieceTokenizer.load(self.tokenizer_path)
         theirs = getattr(getattr(self.trainer, "lightning_module", None), "tokenizer", None)
         if tokenizer is not None or theirs is not None:
             tokenizer = choose_tokenizer(self.tokenizer_path, tokenizer, theirs)
@@ -162,14 +165,14 @@ class DocumentDataModule(EpochDataModule):
             return
         # A random second sentence comes from another document, so pairs need two on either side.
         least = least_documents(self.pairs.random_next) if self.layout == "sentence_pairs" else 1
-        train, validation = split_rows(self.cache.documents, self.validation_share, "documents", least)
+        train, validation = split_rows(self._tokens.documents, self.validation_share, "documents", least)
         if self.document_budget is not None:
             train = budgeted_rows(train, self.document_budget, self.seed, "document_budget", "documents", least)
         self.train_dataset = self._dataset(train, self.seed, fixed=False)
         # The validation sequences are the same in every run, whatever its seed.
         self.validation_dataset = self._dataset(validation, 0, fixed=True) if len(validation) else None
         if is_first_process():
-            keys, facts = self.cache.document_keys, self.cache.facts
+            keys, facts = required(self._tokens.document_keys), self._tokens.facts
             parts = {"train": PartSummary(len(train), keys=keys[train])}
             if len(validation):
                 parts["validation"] = PartSummary(len(validation), keys=keys[validation])
@@ -179,13 +182,26 @@ class DocumentDataModule(EpochDataModule):
             told += f", {share_told(facts['unknown_pieces'], facts['tokens'])}"
             say_once(data_line(shown(self.source), told, parts, "document"))
 
+    @property
+    def _tokens(self) -> TokenCache:
+        """The tokenised corpus, once prepared."""
+        assert self.cache is not None
+        return self.cache
+
     def frequent_ngrams(self, longest: int, count: int) -> Tensor:
         """The corpus's most frequent n-grams as numbers; see `frequent_ngrams`."""
-        return frequent_ngrams(self.cache, longest, count)
+        return frequent_ngrams(self._tokens, longest, count)
 
     def _dataset(self, documents: numpy.ndarray, seed: int, fixed: bool) -> DocumentDataset:
         return DocumentDataset(
-            self.cache, documents, self.tokenizer, self.sequence_length, self.layout, self.pairs, seed, fixed
+            self._tokens,
+            documents,
+            required(self.tokenizer),
+            self.sequence_length,
+            self.layout,
+            self.pairs,
+            seed,
+            fixed,
         )
 
     # -- loaders
@@ -207,22 +223,22 @@ class DocumentDataModule(EpochDataModule):
 
     def predict_dataloader(self) -> ResumableDataLoader:
         """The beginning of every document."""
-        return self._in_order(DocumentStarts(self.cache, self.tokenizer, self.sequence_length))
+        return self._in_order(DocumentStarts(self._tokens, required(self.tokenizer), self.sequence_length))
 
     # -- telling
 
     def describe(self) -> dict[str, str | int | float]:
         """What the data is, for the record of a run."""
-        facts = dict(self.cache.facts)
+        facts: dict[str, str | int | float] = dict(self._tokens.facts)
         facts |= {
             "source": shown(self.source),
             "data_fingerprint": self.fingerprint,
-            "tokenizer_hash": self.tokenizer.hash,
+            "tokenizer_hash": required(self.tokenizer).hash,
             "training_sequences": len(self.train_dataset),
             "validation_sequences": len(self.validation_dataset) if self.validation_dataset is not None else 0,
         }
         if self.layout == "sentence_pairs":
-            facts["random_share"] = round(float(self.train_dataset.plan(0).is_random.mean()), 4)
+            facts["random_share"] = round(float(cast(PairPlan, self.train_dataset.plan(0)).is_random.mean()), 4)
         return facts
 
 
@@ -334,7 +350,7 @@ class DocumentTexts:
         text_column: Its name.
     """
 
-    def __init__(self, data: object, text_column: str) -> None:
+    def __init__(self, data: Any, text_column: str) -> None:
         self.data, self.text_column = data, text_column
 
     def __iter__(self) -> Iterator[str]:

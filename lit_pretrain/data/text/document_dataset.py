@@ -1,16 +1,15 @@
 """From plans to batches: clean sequences of word pieces, copied out of the memory-mapped corpus."""
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy
 import torch
-from torch import Tensor
 
 from lit_pretrain.data.loading import Key
 from lit_pretrain.data.randomness import sample_generator
+from lit_pretrain.data.text.base_tokenizer import TextTokenizer
 from lit_pretrain.data.text.sentence_pairs import PairPlan, PairSettings, find_or_plan
 from lit_pretrain.data.text.token_cache import TokenCache
-from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 
 Layout = Literal["sentence_pairs", "segments"]
 
@@ -33,7 +32,7 @@ class DocumentDataset:
         self,
         cache: TokenCache,
         documents: numpy.ndarray,
-        tokenizer: WordPieceTokenizer,
+        tokenizer: TextTokenizer,
         sequence_length: int,
         layout: Layout,
         pairs: PairSettings,
@@ -63,6 +62,7 @@ class DocumentDataset:
         """An epoch's plan; the last one is kept."""
         epoch = 0 if self.fixed else epoch
         if self._planned is None or self._planned[0] != epoch:
+            plan: PairPlan | numpy.ndarray
             if self.layout == "sentence_pairs":
                 plan = find_or_plan(self.cache, self.documents, self.pairs, self.seed, epoch, not self.fixed)
             else:
@@ -71,7 +71,7 @@ class DocumentDataset:
             self._planned = (epoch, plan)
         return self._planned[1]
 
-    def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
+    def __getitems__(self, keys: list[Key]) -> dict[str, Any]:
         """A clean batch of (epoch, index) keys: every tensor is (B, L), labels and ids (B,); `padded` is a bool."""
         plan = self.plan(keys[0][0])
         indices = numpy.array([index for _, index in keys])
@@ -81,7 +81,7 @@ class DocumentDataset:
             ends = self._fill_pairs(plan, indices, input_ids, segments)
         else:
             ends = self._fill_segments(plan[indices], input_ids)
-        batch = {
+        batch: dict[str, Any] = {
             "input_ids": torch.from_numpy(input_ids),
             "attention_mask": torch.from_numpy(numpy.arange(self.sequence_length) < ends[:, None]),
             "token_type_ids": torch.from_numpy(segments),
@@ -160,7 +160,7 @@ class DocumentStarts:
         sequence_length: L, tokens of a sequence.
     """
 
-    def __init__(self, cache: TokenCache, tokenizer: WordPieceTokenizer, sequence_length: int) -> None:
+    def __init__(self, cache: TokenCache, tokenizer: TextTokenizer, sequence_length: int) -> None:
         everything = numpy.arange(cache.documents)
         self.inner = DocumentDataset(
             cache, everything, tokenizer, sequence_length, "segments", PairSettings(sequence_length), 0, fixed=True
@@ -176,11 +176,11 @@ class DocumentStarts:
         """Number of documents."""
         return len(self)
 
-    def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
+    def __getitems__(self, keys: list[Key]) -> dict[str, Any]:
         """A batch of documents' beginnings."""
         documents = numpy.array([index for _, index in keys])
         # Segments cut from the documents' starts are in order, so each document's first is found by its offset.
         starts = self.starts[documents]
-        rows = numpy.searchsorted(self.inner.plan(0)[:, 0], starts)
+        rows = numpy.searchsorted(cast(numpy.ndarray, self.inner.plan(0))[:, 0], starts)
         batch = self.inner.__getitems__([(0, int(row)) for row in rows])
         return batch | {"sample_id": torch.from_numpy(self.cache.document_rows[documents].copy())}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy
 
@@ -70,7 +70,7 @@ class PairPlan:
         """Map a plan from the disk."""
         arrays = {name: numpy.memmap(directory / f"{name}.bin", kind, mode="r") for name, kind in KINDS.items()}
         plan = cls(**{name: one if name == "is_random" else one.reshape(-1, 2) for name, one in arrays.items()})
-        plan.directory = directory
+        cast(Any, plan).directory = directory
         return plan
 
     def __reduce__(self) -> tuple[Any, ...]:

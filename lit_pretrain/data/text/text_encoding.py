@@ -9,7 +9,7 @@ equally long, then both do.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import datasets
 import numpy
@@ -82,7 +82,7 @@ class EncodedTexts:
         """Number of samples."""
         return len(self.rows)
 
-    def batch(self, indices: numpy.ndarray) -> dict[str, Tensor]:
+    def batch(self, indices: numpy.ndarray) -> dict[str, Any]:
         """Some samples, padded to the longest of them.
 
         Args:

@@ -16,8 +16,8 @@ import numpy
 import sentencex
 
 from lit_pretrain.data.disk_cache import FACTS, build_once, build_progress, write_array
+from lit_pretrain.data.text.base_tokenizer import TextTokenizer
 from lit_pretrain.data.text.unknown_pieces import unknown_pieces
-from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
 
 FORMAT = 3
@@ -52,7 +52,7 @@ class TokenCache:
         """Map a finished cache."""
         facts = json.loads((directory / FACTS).read_text())
         dtype = numpy.dtype(facts.pop("dtype"))
-        arrays = [
+        tokens, sentence_ends, document_ends, document_rows, document_keys = (
             numpy.memmap(directory / f"{name}.bin", dtype=kind, mode="r")
             for name, kind in (
                 ("tokens", dtype),
@@ -61,8 +61,8 @@ class TokenCache:
                 ("document_rows", numpy.int64),
                 ("document_keys", numpy.int64),
             )
-        ]
-        return cls(directory, *arrays[:-1], facts, arrays[-1])
+        )
+        return cls(directory, tokens, sentence_ends, document_ends, document_rows, facts, document_keys)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Worker processes map the files themselves rather than receive the whole corpus."""
@@ -85,14 +85,14 @@ class TokenCache:
         return numpy.concatenate(([0], self.sentence_ends[self.document_ends - 1]))
 
 
-def cache_fingerprint(source_fingerprint: str, tokenizer: WordPieceTokenizer, language: str) -> str:
+def cache_fingerprint(source_fingerprint: str, tokenizer: TextTokenizer, language: str) -> str:
     """The name of a cache: 16 hexadecimal characters over source, tokenizer, sentence rules and format."""
     parts = [str(FORMAT), source_fingerprint, tokenizer.hash, language]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def open_or_build(
-    data: Any, text_column: str, tokenizer: WordPieceTokenizer, directory: Path, language: str = "en"
+    data: Any, text_column: str, tokenizer: TextTokenizer, directory: Path, language: str = "en"
 ) -> TokenCache:
     """Map the cache in `directory`, building it first if it is not there.
 
@@ -110,7 +110,7 @@ def open_or_build(
     return TokenCache.open(directory)
 
 
-def build(data: Any, text_column: str, tokenizer: WordPieceTokenizer, directory: Path, language: str) -> None:
+def build(data: Any, text_column: str, tokenizer: TextTokenizer, directory: Path, language: str) -> None:
     """Tokenise every document into `directory`, holding a few million characters at a time."""
     directory.mkdir(parents=True)
     dtype = numpy.dtype(numpy.uint16 if tokenizer.vocabulary_size <= 2**16 else numpy.uint32)

@@ -26,7 +26,7 @@ def tokenizer_from_json(text: str) -> TextTokenizer:
     return kind_of(tokenizer)(tokenizer)
 
 
-def kind_of(tokenizer: Tokenizer) -> type[TextTokenizer]:
+def kind_of(tokenizer: Tokenizer) -> type[WordPieceTokenizer | RobertaTokenizer | BytePairTokenizer]:
     """Which of ours a tokenizer of the library is, by its model and its special tokens."""
     if json.loads(tokenizer.to_str())["model"]["type"] != BytePairTokenizer.model:
         return WordPieceTokenizer

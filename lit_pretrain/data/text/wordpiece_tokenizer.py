@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, process
 from tokenizers.models import WordPiece
 from tokenizers.trainers import WordPieceTrainer
 
-from lit_pretrain.data.text.base_tokenizer import WORD_LENGTH, TextTokenizer, kind_of
+from lit_pretrain.data.text.base_tokenizer import WORD_LENGTH, TextTokenizer, ids_of, kind_of, pieces_of
 from lit_pretrain.errors import UserError
 
 # What ends a line in Rust, of which transformers' reader is made: U+001C to U+001F, which Python counts too, do not.
@@ -45,7 +45,7 @@ class WordPieceTokenizer(TextTokenizer):
         if missing:
             raise UserError(f"{source} has no {' and no '.join(missing)}: use a tokenizer made for BERT.")
         super().__init__(tokenizer, "[CLS]", "[SEP]", source)
-        ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
+        ids = ids_of(tokenizer, SPECIAL_TOKENS)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = ids
         self.special_ids = sorted(ids)
 
@@ -83,7 +83,8 @@ class WordPieceTokenizer(TextTokenizer):
             if len(splitter.pre_tokenize_str(normalizer.normalize_str(f"a{letter}"))) > 1:
                 forms[letter].pop()
         # They take half of the vocabulary at most, however many a corpus has; the rest comes last, if there is room.
-        letters, room = [], min(vocabulary_size // 2, vocabulary_size - len(SPECIAL_TOKENS))
+        letters: list[str] = []
+        room = min(vocabulary_size // 2, vocabulary_size - len(SPECIAL_TOKENS))
         for letter in found:
             room -= len(forms[letter])
             if room < 0 and letters:
@@ -108,7 +109,7 @@ class WordPieceTokenizer(TextTokenizer):
         )
         tokenizer.train_from_iterator(texts, trainer)
         vocabulary = tokenizer.get_vocab()
-        pieces = sorted(vocabulary, key=vocabulary.get)
+        pieces = sorted(vocabulary, key=vocabulary.__getitem__)
         for letter in found[len(letters) :]:
             if len(pieces) + len(forms[letter]) > vocabulary_size:
                 break
@@ -243,8 +244,8 @@ def from_pieces(
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.add_special_tokens([token for token in SPECIAL_TOKENS if token in pieces])
     if "[CLS]" in pieces and "[SEP]" in pieces:
-        ids = [("[SEP]", pieces.index("[SEP]")), ("[CLS]", pieces.index("[CLS]"))]
-        tokenizer.post_processor = processors.BertProcessing(*ids)
+        last, first = (("[SEP]", pieces.index("[SEP]")), ("[CLS]", pieces.index("[CLS]")))
+        tokenizer.post_processor = processors.BertProcessing(last, first)
     return tokenizer
 
 
@@ -254,7 +255,7 @@ def bert_settings(tokenizer: Tokenizer) -> dict[str, bool | None] | None:
     normalizer = ours["normalizer"] or {}
     if normalizer.get("type") != "BertNormalizer":
         return None
-    pieces = [tokenizer.id_to_token(index) for index in range(tokenizer.get_vocab_size())]
+    pieces = pieces_of(tokenizer)
     told = [normalizer[name] for name in ("lowercase", "strip_accents", "handle_chinese_chars")]
     theirs = json.loads(from_pieces(pieces, *told).to_str())
     if any(ours[part] != theirs[part] for part in ("normalizer", "pre_tokenizer", "model", "added_tokens")):

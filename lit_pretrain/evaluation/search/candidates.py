@@ -199,7 +199,7 @@ def collect_captions(embedder: PairEmbedder, file: str, column: str | None) -> C
     if not texts:
         raise UserError(f"All {len(given)} texts of {file} are empty: give --captions a file of texts.")
     encoded = embedder.encode(texts)
-    notes = (
+    notes: tuple[str, ...] = (
         (f"{len(given) - len(texts)} of {len(given)} texts are empty and left out.",) if len(texts) < len(given) else ()
     )
     if encoded.truncated:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_pretrain.data.images.pictures import EncodedPicture, Square, UnreadablePictureError, decode, opened, to_rgb
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluation.pair_embedder import PairEmbedder
+from lit_pretrain.required import required
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,7 +41,7 @@ def text_queries(embedder: PairEmbedder, texts: Sequence[str]) -> tuple[list[Que
     if not texts:
         return [], []
     encoded = embedder.encode(texts)
-    unknown, notes = embedder.module.tokenizer.unk_id, []
+    unknown, notes = required(embedder.module.tokenizer).unk_id, []
     starts = [0, *encoded.ends.tolist()]
     for text, start, end in zip(texts, starts, starts[1:], strict=False):
         if start == end:

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lit_pretrain.evaluation.search.candidates import Collection, Match
 from lit_pretrain.evaluation.search.queries import Query
@@ -99,7 +99,7 @@ def lines_of(texts: Sequence[str], size: int) -> "Image":
     """Texts one below the other, broken between words where they are too long for the sheet."""
     from PIL import Image, ImageDraw, ImageFont
 
-    font = ImageFont.load_default(size)
+    font = cast("FreeTypeFont", ImageFont.load_default(size))  # of a size, where FreeType is there
     lines = [line for text in texts for line in broken(text, font)]
     height = sum(font.getmetrics()) + 4
     width = max(int(font.getlength(line)) + 1 for line in lines)

@@ -8,17 +8,21 @@ and DDP remain the trainer's.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
+from lit_pretrain.required import required
+
 Inputs = dict[str, Tensor]
+Encode = Callable[[Inputs], Tensor]
 
 
 def encode_in_chunks(
-    encode: Callable[[Inputs], Tensor],
+    encode: Encode,
     inputs: Inputs,
     chunk_size: int | None,
     parameters: Iterable[Tensor],
@@ -57,7 +61,7 @@ class _InChunks(torch.autograd.Function):
     """The two passes over all chunks; see `encode_in_chunks`."""
 
     @staticmethod
-    def forward(ctx, encode, inputs, chunk_size, *parameters):  # noqa: ANN001, ANN002, ANN205, D102
+    def forward(ctx: Any, encode: Encode, inputs: Inputs, chunk_size: int, *parameters: Tensor) -> Tensor:  # noqa: D102
         parts = split(inputs, chunk_size)
         first = next(iter(inputs.values()))
         ctx.encode, ctx.parts, ctx.parameters = encode, parts, parameters
@@ -69,18 +73,19 @@ class _InChunks(torch.autograd.Function):
         ctx.autocast["enabled"] = torch.is_autocast_enabled(kind)
         # A weight that is brought to bf16 here, without a graph, must not be found by whatever needs one later.
         with torch.autocast(**ctx.autocast):
-            start, whole = 0, None
+            start = 0
+            whole: Tensor | None = None
             for part in parts:
                 embedded = encode(part)
                 if whole is None:
                     whole = embedded.new_empty(len(first), *embedded.shape[1:])
                 whole[start : start + len(embedded)] = embedded
                 start += len(embedded)
-        return whole
+        return required(whole)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):  # noqa: ANN001, ANN205, D102
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # noqa: D102
         state, devices, states = ctx.draws
         totals: list[Tensor | None] = [None] * len(ctx.parameters)
         with torch.random.fork_rng(devices, device_type=ctx.autocast["device_type"]), torch.autocast(**ctx.autocast):
@@ -93,5 +98,6 @@ class _InChunks(torch.autograd.Function):
                 del embedded
                 for place, one in enumerate(found):
                     if one is not None:
-                        totals[place] = one.clone() if totals[place] is None else totals[place].add_(one)
+                        earlier = totals[place]
+                        totals[place] = one.clone() if earlier is None else earlier.add_(one)
         return None, None, None, *totals

@@ -1,8 +1,9 @@
 """Contrastive pretraining of texts and pictures in two towers (CLIP: arXiv:2103.00020, SigLIP: arXiv:2303.15343)."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from lit_pretrain.modules.contrastive.record import (
     record_of,
     widen_scalars,
 )
-from lit_pretrain.modules.contrastive.replay import TextReplay, VisionReplay
+from lit_pretrain.modules.contrastive.replay import Replay, TextReplay, VisionReplay
 from lit_pretrain.modules.contrastive.towers import (
     Sharing,
     Tower,
@@ -45,6 +46,7 @@ from lit_pretrain.modules.optimization import TrainedPart, make_optimizer
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.objectives.contrastive import Contrastive, Pairs
 from lit_pretrain.objectives.objective import Batch, ObjectiveOutput
+from lit_pretrain.trainer_state import data_module_of
 from lit_pretrain.weights.files import read_once
 
 if TYPE_CHECKING:
@@ -119,7 +121,8 @@ class ContrastivePretraining(TwoTowers):
         self.share_weights = share_weights
         self.embedding_width = embedding_width
         self.objective = objective_of(objective, starts)
-        self.replays = torch.nn.ModuleDict({name: one for name, one in replays.items() if one is not None})
+        given = {name: one for name, one in replays.items() if one is not None}
+        self.replays = cast(Mapping[str, Replay], torch.nn.ModuleDict(given))
         self.chunk_size = chunk_size
         self.augmentation = augmentation
         self.tokenizer: TextTokenizer | None = starts["text"].tokenizer
@@ -144,7 +147,7 @@ class ContrastivePretraining(TwoTowers):
         Raises:
             UserError: If they do not.
         """
-        data = self._trainer.datamodule if self._trainer is not None else None
+        data = data_module_of(self._trainer) if self._trainer is not None else None
         parts = parts_of(data) if hasattr(data, "batch_fields") else {}
         if not self.built:
             self.build(parts)
@@ -184,11 +187,11 @@ class ContrastivePretraining(TwoTowers):
     @property
     def batch_size(self) -> int:
         """Pairs of a training batch of all processes."""
-        return parts_of(self.trainer.datamodule)[PAIRS].batch_size * self.trainer.world_size
+        return parts_of(data_module_of(self.trainer))[PAIRS].batch_size * self.trainer.world_size
 
     def trained_modules(self) -> list[torch.nn.Module]:
         """Both towers, the temperature, and the heads of what is replayed."""
-        return [self.text_tower, self.vision_tower, self.objective, self.replays]
+        return [self.text_tower, self.vision_tower, self.objective, *self.replays.values()]
 
     def make_optimizer(self, fused: bool) -> torch.optim.Optimizer:
         """AdamW, with the rate of each tower and the step at which it is unlocked."""
@@ -221,7 +224,7 @@ class ContrastivePretraining(TwoTowers):
         batches = batch if PAIRS in batch else {PAIRS: batch}
         pairs = batches[PAIRS]
         output = self.contrast(pairs, self.generator_for("augmentation", *parts))
-        losses = {self.objective.loss: output.loss}
+        losses: dict[str, Tensor] = {self.objective.loss: output.loss}
         for name, replay in self.replays.items():
             draws = partial(self.generator_for, "replay", name, *parts)
             losses[f"{name} replay"], replayed = replay.train_on(self.towers[name].encoder, batches[name], draws)
@@ -258,7 +261,7 @@ class ContrastivePretraining(TwoTowers):
 
     def evaluation_end(self, stage: str) -> None:
         """Log what the embeddings of all processes say, and the means of what is replayed."""
-        if stage in parts_of(self.trainer.datamodule)[PAIRS].galleries:
+        if stage in parts_of(data_module_of(self.trainer))[PAIRS].galleries:
             figures = self.evaluation.finish(self, stage)
             self.log_dict({f"{stage}/{name}": value for name, value in figures.items()})
         self.report(stage)
@@ -306,7 +309,7 @@ class ContrastivePretraining(TwoTowers):
     @torch.no_grad()
     def panels(self, count: int = 8) -> "dict[str, Image]":
         """Pictures found for captions and captions found for pictures; empty before any validation."""
-        return self.evaluation.panels(parts_of(self.trainer.datamodule)[PAIRS], count)
+        return self.evaluation.panels(parts_of(data_module_of(self.trainer))[PAIRS], count)
 
     def describe(self) -> dict[str, Any]:
         """What this is made of, for the record of the run."""
@@ -317,7 +320,8 @@ class ContrastivePretraining(TwoTowers):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the record; weights that a loss has spoilt are not saved over good ones."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["lit_pretrain"] = record_of(self, self._trainer.datamodule if self._trainer is not None else None)
+        data = data_module_of(self._trainer) if self._trainer is not None else None
+        checkpoint["lit_pretrain"] = record_of(self, data)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another kind, shape or tokenizer, naming what differs."""

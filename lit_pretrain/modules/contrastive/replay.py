@@ -7,7 +7,7 @@ self-supervised loss of pictures to CLIP's.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +47,13 @@ class Replay(nn.Module):
         super().__init__()
         check_objectives(objectives, self.setting)
         check_number(f"{self.setting}.weight", weight, above=0)
-        self.objectives = nn.ModuleList(objectives)
+        self.objectives: Sequence[Any] = cast(Sequence[Any], nn.ModuleList(objectives))
         self.weight = weight
 
     # Where a config has it.
     setting = "model.replay"
 
-    def build(self, encoder: nn.Module, tokenizer: Any, data: Any) -> None:
+    def build(self, encoder: Any, tokenizer: Any, data: Any) -> None:
         """Check that data, encoder and objectives fit, and make the heads.
 
         Args:
@@ -66,22 +66,22 @@ class Replay(nn.Module):
         """
         raise NotImplementedError
 
-    def prepare(self, batch: Batch, encoder: nn.Module, generator: torch.Generator | None) -> Batch:
+    def prepare(self, batch: Batch, encoder: Any, generator: torch.Generator | None) -> Batch:
         """Make what the objectives read of a loader's batch; without a generator nothing is varied."""
         return batch
 
-    def cost(self, encoder: nn.Module, batch: Batch) -> dict[str, float]:
+    def cost(self, encoder: Any, batch: Batch) -> dict[str, float]:
         """Samples, tokens and floating-point operations of one training batch."""
         raise NotImplementedError
 
-    def train_on(self, encoder: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Statistics]:
+    def train_on(self, encoder: Any, batch: Batch, draws: Draws) -> tuple[Tensor, Statistics]:
         """The weighted loss of a training batch, and its statistics by "objective/statistic"."""
         batch = self.prepare(batch, encoder, draws("augmentation"))
         outputs = compute_objectives(encoder, self.objectives, batch, draws("corruption"))
         weights = weights_of(self.objectives)
         return self.weight * sum_losses(outputs, weights), flatten(outputs, self.objectives)
 
-    def evaluate(self, encoder: nn.Module, batch: Batch, generator: torch.Generator) -> Statistics:
+    def evaluate(self, encoder: Any, batch: Batch, generator: torch.Generator) -> Statistics:
         """The statistics of a batch, nothing varied."""
         outputs = compute_objectives(encoder, self.objectives, self.prepare(batch, encoder, None), generator)
         return flatten(outputs, self.objectives)
@@ -112,11 +112,11 @@ class TextReplay(Replay):
     def __init__(self, objectives: list[Objective], weight: float = 1.0) -> None:
         super().__init__(objectives, weight)
 
-    def build(self, encoder: nn.Module, tokenizer: Any, data: Any) -> None:
+    def build(self, encoder: Any, tokenizer: Any, data: Any) -> None:
         """As the base's."""
         build_on_texts(self.objectives, encoder, tokenizer, data)
 
-    def cost(self, encoder: nn.Module, batch: Batch) -> dict[str, float]:
+    def cost(self, encoder: Any, batch: Batch) -> dict[str, float]:
         """As the base's."""
         return cost_on_texts(self.objectives, encoder, batch)
 
@@ -141,11 +141,11 @@ class VisionReplay(Replay):
         super().__init__(objectives, weight)
         self.augmentation = augmentation
 
-    def build(self, encoder: nn.Module, tokenizer: Any, data: Any) -> None:
+    def build(self, encoder: Any, tokenizer: Any, data: Any) -> None:
         """As the base's."""
         build_on_pictures(self.objectives, encoder, self.augmentation, data, training=False)
 
-    def prepare(self, batch: Batch, encoder: nn.Module, generator: torch.Generator | None) -> Batch:
+    def prepare(self, batch: Batch, encoder: Any, generator: torch.Generator | None) -> Batch:
         """Crop, flip and recolour uint8 pictures to floats in [0, 1] of the encoder's size."""
         size = encoder.image_size
         images = batch["images"]
@@ -153,6 +153,6 @@ class VisionReplay(Replay):
             "images": encoder.frame(images) if generator is None else self.augmentation.vary(images, size, generator)
         }
 
-    def cost(self, encoder: nn.Module, batch: Batch) -> dict[str, float]:
+    def cost(self, encoder: Any, batch: Batch) -> dict[str, float]:
         """As the base's."""
         return cost_on_pictures(self.objectives, encoder, batch)

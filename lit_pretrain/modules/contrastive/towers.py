@@ -6,24 +6,27 @@ found it best to share attention and feed-forward and to leave the layer norms t
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.backbone.float32 import at_least_float32
+from lit_pretrain.backbone.transformer import Block
 from lit_pretrain.errors import UserError, check_length, check_number
 from lit_pretrain.modules.optimization import in_steps
 from lit_pretrain.modules.starting_points import StartingPoint, load_starting_point, without_weights
 from lit_pretrain.objectives.contrastive import Contrastive
+from lit_pretrain.required import required
 
 Sharing = Literal["none", "blocks", "blocks_except_norm"]
 TowerName = Literal["text", "vision"]
 # Features of an embedding where nothing tells.
 DEFAULT_WIDTH = 256
 # What the blocks must have alike to be the same modules.
-SHARED_PARTS = ("depth", "width", "heads", "feed_forward_width", "activation", "bias", "attention_dropout")
-SHARED_PARTS += ("query_key_norm",)
+SHARED_PARTS = ["depth", "width", "heads", "feed_forward_width", "activation", "bias", "attention_dropout"]
+SHARED_PARTS += ["query_key_norm"]
 SHARED_BLOCKS = (*SHARED_PARTS, "norm_order", "norm_epsilon", "dropout", "stochastic_depth", "layer_scale")
 
 
@@ -92,10 +95,10 @@ class TowerConfig:
         return step
 
 
-Encoder = TypeVar("Encoder", bound=nn.Module)
+Encoder = TypeVar("Encoder", bound=TextEncoder | VisionEncoder)
 
 
-def starting_tower(name: str, encoder: Encoder | None, config: TowerConfig, kind: type[Encoder]) -> StartingPoint:
+def starting_tower(name: TowerName, encoder: Encoder | None, config: TowerConfig, kind: type[Encoder]) -> StartingPoint:
     """A tower from scratch or from what was pretrained.
 
     Args:
@@ -113,14 +116,14 @@ def starting_tower(name: str, encoder: Encoder | None, config: TowerConfig, kind
             "what it starts from: give one of the two."
         )
     if config.init_from is None:
-        return StartingPoint(encoder, None, {"init_from": "scratch"})
+        return StartingPoint(required(encoder), None, {"init_from": "scratch"})
     start = load_starting_point(config.init_from, name, config.architecture)
     if not isinstance(start.encoder, kind):
         raise UserError(
             f"model.{name}.init_from is {config.init_from}, which holds a {type(start.encoder).__name__}, and the "
             f"{name} tower is a {kind.__name__}: name another."
         )
-    if name == "text":
+    if isinstance(start.encoder, TextEncoder):
         start.encoder.check_pooling()
     if not config.pretrained:
         return without_weights(start)
@@ -157,10 +160,10 @@ def objective_of(given: Contrastive | None, starts: dict[str, StartingPoint]) ->
     """
     text, vision = starts["text"], starts["vision"]
     known = text.log_scale is not None and text.lineage["init_from"] == vision.lineage["init_from"]
-    theirs = "siglip" if known and text.logit_bias is not None else "clip"
+    theirs: Literal["clip", "siglip"] = "siglip" if known and text.logit_bias is not None else "clip"
     objective = given if given is not None else Contrastive(theirs)
     if known and objective.loss == theirs and objective.temperature is None:
-        objective.start_at(text.log_scale, text.logit_bias)
+        objective.start_at(required(text.log_scale), text.logit_bias)
     return objective
 
 
@@ -225,7 +228,9 @@ class Tower(nn.Module):
         projection: (E, D) to start from; null for a new one.
     """
 
-    def __init__(self, encoder: nn.Module, embedding_width: int, projection: Tensor | None = None) -> None:
+    def __init__(
+        self, encoder: TextEncoder | VisionEncoder, embedding_width: int, projection: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.projection = nn.Linear(encoder.width, embedding_width, bias=False)
@@ -261,7 +266,9 @@ class Tower(nn.Module):
         return functional.normalize(at_least_float32(self.projection(features)), dim=-1)
 
 
-def share(text: nn.Module, vision: nn.Module, sharing: Sharing, keep: TowerName = "text") -> None:
+def share(
+    text: TextEncoder | VisionEncoder, vision: TextEncoder | VisionEncoder, sharing: Sharing, keep: TowerName = "text"
+) -> None:
     """Let one Transformer serve both encoders: its blocks become the same modules.
 
     Embeddings, the norm after the last block and whatever pools are each encoder's own.
@@ -290,5 +297,5 @@ def share(text: nn.Module, vision: nn.Module, sharing: Sharing, keep: TowerName 
         if sharing == "blocks":
             target.transformer.blocks[index] = block
         else:
-            target.transformer.blocks[index].attention = block.attention
-            target.transformer.blocks[index].feed_forward = block.feed_forward
+            own, other = cast(Block, target.transformer.blocks[index]), cast(Block, block)
+            own.attention, own.feed_forward = other.attention, other.feed_forward

@@ -1,6 +1,7 @@
 """Two towers that embed texts and pictures where both meet: what they are asked for, trained or not."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -17,6 +18,7 @@ from lit_pretrain.modules.contrastive.chunking import encode_in_chunks, split
 from lit_pretrain.modules.contrastive.towers import Tower
 from lit_pretrain.modules.contrastive.weights_hash import embedding_metadata
 from lit_pretrain.objectives.objective import Batch
+from lit_pretrain.required import required
 
 
 class TwoTowers(BaseModule):
@@ -44,12 +46,12 @@ class TwoTowers(BaseModule):
     @property
     def text_encoder(self) -> TextEncoder:
         """The encoder of texts, without its projection."""
-        return self.text_tower.encoder
+        return cast(TextEncoder, self.text_tower.encoder)
 
     @property
     def vision_encoder(self) -> VisionEncoder:
         """The encoder of pictures, without its projection."""
-        return self.vision_tower.encoder
+        return cast(VisionEncoder, self.vision_tower.encoder)
 
     def tokenize(self, texts: list[str]) -> Batch:
         """Texts as `embed_texts` takes them, cut to what the tower has positions for.
@@ -59,7 +61,7 @@ class TwoTowers(BaseModule):
         """
         self.check_tokenizer()
         settings = TextSettings(("text",), self.text_encoder.max_positions)
-        return move_data_to_device(batch_of({"text": texts}, self.tokenizer, settings), self.device)
+        return move_data_to_device(batch_of({"text": texts}, required(self.tokenizer), settings), self.device)
 
     def check_tokenizer(self) -> None:
         """See that texts can be told in word pieces.

@@ -8,10 +8,11 @@ while it is still random.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.backbone.float32 import at_least_float32
@@ -45,6 +46,8 @@ from lit_pretrain.modules.starting_points import (
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.modules.strategies import gathered
 from lit_pretrain.objectives.objective import Batch, global_mean
+from lit_pretrain.required import required
+from lit_pretrain.trainer_state import data_module_of
 
 
 class FineTuning(BaseModule):
@@ -113,7 +116,8 @@ class FineTuning(BaseModule):
             if not 0.0 <= value < 1.0:
                 raise UserError(f"model.{name} is {value}: give a share from 0 to below 1.")
         check_regularization(probe_regularization, f"model.probe_regularization is {probe_regularization}")
-        start = StartingPoint(encoder, None, {"init_from": "scratch"})
+        if encoder is not None:
+            start = StartingPoint(encoder, None, {"init_from": "scratch"})
         if init_from is not None:
             start = load_starting_point(init_from, architecture=architecture)
             if not pretrained:
@@ -145,7 +149,8 @@ class FineTuning(BaseModule):
         self.facts: LabelFacts | None = None
         self.task: Task | None = None
         self.head: nn.Linear | None = None
-        self.metrics = nn.ModuleDict()
+        # A ModuleDict of them.
+        self.metrics = cast(dict[str, MetricCollection], nn.ModuleDict())
         self._frozen: list[nn.Module] = []
 
     @property
@@ -154,9 +159,16 @@ class FineTuning(BaseModule):
         return [] if self.facts is None else list(self.facts.classes)
 
     @property
+    def known_task(self) -> Task:
+        """The task, once the labels are known."""
+        assert self.task is not None
+        return self.task
+
+    @property
     def monitor(self) -> tuple[str, str]:
         """The metric by which checkpoints are compared, and whether its `max` or `min` is best."""
-        return f"validation/{self.task.monitor}", self.task.mode
+        task = self.known_task
+        return f"validation/{task.monitor}", task.mode
 
     # -- before training
 
@@ -178,17 +190,17 @@ class FineTuning(BaseModule):
 
     def build(self) -> None:
         """The head, and what the data says of texts and labels; see `configure_model`."""
-        data = self._trainer.datamodule if self._trainer is not None else None
+        data = data_module_of(self._trainer) if self._trainer is not None else None
         if data is not None:
             self.facts = getattr(data, "label_facts", None) or self.facts
-            if self.facts is None and self._trainer.predicting:
+            if self.facts is None and required(self._trainer).predicting:
                 # The checkpoint, which is read after this, knows the classes.
                 return
         if self.facts is None or (self.facts.task != "regression" and len(self.facts.classes) < 2):
             raise UserError("FineTuning needs labels of at least two classes, or numbers: set data.label_column.")
         if data is not None:
             self.modality.check(data)
-            self.modality.fit_to(data, self.encoder, self._trainer.training)
+            self.modality.fit_to(data, self.encoder, required(self._trainer).training)
             self.take_tokenizer(getattr(data, "tokenizer", None))
         if self.mixing.on and (self.modality.name != "pictures" or self.facts.task == "regression"):
             raise UserError("model.mixing mixes pictures of classes: leave it out for text and for numbers.")
@@ -231,26 +243,26 @@ class FineTuning(BaseModule):
         theirs = self.start.head
         if theirs is None:
             return
-        facts, reason = self.facts, ""
+        facts, head, reason = required(self.facts), required(self.head), ""
         if theirs.task not in (None, facts.task):
             reason = f"of the task {theirs.task}, the data's is {facts.task}"
         elif facts.task == "regression":
-            self.head.weight.copy_(theirs.weight / facts.std)
-            self.head.bias.copy_((theirs.bias - facts.mean) / facts.std)
+            head.weight.copy_(theirs.weight / facts.std)
+            head.bias.copy_((theirs.bias - facts.mean) / facts.std)
         elif lacking := [name for name in facts.classes if name not in theirs.classes]:
             reason = (
                 f"it knows {named_classes(theirs.classes) or 'no names of its classes'}, not {named_classes(lacking)}"
             )
         else:
             rows = [theirs.classes.index(name) for name in facts.classes]
-            self.head.weight.copy_(theirs.weight[rows])
-            self.head.bias.copy_(theirs.bias[rows])
+            head.weight.copy_(theirs.weight[rows])
+            head.bias.copy_(theirs.bias[rows])
         if reason:
             self.start = self.start.without_head(reason)
 
     def weights_of_classes(self) -> Tensor | None:
         """Factors (C,) of the classes' losses, or null."""
-        return None if self.class_weights is None else class_weights_of(self.class_weights, self.facts)
+        return None if self.class_weights is None else class_weights_of(self.class_weights, required(self.facts))
 
     def train(self, mode: bool = True) -> "FineTuning":
         """As nn.Module's, but what is frozen stays in evaluation mode."""
@@ -266,7 +278,7 @@ class FineTuning(BaseModule):
     def make_optimizer(self, fused: bool) -> torch.optim.Optimizer:
         """AdamW, with a learning rate for each block."""
         starts = unfreezing_steps(self.encoder, self.freezing, total_steps(self.trainer))
-        parts = [TrainedPart(self.head, self.head_factor, label="head")]
+        parts = [TrainedPart(required(self.head), self.head_factor, label="head")]
         parts.append(TrainedPart(self.encoder, self.head_factor, names=frozenset(self.fresh), label="head"))
         parts += layer_parts(self.encoder, self.layer_decay, starts)
         return make_optimizer(parts, self.optimizer_config, fused)
@@ -277,7 +289,7 @@ class FineTuning(BaseModule):
             return
         if self.linear_probe_first:
             self.start = self.start.without_head("linear_probe_first fits another")
-            with gathered(self.trainer.strategy.model, writeback=True):
+            with gathered(required(self.trainer.strategy.model), writeback=True):
                 fit_probe_head(self)
         if self.trainer.is_global_zero and (self.start.fresh or self.start.left_out or self.start.head is not None):
             print(self.start.told(), flush=True)
@@ -296,26 +308,28 @@ class FineTuning(BaseModule):
 
     def logits(self, batch: Batch) -> Tensor:
         """The head's outputs (B, outputs), in float32 at least, of a batch as it is."""
-        return at_least_float32(self.head(self.head_dropout(self.features(batch))))
+        return at_least_float32(required(self.head)(self.head_dropout(self.features(batch))))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch, every draw from (seed, global step, batch, rank)."""
         parts, shares = self.step_parts(batch_index), self.accumulation.shares(self, batch, batch_index)
         labels = targets = batch["label"]
+        task = self.known_task
         inputs = self.modality.varied(self.encoder, batch, self.generator_for("augmentation", *parts))
         if self.mixing.on:
             if len(labels) % 2:
                 raise UserError(
                     f"model.mixing pairs pictures, and a batch has {len(labels)}: make data.batch_size even."
                 )
-            inputs["images"], targets = mix_pictures(inputs["images"], labels, self.task.outputs, self.mixing, parts)
-        logits = at_least_float32(self.head(self.head_dropout(self.modality.encode(self.encoder, inputs))))
-        total, weight = self.task.total(logits, targets, training=True), self.task.weight(targets, training=True)
+            inputs["images"], targets = mix_pictures(inputs["images"], labels, task.outputs, self.mixing, parts)
+        features = self.head_dropout(self.modality.encode(self.encoder, inputs))
+        logits = at_least_float32(required(self.head)(features))
+        total, weight = task.total(logits, targets, training=True), task.weight(targets, training=True)
         loss = global_mean(total, weight, training=True)
-        self.watch_losses(loss, {self.facts.task: loss}, batch)
+        self.watch_losses(loss, {required(self.facts).task: loss}, batch)
         statistics = {"loss": (total.detach(), weight), **self.modality.statistics(batch)}
         if not self.mixing.on:
-            statistics |= self.task.correct(logits.detach(), labels)
+            statistics |= task.correct(logits.detach(), labels)
         self.statistics_for("train", statistics).update(statistics)
         self.note_learning_rate()
         return shares.of("loss") * loss
@@ -332,8 +346,8 @@ class FineTuning(BaseModule):
             size, parts = self.encoder.image_size, self.draw_parts(batch_index)
             # How labels are mixed depends on the pictures' size alone.
             images = torch.zeros(len(targets), 1, size, size, device=targets.device, dtype=torch.float32)
-            targets = mix_pictures(images, targets, self.task.outputs, self.mixing, parts)[1]
-        return {"loss": self.task.weight(targets, training=True)}
+            targets = mix_pictures(images, targets, self.known_task.outputs, self.mixing, parts)[1]
+        return {"loss": self.known_task.weight(targets, training=True)}
 
     def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
         """Metrics of one batch."""
@@ -345,13 +359,13 @@ class FineTuning(BaseModule):
 
     def evaluation_step(self, stage: str, batch: Batch) -> dict[str, Any]:
         """Count one batch; returns its `logits`, `label` and `sample_id`, for reports."""
-        logits, labels = self.logits(batch), batch["label"]
-        self.count(stage, batch, {"loss": (self.task.total(logits, labels), self.task.weight(labels))})
+        logits, labels, task = self.logits(batch), batch["label"], self.known_task
+        self.count(stage, batch, {"loss": (task.total(logits, labels), task.weight(labels))})
         outputs = {"logits": logits, "label": labels, "sample_id": batch["sample_id"]}
         if batch.get(SURPLUS):
             count_none(self.metrics[METRICS_OF[stage]])
             return {name: value[:0] for name, value in outputs.items()}
-        self.metrics[METRICS_OF[stage]].update(*self.task.for_metrics(logits, labels))
+        self.metrics[METRICS_OF[stage]].update(*task.for_metrics(logits, labels))
         return outputs
 
     def report(self, stage: str) -> None:
@@ -367,7 +381,7 @@ class FineTuning(BaseModule):
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
         """`sample_id`, the task's answers, and the pooled features as `embedding` (B, D)."""
         embedding = self.features(batch)
-        answers = self.task.answers(self.head(embedding).float())
+        answers = self.known_task.answers(required(self.head)(embedding).float())
         return {"sample_id": batch["sample_id"], **answers, "embedding": embedding.float()}
 
     def predict(self, samples: Any, batch_size: int = 64) -> list[dict[str, Any]]:
@@ -396,7 +410,8 @@ class FineTuning(BaseModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to build this again without any config."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["lit_pretrain"] = record_of(self, self._trainer.datamodule if self._trainer is not None else None)
+        data = data_module_of(self._trainer) if self._trainer is not None else None
+        checkpoint["lit_pretrain"] = record_of(self, data)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another kind, shape, tokenizer or other classes; take what it knows."""

@@ -4,7 +4,7 @@ Everything else of `FineTuning` is the same for both.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class Texts:
     def __init__(self, token_dropout: float = 0.0) -> None:
         self.token_dropout = token_dropout
         self.maximum_length = 512
-        self.truncation = "head"
+        self.truncation: Literal["head", "head_tail"] = "head"
 
     def check(self, data: Any) -> None:
         """Refuse data without texts.
@@ -83,7 +83,7 @@ class Texts:
             raise UserError("Samples to be answered are texts, or all of them pairs of texts.")
         columns = ("text", "text_pair")[: len(pairs[0])]
         texts = dict(zip(columns, map(list, zip(*pairs, strict=True)), strict=True))
-        truncation = self.truncation if len(columns) == 1 else "head"
+        truncation: Literal["head", "head_tail"] = self.truncation if len(columns) == 1 else "head"
         return batch_of(texts, tokenizer, TextSettings(columns, self.maximum_length, truncation))
 
     def step_cost(self, encoder: TextEncoder, batch: Batch) -> dict[str, float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from lit_pretrain.data.loading import SURPLUS
 from lit_pretrain.errors import UserError
 from lit_pretrain.measures.linear_probe import fit_linear_probe
+from lit_pretrain.trainer_state import data_module_of
 
 # Enough for a head of a few thousand numbers, and soon read.
 MOST_SAMPLES = 10_000
@@ -33,7 +34,7 @@ def fit_probe_head(module: Any) -> None:
     training, processes = module.training, module.trainer.world_size
     module.eval()
     parts: list[tuple[int, Tensor, Tensor]] = []
-    loader, data = module.trainer.datamodule.evaluation_loader("train"), module.trainer.datamodule
+    loader, data = data_module_of(module.trainer).evaluation_loader("train"), data_module_of(module.trainer)
     # At even distances, as files are often sorted by their labels.
     share = min(1.0, MOST_SAMPLES / (loader.batch_sampler.evaluation_batches * data.batch_size))
     for index, batch in enumerate(loader):

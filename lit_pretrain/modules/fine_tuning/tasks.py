@@ -24,6 +24,7 @@ from torchmetrics.classification import (
 from lit_pretrain.data.labelled.label_facts import LabelFacts
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.objective import global_mean
+from lit_pretrain.required import required
 
 
 class MacroF1(MulticlassF1Score):
@@ -40,7 +41,7 @@ class MacroF1(MulticlassF1Score):
         """Count a batch: probabilities (B, C) and labels (B,)."""
         predicted = preds.argmax(dim=1)
         right = (predicted == target).long()
-        none = torch.zeros(self.num_classes, dtype=torch.long, device=target.device)
+        none = torch.zeros(required(self.num_classes), dtype=torch.long, device=target.device)
         true_positives = none.scatter_add(0, target, right)
         false_positives = none.scatter_add(0, predicted, 1 - right)
         false_negatives = none.scatter_add(0, target, 1 - right)
@@ -50,6 +51,9 @@ class MacroF1(MulticlassF1Score):
 
 class ExactAccuracy(MultilabelExactMatch):
     """torchmetrics' share of the samples all of whose classes are right, counted without waiting for the device."""
+
+    correct: Tensor
+    total: Tensor
 
     def __init__(self, classes: int) -> None:
         super().__init__(classes, validate_args=False)
