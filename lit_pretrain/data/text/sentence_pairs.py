@@ -95,7 +95,8 @@ def plan_pairs(
     draws the target once a document. `balanced` tosses it only while there are as many random as following pairs, and
     else takes the rarer kind, so that the halves are equal if there are pieces of two sentences enough; the target is
     drawn for every pair. `never` lets B follow A always, as sentence order prediction needs it (Lan et al. 2020,
-    arXiv:1909.11942), and leaves pieces of one sentence out; the target is drawn for every pair.
+    arXiv:1909.11942), and leaves pieces of one sentence out; the target is drawn for every pair, and neither text is
+    longer or more often cut than the other.
 
     Args:
         cache: The tokenised corpus.
@@ -215,6 +216,12 @@ def planned_blocks(
     for index, document in enumerate(documents.tolist()):
         sentences = cache.sentence_offsets(document).tolist()
         draw = random.Random(derive_seed(seed, "pairs", epoch, document))
+        # A piece ends with the sentence that passes its target, a long one more often than not, so that B would be
+        # longer and more often cut than A, which tells swapped pairs: half of the documents are cut up from their ends.
+        mirrored = settings.random_next == "never" and draw.random() < 0.5
+        bounds = sentences[0] + sentences[-1]
+        if mirrored:
+            sentences = [bounds - offset for offset in reversed(sentences)]
         target = draw_target(draw, settings)
         last, start = len(sentences) - 1, 0
         while start < last:
@@ -242,6 +249,8 @@ def planned_blocks(
                 start = end
             surplus += 1 if is_random else -1
             a, b = truncate_pair(draw, a, b, settings.room)
+            if mirrored:
+                a, b = ((bounds - end, bounds - begin) for begin, end in (b, a))
             first.extend(a)
             second.extend(b)
             labels.append(is_random)

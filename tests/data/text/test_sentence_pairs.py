@@ -129,6 +129,17 @@ def test_a_second_text_may_follow_always():
     assert len(plan_pairs(corpus([3, 4]), numpy.arange(1), PairSettings(29, "never"), 0, 0)) == 1
 
 
+def test_neither_length_nor_cuts_tell_which_text_comes_first():
+    """A piece ends with the sentence that passes its target, so that one text would be the longer one, and be cut."""
+    cache = some_corpus(2000, seed=3)
+    plan = plan_pairs(cache, everything(cache), PairSettings(61, "never"), 0, 0)
+    first, second = (spans[:, 1] - spans[:, 0] for spans in (plan.first, plan.second))
+    assert abs((first > second).mean() - (first < second).mean()) < 0.04
+    whole = numpy.concatenate([cache.sentence_offsets(document) for document in range(2000)])
+    shares = [numpy.isin(spans, whole).mean() for spans in (plan.first, plan.second)]
+    assert abs(shares[0] - shares[1]) < 0.02 and 0.2 < shares[0] < 0.8
+
+
 def test_some_pairs_aim_at_a_shorter_length():
     cache = corpus(*[[1] * 4000 for _ in range(6)])
     plan = plan_pairs(cache, everything(cache), PairSettings(61, short_share=0.1), 0, 0)
