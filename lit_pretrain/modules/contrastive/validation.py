@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, distributed
 
 from lit_pretrain.measures.embedding_health import effective_rank, modality_gap
+from lit_pretrain.measures.finite import check_finite
 from lit_pretrain.measures.retrieval import distinct, retrieval_both_ways
 from lit_pretrain.objectives.contrastive import LARGEST_SCALE, Contrastive, Pairs
 from lit_pretrain.objectives.gathering import together
@@ -79,7 +80,12 @@ def gallery_figures(gallery: Gallery, objective: Contrastive, batch_size: int) -
         gallery: Of all processes.
         objective: Its loss is taken of the pictures' first captions.
         batch_size: Pairs of a training batch of all processes: the loss is taken of about as many at a time.
+
+    Raises:
+        UserError: If embeddings are not finite: ranks among few of them would look like any others.
     """
+    check_finite(gallery.texts, "embeddings of texts")
+    check_finite(gallery.pictures, "embeddings of pictures")
     places = gallery.places
     firsts, _ = distinct(places)
     statistics: dict[str, list[float]] = {}

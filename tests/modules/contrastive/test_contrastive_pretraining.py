@@ -254,6 +254,16 @@ def test_accumulation_and_batches_of_one_are_refused(pairs, tmp_path):
         trainer.fit(make_module(), make_pairs(pairs, tmp_path, batch_size=1))
 
 
+def test_embeddings_that_are_not_finite_have_no_recall(pairs, tmp_path):
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    module, data = make_module(), make_pairs(pairs, tmp_path)
+    trainer.validate(module, data, verbose=False)
+    with torch.no_grad():
+        module.vision_encoder.transformer.blocks[0].attention.query_key_value.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="The embeddings of pictures of .* are not finite"):
+        trainer.validate(module, data, verbose=False)
+
+
 # -- going on
 
 
