@@ -77,6 +77,12 @@ def main(arguments: list[str] | None = None) -> int:
         return failed(error)
 
 
+def script() -> int:
+    """As `main`, for the installed script: classes of a person's own are found where it is given, as by `python -m`."""
+    sys.path.insert(0, os.getcwd())
+    return main()
+
+
 def dispatch(command: str, arguments: list[str]) -> int:
     """Run one command by its name."""
     if command in TRAINING:
