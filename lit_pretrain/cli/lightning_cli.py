@@ -21,6 +21,7 @@ import lit_pretrain.modules
 import lit_pretrain.objectives
 from lit_pretrain.class_paths import arguments_of, is_ours
 from lit_pretrain.cli.arguments import CONFIG_OPTIONS, replaced, value_of, values_of, without
+from lit_pretrain.cli.class_parsers import made_once
 from lit_pretrain.cli.config_errors import (
     check_top_level,
     explain,
@@ -271,6 +272,7 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
+@made_once()
 def command_line(arguments: list[str], kind: type[CommandLine]) -> CommandLine:
     """As `run`, by a command line of one's own; it has run when it is returned.
 
