@@ -7,12 +7,18 @@ import ctypes
 import multiprocessing
 import os
 import socket
+import sys
+import tempfile
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import torch
+from process_memory import check_peak
+
+from lit_pretrain.__main__ import main
 
 IMPORTED = [
     "lit_pretrain.cli.lightning_cli",
@@ -28,6 +34,64 @@ def children() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     return context
+
+
+class Command:
+    """`python -m lit_pretrain ARGUMENTS` in a process forked as above, with what `subprocess.Popen` has of one.
+
+    Args:
+        arguments: After `lit_pretrain`.
+        environment: All variables of the process.
+    """
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self._directory = tempfile.TemporaryDirectory()
+        self._files = [Path(self._directory.name) / name for name in ("output", "errors")]
+        # Its other end is held by the process and by whatever it has forked.
+        self._alive, held = children().Pipe(duplex=False)
+        work = (arguments, environment, os.getcwd(), self._files, held)
+        self._process = children().Process(target=_be_command, args=work)
+        self._process.start()
+        held.close()
+        self.pid, self.kill, self.wait = self._process.pid, self._process.kill, self._process.join
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status, or the negative number of the signal that has ended it."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """The exit status, or null while it runs."""
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self._process.pid, number)
+
+    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+        """What it has written to its output and its errors, once it and all that it has forked have ended."""
+        assert self._alive.poll(timeout), self._files[1].read_text()
+        self._process.join(timeout)
+        return tuple(path.read_text() for path in self._files)
+
+
+def _be_command(
+    arguments: tuple[str, ...], environment: dict[str, str], directory: str, files: list[Path], held: Connection
+) -> None:
+    # The server that this is forked from has the variables of whichever test has started it.
+    os.environ.clear()
+    os.environ |= environment
+    os.chdir(directory)
+    # And its way to start processes, which would be that of the loaders' workers.
+    multiprocessing.set_start_method(None, force=True)
+    for number, path in enumerate(files, start=1):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(handle, number)
+        os.close(handle)
+    torch.set_num_threads(1)
+    status = main(list(arguments))
+    check_peak()
+    sys.exit(status)
 
 
 def both_ranks(work: Callable[[Path], Any], directory: Path) -> list[Any]:
@@ -62,6 +126,7 @@ def _be_rank(work: Callable[[Path], Any], directory: Path, rank: int, port: int)
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
     torch.save(work(directory), directory / f"rank-{rank}.pt")
+    check_peak()
 
 
 # Exit status of a child that may not have what `own_mounts` gives.

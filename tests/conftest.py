@@ -10,7 +10,16 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc  # noqa: E402
+
+import process_memory  # noqa: E402
+import ready_database  # noqa: E402
 from text_corpus import make_data, write_corpus  # noqa: E402
+
+from lit_pretrain import memory as training_memory  # noqa: E402
+
+# A training in this process would keep its memory from all tests after it; those in processes of their own do.
+training_memory.keep_memory = lambda: False
 
 from lit_pretrain.data import DocumentDataModule  # noqa: E402
 
@@ -21,6 +30,36 @@ def pytest_xdist_auto_num_workers() -> int:
     """As many processes as this one may use cores, which need not be all; each takes about a gigabyte."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MOST_WORKERS)
+
+
+def pytest_collection_finish() -> None:
+    """Leave out of every later search for garbage what stays: all that was imported, which is most of what there is."""
+    process_memory.give_back()
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The place of the database that is copied."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ready_database.VARIABLE, str(tmp_path_factory.mktemp("database") / "mlflow.db"))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def garbage() -> Iterator[None]:
+    """What the tests of a file have left is freed before those of the next."""
+    yield
+    process_memory.collect()
+
+
+@pytest.fixture(autouse=True)
+def memory() -> Iterator[None]:
+    """No test leaves much behind, and none needs too much."""
+    yield
+    process_memory.collect(beyond=process_memory.MUCH)
+    process_memory.check_peak()
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from child_processes import Command
 
 
 def training_of(model: dict, data: dict, trainer: dict | None = None) -> dict:
@@ -66,19 +67,18 @@ def write_config(path: Path, config: dict) -> Path:
     return path
 
 
-def start(*arguments: str, runs: Path, **environment: str) -> subprocess.Popen:
-    """`python -m lit_pretrain` in a process of its own, on one thread."""
-    command = [sys.executable, "-m", "lit_pretrain", *arguments]
-    variables = os.environ | {"LIT_PRETRAIN_RUNS": str(runs), "OMP_NUM_THREADS": "1"} | environment
-    variables.pop("MLFLOW_TRACKING_URI", None)
-    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def variables(runs: Path, **environment: str) -> dict[str, str]:
+    """Those of this process, with a place for runs and one thread."""
+    kept = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    return kept | {"LIT_PRETRAIN_RUNS": str(runs), "OMP_NUM_THREADS": "1"} | environment
+
+
+def start(*arguments: str, runs: Path, **environment: str) -> Command:
+    """`python -m lit_pretrain` in a process that has all imports behind it, on one thread."""
+    return Command(*arguments, **variables(runs, **environment))
 
 
 def run(*arguments: str, runs: Path, **environment: str) -> subprocess.CompletedProcess:
-    """As `start`, to its end."""
-    process = start(*arguments, runs=runs, **environment)
-    try:
-        output, errors = process.communicate(timeout=240)
-    finally:
-        process.kill()  # nothing, if it has ended
-    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+    """The same as a person starts it, to its end."""
+    command = [sys.executable, "-m", "lit_pretrain", *arguments]
+    return subprocess.run(command, env=variables(runs, **environment), capture_output=True, text=True, timeout=240)

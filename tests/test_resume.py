@@ -81,7 +81,7 @@ def test_killed_in_mid_epoch_and_resumed(configs, straight, tmp_path, kind, work
     expected_in, killed = straight(kind), tmp_path
 
     # Slow enough to be caught in the middle.
-    process = start("fit", *arguments, *SLOWLY, runs=killed, PYTHONPATH="tests")
+    process = start("fit", *arguments, *SLOWLY, runs=killed)
     try:
         deadline = time.monotonic() + 200
         while saved_step(killed) < 30 and process.poll() is None and time.monotonic() < deadline:
@@ -117,7 +117,7 @@ def test_killed_in_mid_epoch_and_resumed(configs, straight, tmp_path, kind, work
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_checkpoint_and_a_killed_run(configs, tmp_path, monkeypatch, number, code):
     arguments = ["fit", "--config", str(configs["text"])]
-    process = start(*arguments, "--trainer.max_steps", "2000", *SLOWLY, runs=tmp_path, PYTHONPATH="tests")
+    process = start(*arguments, "--trainer.max_steps", "2000", *SLOWLY, runs=tmp_path)
     deadline = time.monotonic() + 200
     while saved_step(tmp_path) < 10 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)

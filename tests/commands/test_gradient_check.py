@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import pytest
 import yaml
+from child_processes import Command
 from small_pairs import pair_config, write_pairs
 
 from lit_pretrain.__main__ import main
@@ -71,19 +71,26 @@ def test_two_processes_are_compared_with_one(config, tmp_path, loss):
     file = tmp_path / "rows.json"
     settings = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     settings += ["--trainer.precision", "32-true", "--model.objective", loss, "--json", str(file)]
-    command = [sys.executable, "-m", "lit_pretrain", "doctor", "--gradients", "--config", str(config), *settings]
-    environment = os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
-
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    # As Lightning's launcher or torchrun would start them.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    arguments = ["doctor", "--gradients", "--config", str(config), *settings]
+    ranks = [Command(*arguments, **os.environ | together | {"LOCAL_RANK": str(rank)}) for rank in range(2)]
+    try:
+        (output, errors), (other_output, _) = [rank.communicate(timeout=240) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
 
     rows = rows_of(file)
     assert rows["arrangement"]["found"].startswith("2 x 8 pairs, DDPStrategy")
     right = loss.startswith("lit_pretrain")
-    assert done.returncode == (0 if right else 1), done.stderr
+    assert [rank.returncode for rank in ranks] == [0 if right else 1] * 2, errors
     assert rows["gradients"]["status"] == rows["loss"]["status"] == ("ok" if right else "fail")
     # One of the two tells it.
-    assert done.stdout.count("arrangement") == 1
-    assert ("not what one process with the whole batch trains" in done.stdout) != right
+    assert output.count("arrangement") == 1 and "arrangement" not in other_output
+    assert ("not what one process with the whole batch trains" in output) != right
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import sys
 import time
 
-import child_processes
 import mlflow
 import pytest
 import torch
+from child_processes import Command
 from small_training import small_config, write_config
 from text_corpus import write_corpus
 
@@ -40,17 +39,6 @@ def scontrol(tmp_path, monkeypatch):
     return tmp_path / "asked.txt"
 
 
-def be_job(arguments, environment, directory, output):
-    """What a job's process does."""
-    os.environ |= environment
-    os.chdir(directory)
-    handle = os.open(output, os.O_WRONLY | os.O_CREAT)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    torch.set_num_threads(1)
-    sys.exit(main(arguments))
-
-
 def weights(run):
     loaded = torch.load(run.checkpoints / "last.ckpt", weights_only=True)
     return loaded["global_step"], loaded["state_dict"]
@@ -61,21 +49,14 @@ def test_a_job_goes_on_where_it_was_and_takes_no_other_jobs_state(tmp_path, scon
     trainer["callbacks"] = [{"class_path": "text_corpus.Slow"}]
     config = small_config(write_corpus(tmp_path / "corpus.jsonl"), trainer=trainer)
     arguments = ["fit", "--config", str(write_config(tmp_path / "small.yaml", config))]
-    environment = variables(JOB_ID=77) | {
-        name: os.environ[name] for name in ("PATH", "LIT_PRETRAIN_RUNS", "PYTHONPATH") if name in os.environ
-    }
-    first = child_processes.children().Process(
-        target=be_job, args=(arguments, environment, tmp_path, tmp_path / "log.txt")
-    )
-    first.start()
+    first = Command(*arguments, **os.environ | variables(JOB_ID=77))
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("runs/small/*/checkpoints/last.ckpt")) and first.is_alive():
+    while not list(tmp_path.glob("runs/small/*/checkpoints/last.ckpt")) and first.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(first.pid, signal.SIGUSR1)
-    first.join(timeout=60)
-    output = (tmp_path / "log.txt").read_text()
-    assert first.exitcode == 128 + signal.SIGUSR1, output
+    first.send_signal(signal.SIGUSR1)
+    output = "".join(first.communicate(timeout=60))
+    assert first.returncode == 128 + signal.SIGUSR1, output
     assert scontrol.read_text() == "requeue 77\n" and "goes on with this run" in output
     (run,) = list_runs()
     step, _ = weights(run)

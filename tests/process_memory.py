@@ -1,0 +1,63 @@
+"""Memory of a process that runs tests: what a test frees is given back, and a process that needs too much is told."""
+
+import ctypes
+import gc
+import os
+import sys
+from pathlib import Path
+
+# Bytes that a process may need at most; what all tests import takes 1.1 GiB of them.
+LIMIT = 7 << 28
+# From here on it is looked after each test what can be freed, which takes a moment.
+MUCH = 19 << 26
+# Names and numbers of glibc's malloc.h, with sizes at which a test's small blocks are still used again.
+SETTINGS = {"M_MMAP_MAX": (-4, 65_536), "M_MMAP_THRESHOLD": (-3, 8 << 20), "M_TRIM_THRESHOLD": (-1, 64 << 20)}
+
+
+def give_back() -> None:
+    """Let the allocator return large free blocks to the system at once."""
+    if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        for number, value in SETTINGS.values():
+            libc.mallopt(number, value)
+
+
+def collect(beyond: int = 0) -> None:
+    """Free what only refers to itself, and return all free pages, if this process has more bytes than `beyond`."""
+    if beyond and _status("VmRSS") <= beyond:
+        return
+    gc.collect()
+    if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+def peak() -> int:
+    """The most bytes of memory that this process has had since it began or since `forget_peak`; 0 where none tells."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    try:
+        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+    except (OSError, ValueError):
+        return 0
+    return int(line.split()[1]) * 1024
+
+
+def forget_peak() -> None:
+    """Begin anew, so that one test's peak is not another's."""
+    if os.access("/proc/self/clear_refs", os.W_OK):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def check_peak() -> None:
+    """Fail, once, if this process has needed more than `LIMIT`.
+
+    Raises:
+        AssertionError: If it has.
+    """
+    if (found := peak()) > LIMIT:
+        forget_peak()
+        raise AssertionError(
+            f"Process {os.getpid()} has needed {found / 2**30:.2f} GiB of memory, more than {LIMIT / 2**30} GiB: find "
+            "what keeps it (a fixture, a cache), or use a smaller model."
+        )
