@@ -53,8 +53,13 @@ class BestCheckpoint(ModelCheckpoint):
                 self.kth_value = torch.tensor(-torch.inf if mode == "max" else torch.inf)
 
     def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
-        """As Lightning's; what is not finite is never among the best, not even where nothing else is there yet."""
-        return current is not None and bool(torch.isfinite(current)) and super().check_monitor_top_k(trainer, current)
+        """As Lightning's; what is not finite is never among the best, not even where nothing else is there yet.
+
+        Nor is what has a loss that is not: its accuracy is that of one class, a finite number.
+        """
+        figures = (current, trainer.callback_metrics.get("validation/loss", torch.zeros(())))
+        finite = current is not None and all(bool(torch.isfinite(figure)) for figure in figures)
+        return finite and super().check_monitor_top_k(trainer, current)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """As Lightning's, but not where the training ends within an epoch.

@@ -112,6 +112,20 @@ def test_what_is_not_finite_is_never_the_best(runs, first):
     assert best.best_model_path.endswith("best-step=000040.ckpt") and float(best.best_model_score) == pytest.approx(0.1)
 
 
+class Spoilt(Scored):
+    """Its score is highest where its loss is not a number, as accuracy may be of weights that are none."""
+
+    def validation_step(self, batch, batch_index):
+        loss = self.layer(batch["input_ids"]).pow(2).mean()
+        self.log("validation/loss", loss * (float("nan") if self.scores[0] > 0.9 else 1.0))
+
+
+def test_what_has_no_finite_loss_is_not_the_best_by_its_score(runs):
+    best = BestCheckpoint()
+    make_trainer(runs, best, 60).fit(Spoilt([0.2, 1.0, 0.1]), ToyData())
+    assert best.best_model_path.endswith("best-step=000020.ckpt")
+
+
 def test_going_on_compares_with_what_was_best(runs):
     trainer, _ = fit(runs, [0.2, 0.7], 40)
     last = str(trainer.logger.run_directory / "checkpoints" / "last.ckpt")
