@@ -25,8 +25,8 @@ from lit_pretrain.data.pairs.pair_source import CAPTION, SAMPLE_CAPTIONS
 from lit_pretrain.data.splits import split_rows
 from lit_pretrain.data.summary import PartSummary, data_line
 from lit_pretrain.data.text.base_tokenizer import WORD_LENGTH, TextTokenizer
-from lit_pretrain.data.text.document_data_module import DocumentTexts, TrainedTokenizer, trained_once
 from lit_pretrain.data.text.text_encoding import choose_tokenizer
+from lit_pretrain.data.text.trained_tokenizer import DocumentTexts, TrainedTokenizer, trained_once
 from lit_pretrain.data.text.unknown_pieces import share_told, unknown_pieces
 from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError, check_number
