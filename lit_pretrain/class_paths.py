@@ -50,31 +50,31 @@ def arguments_of(kind: type) -> dict[str, inspect.Parameter]:
     found: dict[str, inspect.Parameter] = {}
     for constructor in (vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base)):
         own, parameters = not found, list(inspect.signature(constructor).parameters.values())[1:]
-        for one in parameters:
-            if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
-                found.setdefault(one.name, one if own else one.replace(kind=one.KEYWORD_ONLY))
-        if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                found.setdefault(parameter.name, parameter if own else parameter.replace(kind=parameter.KEYWORD_ONLY))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
     return found
 
 
-def class_named(class_path: str, base: type, what: str) -> type:
+def class_named(class_path: str, base: type, role: str) -> type:
     """The class that a checkpoint names; a user's own is imported.
 
     Args:
         class_path: As `class_path_of` made it. Checkpoints of earlier versions have the name alone of any class.
         base: What it must be, or be below.
-        what: It is in the checkpoint, such as "an objective".
+        role: It is in the checkpoint, such as "an objective".
 
     Raises:
         UserError: If it cannot be imported, is not below the base, or has a name alone and is not there.
     """
-    known = [base, *subclasses(base)]
+    kinds = [base, *subclasses(base)]
     if "." not in class_path:
-        named = [kind for kind in known if kind.__name__ == class_path]
+        named = [kind for kind in kinds if kind.__name__ == class_path]
         if not named:
             raise UserError(
-                f"The checkpoint has {what} of the class {class_path}, which is not known here, and does not say where "
+                f"The checkpoint has {role} of the class {class_path}, which is not known here, and does not say where "
                 "it is defined: import it before, in Python."
             )
         return next((kind for kind in named if is_ours(kind)), named[-1])
@@ -85,24 +85,24 @@ def class_named(class_path: str, base: type, what: str) -> type:
         kind, reason = None, " ".join(str(error.value).split())
     if kind is None:
         # Defined in a script or in a function, and there again.
-        kind = next((one for one in known if class_path_of(one) == class_path), None)
+        kind = next((candidate for candidate in kinds if class_path_of(candidate) == class_path), None)
     if kind is None:
         raise UserError(
-            f"The checkpoint has {what} of the class {class_path}, which cannot be imported ({reason}): install the "
+            f"The checkpoint has {role} of the class {class_path}, which cannot be imported ({reason}): install the "
             "module that defines it, or put its directory into PYTHONPATH."
         )
     if not isinstance(kind, type) or not issubclass(kind, base):
-        raise UserError(f"The checkpoint has {what} of {class_path}, which is no {base.__name__} of the suite's.")
+        raise UserError(f"The checkpoint has {role} of {class_path}, which is no {base.__name__} of the suite's.")
     return kind
 
 
-def build(class_path: str, arguments: dict[str, Any], base: type, what: str) -> Any:
+def build(class_path: str, arguments: dict[str, Any], base: type, role: str) -> Any:
     """An instance of the class that a checkpoint names; see `class_named`.
 
     Raises:
         UserError: If there is no such class, or it takes other arguments by now.
     """
-    kind = class_named(class_path, base, what)
+    kind = class_named(class_path, base, role)
     try:
         return kind(**arguments)
     except TypeError as error:

@@ -88,7 +88,7 @@ class Trainer(lightning.Trainer):
         if barebones := bool(kwargs.get("barebones")):
             # Nothing beside the training, whatever else a config asks for: logs, checkpoints, progress.
             logger, enable_checkpointing, enable_progress_bar, enable_model_summary = False, None, None, None
-            own = [one for one in own if not isinstance(one, ModelCheckpoint)]
+            own = [callback for callback in own if not isinstance(callback, ModelCheckpoint)]
             kwargs |= dict.fromkeys(("log_every_n_steps", "num_sanity_val_steps", "profiler"))
             kwargs |= {"fast_dev_run": False, "detect_anomaly": False}
         elif logger is None or logger is True:
@@ -162,20 +162,20 @@ def with_atomic_checkpoints(given: _PLUGIN_INPUT | list[_PLUGIN_INPUT] | None) -
     return plugins if writers else [*plugins, AtomicCheckpointIO()]
 
 
-def default_callbacks(given: list[Callback], checkpointing: bool, progress_bar: bool) -> list[Callback]:
+def default_callbacks(callbacks: list[Callback], checkpointing: bool, progress_bar: bool) -> list[Callback]:
     """The suite's callbacks of whose class none is given."""
     kinds: list[type[Callback]] = [RunRecorder, Resuming, Throughput, Examples, Panels, TestReport]
     kinds += [Interruption, MonitorCheck, PredictionWriter, Summary]
-    if progress_bar and not any(isinstance(one, RichProgressBar | TQDMProgressBar) for one in given):
+    if progress_bar and not any(isinstance(callback, RichProgressBar | TQDMProgressBar) for callback in callbacks):
         kinds.append(ProgressBar)
     if checkpointing:
         kinds.append(LastCheckpoint)
-    made = [kind() for kind in kinds if not any(isinstance(one, kind) for one in given)]
+    made = [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in callbacks)]
     if checkpointing:
-        own = [one for one in given if isinstance(one, ModelCheckpoint)]
+        own = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
         # What a person adds, one for every thousand steps say, takes the place only of what it does itself.
-        best = not any(one.monitor is not None and one.save_top_k != 0 for one in own)
-        last = not any(one.save_last for one in own)
+        best = not any(callback.monitor is not None and callback.save_top_k != 0 for callback in own)
+        last = not any(callback.save_last for callback in own)
         if best or last:
             made.append(BestCheckpoint(save_top_k=int(best), save_last=last))
     return made

@@ -99,12 +99,12 @@ def ngram_keys(input_ids: Tensor, longest: int) -> list[Tensor]:
         there is would be a shorter n-gram, whose row would be added a second time.
     """
     digits = input_ids.long() + 1
-    found, keys = [], digits
+    keys_by_order, keys = [], digits
     for _ in range(2, longest + 1):
         before = functional.pad(keys, (1, 0))[..., :-1]
         keys = torch.where(before > 0, before * BASE + digits, 0)
-        found.append(keys)
-    return found
+        keys_by_order.append(keys)
+    return keys_by_order
 
 
 def ngram_pieces(key: int) -> list[int]:
@@ -116,25 +116,25 @@ def ngram_pieces(key: int) -> list[int]:
     return pieces
 
 
-def find_rows(keys: Tensor, wanted: Tensor) -> Tensor:
-    """Rows from 1 of the numbers `wanted` in ascending `keys`, 0 for those that are not among them."""
+def find_rows(keys: Tensor, keys_to_find: Tensor) -> Tensor:
+    """Rows from 1 of the numbers `keys_to_find` in ascending `keys`, 0 for those that are not among them."""
     last = len(keys) - 1
     if torch.compiler.is_exporting():
-        place = search_by_steps(keys, wanted)
+        place = search_by_steps(keys, keys_to_find)
     else:
-        place = torch.searchsorted(keys, wanted).clamp(max=last)
-    return torch.where(keys[place] == wanted, place + 1, 0)
+        place = torch.searchsorted(keys, keys_to_find).clamp(max=last)
+    return torch.where(keys[place] == keys_to_find, place + 1, 0)
 
 
-def search_by_steps(keys: Tensor, wanted: Tensor) -> Tensor:
-    """Where the numbers `wanted` stand in ascending `keys` of different numbers, if they do; elsewhere any place.
+def search_by_steps(keys: Tensor, keys_to_find: Tensor) -> Tensor:
+    """Where the numbers `keys_to_find` stand in ascending `keys` of different numbers, if they do; elsewhere any place.
 
     A binary search in elementary steps, many kernels in the place of one: ONNX has no `searchsorted`.
     """
     last = len(keys) - 1
-    place = torch.zeros_like(wanted)
+    place = torch.zeros_like(keys_to_find)
     step = 1 << last.bit_length()
     while step := step >> 1:
         ahead = (place + step).clamp(max=last)
-        place = torch.where(keys[ahead] <= wanted, ahead, place)
+        place = torch.where(keys[ahead] <= keys_to_find, ahead, place)
     return place

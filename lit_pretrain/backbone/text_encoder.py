@@ -148,9 +148,9 @@ class TextEncoder(nn.Module):
 
         A causal one may have a pooling that is refused today: such checkpoints have been written, and load.
         """
-        given = settings | {"transformer": TransformerConfig(**settings["transformer"])}
-        encoder = cls(**given | {"causal": False})
-        encoder.causal = given.get("causal", False)
+        arguments = settings | {"transformer": TransformerConfig(**settings["transformer"])}
+        encoder = cls(**arguments | {"causal": False})
+        encoder.causal = arguments.get("causal", False)
         return encoder
 
     def check_pooling(self) -> None:

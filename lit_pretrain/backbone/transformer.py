@@ -248,13 +248,13 @@ class Transformer(nn.Module):
             )
         if not self.blocks:
             return [self.final_norm(tokens) for _ in indices]
-        wanted = [index % depth for index in indices]
+        places = [index % depth for index in indices]
         mask = self._mask(attention_mask, causal)
         outputs: dict[int, Tensor] = {}
-        for index, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
+        for index, block in enumerate(self.blocks[: max(places, default=-1) + 1]):
             tokens = self._run(block, tokens, mask, causal, rotation)
             outputs[index] = self.final_norm(tokens) if index == depth - 1 else tokens
-        return [outputs[index] for index in wanted]
+        return [outputs[index] for index in places]
 
     def _run(
         self, block: nn.Module, tokens: Tensor, mask: Tensor | None, causal: bool, rotation: Rotation | None

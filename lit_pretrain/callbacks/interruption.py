@@ -179,9 +179,9 @@ class Interruption(Callback):
             return self.requested is not None
         # Where one is asked to stop and another to be queued anew, all are queued anew.
         first = FIRST if self.requested is not None and self.requested == self._requeue_signal else 0
-        asked = torch.tensor((self.requested or 0) + first)
-        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, group=self._group)
-        self.requested = int(asked) % FIRST or None
+        request = torch.tensor((self.requested or 0) + first)
+        torch.distributed.all_reduce(request, torch.distributed.ReduceOp.MAX, group=self._group)
+        self.requested = int(request) % FIRST or None
         return self.requested is not None
 
     def _stop(self, trainer: Trainer, in_validation: bool = False) -> None:

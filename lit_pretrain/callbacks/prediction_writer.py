@@ -135,8 +135,8 @@ def prediction_table(prediction: Any) -> Any:
             array = pyarrow.array(list(value))
             # A batch in which nothing has a class does not tell the type, and a file has one for all batches.
             nothing, names = pyarrow.null(), pyarrow.string()
-            told = {nothing: names, pyarrow.list_(nothing): pyarrow.list_(names)}
-            columns[name] = array.cast(told.get(array.type, array.type))
+            known_types = {nothing: names, pyarrow.list_(nothing): pyarrow.list_(names)}
+            columns[name] = array.cast(known_types.get(array.type, array.type))
         else:
             raise UserError(f"predict_step's '{name}' cannot be written to parquet: give a tensor (B,) or (B, D).")
     return pyarrow.table(columns)

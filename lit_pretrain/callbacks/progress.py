@@ -75,8 +75,8 @@ class ProgressBar(RichProgressBar):
         batches, trainer = super().total_train_batches, self.trainer
         if trainer.max_steps is None or trainer.max_steps < 0:
             return batches
-        left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
-        return min(batches, trainer.fit_loop.epoch_loop.batch_progress.current.completed + max(left, 0))
+        remaining = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
+        return min(batches, trainer.fit_loop.epoch_loop.batch_progress.current.completed + max(remaining, 0))
 
     # -- without a terminal
 

@@ -24,7 +24,9 @@ class Resuming(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remember settings that the state of a callback of Lightning's would take back."""
-        self._patience = [(one, one.patience) for one in callbacks_of(trainer) if isinstance(one, EarlyStopping)]
+        self._patience = [
+            (callback, callback.patience) for callback in callbacks_of(trainer) if isinstance(callback, EarlyStopping)
+        ]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compare the checkpoint's training with this one, before anything is changed.
@@ -32,9 +34,9 @@ class Resuming(Callback):
         Raises:
             UserError: If samples of the epoch would come twice or never.
         """
-        theirs = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("facts")
-        if theirs and trainer.state.fn == TrainerFn.FITTING:
-            compare(theirs, facts_of(trainer, pl_module), batches_done(checkpoint))
+        saved_facts = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("facts")
+        if saved_facts and trainer.state.fn == TrainerFn.FITTING:
+            compare(saved_facts, facts_of(trainer, pl_module), batches_done(checkpoint))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to train for no time at all.
@@ -87,23 +89,23 @@ def batches_done(checkpoint: dict[str, Any]) -> int:
     return 0 if progress["is_last_batch"] else progress["current"]["ready"]
 
 
-def compare(theirs: dict[str, Any], ours: dict[str, Any], done: int) -> None:
+def compare(saved_facts: dict[str, Any], ours: dict[str, Any], done: int) -> None:
     """Refuse what would repeat samples of an epoch or leave them out, and say what cannot be exact.
 
     Args:
-        theirs: The checkpoint's `facts_of`.
+        saved_facts: The checkpoint's `facts_of`.
         ours: Those of the training that goes on from it.
         done: Batches of the epoch that are behind it; 0 between two epochs.
 
     Raises:
         UserError: If the place within the epoch is another one by what is set now.
     """
-    devices = theirs["devices"], ours["devices"]
+    devices = saved_facts["devices"], ours["devices"]
     inexact = [f"trainer.devices ({devices[0]} then, {devices[1]} now)"] if devices[0] != devices[1] else []
-    if theirs["seed"] != ours["seed"]:
-        inexact.append(f"the seed of the draws ({theirs['seed']} then, {ours['seed']} now)")
+    if saved_facts["seed"] != ours["seed"]:
+        inexact.append(f"the seed of the draws ({saved_facts['seed']} then, {ours['seed']} now)")
     for name, own in ours["orders"].items():
-        former = theirs["orders"].get(name)
+        former = saved_facts["orders"].get(name)
         # Texts and pictures beside pairs have epochs of their own, in whose middle they are nearly always.
         if former is None or not (done or name.startswith("data.")):
             continue

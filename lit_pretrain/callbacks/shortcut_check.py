@@ -58,9 +58,9 @@ class ShortcutCheck(Callback):
         if batch_idx % self.every_n_batches:
             return
         module: Any = pl_module
-        found = module.shortcuts(batch, "train", trainer.global_step, batch_idx, trainer.global_rank)
+        answers = module.shortcuts(batch, "train", trainer.global_step, batch_idx, trainer.global_rank)
         with torch.enable_grad():
-            for name, shortcut in found.items():
+            for name, shortcut in answers.items():
                 classifier = self._classifier(name, shortcut)
                 loss = nn.functional.cross_entropy(classifier.train()(shortcut.features.float()), shortcut.labels)
                 loss.backward()
@@ -99,7 +99,7 @@ class ShortcutCheck(Callback):
         """Log how often they were right, beside chance."""
         metrics = {}
         for name, answers in self._answers.items():
-            right, counts = (torch.stack(one).sum(dim=0) for one in zip(*answers, strict=True))
+            right, counts = (torch.stack(answer).sum(dim=0) for answer in zip(*answers, strict=True))
             right, counts = trainer.strategy.reduce(right, reduce_op="sum"), trainer.strategy.reduce(counts, "sum")
             if int(counts.sum()):
                 metrics[f"shortcuts/{name}/accuracy"] = float(right / counts.sum())

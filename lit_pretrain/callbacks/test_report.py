@@ -57,7 +57,7 @@ class TestReport(Callback):
         if trainer.world_size > 1:
             gathered: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, parts)
-            parts = [part for one in gathered for part in one]
+            parts = [part for process_samples in gathered for part in process_samples]
         logger = writing_logger(trainer)
         if logger is None or not parts:
             return
@@ -79,19 +79,19 @@ class TestReport(Callback):
         logger = mlflow_logger(trainer)
         assert logger is not None
         samples = data_module_of(trainer).raw_samples("test", ids)
-        shown = [{name: value for name, value in one.items() if isinstance(value, str)} for one in samples]
-        rows = [{"sample_id": i, **told, **one} for i, told, one in zip(ids, report.told, shown, strict=True)]
+        texts = [{name: value for name, value in sample.items() if isinstance(value, str)} for sample in samples]
+        rows = [{"sample_id": i, **told, **sample} for i, told, sample in zip(ids, report.told, texts, strict=True)]
         logger.log_table(rows, "report/mistakes.json")
         if "image" in samples[0]:
             captions = [caption_of(told) for told in report.told]
-            pictures = [one["image"] for one in samples]
+            pictures = [sample["image"] for sample in samples]
             cut = range(0, len(ids), COLUMNS)
             panel = grid([pictures[at : at + COLUMNS] for at in cut], [captions[at : at + COLUMNS] for at in cut])
             logger.log_picture(panel, "report/mistakes", step)
 
 
-def caption_of(told: dict[str, Any]) -> Caption:
+def caption_of(row: dict[str, Any]) -> Caption:
     """What stands below a picture that was mistaken."""
-    if "predicted" in told:
-        return Caption(f"{told['label']:g}\nnot {told['predicted']:g}", right=False)
-    return Caption(f"{told['label']}\nnot {told['told']}", right=False)
+    if "predicted" in row:
+        return Caption(f"{row['label']:g}\nnot {row['predicted']:g}", right=False)
+    return Caption(f"{row['label']}\nnot {row['told']}", right=False)

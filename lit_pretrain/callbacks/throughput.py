@@ -135,7 +135,7 @@ class Throughput(Callback):
         step_cost = getattr(pl_module, "step_cost", None)
         if not callable(step_cost):
             return {}
-        shapes = tuple(tuple(one.shape) for one in tree_leaves(batch) if isinstance(one, torch.Tensor))
+        shapes = tuple(tuple(leaf.shape) for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor))
         if shapes not in self._costs:
             self._costs[shapes] = step_cost(batch)
         return self._costs[shapes]

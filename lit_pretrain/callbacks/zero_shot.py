@@ -68,8 +68,8 @@ class ZeroShot(Measurement):
     def figures(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Accuracies by metric."""
         assert self._part is not None and self._prompts is not None  # since setup
-        found = measure_zero_shot(PairEmbedder(cast("ContrastivePretraining", pl_module)), self._part, self._prompts)
-        metrics = {"zero_shot/accuracy": found.accuracy, "zero_shot/chance": found.chance}
-        if found.top5_accuracy is not None:
-            metrics["zero_shot/top5_accuracy"] = found.top5_accuracy
+        result = measure_zero_shot(PairEmbedder(cast("ContrastivePretraining", pl_module)), self._part, self._prompts)
+        metrics = {"zero_shot/accuracy": result.accuracy, "zero_shot/chance": result.chance}
+        if result.top5_accuracy is not None:
+            metrics["zero_shot/top5_accuracy"] = result.top5_accuracy
         return metrics

@@ -11,15 +11,15 @@ def value_of(arguments: list[str], option: str) -> str | None:
 
 def values_of(arguments: list[str], *options: str) -> list[str]:
     """All values of an option, given as "--option value" or "--option=value"."""
-    found = []
+    values = []
     for place, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name in options:
             if equals:
-                found.append(value)
+                values.append(value)
             elif place + 1 < len(arguments):
-                found.append(arguments[place + 1])
-    return found
+                values.append(arguments[place + 1])
+    return values
 
 
 def replaced(arguments: list[str], option: str, value: str) -> list[str]:

@@ -154,8 +154,8 @@ def explain_class(text: str, section: str, configs: list[str]) -> str | None:
         return None
     key = re.match(r'Parser key "([\w.]+)"', text)
     where = key.group(1) if key else section
-    found = re.search(r"given class_path '([\w.]+)'", text)
-    name, _, method = (found or match).group(1).rpartition(".")
+    named = re.search(r"given class_path '([\w.]+)'", text)
+    name, _, method = (named or match).group(1).rpartition(".")
     if method == "from_pretrained" and name in WHOLE_PATHS:
         place = find_key("class_path", configs, f"{name}.{method}")
         return (
@@ -179,12 +179,12 @@ def explain_value(text: str, section: str, configs: list[str]) -> str | None:
     value = re.search(r"(?:Got|Given) value: (.*)$", text)
     if key is None or value is None or value.group(1).startswith(("{", "Namespace", "NestedArg", "[")):
         return None
-    wanted = re.findall(r"Expected a (<class '[\w.]+'>|typing\.Literal\[[^\]]*\])", text)
-    if not wanted:
+    expected = re.findall(r"Expected a (<class '[\w.]+'>|typing\.Literal\[[^\]]*\])", text)
+    if not expected:
         return None
-    choices = [choice for kind in wanted for choice in re.findall(r"'([^']*)'|(\d+)", kind) if "Literal" in kind]
+    choices = [choice for kind in expected for choice in re.findall(r"'([^']*)'|(\d+)", kind) if "Literal" in kind]
     flat = list(dict.fromkeys(word or number for word, number in choices))
-    kinds = [TYPES.get(kind, kind) for kind in dict.fromkeys(wanted) if "Literal" not in kind]
+    kinds = [TYPES.get(kind, kind) for kind in dict.fromkeys(expected) if "Literal" not in kind]
     guess = nearest(value.group(1), flat)
     needs = " or ".join([*kinds, *([f"one of {', '.join(flat)}"] if flat else [])])
     name = key.group(1) if key.group(1).startswith(section) else f"{section}: {key.group(1)}"
@@ -256,7 +256,7 @@ def find_key(
         unknown_to: Argument names by class: only where the class is known and has no such argument; null for anywhere.
     """
     leaf = key.rpartition(".")[2]
-    found = [
+    keys = [
         place
         for config in configs
         for name, text, place in walk(config)
@@ -264,7 +264,7 @@ def find_key(
         and (value is None or text == value)
         and (unknown_to is None or leaf not in unknown_to.get(place.owner, {leaf}))
     ]
-    return found[-1] if found else None
+    return keys[-1] if keys else None
 
 
 def named_classes(configs: list[str]) -> set[str]:

@@ -22,7 +22,7 @@ def make_data(config: str | None, settings: list[str], default_class: str) -> Li
     Raises:
         UserError: If a setting is wrong, or nothing says which data.
     """
-    names_class = any(one == "--data" or one.startswith("--data=") for one in settings)
+    names_class = any(setting == "--data" or setting.startswith("--data=") for setting in settings)
     section: Any = None
     if config is not None and not names_class:
         content = read_config(config)

@@ -209,15 +209,15 @@ def check_start(settings: Namespace, checkpoint: str) -> None:
     directory = run_directory_of_checkpoint(Path(checkpoint))
     if directory is None or not (directory / "config.yaml").is_file():
         return
-    theirs, ours = (
+    run_settings, config_settings = (
         {key: value for key, value in flatten_config(model, "model") if key.rpartition(".")[2] in STARTS}
         for model in (read_config(str(directory / "config.yaml")).get("model"), settings.model.as_dict())
     )
-    for key in sorted(theirs.keys() | ours.keys()):
-        if theirs.get(key) != ours.get(key):
+    for key in sorted(run_settings.keys() | config_settings.keys()):
+        if run_settings.get(key) != config_settings.get(key):
             raise UserError(
-                f"{key} is {ours.get(key)}, and the run that goes on had {theirs.get(key)}, which has had its effect: "
-                "leave it as it was, or start a new run without --ckpt_path."
+                f"{key} is {config_settings.get(key)}, and the run that goes on had {run_settings.get(key)}, which "
+                "has had its effect: leave it as it was, or start a new run without --ckpt_path."
             )
 
 
@@ -380,7 +380,7 @@ def check_learned(command: str, kind: type, model: Namespace) -> None:
 def brings_weights(settings: Any, towers: bool = False) -> bool:
     """Whether settings of a model name weights to start from, those of both towers if there are two."""
     if isinstance(settings, list):
-        return any(brings_weights(one) for one in settings)
+        return any(brings_weights(setting) for setting in settings)
     if not isinstance(settings, Namespace):
         return False
     if towers:
@@ -434,9 +434,9 @@ def checkpoint_named_in(settings: Namespace) -> Path | None:
 def place_of_runs(settings: Namespace) -> tuple[str, str | None]:
     """Experiment and runs directory of a command's logger; the suite's own where it has another logger or none."""
     logger = settings.trainer.get("logger")
-    for one in logger if isinstance(logger, list) else [logger]:
-        if isinstance(one, Namespace) and one.class_path.endswith(f".{MLflowLogger.__name__}"):
-            return one.init_args.experiment, one.init_args.runs_directory
+    for candidate in logger if isinstance(logger, list) else [logger]:
+        if isinstance(candidate, Namespace) and candidate.class_path.endswith(f".{MLflowLogger.__name__}"):
+            return candidate.init_args.experiment, candidate.init_args.runs_directory
     return DEFAULT_EXPERIMENT, None
 
 

@@ -53,7 +53,7 @@ def explain_path(path: str) -> str | None:
             break
     if module is None or hasattr(module, wanted):
         return None
-    classes = [name for name, one in vars(module).items() if inspect.isclass(one) and one.__module__ == module.__name__]
+    classes = [name for name, var in vars(module).items() if inspect.isclass(var) and var.__module__ == module.__name__]
     guess = nearest(wanted, classes) or (f" (it has {', '.join(classes)})" if classes else "")
     return f"{shown_file(module.__file__ or module.__name__)} has no '{wanted}'{guess}: correct the class_path {path}."
 

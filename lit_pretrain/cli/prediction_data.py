@@ -102,9 +102,9 @@ def settings_of_side(kind: str, record: dict[str, Any], training: Namespace) -> 
 
 def kind_of(path: str) -> str | None:
     """`image` of a picture or a folder of pictures, `text` of a text file or a folder of these, else null."""
-    given = Path(path).expanduser()
-    files = everything_in([str(given)]) if given.is_dir() else [str(given)]
+    place = Path(path).expanduser()
+    files = everything_in([str(place)]) if place.is_dir() else [str(place)]
     endings = {ending(file) for file in files}
-    if any(ImageSource.builders.get(one) == FOLDER for one in endings):
+    if any(ImageSource.builders.get(ending) == FOLDER for ending in endings):
         return "image"
     return "text" if endings == {".txt"} else None

@@ -82,10 +82,14 @@ def check_versions() -> list[Row]:
         requirements = []
     from packaging.requirements import Requirement
 
-    wanted = [Requirement(text) for text in requirements]
-    wanted = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
-    found, wrong = [], []
-    for requirement in wanted or [Requirement(name) for name in ("torch", "lightning", "mlflow", "datasets")]:
+    required = [Requirement(text) for text in requirements]
+    required = [
+        requirement
+        for requirement in required
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    ]
+    versions, wrong = [], []
+    for requirement in required or [Requirement(name) for name in ("torch", "lightning", "mlflow", "datasets")]:
         try:
             installed = version(requirement.name)
         except PackageNotFoundError:
@@ -94,8 +98,8 @@ def check_versions() -> list[Row]:
         if not requirement.specifier.contains(installed, prereleases=True):
             wrong.append(f"{requirement.name} {installed} is not {requirement.specifier}")
         elif requirement.name in ("torch", "torchvision", "lightning", "mlflow", "datasets", "tokenizers", "timm"):
-            found.append(f"{requirement.name} {installed}")
-    rows.append(Row("packages", OK, ", ".join(found)))
+            versions.append(f"{requirement.name} {installed}")
+    rows.append(Row("packages", OK, ", ".join(versions)))
     if wrong:
         rows.append(Row("packages", FAIL, "; ".join(wrong), "pip install -e . in a fresh virtual environment"))
     # A torchvision of another torch breaks `import lightning` with a message that names neither.
@@ -154,11 +158,11 @@ def check_compiler() -> list[Row]:
     """A C++ compiler, which torch.compile needs on a processor."""
     import torch
 
-    wanted = os.environ.get("CXX")
-    candidates = [wanted] if wanted else ["g++", "clang++", "c++"]
-    found = next((path for name in candidates if (path := shutil.which(name))), None)
-    if found:
-        return [Row("C++ compiler", OK, found)]
+    chosen = os.environ.get("CXX")
+    candidates = [chosen] if chosen else ["g++", "clang++", "c++"]
+    compiler = next((path for name in candidates if (path := shutil.which(name))), None)
+    if compiler:
+        return [Row("C++ compiler", OK, compiler)]
     # On a GPU Triton compiles; it needs a C compiler only.
     if torch.cuda.is_available() and shutil.which("gcc"):
         return [Row("C++ compiler", OK, "none, and none needed on a GPU")]
@@ -194,7 +198,7 @@ def check_database(runs: str | None = None) -> list[Row]:
     directory = resolve_runs_directory(runs)
     try:
         uri = resolve_tracking_uri(None, directory)
-        shown = without_credentials(uri)
+        address = without_credentials(uri)
         local = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
         if local is not None and not local.exists():
             # Nothing is left behind: the first run makes its database itself.
@@ -210,11 +214,11 @@ def check_database(runs: str | None = None) -> list[Row]:
     except UserError as error:
         return [Row("database", FAIL, str(error), "see the message")]
     except sqlite3.Error as error:
-        broken = shown_path(local) if local is not None else shown
+        broken = shown_path(local) if local is not None else address
         advice = f"restore {broken} from a copy, or move it away to start a new one"
         return [Row("database", FAIL, f"{broken}: {error}", advice)]
-    found = shown_path(local) if local is not None else shown
-    return [Row("database", OK, f"{found}, {experiments} experiments")]
+    place = shown_path(local) if local is not None else address
+    return [Row("database", OK, f"{place}, {experiments} experiments")]
 
 
 def check_training() -> list[Row]:
@@ -231,12 +235,12 @@ def check_training() -> list[Row]:
 
 def judge_training(losses: list[float], circumstances: str) -> Row:
     """The losses of a training by heart must be finite and fall."""
-    found = f"loss {losses[0]:.2f} to {losses[-1]:.2f} in {len(losses)} steps, {circumstances}"
+    summary = f"loss {losses[0]:.2f} to {losses[-1]:.2f} in {len(losses)} steps, {circumstances}"
     if not all(math.isfinite(loss) for loss in losses):
-        return Row("training", FAIL, found, "try --trainer.precision 32-true, then another version of torch")
+        return Row("training", FAIL, summary, "try --trainer.precision 32-true, then another version of torch")
     if losses[-1] >= losses[0]:
-        return Row("training", FAIL, found, "the loss must fall: install torch anew, without other builds beside it")
-    return Row("training", OK, found)
+        return Row("training", FAIL, summary, "the loss must fall: install torch anew, without other builds beside it")
+    return Row("training", OK, summary)
 
 
 def train_a_second(device: torch.device, precision: str) -> tuple[list[float], float]:

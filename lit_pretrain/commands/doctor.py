@@ -47,13 +47,13 @@ def run(arguments: argparse.Namespace) -> int:
     if training is not None:
         from lit_pretrain.commands.gradient_check import run as check_gradients
 
-        rows, telling = check_gradients(training, arguments.pairs)
+        rows, reports = check_gradients(training, arguments.pairs)
         title, good, bad = GRADIENTS
     else:
-        rows, telling = [row for check in all_checks(arguments.runs) for row in check()], True
+        rows, reports = [row for check in all_checks(arguments.runs) for row in check()], True
         title, good, bad = MACHINE
     failed = sum(row.status == FAIL for row in rows)
-    if not telling:
+    if not reports:
         # Another process of this training tells it.
         return 1 if failed else 0
     show(rows, title)
@@ -75,9 +75,9 @@ def with_own_options(arguments: argparse.Namespace) -> list[str]:
     parser = ArgumentParser(prog="python -m lit_pretrain doctor", add_help=False, allow_abbrev=False)
     parser.add_argument("--json", default=arguments.json)
     parser.add_argument("--pairs", type=int, default=arguments.pairs)
-    own, left = parser.parse_known_args(arguments.gradients)
+    own, others = parser.parse_known_args(arguments.gradients)
     arguments.json, arguments.pairs = own.json, own.pairs
-    return left
+    return others
 
 
 def show(rows: list, title: str) -> None:

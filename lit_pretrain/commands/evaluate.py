@@ -136,7 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lit_pretrain.quiet import quieten
 
     named = named_protocols(arguments)
-    protocols = [one for one in ("knn", "linear") if one in named]
+    protocols = [protocol for protocol in ("knn", "linear") if protocol in named]
     learns = named != ["zero-shot"]
     if arguments.neighbors < 1:
         raise UserError(f"--neighbors is {arguments.neighbors}: give at least 1.")
@@ -154,9 +154,9 @@ def run(arguments: argparse.Namespace) -> int:
     layers = [chosen_layers(subject, arguments.layers, arguments.pooling) for subject in subjects]
 
     console, data_by_tokenizer = Console(), {}
-    measured: list[Row] = []
-    shown: list[Row] = []
-    for subject, make, mine in contenders(subjects, layers, arguments.random):
+    measured_rows: list[Row] = []
+    other_rows: list[Row] = []
+    for subject, make, subject_layers in contenders(subjects, layers, arguments.random):
         key = subject.tokenizer.hash if subject.tokenizer else ""
         if key not in data_by_tokenizer:
             data_module = make_evaluation_data(subject, arguments.config, arguments.data, subjects)
@@ -169,25 +169,29 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             if protocols:
                 say(f"Features of {subject.name} ...")
-                found = measure(make, data.train, data.test, mine, setting)
+                measurements = measure(make, data.train, data.test, subject_layers, setting)
                 resolution = resolution_of(subject, data)
-                measured += (rows := [row_of(subject, one, setting, data.test, resolution) for one in found])
+                measured_rows += (
+                    rows := [
+                        row_of(subject, measurement, setting, data.test, resolution) for measurement in measurements
+                    ]
+                )
                 if logger is not None:
                     log_rows(logger, subject, rows, setting, data)
             if "zero-shot" in named and subject.pair is not None:
-                shown += show_zero_shot(arguments, subject, data, setting, logger, console)
+                other_rows += show_zero_shot(arguments, subject, data, setting, logger, console)
             if "neighbors" in named:
-                shown += show_neighbors(arguments, subject, mine, data, setting, logger, console)
+                other_rows += show_neighbors(arguments, subject, subject_layers, data, setting, logger, console)
         except BaseException:
             if logger is not None:
                 logger.finalize("failed")
             raise
         if logger is not None:
             logger.finalize("success")
-    if measured:
-        console.print(table_of(measured, setting))
+    if measured_rows:
+        console.print(table_of(measured_rows, setting))
     if arguments.json:
-        write_json(arguments.json, measured + shown)
+        write_json(arguments.json, measured_rows + other_rows)
     return 0
 
 
@@ -235,15 +239,15 @@ def contenders(subjects: list[Subject], layers: list[list[int]], fresh: bool) ->
     """What is measured, each with what `measure` takes (itself, or what makes it from a seed) and its layers."""
     from lit_pretrain.evaluation.subjects import fresh_subject, of_each_shape
 
-    found: list[tuple[Subject, Any, list[int]]] = [
-        (subject, subject, mine) for subject, mine in zip(subjects, layers, strict=True)
+    subjects_with_layers: list[tuple[Subject, Any, list[int]]] = [
+        (subject, subject, subject_layers) for subject, subject_layers in zip(subjects, layers, strict=True)
     ]
     if fresh:
-        found += [
+        subjects_with_layers += [
             (fresh_subject(subject, 0), partial(fresh_subject, subject), layers[place])
             for place, subject in of_each_shape(subjects)
         ]
-    return found
+    return subjects_with_layers
 
 
 def show_neighbors(
@@ -263,21 +267,23 @@ def show_neighbors(
     queries = find_queries(arguments.query or [], data, subject, setting.seeds[0])
     directory = Path(arguments.output) if arguments.output else logger.run_directory if logger else Path()
     make_directory(directory)
-    found = find_neighbors(subject, queries, data.train, layers, setting, arguments.neighbors)
-    rows = rows_of(subject, queries, found, data)
-    for one in found:
-        stem = directory / f"neighbors-{safe_name(subject.name)}-block_{one.layer}"
-        mine = [row for row in rows if row["layer"] == one.layer]
+    neighbors = find_neighbors(subject, queries, data.train, layers, setting, arguments.neighbors)
+    rows = rows_of(subject, queries, neighbors, data)
+    for layer_neighbors in neighbors:
+        stem = directory / f"neighbors-{safe_name(subject.name)}-block_{layer_neighbors.layer}"
+        layer_rows = [row for row in rows if row["layer"] == layer_neighbors.layer]
         table = stem.with_name(f"{stem.name}.csv")
-        write_csv(table, mine)
+        write_csv(table, layer_rows)
         if subject.is_text:
-            console.print(text_table(mine))
+            console.print(text_table(layer_rows))
         else:
-            panel = picture_panel(queries, one, data)
+            panel = picture_panel(queries, layer_neighbors, data)
             panel.save(picture := stem.with_name(f"{stem.name}.png"))
-            console.print(f"Nearest training pictures of block {one.layer}: {shown_path(picture)}", soft_wrap=True)
+            console.print(
+                f"Nearest training pictures of block {layer_neighbors.layer}: {shown_path(picture)}", soft_wrap=True
+            )
             if logger is not None:
-                logger.log_picture(panel, f"neighbors/block_{one.layer}", subject.step or 0)
+                logger.log_picture(panel, f"neighbors/block_{layer_neighbors.layer}", subject.step or 0)
         if logger is not None:
             logger.log_artifact(table, "neighbors")
     return rows
@@ -297,16 +303,16 @@ def show_zero_shot(
     from lit_pretrain.evaluation.zero_shot import DEFAULT_TEMPLATES, make_prompts, measure_zero_shot
     from lit_pretrain.evaluation.zero_shot_report import log_zero_shot, zero_shot_rows, zero_shot_tables
 
-    given = arguments.templates or list(DEFAULT_TEMPLATES)
-    is_file = len(given) == 1 and given[0].endswith((".yaml", ".yml"))
-    prompts = make_prompts(data.classes, given[0] if is_file else given, arguments.class_names)
+    templates = arguments.templates or list(DEFAULT_TEMPLATES)
+    is_file = len(templates) == 1 and templates[0].endswith((".yaml", ".yml"))
+    prompts = make_prompts(data.classes, templates[0] if is_file else templates, arguments.class_names)
     say(f"Zero-shot classification by {subject.name} ...")
     module, _ = open_pair(required(subject.pair))
     embedder = PairEmbedder(module.to(setting.device), setting.bf16)
-    found = measure_zero_shot(embedder, data.test, prompts)
-    rows = zero_shot_rows(subject, found, prompts, data, setting, resolution_of(subject, data))
+    result = measure_zero_shot(embedder, data.test, prompts)
+    rows = zero_shot_rows(subject, result, prompts, data, setting, resolution_of(subject, data))
     for table in zero_shot_tables(rows):
         console.print(table)
     if logger is not None:
-        log_zero_shot(logger, subject, found, rows, data)
+        log_zero_shot(logger, subject, result, rows, data)
     return rows

@@ -30,24 +30,27 @@ def make_evaluation_data(
     Raises:
         UserError: If the data cannot be built, or is of the other modality or without classes.
     """
-    first, named = (compared or [subject])[0], config
-    if first.pair is not None and config is None:
+    first_subject, named_config = (compared or [subject])[0], config
+    if first_subject.pair is not None and config is None:
         # Its own data are pairs, without classes.
         settings = like_its_own(subject, settings)
     else:
-        config = config or (str(first.config) if first.config else None)
+        config = config or (str(first_subject.config) if first_subject.config else None)
     data = make_data(config, settings, DEFAULT_CLASSES[subject.is_text])
     check_modality(subject, data, config)
-    stored, needed = getattr(data, "stored_size", None), max((one.framed_size for one in compared), default=0)
-    if named is None and stored is not None and stored < needed and not is_given("stored_size", settings):
+    stored, needed = (
+        getattr(data, "stored_size", None),
+        max((other_subject.framed_size for other_subject in compared), default=0),
+    )
+    if named_config is None and stored is not None and stored < needed and not is_given("stored_size", settings):
         # Else those that look at larger pictures than the first one would be shown blurred ones.
         data = make_data(config, [*settings, "--data.stored_size", str(needed)], DEFAULT_CLASSES[subject.is_text])
     if subject.is_text:
         # Without a trainer the data cannot ask the model for its tokenizer. That of the first one's run is its own.
-        inherited = named is None and subject is not first and not is_given("tokenizer", settings)
+        inherited = named_config is None and subject is not first_subject and not is_given("tokenizer", settings)
         texts: Any = data
-        given = None if inherited else texts.tokenizer_path
-        texts.tokenizer = subject.tokenizer if given is None else choose_tokenizer(given, None, subject.tokenizer)
+        path = None if inherited else texts.tokenizer_path
+        texts.tokenizer = subject.tokenizer if path is None else choose_tokenizer(path, None, subject.tokenizer)
     return data
 
 
@@ -77,16 +80,16 @@ def is_given(name: str, settings: Sequence[str]) -> bool:
     return any(setting.partition("=")[0] in options for setting in settings)
 
 
-def without_classes(subject: Subject, what: str) -> str:
+def without_classes(subject: Subject, pairs: str) -> str:
     """What is said of pairs.
 
     Args:
         subject: What is to be measured.
-        what: Which pairs.
+        pairs: Which pairs.
     """
     module, column = ("LabelledDataModule", "text") if subject.is_text else ("ImageDataModule", "image")
     return (
-        f"{what}, which have no classes: give labelled data by --config FILE, or by --data {module} --data.path ... "
+        f"{pairs}, which have no classes: give labelled data by --config FILE, or by --data {module} --data.path ... "
         f"--data.{column}_column ... --data.label_column ..."
     )
 

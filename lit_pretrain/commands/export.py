@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(note)
     print(f"Wrote {arguments.to} ({export.architecture}). {export.sentence}")
     if arguments.json:
-        rows = [{"library": export.library, **one.as_dictionary()} for one in export.differences]
+        rows = [{"library": export.library, **difference.as_dictionary()} for difference in export.differences]
         write_json(arguments.json, rows)
     return 0
 
@@ -72,6 +72,11 @@ def show(differences: "list[Difference]", library: str) -> None:
     table.add_column("output", no_wrap=True)
     for name in ("largest difference", "tolerance", "largest value"):
         table.add_column(name, justify="right")
-    for one in differences:
-        table.add_row(one.output, f"{one.difference:.1e}", f"{one.tolerance:.0e}", f"{one.largest:.3g}")
+    for difference in differences:
+        table.add_row(
+            difference.output,
+            f"{difference.difference:.1e}",
+            f"{difference.tolerance:.0e}",
+            f"{difference.largest:.3g}",
+        )
     Console().print(table)

@@ -103,7 +103,7 @@ class OneStep(Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         """Take the reference, in this precision and in float32, before anything moves."""
         pl_module.eval()
-        batches = everyone(batch.get(PAIRS, batch))
+        batches = gather_values(batch.get(PAIRS, batch))
         with trainer.precision_plugin.forward_context():
             self.expected = reference(pl_module, batches, batch_idx)
         with torch.autocast(pl_module.device.type, enabled=False):
@@ -111,16 +111,16 @@ class OneStep(Callback):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Keep the gradients as the optimiser gets them, before they are clipped."""
-        self.gradients = {name: gradient_of(one) for name, one in trained(pl_module).items()}
+        self.gradients = {name: gradient_of(parameter) for name, parameter in trained(pl_module).items()}
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Compare, and end the training."""
         trainer.should_stop = True
-        losses = [loss.cpu() for loss in everyone(outputs["loss"].detach())]
-        found = Found(torch.stack(losses).mean(), self.gradients)
+        losses = [loss.cpu() for loss in gather_values(outputs["loss"].detach())]
+        result = Found(torch.stack(losses).mean(), self.gradients)
         low = trainer.precision not in ("32-true", "64-true")
         limit = LOW_PRECISION_TOLERANCE if low else TOLERANCE
-        self.rows = compare(self.arrangement, found, self.expected, self.exact, limit)
+        self.rows = compare(self.arrangement, result, self.expected, self.exact, limit)
 
 
 class GradientCommandLine(lightning_cli.CommandLine):
@@ -171,7 +171,7 @@ def run(arguments: list[str], pairs: int | None) -> tuple[list[Row], bool]:
 
 def trained(module: torch.nn.Module) -> dict[str, Tensor]:
     """The parameters that a gradient is wanted of."""
-    return {name: one for name, one in module.named_parameters() if one.requires_grad}
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def gradient_of(parameter: Tensor) -> Tensor:
@@ -179,13 +179,13 @@ def gradient_of(parameter: Tensor) -> Tensor:
     return (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).detach().float().cpu().clone()
 
 
-def everyone(own: Any) -> list[Any]:
+def gather_values(own: Any) -> list[Any]:
     """What each process holds, in the order of their ranks."""
     if not together():
         return [own]
-    found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, move_data_to_device(own, torch.device("cpu")))
-    return found
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, move_data_to_device(own, torch.device("cpu")))
+    return values
 
 
 def reference(module: ContrastivePretraining, batches: list[Batch], batch_index: int) -> Found:
@@ -203,46 +203,46 @@ def reference(module: ContrastivePretraining, batches: list[Batch], batch_index:
         whole = Pairs(torch.cat(texts), torch.cat(pictures), *torch.cat(keys, dim=1))
         loss = module.objective.compute(whole, across_processes=False).loss
         parameters = trained(module)
-        found = torch.autograd.grad(loss, [*parameters.values()], allow_unused=True)
+        raw_gradients = torch.autograd.grad(loss, [*parameters.values()], allow_unused=True)
     finally:
         module.chunk_size = chunk_size
     gradients = {
         name: (torch.zeros_like(one) if gradient is None else gradient).float().cpu()
-        for (name, one), gradient in zip(parameters.items(), found, strict=True)
+        for (name, one), gradient in zip(parameters.items(), raw_gradients, strict=True)
     }
     return Found(loss.detach().float().cpu(), gradients)
 
 
-def difference(found: Found, expected: Found) -> dict[str, float]:
+def difference(measured: Found, expected: Found) -> dict[str, float]:
     """How far apart two are: of the loss, and of each gradient as a share of its largest value."""
-    largest = max(float(one.abs().max()) for one in expected.gradients.values())
-    result = {"loss": float((found.loss - expected.loss).abs() / expected.loss.abs().clamp_min(1e-12))}
-    for name, one in expected.gradients.items():
-        scale = max(float(one.abs().max()), SMALL_SHARE * largest, 1e-30)
-        result[name] = float((found.gradients[name] - one).abs().max()) / scale
+    largest = max(float(gradient.abs().max()) for gradient in expected.gradients.values())
+    result = {"loss": float((measured.loss - expected.loss).abs() / expected.loss.abs().clamp_min(1e-12))}
+    for name, gradient in expected.gradients.items():
+        scale = max(float(gradient.abs().max()), SMALL_SHARE * largest, 1e-30)
+        result[name] = float((measured.gradients[name] - gradient).abs().max()) / scale
     # NaN is larger than anything.
     return {name: value if value == value else float("inf") for name, value in result.items()}
 
 
-def compare(arrangement: str, found: Found, expected: Found, exact: Found | None, largest: float) -> list[Row]:
+def compare(arrangement: str, measured: Found, expected: Found, exact: Found | None, largest: float) -> list[Row]:
     """Rows of what was found in all processes; the same in each.
 
     Args:
         arrangement: In words.
-        found: This process's.
+        measured: This process's.
         expected: The reference.
         exact: The reference in float32, for mixed precision.
         largest: Difference that is never explained by rounding.
     """
-    ranks = everyone(difference(found, expected))
-    apart = {name: max(one[name] for one in ranks) for name in ranks[0]}
+    ranks = gather_values(difference(measured, expected))
+    apart = {name: max(rank[name] for rank in ranks) for name in ranks[0]}
     own = difference(expected, exact) if exact is not None else None
     rows = [Row("arrangement", OK, f"{arrangement}; compared with all pairs in one process without chunks")]
     for label, names in groups_of(apart).items():
         name = max(names, key=apart.__getitem__)
         limit = largest
         if own is not None:
-            limit = min(limit, max(TOLERANCE, 2 * max(own[one] for one in names)))
+            limit = min(limit, max(TOLERANCE, 2 * max(own[name] for name in names)))
         text = f"{apart[name]:.1e} apart (at most {limit:.1e} is rounding)"
         if len(names) > 1:
             text += f", the furthest of {len(names)}: {name}"

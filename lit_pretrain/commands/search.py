@@ -66,13 +66,13 @@ def run(arguments: argparse.Namespace) -> int:
     collection = collect(arguments, embedder, checkpoint)
     for note in (*notes, *collection.notes):
         say(note)
-    found = [find_matches(query, collection, arguments.top) for query in queries]
-    show(queries, found, collection)
+    matches = [find_matches(query, collection, arguments.top) for query in queries]
+    show(queries, matches, collection)
     if arguments.sheet:
-        save_picture(search_sheet(queries, found, collection), Path(arguments.sheet))
+        save_picture(search_sheet(queries, matches, collection), Path(arguments.sheet))
         print(f"The sheet is {shown_path(arguments.sheet)}")
     if arguments.json:
-        rows = rows_of(queries, found, collection, str(checkpoint))
+        rows = rows_of(queries, matches, collection, str(checkpoint))
         write_json(arguments.json, rows)
     return 0
 
@@ -85,9 +85,9 @@ def check(arguments: argparse.Namespace) -> None:
     """
     from lit_pretrain.commands.output import check_writable
 
-    given = [name for name in ("images", "captions", "embeddings") if getattr(arguments, name)]
-    if len(given) > 1:
-        raise UserError(f"--{given[0]} and --{given[1]} are both given: search one of them at a time.")
+    options = [name for name in ("images", "captions", "embeddings") if getattr(arguments, name)]
+    if len(options) > 1:
+        raise UserError(f"--{options[0]} and --{options[1]} are both given: search one of them at a time.")
     if arguments.column and not arguments.captions:
         raise UserError("--column is a column of --captions: give that file too.")
     if not arguments.query and not arguments.query_image:
@@ -155,9 +155,9 @@ def own_data(checkpoint: Path) -> Any:
     return make_data(str(config), [], "PairDataModule")
 
 
-def show(queries: list[Query], found: list[list[Match]], collection: Collection) -> None:
+def show(queries: list[Query], matches_by_query: list[list[Match]], collection: Collection) -> None:
     """Print rank, score and name of what was found, a line each that can be copied."""
-    for query, matches in zip(queries, found, strict=True):
+    for query, matches in zip(queries, matches_by_query, strict=True):
         title = query.name if query.picture is not None else f'"{query.name}"'
         print(f"\n{title} among {collection.told}:")
         for rank, match in enumerate(matches, start=1):
@@ -166,7 +166,7 @@ def show(queries: list[Query], found: list[list[Match]], collection: Collection)
 
 
 def rows_of(
-    queries: list[Query], found: list[list[Match]], collection: Collection, checkpoint: str
+    queries: list[Query], matches_by_query: list[list[Match]], collection: Collection, checkpoint: str
 ) -> list[dict[str, Any]]:
     """A row for every match."""
     return [
@@ -178,7 +178,7 @@ def rows_of(
             "score": match.score,
             "picture" if collection.are_pictures else "text": collection.names[match.place],
         }
-        for query, matches in zip(queries, found, strict=True)
+        for query, matches in zip(queries, matches_by_query, strict=True)
         for rank, match in enumerate(matches, start=1)
     ]
 

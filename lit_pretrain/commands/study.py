@@ -91,12 +91,12 @@ def list_cells(study: Any, reporter: Any, record: Any, jobs: int, console: Any) 
     cells, later = reporter.planned(study, store)
     if cells:
         console.print(plan_table(cells, store))
-    left, seconds = estimate(cells, store)
+    remaining, seconds = estimate(cells, store)
     cost = "nothing has finished that would tell how long that takes"
     if seconds is not None:
         shared = f", {jobs} at a time sharing the processors" if jobs > 1 else ""
         cost = f"about {duration(seconds)}{shared}"
-    console.print(f"{left} of {len(cells)} cells are left{f', and {later}' if later else ''}; {cost}.")
+    console.print(f"{remaining} of {len(cells)} cells are left{f', and {later}' if later else ''}; {cost}.")
 
 
 def tell(study: Any, reporter: Any, record: Any, json_file: str | None, console: Any) -> bool:

@@ -24,12 +24,14 @@ def run(arguments: argparse.Namespace) -> int:
     """
     directory = resolve_runs_directory(arguments.runs)
     records = [find_run(name, directory) for name in arguments.run_names] or list_runs(directory)
-    records = [one for one in records if any((one.directory / name).exists() for name in (UNSENT_NAME, REFUSED_NAME))]
+    records = [
+        record for record in records if any((record.directory / name).exists() for name in (UNSENT_NAME, REFUSED_NAME))
+    ]
     if not records:
         print("Everything that the runs have logged is where it belongs.")
-    left = [problem for record in records if (problem := send_rest(record, arguments.restore))]
-    if left:
-        raise UserError("; ".join(left) + ".")
+    problems = [problem for record in records if (problem := send_rest(record, arguments.restore))]
+    if problems:
+        raise UserError("; ".join(problems) + ".")
     return 0
 
 

@@ -62,8 +62,10 @@ def inner_values(data: datasets.Dataset, outer: str, keys: Sequence[str]) -> pya
     if not texts and not any(is_kind(values.type) for is_kind in kinds):
         return None
     try:
-        found = [value_at(json.loads(one) if texts and one else one, keys) for one in values.to_pylist()]
-        return pyarrow.chunked_array([pyarrow.array(found)]) if any(one not in (None, []) for one in found) else None
+        inner = [value_at(json.loads(one) if texts and one else one, keys) for one in values.to_pylist()]
+        return (
+            pyarrow.chunked_array([pyarrow.array(inner)]) if any(value not in (None, []) for value in inner) else None
+        )
     except (ValueError, pyarrow.ArrowException):
         return None
 
@@ -74,7 +76,7 @@ def value_at(content: Any, keys: Sequence[str]) -> Any:
         return content
     if isinstance(content, list):
         values = [value_at(one, keys) for one in content]
-        return [one for one in values if one is not None]
+        return [value for value in values if value is not None]
     return value_at(content.get(keys[0]), keys[1:]) if isinstance(content, dict) else None
 
 
@@ -86,15 +88,15 @@ def values_beside(paths: Sequence[str | None], ending: str, keys: Sequence[str])
     """
 
     def read(path: str | None) -> Any:
-        beside = f"{os.path.splitext(path)[0]}.{ending}" if path is not None else ""
+        neighbour = f"{os.path.splitext(path)[0]}.{ending}" if path is not None else ""
         try:
-            with open(beside, encoding="utf-8-sig") as file:
+            with open(neighbour, encoding="utf-8-sig") as file:
                 text = file.read()
             return value_at(json.loads(text), keys) if keys else text.strip()
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise UserError(f"{beside} cannot be read ({error}): repair it, or leave the picture out.") from error
+            raise UserError(f"{neighbour} cannot be read ({error}): repair it, or leave the picture out.") from error
 
     with ThreadPoolExecutor() as pool:
         values = list(pool.map(read, paths))

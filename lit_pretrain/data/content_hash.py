@@ -39,15 +39,15 @@ def content_hash(files: Sequence[str], cache_directory: Path) -> str:
     """
     states = [file_state(file) for file in files]
     memory = Memory(cache_directory)
-    found = {state: memory.recall(state) for state in states}
-    if None in found.values():
+    known_hashes = {state: memory.recall(state) for state in states}
+    if None in known_hashes.values():
         with memory.locked("\n".join(states)):
-            found = {state: memory.recall(state) for state in states}
-            missing = {state: file for state, file in zip(states, files, strict=True) if found[state] is None}
+            known_hashes = {state: memory.recall(state) for state in states}
+            missing = {state: file for state, file in zip(states, files, strict=True) if known_hashes[state] is None}
             for state, value in zip(missing, file_hashes(list(missing.values())), strict=True):
-                found[state] = value
+                known_hashes[state] = value
                 memory.keep(state, value, [missing[state]])
-    return "files:" + hashlib.sha256("\n".join(required(found[state]) for state in states).encode()).hexdigest()
+    return "files:" + hashlib.sha256("\n".join(required(known_hashes[state]) for state in states).encode()).hexdigest()
 
 
 def folder_hash(files: Sequence[str], cache_directory: Path) -> str:
@@ -63,7 +63,10 @@ def folder_hash(files: Sequence[str], cache_directory: Path) -> str:
         with memory.locked(states):
             value = memory.recall(states)
             if value is None:
-                parts = [f"{name}:{one}" for name, one in zip(names_below(files), file_hashes(files), strict=True)]
+                parts = [
+                    f"{name}:{file_hash}"
+                    for name, file_hash in zip(names_below(files), file_hashes(files), strict=True)
+                ]
                 value = hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
                 memory.keep(states, value, files)
     return "folder:" + value
@@ -149,9 +152,9 @@ def part_hash(part: tuple[str, int]) -> bytes:
         stream.seek(start)
         content = hashlib.sha256()
         rest = PART
-        while rest > 0 and (found := stream.read(min(rest, 1024**2))):
-            content.update(found)
-            rest -= len(found)
+        while rest > 0 and (block := stream.read(min(rest, 1024**2))):
+            content.update(block)
+            rest -= len(block)
         return content.digest()
 
 

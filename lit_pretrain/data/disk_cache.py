@@ -28,25 +28,25 @@ def default_cache_directory() -> Path:
     return Path(os.environ.get("LIT_PRETRAIN_RUNS") or "runs").expanduser() / "caches"
 
 
-def chosen_cache_directory(given: str | None) -> Path:
+def chosen_cache_directory(path: str | None) -> Path:
     """The directory that a person gives for caches, or the default one."""
-    return Path(given).expanduser() if given else default_cache_directory()
+    return Path(path).expanduser() if path else default_cache_directory()
 
 
-def build_once(directory: Path, build: Callable[[Path], None], what: str) -> None:
+def build_once(directory: Path, build: Callable[[Path], None], content: str) -> None:
     """Make a folder, unless it is there, or another process makes it in the meantime.
 
     Args:
         directory: The folder; it is complete if it holds `FACTS`.
         build: Makes it, `FACTS` last, under a name that it is handed.
-        what: What it is, for messages.
+        content: What it is, for messages.
 
     Raises:
         UserError: If the disk is full, or cannot be written.
     """
     if (directory / FACTS).is_file():
         return
-    with locked(directory, what):
+    with locked(directory, content):
         if (directory / FACTS).is_file():
             return
         for left_over in directory.parent.glob(f"{glob.escape(directory.name)}.partial-*"):
@@ -58,13 +58,13 @@ def build_once(directory: Path, build: Callable[[Path], None], what: str) -> Non
         except OSError as error:
             if not is_full(error):
                 raise
-            raise disk_is_full(directory.parent, what) from error
+            raise disk_is_full(directory.parent, content) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
-def locked(directory: Path, what: str) -> Iterator[None]:
+def locked(directory: Path, content: str) -> Iterator[None]:
     """Let one process at a time make a folder.
 
     Raises:
@@ -76,7 +76,9 @@ def locked(directory: Path, what: str) -> Iterator[None]:
         lock.acquire()
     except OSError as error:
         full = is_full(error)
-        raise (disk_is_full(directory.parent, what) if full else read_only(directory.parent, what, error)) from error
+        raise (
+            disk_is_full(directory.parent, content) if full else read_only(directory.parent, content, error)
+        ) from error
     try:
         yield
     finally:
@@ -96,10 +98,10 @@ def is_full(error: BaseException) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error) or "disk space" in str(error)
 
 
-def disk_is_full(directory: Path, what: str) -> UserError:
+def disk_is_full(directory: Path, content: str) -> UserError:
     """What is said of a disk without space."""
     return UserError(
-        f"The disk of {directory} is full, or your share of it is, so the {what} could not be written: free some "
+        f"The disk of {directory} is full, or your share of it is, so the {content} could not be written: free some "
         "space, or set data.cache_directory to another disk."
     )
 
@@ -111,11 +113,11 @@ def is_read_only(error: BaseException, directory: Path) -> bool:
     return error.filename is None or Path(os.path.abspath(error.filename)).is_relative_to(os.path.abspath(directory))
 
 
-def read_only(directory: Path, what: str, error: OSError | None = None) -> UserError:
+def read_only(directory: Path, content: str, error: OSError | None = None) -> UserError:
     """What is said of a directory that cannot be written and lacks something."""
     reason = error.strerror if error is not None else os.strerror(errno.EACCES)
     return UserError(
-        f"{directory} cannot be written ({reason}), and the {what} is not there yet: set data.cache_directory to "
+        f"{directory} cannot be written ({reason}), and the {content} is not there yet: set data.cache_directory to "
         "another place."
     )
 

@@ -96,11 +96,11 @@ def read_files(
         raise
     except Exception as error:  # each format fails in its own way
         causes = list(causes_of(error))
-        if any(is_full(one) for one in causes):
+        if any(is_full(cause) for cause in causes):
             raise disk_is_full(cache_directory, "converted copy of the source") from error
-        if any(is_read_only(one, cache_directory) for one in causes):
+        if any(is_read_only(cause, cache_directory) for cause in causes):
             raise read_only(cache_directory, "converted copy of the source", cast(OSError, causes[-1])) from error
-        if any("corresponds to no data" in str(one) for one in causes):
+        if any("corresponds to no data" in str(cause) for cause in causes):
             raise NoRowsError from error
         raise unreadable(causes[-1], builder, files, options, records) from error
 
@@ -180,7 +180,7 @@ def unreadable(
         records: What the library logged.
     """
     paths = [file for some in files.values() for file in some]
-    logged = [found[1] for record in records if (found := re.search(r"file '(.*?)'", record.getMessage()))]
+    logged = [match[1] for record in records if (match := re.search(r"file '(.*?)'", record.getMessage()))]
     file = paths[0] if len(paths) == 1 else logged[-1] if logged and logged[-1] in paths else None
     if isinstance(cause, UnicodeDecodeError):
         advice = "set data.encoding to what it was written in (cp1252 or utf-16, say)"
@@ -220,7 +220,7 @@ def columns_of(builder: str, path: str, options: Mapping[str, Any]) -> list[str]
 def read_split(parts: Mapping[str, datasets.Dataset], split: str) -> datasets.Dataset:
     """What a split of `datasets` means ("train[:10%]", "train+test"), where its parts are there already."""
     chosen = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(part) for name, part in parts.items()})
-    rows = [parts[one.splitname].select(range(one.from_ or 0, one.to)) for one in chosen]
+    rows = [parts[part.splitname].select(range(part.from_ or 0, part.to)) for part in chosen]
     return rows[0] if len(rows) == 1 else datasets.concatenate_datasets(rows)
 
 

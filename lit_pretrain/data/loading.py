@@ -89,7 +89,7 @@ class EpochBatchSampler(Sampler):
     def batch(self, epoch: int, index: int, rank: int, world_size: int) -> list[Key]:
         """The keys of one batch of one process, in training."""
         first = (index * world_size + rank) * self.batch_size
-        return [(epoch, int(one)) for one in self.order(epoch)[first : first + self.batch_size]]
+        return [(epoch, int(index)) for index in self.order(epoch)[first : first + self.batch_size]]
 
     def __iter__(self) -> Iterator[list[Key]]:
         """This process's batches from `first_batch` on."""
@@ -189,7 +189,7 @@ class ResumableDataLoader:
                 yield first
                 continue
             others = list(islice(batches, number - 1 - self._handed_out % number))
-            yield {**first, FOLLOWING: [{name: one[name] for name in fields} for one in others]}
+            yield {**first, FOLLOWING: [{name: other[name] for name in fields} for other in others]}
             yield from others
 
     def _batches(self) -> Iterator[Any]:

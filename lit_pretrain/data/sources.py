@@ -97,23 +97,23 @@ class Source:
         encoding = {"encoding": self.encoding} if self.encoding is not None and builder in ENCODED else {}
         if builder != "csv":
             if self.delimiter is not None and builder in TABLES.values():
-                raise UserError(f"data.delimiter is for csv, and {shown(self)} is {builder}: leave it out.")
+                raise UserError(f"data.delimiter is for csv, and {source_name(self)} is {builder}: leave it out.")
             return encoding
         separators = {"\t" if ending(file) == ".tsv" else "," for file in files}
         if self.delimiter is None and len(separators) > 1:
-            raise UserError(f"{shown(self)} holds .csv and .tsv: give files of one kind, or set data.delimiter.")
+            raise UserError(f"{source_name(self)} holds .csv and .tsv: give files of one kind, or set data.delimiter.")
         # Words such as None, NA and null are texts and classes like others: only empty cells are missing.
         cells = {"keep_default_na": False, "na_values": [""], "sep": self.delimiter or separators.pop()}
         return cells | encoding
 
-    def read(self, found: "LocalFiles", content: str, cache_directory: Path) -> datasets.Dataset:
+    def read(self, local_files: "LocalFiles", content: str, cache_directory: Path) -> datasets.Dataset:
         """Local files as rows; `content` is their hash."""
-        return read_tables(self, found, content, cache_directory)
+        return read_tables(self, local_files, content, cache_directory)
 
-    def content(self, found: "LocalFiles", cache_directory: Path) -> str:
+    def content(self, local_files: "LocalFiles", cache_directory: Path) -> str:
         """What local files hold: their bytes, and what these are taken for."""
-        options = json.dumps(found.options, sort_keys=True, default=str)
-        return f"{found.builder}:{options}:{content_hash(found.all_files, cache_directory)}"
+        options = json.dumps(local_files.options, sort_keys=True, default=str)
+        return f"{local_files.builder}:{options}:{content_hash(local_files.all_files, cache_directory)}"
 
 
 @dataclass(frozen=True)
@@ -195,14 +195,14 @@ def open_source(source: Source, cache_directory: Path) -> OpenedSource:
     return opened
 
 
-def shown(source: Source) -> str:
+def source_name(source: Source) -> str:
     """The source as a person knows it."""
     return str(source.data_files or source.path or "the bundled sample")
 
 
 def no_rows(source: Source) -> UserError:
     """What is said of an empty source."""
-    return UserError(f"{shown(source)} has no rows: give {source.needed}.")
+    return UserError(f"{source_name(source)} has no rows: give {source.needed}.")
 
 
 def sample_path(name: str = "sotu") -> Path:
@@ -233,8 +233,8 @@ def no_split(source: Source, splits: Iterable[str]) -> UserError:
     """What is said of a split that is not there."""
     missing = next(name for name in split_names(source) if name not in splits)
     return UserError(
-        f"{shown(source)} has no split '{missing}'{nearest(missing, splits)}: its splits are {', '.join(splits)}; set "
-        f"{source.setting('split')}."
+        f"{source_name(source)} has no split '{missing}'{nearest(missing, splits)}: its splits are "
+        f"{', '.join(splits)}; set {source.setting('split')}."
     )
 
 
@@ -277,7 +277,9 @@ def local_patterns(source: Source) -> tuple[str | None, list[str]] | None:
             return None
         # Within a directory, as `datasets` takes them; else from the current one.
         within = [os.path.join(path, pattern) for pattern in patterns] if path.is_dir() else patterns
-        patterns = [inner if expand(inner) else one for inner, one in zip(within, patterns, strict=True)] or [str(path)]
+        patterns = [inner if expand(inner) else pattern for inner, pattern in zip(within, patterns, strict=True)] or [
+            str(path)
+        ]
     elif source.path is None and source.data_files is None:
         return "parquet", [str(sample_path(source.sample))]
     return builder, patterns
@@ -289,20 +291,22 @@ def remote_files(source: Source) -> tuple[str, list[str], dict[str, Any]] | None
     Raises:
         UserError: If nothing says of which kind the files are.
     """
-    given = [source.data_files] if isinstance(source.data_files, str) else list(source.data_files or [])
+    addresses = [source.data_files] if isinstance(source.data_files, str) else list(source.data_files or [])
     builder = source.path if source.path in set(source.builders.values()) else None
     if source.path is not None and "://" in source.path:
-        given = [source.path] if not given else [f"{source.path.rstrip('/')}/{file}" for file in given]
-    elif not any("://" in file for file in given) or (source.path is not None and builder is None):
+        addresses = [source.path] if not addresses else [f"{source.path.rstrip('/')}/{file}" for file in addresses]
+    elif not any("://" in file for file in addresses) or (source.path is not None and builder is None):
         return None
-    endings = [ending(place.split("::")[0].split("?")[0]) for place in given]
-    builder = builder or source.builder_of({one for one in map(source.builders.get, endings) if one is not None})
+    endings = [ending(place.split("::")[0].split("?")[0]) for place in addresses]
+    builder = builder or source.builder_of(
+        {builder_name for builder_name in map(source.builders.get, endings) if builder_name is not None}
+    )
     if builder is None:
         raise UserError(
-            f"{shown(source)} does not say by its ending what it holds: set {source.setting('path')} to "
+            f"{source_name(source)} does not say by its ending what it holds: set {source.setting('path')} to "
             f"{builder_names(source)} and {source.setting('data_files')} to the address."
         )
-    return builder, given, source.options(builder, [place.split("?")[0] for place in given])
+    return builder, addresses, source.options(builder, [place.split("?")[0] for place in addresses])
 
 
 def local_files(source: Source) -> LocalFiles | None:
@@ -323,11 +327,11 @@ def local_files(source: Source) -> LocalFiles | None:
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            found = directory_splits(source, str(path))
-            splits |= dict.fromkeys(found.files if found.named else ())
-            options |= found.options
-            metadata += [os.path.join(path, *file.split("/")) for file in found.metadata]
-            chosen = chosen_splits(source, found, by_path=not source.data_files)
+            directory = directory_splits(source, str(path))
+            splits |= dict.fromkeys(directory.files if directory.named else ())
+            options |= directory.options
+            metadata += [os.path.join(path, *file.split("/")) for file in directory.metadata]
+            chosen = chosen_splits(source, directory, by_path=not source.data_files)
             for split, kept in chosen.items():
                 files.setdefault(split, []).extend(os.path.join(path, *file.split("/")) for file in kept)
         else:
@@ -338,13 +342,15 @@ def local_files(source: Source) -> LocalFiles | None:
     everything = [file for kept in files.values() for file in kept]
     metadata += [file for file in everything if os.path.basename(file) in ImageFolder.METADATA_FILENAMES]
     samples = [file for file in everything if file not in metadata] or everything
-    kinds = {one for file in samples if (one := source.builders.get(ending(file))) is not None}
+    kinds = {builder_name for file in samples if (builder_name := source.builders.get(ending(file))) is not None}
     builder = builder or source.builder_of(kinds)
     if builder is None:
-        held = ", ".join(sorted({Path(file).suffix for file in everything or everything_in(patterns)})) or "no file"
+        endings_found = (
+            ", ".join(sorted({Path(file).suffix for file in everything or everything_in(patterns)})) or "no file"
+        )
         raise UserError(
-            f"{shown(source)} holds {held}: give files of one kind ({source.kinds}), or set {source.setting('path')} "
-            f"to {builder_names(source)} and list {source.setting('data_files')}."
+            f"{source_name(source)} holds {endings_found}: give files of one kind ({source.kinds}), or set "
+            f"{source.setting('path')} to {builder_names(source)} and list {source.setting('data_files')}."
         )
     files = {
         split: [file for file in kept if source.builders.get(ending(file), builder) == builder]
@@ -358,7 +364,7 @@ def directory_splits(source: Source, directory: str) -> Splits:
     """The files of a directory by split, and a word on those that are not read."""
     listing = list_directory(directory, lambda name: ending(name) in source.builders)
     name = None if source.path in set(source.builders.values()) else source.name
-    found = find_splits(
+    splits = find_splits(
         listing, name, lambda files: source.builder_of({source.builders[ending(file)] for file in files}) in SAMPLES
     )
     # What is called like a sample may describe it.
@@ -370,36 +376,36 @@ def directory_splits(source: Source, directory: str) -> Splits:
     for files, what in (
         (listing.hidden, "hidden"),
         (foreign, "of other kinds"),
-        (found.unread, "in none of its splits"),
+        (splits.unread, "in none of its splits"),
     ):
         if files:
             say_once(
                 f"{directory}: {len(files)} {'file is' if len(files) == 1 else 'files are'} {what}, and left out "
                 f"({some(files)})."
             )
-    if found.note:
-        say_once(found.note)
-    return found
+    if splits.note:
+        say_once(splits.note)
+    return splits
 
 
-def chosen_splits(source: Source, found: Splits, by_path: bool) -> dict[str, list[str]]:
+def chosen_splits(source: Source, splits: Splits, by_path: bool) -> dict[str, list[str]]:
     """Those of a directory's splits that are to be read.
 
     Args:
         source: What to read.
-        found: The directory's splits.
+        splits: The directory's splits.
         by_path: Whether the directory is the whole source, so that its split must have the name that was given.
 
     Raises:
         UserError: If one is not there.
     """
     names = split_names(source)
-    if set(names) <= set(found.files):
-        return {name: found.files[name] for name in names}
-    lone = len(found.files) == 1 and len(names) == 1
-    if not found.files or lone and not (by_path and source.split_given):
-        return {names[0]: [file for files in found.files.values() for file in files]}
-    raise no_split(source, found.files)
+    if set(names) <= set(splits.files):
+        return {name: splits.files[name] for name in names}
+    lone = len(splits.files) == 1 and len(names) == 1
+    if not splits.files or lone and not (by_path and source.split_given):
+        return {names[0]: [file for files in splits.files.values() for file in files]}
+    raise no_split(source, splits.files)
 
 
 def builder_names(source: Source) -> str:
@@ -410,8 +416,10 @@ def builder_names(source: Source) -> str:
 
 def everything_in(directories: list[str]) -> list[str]:
     """All files below directories, of whatever kind, but for hidden ones."""
-    listings = [list_directory(one, lambda name: True) for one in directories if os.path.isdir(one)]
-    return [os.path.join(one.root, *file.split("/")) for one in listings for file in one.files + one.foreign]
+    listings = [list_directory(directory, lambda name: True) for directory in directories if os.path.isdir(directory)]
+    return [
+        os.path.join(listing.root, *file.split("/")) for listing in listings for file in listing.files + listing.foreign
+    ]
 
 
 def matching_files(pattern: str, source: Source) -> list[str]:
@@ -437,26 +445,31 @@ def expand(pattern: str) -> list[str]:
     while literal < len(parts) and os.path.exists(os.path.join(*parts[: literal + 1])):
         literal += 1
     escaped = [glob.escape(part) for part in parts[:literal]] + list(parts[literal:])
-    found = glob.glob(os.path.join(*escaped), recursive=True)
-    asked = sum(is_hidden(part) for part in parts)
+    paths = glob.glob(os.path.join(*escaped), recursive=True)
+    hidden_parts = sum(is_hidden(part) for part in parts)
     return [
-        file for file in found if os.path.isfile(file) and sum(is_hidden(part) for part in Path(file).parts) == asked
+        file
+        for file in paths
+        if os.path.isfile(file) and sum(is_hidden(part) for part in Path(file).parts) == hidden_parts
     ]
 
 
-def read_tables(source: Source, found: LocalFiles, content: str, cache_directory: Path) -> datasets.Dataset:
+def read_tables(source: Source, local_files: LocalFiles, content: str, cache_directory: Path) -> datasets.Dataset:
     """Read local files with the builder of their kind.
 
     Raises:
         UserError: If they cannot be read, or hold nothing.
     """
     try:
-        return read_files(found.builder, found.files, source.split, found.options, content, cache_directory)
+        return read_files(
+            local_files.builder, local_files.files, source.split, local_files.options, content, cache_directory
+        )
     except NoRowsError as error:
         raise no_rows(source) from error
     except UnreadableError as error:
         raise UserError(
-            f"{error.file or shown(source)} cannot be read as {found.builder} ({error.reason}): {error.advice}."
+            f"{error.file or source_name(source)} cannot be read as {local_files.builder} ({error.reason}): "
+            f"{error.advice}."
         ) from error
 
 
@@ -474,7 +487,7 @@ def check_column(data: datasets.Dataset, column: str, source: str, setting: str)
     """
     if column not in data.column_names:
         alone = data.column_names[0] if len(data.column_names) == 1 else ""
-        delimiter = next((one for one in ";\t|" if one in alone), None)
+        delimiter = next((separator for separator in ";\t|" if separator in alone), None)
         hint = f", or data.delimiter to {delimiter!r}" if delimiter else ""
         raise UserError(
             f"{source} has no column '{column}'{nearest(column, data.column_names)}: its columns are "

@@ -185,8 +185,8 @@ def find_splits(listing: Listing, name: str | None, files_are_samples: Callable[
     if configurations:
         chosen = name or default
         if chosen is None or chosen not in configurations:
-            what = f"no configuration '{name}'{nearest(name, configurations)}" if name else "several configurations"
-            raise UserError(f"{listing.root} has {what}: set data.name to one of {', '.join(configurations)}.")
+            problem = f"no configuration '{name}'{nearest(name, configurations)}" if name else "several configurations"
+            raise UserError(f"{listing.root} has {problem}: set data.name to one of {', '.join(configurations)}.")
         settings = {key: value for key, value in configurations[chosen].items() if key not in ("default", "version")}
         base = str(PurePosixPath(settings.pop("data_dir", None) or ""))
         base = "" if base == "." else f"{base}/"
@@ -199,7 +199,9 @@ def find_splits(listing: Listing, name: str | None, files_are_samples: Callable[
     data_files = options.pop("data_files", None)
     try:
         patterns = sanitize_patterns(data_files) if data_files is not None else named_patterns(match)
-        files = {split: sorted({file for one in given for file in match(one)}) for split, given in patterns.items()}
+        files = {
+            split: sorted({file for pattern in given for file in match(pattern)}) for split, given in patterns.items()
+        }
     except ValueError as error:
         raise bad_card(listing.root, error) from error
     files = {split: found for split, found in files.items() if found}
@@ -212,7 +214,7 @@ def find_splits(listing: Listing, name: str | None, files_are_samples: Callable[
         raise UserError(f"No file of {listing.root} is one that its README names for '{chosen}': check data.path.")
     read = {file for found in files.values() for file in found}
     metadata = tuple(file for file in listing.files if file.rpartition("/")[2] in ImageFolder.METADATA_FILENAMES)
-    unread = tuple(file for one in match.files if one not in read and (file := base + one) not in metadata)
+    unread = tuple(file for name in match.files if name not in read and (file := base + name) not in metadata)
     files = {split: [base + file for file in found] for split, found in files.items()}
     return Splits(files, named, options, unread if named else (), metadata, note)
 
@@ -254,7 +256,7 @@ def check_names(
         # Folders that are called like a split and hold samples themselves, not folders of these.
         flat = {str(PurePosixPath(file).parent) for file in owners if f"{PurePosixPath(file).parent.name}/x" in called}
         around = {PurePosixPath(folder).parent for folder in flat}
-        beside = sorted(
+        loose_files = sorted(
             {
                 str(above)
                 for file in rest
@@ -262,18 +264,18 @@ def check_names(
                 if above.name and above.parent in around and str(above) not in flat
             }
         )
-        alike, others, what = sorted(flat), beside, "folders"
+        alike, others, kind = sorted(flat), loose_files, "folders"
     else:
-        alike, others, what = list(owners), rest if by_file else [], "files"
+        alike, others, kind = list(owners), rest if by_file else [], "files"
     if not others:
         return files, ""
-    told = f"Of the {what} of {listing.root}, {some(alike)} have the name of a split and {some(others)} have not"
+    sentence = f"Of the {kind} of {listing.root}, {some(alike)} have the name of a split and {some(others)} have not"
     if len(files) > 1:
         raise UserError(
-            f"{told}: name what is trained on by data.data_files (the pattern '{listing.root}/**' takes everything), "
-            f"or move the other {what} away."
+            f"{sentence}: name what is trained on by data.data_files (the pattern '{listing.root}/**' takes "
+            f"everything), or move the other {kind} away."
         )
-    return {EVERYTHING: names}, f"{told}: they are read alike, and not as splits."
+    return {EVERYTHING: names}, f"{sentence}: they are read alike, and not as splits."
 
 
 def read_card(root: str) -> DatasetCardData:

@@ -34,14 +34,14 @@ class PartSummary:
     keys: numpy.ndarray | None = None
 
 
-def data_line(source: str, contents: str, parts: Mapping[str, PartSummary], what: str = "sample") -> str:
+def data_line(source: str, contents: str, parts: Mapping[str, PartSummary], sample_name: str = "sample") -> str:
     """The line.
 
     Args:
         source: What a person knows the data by.
         contents: What is in it.
         parts: `train` and others.
-        what: What one of them is.
+        sample_name: What one of them is.
     """
     named = {"train": "training"}
     shares = [
@@ -51,8 +51,8 @@ def data_line(source: str, contents: str, parts: Mapping[str, PartSummary], what
     line = f"{source}: {contents}; {', '.join(shares)}"
     equal = {name: count for name, part in parts.items() if (count := equal_samples(parts["train"], part)) is not None}
     if equal:
-        told = ", ".join(f"{count:,} of {parts[name].samples:,} for {name}" for name, count in equal.items())
-        line += f"; equal to a training {what}: {told}"
+        counts = ", ".join(f"{count:,} of {parts[name].samples:,} for {name}" for name, count in equal.items())
+        line += f"; equal to a training {sample_name}: {counts}"
     return f"{line}."
 
 
@@ -68,17 +68,17 @@ def labels_told(facts: LabelFacts, column: str) -> str:
     if facts.task == "regression":
         return f"numbers by '{column}' (regression, mean {facts.mean:.4g}, standard deviation {facts.std:.4g})"
     order = sorted(range(len(facts.classes)), key=lambda number: -facts.counts[number])
-    shown = order if len(order) <= NAMED else order[: NAMED - 2]
-    counted = ", ".join(f"'{facts.classes[number]}' {facts.counts[number]:,}" for number in shown)
-    if len(order) > len(shown):
+    numbers = order if len(order) <= NAMED else order[: NAMED - 2]
+    counted = ", ".join(f"'{facts.classes[number]}' {facts.counts[number]:,}" for number in numbers)
+    if len(order) > len(numbers):
         rarest = order[-1]
-        counted += f" and {len(order) - len(shown)} more, '{facts.classes[rarest]}' with the fewest, "
+        counted += f" and {len(order) - len(numbers)} more, '{facts.classes[rarest]}' with the fewest, "
         counted += f"{facts.counts[rarest]:,}"
     several = ", any number of them a row" if facts.task == "multi_label" else ""
     return f"{len(facts.classes)} classes by '{column}'{several} ({facts.task}; in training {counted})"
 
 
-def doubts(labels: Labels, padded: str | None = None) -> list[str]:
+def label_warnings(labels: Labels, padded: str | None = None) -> list[str]:
     """What is probably not meant in labels as they were read, a sentence each.
 
     Args:
@@ -89,29 +89,31 @@ def doubts(labels: Labels, padded: str | None = None) -> list[str]:
     if padded is not None:
         return [f"{where} holds '{padded}', which was read as the number {int(padded)}: if it is a name, add a letter."]
     if labels.task == "regression":
-        found = numpy.unique(labels.values)
-        if len(found) <= FEW and numpy.array_equal(found, numpy.floor(found)) and len(found) < len(labels):
-            values = ", ".join(f"{value:g}" for value in found[:NAMED])
+        distinct = numpy.unique(labels.values)
+        if len(distinct) <= FEW and numpy.array_equal(distinct, numpy.floor(distinct)) and len(distinct) < len(labels):
+            values = ", ".join(f"{value:g}" for value in distinct[:NAMED])
             return [
                 f"{where} holds no other numbers than {values}, which are learned as numbers to predict: if they are "
                 "classes, set data.task to single_label."
             ]
         return []
-    told = []
+    sentences = []
     alike: dict[str, list[str]] = {}
     for name in labels.classes:
         alike.setdefault(" ".join(name.casefold().split()), []).append(name)
     for names in [names for names in alike.values() if len(names) > 1][:NAMED]:
         listed = " and ".join(repr(name) for name in names)
-        told.append(f"{where} has the classes {listed}, which differ in case or white space alone: write them alike.")
+        sentences.append(
+            f"{where} has the classes {listed}, which differ in case or white space alone: write them alike."
+        )
     separator = likely_separator(labels.classes)
     if labels.task == "single_label" and separator is not None:
         example = next(name for name in labels.classes if separator in name)
-        told.append(
+        sentences.append(
             f"{where} has the class '{example}', whose parts are classes too: if it is several, set "
             f"data.label_separator to '{separator}'."
         )
-    return told
+    return sentences
 
 
 def likely_separator(classes: Sequence[str]) -> str | None:

@@ -47,7 +47,7 @@ class Part:
         """Batches of the samples in their reading order."""
         ordered = self.indices[self.reading_order]
         keys = [
-            [(0, int(one)) for one in ordered[start : start + BATCH_SIZE]]
+            [(0, int(place)) for place in ordered[start : start + BATCH_SIZE]]
             for start in range(0, len(ordered), BATCH_SIZE)
         ]
         dataset: Any = MistakesAsValues(self.dataset)  # no Dataset, but what DataLoader asks of one
@@ -124,9 +124,11 @@ class JoinedDataset:
     def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
         """A batch; what lies in one data set is read together."""
         batches = []
-        for place, mine in groupby(keys, key=lambda one: int(numpy.searchsorted(self.ends, one[1], side="right"))):
+        for place, keys_of_part in groupby(
+            keys, key=lambda one: int(numpy.searchsorted(self.ends, one[1], side="right"))
+        ):
             start = int(self.ends[place - 1]) if place else 0
-            batches.append(self.parts[place].__getitems__([(epoch, index - start) for epoch, index in mine]))
+            batches.append(self.parts[place].__getitems__([(epoch, index - start) for epoch, index in keys_of_part]))
         return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
     def member_labels(self) -> numpy.ndarray:
@@ -143,8 +145,8 @@ def whole_part(data: LightningDataModule) -> Part:
     if has_test_part(data):
         return open_part(data, "test")
     parts = [getattr(data, f"{name}_dataset", None) for name in ("train", "validation")]
-    there = [part for part in parts if part is not None]
-    joined = there[0] if len(there) == 1 else JoinedDataset(there)
+    present = [part for part in parts if part is not None]
+    joined = present[0] if len(present) == 1 else JoinedDataset(present)
     part = Part("all", joined, numpy.arange(len(joined)), None, getattr(data, "workers", 0))
     return replace(part, labels=read_labels(part))
 
@@ -171,12 +173,12 @@ def task_of(data: LightningDataModule) -> tuple[str | None, list[str]]:
     return ("single_label", list(classes)) if classes else (None, [])
 
 
-def check_labelled_pictures(data: LightningDataModule, who: str) -> None:
+def check_labelled_pictures(data: LightningDataModule, callback: str) -> None:
     """Refuse data that a callback cannot measure on, before any training.
 
     Args:
         data: Set up.
-        who: The callback's name.
+        callback: The callback's name.
 
     Raises:
         UserError: If it holds texts, no labels, or labels of another kind than a class each.
@@ -184,19 +186,19 @@ def check_labelled_pictures(data: LightningDataModule, who: str) -> None:
     task, _ = task_of(data)
     if task is None:
         raise UserError(
-            f"{who} needs labels, which the data lacks: set data.label_column, give {who} data of its own, or take it "
-            "out of trainer.callbacks."
+            f"{callback} needs labels, which the data lacks: set data.label_column, give {callback} data of its own, "
+            "or take it out of trainer.callbacks."
         )
     if task != "single_label" or getattr(data, "text", None) is not None:
-        what = "texts" if getattr(data, "text", None) is not None else "labels of another kind"
-        raise UserError(f"{who} needs pictures with a class each, and its data has {what}: give it other data.")
+        content = "texts" if getattr(data, "text", None) is not None else "labels of another kind"
+        raise UserError(f"{callback} needs pictures with a class each, and its data has {content}: give it other data.")
 
 
 def read_labels(part: Part) -> Tensor:
     """(N,) labels of a part: told by its data set, else read with the batches."""
-    told = getattr(part.dataset, "member_labels", None)
-    if callable(told):
-        return torch.as_tensor(told())[torch.from_numpy(part.indices)]
+    member_labels = getattr(part.dataset, "member_labels", None)
+    if callable(member_labels):
+        return torch.as_tensor(member_labels())[torch.from_numpy(part.indices)]
     return part.in_order(torch.cat([batch["label"] for batch in part.batches()]))
 
 

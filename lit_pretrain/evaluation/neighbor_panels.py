@@ -21,33 +21,33 @@ if TYPE_CHECKING:
 SHOWN_CHARACTERS = 160
 
 
-def picture_panel(queries: Sequence[Query], found: Found, data: EvaluationData) -> "Image":
+def picture_panel(queries: Sequence[Query], neighbors: Found, data: EvaluationData) -> "Image":
     """A row for each query: itself, then its neighbours with their cosines, green where the label is the query's.
 
     Args:
         queries: With pictures.
-        found: Of the same queries.
+        neighbors: Of the same queries.
         data: The data.
     """
     train = data.train
-    pictures = pictures_at(train, found.places)
+    pictures = pictures_at(train, neighbors.places)
     rows, captions = [], []
     for row, query in enumerate(queries):
         name = label_name(query.label, data)
         rows.append([query.batch["images"][0] / 255, *pictures[row]])
         captions.append([Caption(query.name if name is None else f"{query.name}\n{name}")])
-        for cosine, place in zip(found.cosines[row].tolist(), found.places[row].tolist(), strict=True):
+        for cosine, place in zip(neighbors.cosines[row].tolist(), neighbors.places[row].tolist(), strict=True):
             label = None if train.labels is None else label_name(train.labels[place], data)
             text = f"{cosine:.4f}" if label is None else f"{cosine:.4f}\n{label}"
             captions[-1].append(Caption(text, alike(name, label)))
-    return grid(rows, captions, ["query", *(str(rank + 1) for rank in range(found.places.shape[1]))])
+    return grid(rows, captions, ["query", *(str(rank + 1) for rank in range(neighbors.places.shape[1]))])
 
 
 def pictures_at(train: Part, places: Tensor) -> list[list[Tensor]]:
     """Pictures (3, S, S) in [0, 1] at places (Q, K), each read once."""
     needed, inverse = numpy.unique(places.numpy(), return_inverse=True)
     images = [image / 255 for batch in train.at(needed).batches() for image in batch["images"]]
-    return [[images[one] for one in row] for row in inverse.reshape(places.shape)]
+    return [[images[cell] for cell in row] for row in inverse.reshape(places.shape)]
 
 
 def text_table(rows: Sequence[dict[str, Any]]) -> Table:

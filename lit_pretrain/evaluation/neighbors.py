@@ -38,11 +38,11 @@ class Query:
     label: Tensor | None = None
 
 
-def find_queries(given: Sequence[str], data: EvaluationData, subject: Subject, seed: int) -> list[Query]:
+def find_queries(references: Sequence[str], data: EvaluationData, subject: Subject, seed: int) -> list[Query]:
     """The queries that are asked for: sample ids, texts or picture files; drawn ones if none is.
 
     Args:
-        given: As on the command line. Whole numbers are sample ids, everything else is a text or a file.
+        references: As on the command line. Whole numbers are sample ids, everything else is a text or a file.
         data: The data.
         subject: Whose tokenizer a text goes through.
         seed: Source of drawn queries.
@@ -51,17 +51,17 @@ def find_queries(given: Sequence[str], data: EvaluationData, subject: Subject, s
         UserError: If there is no such sample, or a file is no picture.
     """
     ids = data.test.sample_ids()
-    if not given:
+    if not references:
         count = min(DRAWN_QUERIES, len(ids))
         places = numpy.sort(sample_generator(seed, "queries").permutation(len(ids))[:count])
-        given = [str(int(ids[place])) for place in places]
+        references = [str(int(ids[place])) for place in places]
     return [
-        sample_query(int(one), ids, data.test)
-        if one.isdecimal()
-        else text_query(one, data, subject)
+        sample_query(int(reference), ids, data.test)
+        if reference.isdecimal()
+        else text_query(reference, data, subject)
         if subject.is_text
-        else picture_query(one, data)
-        for one in given
+        else picture_query(reference, data)
+        for reference in references
     ]
 
 
@@ -73,8 +73,10 @@ def sample_query(sample_id: int, ids: Tensor, part: Part) -> Query:
             f"The {part.name} part has no sample {sample_id}: its ids go from {int(ids.min())} to {int(ids.max())}"
             f"{'' if len(ids) == int(ids.max() - ids.min()) + 1 else ', but not all of them are in it'}."
         )
-    one = part.at(places[:1])
-    return Query(f"{part.name} {sample_id}", next(one.batches()), None if one.labels is None else one.labels[0])
+    sample = part.at(places[:1])
+    return Query(
+        f"{part.name} {sample_id}", next(sample.batches()), None if sample.labels is None else sample.labels[0]
+    )
 
 
 def text_query(text: str, data: EvaluationData, subject: Subject) -> Query:
@@ -94,7 +96,7 @@ def picture_query(file: str, data: EvaluationData) -> Query:
     from lit_pretrain.data.images.pictures import EncodedPicture, Square, UnreadablePictureError, decode
 
     if not Path(file).is_file():
-        siblings = [str(one) for one in Path(file).parent.glob("*")] if Path(file).parent.is_dir() else []
+        siblings = [str(path) for path in Path(file).parent.glob("*")] if Path(file).parent.is_dir() else []
         raise UserError(f"The query {file} is neither a sample id nor a picture file{nearest_name(file, siblings)}.")
     try:
         pixels = decode(EncodedPicture(0, file, file), Square(data.data_module.facts.stored_size))
@@ -134,23 +136,23 @@ def find_neighbors(
     encoder = subject.encoder.to(setting.device)
     # One by one, so that a text's features do not hang on how far its neighbours in a batch are padded.
     options = (list(layers), setting.pooling, setting.bf16, subject.causal)
-    asked = [features_of_batches(encoder, [query.batch], *options) for query in queries]
-    found = []
+    query_features = [features_of_batches(encoder, [query.batch], *options) for query in queries]
+    neighbors = []
     for layer, (features,) in layer_features(subject, [train], layers, setting):
-        wanted = torch.cat([one[layer] for one in asked]).to(setting.device)
-        cosines, places = nearest(features, wanted, count)
-        found.append(Found(layer, cosines.cpu(), places.cpu()))
-    return found
+        layer_queries = torch.cat([features[layer] for features in query_features]).to(setting.device)
+        cosines, places = nearest(features, layer_queries, count)
+        neighbors.append(Found(layer, cosines.cpu(), places.cpu()))
+    return neighbors
 
 
 def rows_of(
-    subject: Subject, queries: Sequence[Query], found: Sequence[Found], data: EvaluationData
+    subject: Subject, queries: Sequence[Query], layers: Sequence[Found], data: EvaluationData
 ) -> list[dict[str, Any]]:
     """A row for every neighbour, for JSON and CSV; texts are whole."""
     ids = data.train.sample_ids()
     rows = []
-    for one in found:
-        for query, cosines, places in zip(queries, one.cosines, one.places, strict=True):
+    for layer_neighbors in layers:
+        for query, cosines, places in zip(queries, layer_neighbors.cosines, layer_neighbors.places, strict=True):
             neighbors = ids[places].tolist()
             texts: list[str | None] = [None] * len(neighbors)
             if subject.is_text:
@@ -162,7 +164,7 @@ def rows_of(
                         "checkpoint": subject.name,
                         "step": subject.step,
                         "protocol": "neighbors",
-                        "layer": one.layer,
+                        "layer": layer_neighbors.layer,
                         "query": query.name,
                         "query_label": label_name(query.label, data),
                         "rank": rank,

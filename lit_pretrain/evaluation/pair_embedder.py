@@ -59,14 +59,14 @@ class PairEmbedder:
     def embed_texts(self, encoded: EncodedTexts) -> Tensor:
         """(T, E) of length 1 on the CPU, in the texts' order; those of like length are embedded together."""
         order = numpy.argsort(-encoded.lengths, kind="stable")
-        found = torch.empty(len(encoded), self.module.embedding_width)
+        embeddings = torch.empty(len(encoded), self.module.embedding_width)
         with self._evaluating():
             starts = range(0, len(order), AT_ONCE)
             for start in with_bar(starts, len(starts), "texts"):
                 places = order[start : start + AT_ONCE]
                 batch = move_data_to_device(encoded.batch(places), self.module.device)
-                found[torch.from_numpy(places)] = self.module.embed_texts(batch).float().cpu()
-        return check_finite(found, "embeddings of texts")
+                embeddings[torch.from_numpy(places)] = self.module.embed_texts(batch).float().cpu()
+        return check_finite(embeddings, "embeddings of texts")
 
     @torch.no_grad()
     def embed_pictures(self, batches: Iterable[Tensor]) -> Tensor:
@@ -75,13 +75,13 @@ class PairEmbedder:
         Args:
             batches: (B, 3, S, S) uint8 each, of `stored_size`; their middles are taken.
         """
-        found = [torch.empty(0, self.module.embedding_width)]
+        embeddings = [torch.empty(0, self.module.embedding_width)]
         with self._evaluating():
             for images in batches:
                 for part in images.split(AT_ONCE):
                     framed = self.module.vision_encoder.frame(part.to(self.module.device))
-                    found.append(self.module.embed_pictures(framed).float().cpu())
-        return check_finite(torch.cat(found), "embeddings of pictures")
+                    embeddings.append(self.module.embed_pictures(framed).float().cpu())
+        return check_finite(torch.cat(embeddings), "embeddings of pictures")
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -41,7 +41,9 @@ def say(line: str) -> None:
 def check_one_modality(subjects: Sequence[Subject]) -> None:
     """Refuse texts and pictures in one table."""
     if len({subject.is_text for subject in subjects}) > 1:
-        text, picture = (next(one.name for one in subjects if one.is_text == kind) for kind in (True, False))
+        text, picture = (
+            next(subject.name for subject in subjects if subject.is_text == kind) for kind in (True, False)
+        )
         raise UserError(f"{text} reads text and {picture} pictures: evaluate them one after the other.")
 
 
@@ -63,7 +65,7 @@ def chosen_layers(subject: Subject, text: str, pooling: FeaturePooling) -> list[
         layers = list(range(1, depth + 1)) if text == "all" else [depth]
     else:
         try:
-            layers = list(dict.fromkeys(depth if one == "last" else int(one) for one in text.split(",")))
+            layers = list(dict.fromkeys(depth if number == "last" else int(number) for number in text.split(",")))
         except ValueError:
             raise UserError(f"--layers is '{text}': give three, all, last, or numbers from 1, as in 1,3,6.") from None
     check_depths(subject.encoder, layers, pooling)

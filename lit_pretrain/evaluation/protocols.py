@@ -96,7 +96,7 @@ def layer_features(
     """Every layer with the features (N, D) of each part, on the setting's device, few layers being held at a time."""
     encoder = subject.encoder.to(setting.device)
     for group in layer_groups(layers, sum(map(len, parts)), encoder.width):
-        found = [
+        features = [
             features_of_batches(
                 encoder,
                 with_bar(part.batches(), math.ceil(len(part) / BATCH_SIZE), f"{subject.name}, {part.name} samples"),
@@ -108,8 +108,8 @@ def layer_features(
             for part in parts
         ]
         for layer in group:
-            pairs = zip(parts, found, strict=True)
-            yield layer, [part.in_order(one.pop(layer)).to(setting.device) for part, one in pairs]
+            pairs = zip(parts, features, strict=True)
+            yield layer, [part.in_order(pair.pop(layer)).to(setting.device) for part, pair in pairs]
     encoder.cpu()
 
 
@@ -125,7 +125,7 @@ def measure(
         layers: Blocks, counted from 1.
         setting: Protocols, label budgets, seeds.
     """
-    found: dict[tuple[int, str, str, int], Measurement] = {}
+    measurements: dict[tuple[int, str, str, int], Measurement] = {}
     fixed = make if isinstance(make, Subject) else None
     for seeds in [setting.seeds] if fixed is not None else [[seed] for seed in setting.seeds]:
         subject = make if isinstance(make, Subject) else make(seeds[0])
@@ -146,14 +146,16 @@ def measure(
                 truth = required(test.labels).to(setting.device)
                 for protocol in setting.protocols:
                     # Not a copy of all of them.
-                    known = train_features if len(places) == len(train_features) else train_features[places]
-                    scores = score(protocol, known, labels, test_features, truth, setting)
+                    labelled_features = train_features if len(places) == len(train_features) else train_features[places]
+                    scores = score(protocol, labelled_features, labels, test_features, truth, setting)
                     for metric, value in scores.items():
                         key = (layer, protocol, metric, len(required(chosen)))
-                        one = found.setdefault(key, Measurement(protocol, metric, layer, len(required(chosen))))
-                        one.values.append(value)
-                        one.seeds += [] if seed is None else [seed]
-    return list(found.values())
+                        measurement = measurements.setdefault(
+                            key, Measurement(protocol, metric, layer, len(required(chosen)))
+                        )
+                        measurement.values.append(value)
+                        measurement.seeds += [] if seed is None else [seed]
+    return list(measurements.values())
 
 
 def score(
@@ -213,25 +215,25 @@ def budget_of(text: str, available: int, classes: int | None) -> int | None:
     return None if count == available else int(count)
 
 
-def row_of(subject: Subject, one: Measurement, setting: Setting, test: Part, resolution: str) -> dict[str, Any]:
+def row_of(subject: Subject, measurement: Measurement, setting: Setting, test: Part, resolution: str) -> dict[str, Any]:
     """A measurement with all that must be said of it, for tables and JSON."""
-    finite = math.isfinite(one.mean)
+    finite = math.isfinite(measurement.mean)
     return {
         "checkpoint": subject.name,
         "step": subject.step,
-        "protocol": one.protocol,
-        "metric": one.metric,
-        "layer": one.layer,
+        "protocol": measurement.protocol,
+        "metric": measurement.metric,
+        "layer": measurement.layer,
         "layers": subject.encoder.config.readable_layers,
         "pooling": setting.pooling,
         "resolution": resolution,
-        "train_samples": one.labels,
+        "train_samples": measurement.labels,
         "stage": test.name,
         "stage_samples": len(test),
-        "seeds": one.seeds,
-        "values": one.values if finite else None,
-        "mean": one.mean if finite else None,
-        "interval": one.interval if finite else None,
+        "seeds": measurement.seeds,
+        "values": measurement.values if finite else None,
+        "mean": measurement.mean if finite else None,
+        "interval": measurement.interval if finite else None,
         "precision": "bf16-mixed" if setting.bf16 else "32-true",
         "source": subject.tags.get("source.checkpoint"),
         "run_id": subject.tags.get("source.run_id"),

@@ -123,5 +123,5 @@ def log_rows(
         }
     )
     logger.log_metrics(metrics_of(rows), subject.step or 0)
-    shown = [{**row, "seeds": str(row["seeds"]), "values": str(row["values"])} for row in rows]
-    logger.log_table(shown, "evaluation.json")
+    flat_rows = [{**row, "seeds": str(row["seeds"]), "values": str(row["values"])} for row in rows]
+    logger.log_table(flat_rows, "evaluation.json")

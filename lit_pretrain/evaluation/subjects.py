@@ -73,7 +73,7 @@ def load_subject(reference: str, architecture: str | None = None) -> Subject:
     lineage, source = start.lineage, Path(start.lineage["init_from"])
     if isinstance(start.encoder, TextEncoder) and start.tokenizer is None:
         raise UserError(f"{reference} brings no tokenizer, without which its encoder cannot be given any text.")
-    objectives = [one.rpartition(".")[2] for one in lineage.get("init_from_objectives", "").split(" + ")]
+    objectives = [objective.rpartition(".")[2] for objective in lineage.get("init_from_objectives", "").split(" + ")]
     tags = {"checkpoint": str(source.resolve()) if source.exists() else str(source)}
     tags["tower"] = lineage.get("init_from_tower", "")
     tags |= {"module": lineage.get("init_from_module", ""), "objectives": " + ".join(objectives)}
@@ -121,7 +121,7 @@ def fresh_subject(subject: Subject, seed: int) -> Subject:
 
 def of_each_shape(subjects: Sequence[Subject]) -> list[tuple[int, Subject]]:
     """The first subject of every shape, with its place: one fresh encoder is enough to compare all of them with."""
-    found: dict[str, tuple[int, Subject]] = {}
+    subjects_by_shape: dict[str, tuple[int, Subject]] = {}
     for place, subject in enumerate(subjects):
-        found.setdefault(str(subject.encoder.settings()), (place, subject))
-    return list(found.values())
+        subjects_by_shape.setdefault(str(subject.encoder.settings()), (place, subject))
+    return list(subjects_by_shape.values())

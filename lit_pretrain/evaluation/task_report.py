@@ -94,8 +94,8 @@ def class_rows(classes: Sequence[str], labels: numpy.ndarray, predicted: numpy.n
 
 def multi_label_report(classes: Sequence[str], probabilities: Tensor, labels: Tensor, mistakes: int) -> TaskReport:
     """Of several classes each; the worst have the largest cross-entropy."""
-    told = probabilities >= 0.5
-    report = TaskReport(tables={"classes": class_rows(classes, labels.long().numpy(), told.long().numpy())})
+    predicted = probabilities >= 0.5
+    report = TaskReport(tables={"classes": class_rows(classes, labels.long().numpy(), predicted.long().numpy())})
     losses = torch.nn.functional.binary_cross_entropy(
         probabilities, labels.to(probabilities.dtype), reduction="none"
     ).mean(dim=1)
@@ -103,8 +103,12 @@ def multi_label_report(classes: Sequence[str], probabilities: Tensor, labels: Te
         report.worst.append(place)
         report.told.append(
             {
-                "label": " ".join(name for name, one in zip(classes, labels[place].tolist(), strict=True) if one),
-                "told": " ".join(name for name, one in zip(classes, told[place].tolist(), strict=True) if one),
+                "label": " ".join(
+                    name for name, present in zip(classes, labels[place].tolist(), strict=True) if present
+                ),
+                "told": " ".join(
+                    name for name, present in zip(classes, predicted[place].tolist(), strict=True) if present
+                ),
                 "loss": round(float(losses[place]), 4),
             }
         )

@@ -61,52 +61,55 @@ def make_prompts(
     """
     templates = check_templates(templates)
     names = names_of_classes(classes, class_names)
-    texts = [[template.replace(PLACE, name) for template in templates for name in mine] for mine in names]
-    owners = torch.tensor([number for number, mine in enumerate(texts) for _ in mine], dtype=torch.long)
-    return Prompts([text for mine in texts for text in mine], owners, names, templates)
+    texts = [
+        [template.replace(PLACE, name) for template in templates for name in class_names_of_one]
+        for class_names_of_one in names
+    ]
+    owners = torch.tensor([number for number, class_texts in enumerate(texts) for _ in class_texts], dtype=torch.long)
+    return Prompts([text for class_texts in texts for text in class_texts], owners, names, templates)
 
 
-def check_templates(given: Sequence[str] | str) -> list[str]:
+def check_templates(templates: Sequence[str] | str) -> list[str]:
     """The templates, read from a YAML file if one is named.
 
     Raises:
         UserError: If there is none, or one has not exactly one place for a name.
     """
-    found = read_yaml(given, "file of templates") if isinstance(given, str) else list(given)
-    if not isinstance(found, list) or not found or not all(isinstance(one, str) for one in found):
+    texts = read_yaml(templates, "file of templates") if isinstance(templates, str) else list(templates)
+    if not isinstance(texts, list) or not texts or not all(isinstance(template, str) for template in texts):
         raise UserError(
-            f"The templates are {shown(found)}: give a list of texts, each with {PLACE} for a class's name."
+            f"The templates are {in_words(texts)}: give a list of texts, each with {PLACE} for a class's name."
         )
-    for template in found:
+    for template in texts:
         if template.count(PLACE) != 1:
             raise UserError(
                 f"The template '{template}' has {template.count(PLACE)} places for a class's name: put {PLACE} once, "
                 "as in 'a photo of a {}.'."
             )
-    return found
+    return texts
 
 
-def names_of_classes(classes: Sequence[str], given: ClassNames | str | None) -> list[list[str]]:
+def names_of_classes(classes: Sequence[str], class_names: ClassNames | str | None) -> list[list[str]]:
     """A list of names for each class.
 
     Raises:
         UserError: If a class that is named is not there, a list is not as long as the classes, or a name is empty.
     """
     own = [[name.replace("_", " ")] for name in classes]
-    found = read_yaml(given, "file of class names") if isinstance(given, str) else given
-    if found is None:
+    content = read_yaml(class_names, "file of class names") if isinstance(class_names, str) else class_names
+    if content is None:
         return own
-    if isinstance(found, list):
-        if len(found) != len(classes):
+    if isinstance(content, list):
+        if len(content) != len(classes):
             raise UserError(
-                f"The class names are a list of {len(found)}, and the data has {len(classes)} classes "
+                f"The class names are a list of {len(content)}, and the data has {len(classes)} classes "
                 f"({first_of(classes)}): give one for each, or a mapping from the data's names."
             )
-        found = dict(zip(classes, found, strict=True))
-    if not isinstance(found, dict):
-        raise UserError(f"The class names are {shown(found)}: give a mapping or a list.")
+        content = dict(zip(classes, content, strict=True))
+    if not isinstance(content, dict):
+        raise UserError(f"The class names are {in_words(content)}: give a mapping or a list.")
     # YAML reads 1 and no as what they look like; the data's names are texts.
-    by_name = {str(name): value for name, value in found.items()}
+    by_name = {str(name): value for name, value in content.items()}
     for name in by_name:
         if name not in classes:
             raise UserError(
@@ -114,7 +117,8 @@ def names_of_classes(classes: Sequence[str], given: ClassNames | str | None) -> 
                 f"{first_of(classes)}."
             )
     names = [
-        as_names(by_name[name], name) if name in by_name else mine for name, mine in zip(classes, own, strict=True)
+        as_names(by_name[name], name) if name in by_name else own_names
+        for name, own_names in zip(classes, own, strict=True)
     ]
     return names
 
@@ -123,7 +127,7 @@ def as_names(value: object, of: str) -> list[str]:
     """One name or several as a list."""
     names = value if isinstance(value, list) else [value]
     if not names or not all(isinstance(name, str | int) and str(name).strip() for name in names):
-        raise UserError(f"The class names give '{of}' {shown(value)}: give a text, or a list of texts.")
+        raise UserError(f"The class names give '{of}' {in_words(value)}: give a text, or a list of texts.")
     return [str(name) for name in names]
 
 
@@ -132,7 +136,7 @@ def first_of(classes: Sequence[str]) -> str:
     return ", ".join(classes[:8]) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
 
 
-def shown(value: object) -> str:
+def in_words(value: object) -> str:
     """A value that was not expected, not too long."""
     return "nothing" if value is None else f"'{str(value)[:80]}'"
 
@@ -184,8 +188,8 @@ class ZeroShotResult:
         """95 % confidence interval of the accuracy, by Wilson's score."""
         from scipy.stats import binomtest
 
-        found = binomtest(self.correct, len(self.labels)).proportion_ci(0.95, method="wilson")
-        return float(found.low), float(found.high)
+        bounds = binomtest(self.correct, len(self.labels)).proportion_ci(0.95, method="wilson")
+        return float(bounds.low), float(bounds.high)
 
     @property
     def chance(self) -> float:

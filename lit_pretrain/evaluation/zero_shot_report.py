@@ -22,48 +22,50 @@ MOST_PRINTED = 40
 
 
 def zero_shot_rows(
-    subject: Subject, found: ZeroShotResult, prompts: Prompts, data: EvaluationData, setting: Setting, resolution: str
+    subject: Subject, result: ZeroShotResult, prompts: Prompts, data: EvaluationData, setting: Setting, resolution: str
 ) -> list[Row]:
     """All that must be said, for tables and JSON: a row for each metric, then one for each class.
 
     Args:
         subject: What was measured.
-        found: What came of it.
+        result: What came of it.
         prompts: What was said of the classes.
         data: The data.
         setting: Precision.
         resolution: Size of the pictures.
     """
-    low, high = found.interval
+    low, high = result.interval
     common = {"checkpoint": subject.name, "step": subject.step, "protocol": "zero-shot"}
     whole = {
         "resolution": resolution,
         "templates": prompts.templates,
         "classes": len(data.classes),
         "stage": data.test.name,
-        "stage_samples": len(found.labels),
+        "stage_samples": len(result.labels),
         "precision": "bf16-mixed" if setting.bf16 else "32-true",
         "source": subject.tags.get("source.checkpoint"),
         "run_id": subject.tags.get("source.run_id"),
     }
-    figures: list[Row] = [{"metric": "accuracy", "mean": found.accuracy, "low": low, "high": high}]
-    figures[0] |= {"chance": found.chance, "most_frequent": found.most_frequent}
-    if found.top5_accuracy is not None:
-        figures.append({"metric": "top5_accuracy", "mean": found.top5_accuracy, "chance": 5 / found.classes})
-    predicted = found.ranked[:, 0]
-    table = class_rows(data.classes, found.labels.numpy(), predicted.numpy())
+    figures: list[Row] = [{"metric": "accuracy", "mean": result.accuracy, "low": low, "high": high}]
+    figures[0] |= {"chance": result.chance, "most_frequent": result.most_frequent}
+    if result.top5_accuracy is not None:
+        figures.append({"metric": "top5_accuracy", "mean": result.top5_accuracy, "chance": 5 / result.classes})
+    predicted = result.ranked[:, 0]
+    table = class_rows(data.classes, result.labels.numpy(), predicted.numpy())
     for number, (row, names) in enumerate(zip(table, prompts.names, strict=True)):
-        others = torch.bincount(predicted[found.labels == number], minlength=found.classes)
+        others = torch.bincount(predicted[result.labels == number], minlength=result.classes)
         others[number] = 0
         most = int(others.argmax())
         row |= {"names": names, "taken_for": data.classes[most] if int(others[most]) else None}
         row |= {"samples": int(row["samples"]), "told": int((predicted == number).sum())}
-    return [common | one | whole for one in figures] + [common | {"metric": "class"} | one for one in table]
+    return [common | figure | whole for figure in figures] + [common | {"metric": "class"} | row for row in table]
 
 
 def zero_shot_tables(rows: Sequence[Row]) -> list[Table]:
     """The figures beside chance, and the classes."""
-    figures, classes = ([row for row in rows if (row["metric"] == "class") == one] for one in (False, True))
+    figures, classes = (
+        [row for row in rows if (row["metric"] == "class") == best_first] for best_first in (False, True)
+    )
     first = figures[0]
     step = "" if first["step"] is None else f" at step {first['step']:,}"
     table = Table(
@@ -91,16 +93,16 @@ def zero_shot_tables(rows: Sequence[Row]) -> list[Table]:
 
 def class_table(rows: Sequence[Row]) -> Table:
     """How often each class is told rightly, or the worst of many."""
-    shown, title = list(rows), "By class"
+    rows_to_show, title = list(rows), "By class"
     if len(rows) > MOST_PRINTED:
-        shown = sorted((row for row in rows if row["samples"]), key=lambda row: row["recall"])[:MOST_PRINTED]
-        title = f"The {len(shown)} worst of {len(rows)} classes"
+        rows_to_show = sorted((row for row in rows if row["samples"]), key=lambda row: row["recall"])[:MOST_PRINTED]
+        title = f"The {len(rows_to_show)} worst of {len(rows)} classes"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("class", overflow="fold")
     for heading in ("pictures", "recall", "precision"):
         table.add_column(heading, justify="right")
     table.add_column("most often taken for", overflow="fold")
-    for row in shown:
+    for row in rows_to_show:
         # A class that has no picture has no recall, and one that is never told no precision.
         recall = percent(row["recall"]) if row["samples"] else "–"
         figures = (recall, percent(row["precision"]) if row["told"] else "–")
@@ -114,14 +116,14 @@ def percent(share: float) -> str:
 
 
 def log_zero_shot(
-    logger: MLflowLogger, subject: Subject, found: ZeroShotResult, rows: Sequence[Row], data: EvaluationData
+    logger: MLflowLogger, subject: Subject, result: ZeroShotResult, rows: Sequence[Row], data: EvaluationData
 ) -> None:
     """Log the figures at the checkpoint's step, the classes as a table and the confusion matrix as a picture.
 
     Args:
         logger: From `lit_pretrain.evaluation.report.open_run`.
         subject: What was measured.
-        found: What came of it.
+        result: What came of it.
         rows: From `zero_shot_rows`.
         data: The data.
     """
@@ -136,13 +138,13 @@ def log_zero_shot(
             **data.data_module.describe(),
         }
     )
-    metrics = {"accuracy": found.accuracy, "chance": found.chance, "most_frequent": found.most_frequent}
-    metrics |= dict(zip(("accuracy/low", "accuracy/high"), found.interval, strict=True))
-    if found.top5_accuracy is not None:
-        metrics["top5_accuracy"] = found.top5_accuracy
+    metrics = {"accuracy": result.accuracy, "chance": result.chance, "most_frequent": result.most_frequent}
+    metrics |= dict(zip(("accuracy/low", "accuracy/high"), result.interval, strict=True))
+    if result.top5_accuracy is not None:
+        metrics["top5_accuracy"] = result.top5_accuracy
     step = subject.step or 0
     logger.log_metrics({f"evaluate/zero_shot_{name}": value for name, value in metrics.items()}, step)
     table = [{**row, "names": ", ".join(row["names"])} for row in rows if row["metric"] == "class"]
     logger.log_table(table, "zero_shot.json")
-    matrix = confusion_figure(found.labels.numpy(), found.ranked[:, 0].numpy(), data.classes)
+    matrix = confusion_figure(result.labels.numpy(), result.ranked[:, 0].numpy(), data.classes)
     logger.log_picture(matrix, "zero_shot/confusion_matrix", step)

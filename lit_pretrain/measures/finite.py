@@ -7,12 +7,12 @@ from torch import Tensor
 from lit_pretrain.errors import UserError
 
 
-def check_finite(features: Tensor, what: str = "features") -> Tensor:
+def check_finite(features: Tensor, content: str = "features") -> Tensor:
     """Refuse features or embeddings that hold NaN or infinity.
 
     Args:
         features: (N, ...) float.
-        what: What they are, for the sentence.
+        content: What they are, for the sentence.
 
     Returns:
         The features.
@@ -26,7 +26,7 @@ def check_finite(features: Tensor, what: str = "features") -> Tensor:
     rows = (~features.isfinite()).flatten(1).any(dim=1).nonzero().flatten()
     if len(rows):
         raise UserError(
-            f"The {what} of {len(rows)} of {len(features)} samples are not finite (the first is sample "
+            f"The {content} of {len(rows)} of {len(features)} samples are not finite (the first is sample "
             f"{int(rows[0])}): the weights are spoilt, or too large for this precision; measure an earlier checkpoint, "
             "or in fp32."
         )

@@ -115,16 +115,16 @@ def labels_saved(
     """
     sign = 1.0 if higher_is_better else -1.0
     numbers = [number for number, _ in reference]
-    value = crossing(numbers, [sign * one.value for _, one in reference], sign * mean.value) / labels
+    value = crossing(numbers, [sign * value.value for _, value in reference], sign * mean.value) / labels
     low: float | None = None
     high: float | None = None
-    if mean.count > 1 and all(one.count > 1 for _, one in reference):
+    if mean.count > 1 and all(value.count > 1 for _, value in reference):
         generator = numpy.random.default_rng(0)
         drawn = sign * draws(mean, generator)
-        curves = numpy.stack([sign * draws(one, generator) for _, one in reference], axis=1)
-        found = [crossing(numbers, curve, height) for curve, height in zip(curves, drawn, strict=True)]
+        curves = numpy.stack([sign * draws(value, generator) for _, value in reference], axis=1)
+        crossings = [crossing(numbers, curve, height) for curve, height in zip(curves, drawn, strict=True)]
         # Not interpolated: between a number and infinity there is nothing.
-        ends = numpy.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
+        ends = numpy.quantile(crossings, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
         low, high = float(ends[0]) / labels, float(ends[1]) / labels
     return Factor(value, low, high, numbers[-1] / labels, numbers[0] / labels)
 
@@ -197,14 +197,14 @@ def fit_power_law(x: Sequence[float], losses: Sequence[float]) -> PowerLaw | str
         slope, floor = numpy.polyfit(numpy.power(sizes / middle, -exponent), heights, 1)
         guess = [max(floor, 0.0), max(slope, 1e-6), exponent]
         try:
-            found, covariance = optimize.curve_fit(
+            parameters, covariance = optimize.curve_fit(
                 law, sizes, heights, p0=guess, bounds=([0, 0, 1e-4], [numpy.inf, numpy.inf, 10]), max_nfev=20_000
             )
         except (RuntimeError, ValueError):
             continue
-        error = float(((law(sizes, *found) - heights) ** 2).sum())
+        error = float(((law(sizes, *parameters) - heights) ** 2).sum())
         if best is None or error < best[0]:
-            best = error, found, covariance
+            best = error, parameters, covariance
     if best is None or not numpy.isfinite(best[2]).all():
         return "undetermined, the least squares found no law that the points decide on"
     _, (floor, height, exponent), covariance = best

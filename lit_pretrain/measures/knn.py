@@ -112,8 +112,8 @@ def nearest(
         check_finite(features)
     train = functional.normalize(train_features.float(), dim=1)
     chunk = chunk or max(1, SIMILARITIES_AT_ONCE // len(train))
-    found = [
+    parts = [
         (functional.normalize(part.float(), dim=1) @ train.T).topk(min(neighbors, len(train)), dim=1)
         for part in test_features.split(chunk)
     ]
-    return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
+    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])

@@ -171,15 +171,15 @@ def choose_regularization(features: Tensor, labels: Tensor, seed: int = 0) -> fl
     folds[labels.argsort(stable=True)] = torch.arange(len(labels), device=labels.device) % FOLDS
     losses = dict.fromkeys(CANDIDATES, 0.0)
     for fold in range(FOLDS):
-        known = folds != fold
-        asked = ~known & torch.isin(labels, labels[known])  # the others' class is unknown to every candidate
-        if not asked.any() or len(labels[known].unique()) < 2:
+        fitted = folds != fold
+        tested = ~fitted & torch.isin(labels, labels[fitted])  # the others' class is unknown to every candidate
+        if not tested.any() or len(labels[fitted].unique()) < 2:
             continue
         for candidate in CANDIDATES:
-            probe = fit_linear_probe(features[known], labels[known], candidate)
-            targets = torch.searchsorted(probe.classes, labels[asked])
+            probe = fit_linear_probe(features[fitted], labels[fitted], candidate)
+            targets = torch.searchsorted(probe.classes, labels[tested])
             losses[candidate] += float(
-                functional.cross_entropy(probe.logits(features[asked]), targets, reduction="sum")
+                functional.cross_entropy(probe.logits(features[tested]), targets, reduction="sum")
             )
     return min(losses, key=losses.__getitem__) if any(losses.values()) else 1.0
 
@@ -198,15 +198,15 @@ def parse_regularization(text: str) -> Regularization:
     return value
 
 
-def check_regularization(value: Regularization, what: str) -> None:
+def check_regularization(value: Regularization, setting: str) -> None:
     """Refuse what is no strength.
 
     Args:
         value: The strength.
-        what: Begins the sentence that says what is wrong.
+        setting: Begins the sentence that says what is wrong.
 
     Raises:
         UserError: In one sentence.
     """
     if value != "chosen" and not 0.0 < value < float("inf"):
-        raise UserError(f"{what}: give a number above 0, scikit-learn's C, or chosen, by cross-validation.")
+        raise UserError(f"{setting}: give a number above 0, scikit-learn's C, or chosen, by cross-validation.")

@@ -65,10 +65,12 @@ def retrieval_both_ways(texts: Tensor, pictures: Tensor, text_pictures: Tensor, 
     borne = torch.stack([words, text_pictures], dim=1).unique(dim=0)
     by_text = retrieval_ranks(texts[firsts], pictures, borne)[words]
     by_picture = retrieval_ranks(pictures, texts[firsts], borne.flip(1))
-    found = {"text_to_picture": retrieval_figures(by_text), "picture_to_text": retrieval_figures(by_picture)}
-    recalls = [figures[f"recall_at_{cut}"] for figures in found.values() for cut in CUTS]
-    told = {f"{way}/{name}": value for way, figures in found.items() for name, value in figures.items()}
-    return told | {"mean_recall": sum(recalls) / len(recalls)}
+    figures_by_way = {"text_to_picture": retrieval_figures(by_text), "picture_to_text": retrieval_figures(by_picture)}
+    recalls = [figures[f"recall_at_{cut}"] for figures in figures_by_way.values() for cut in CUTS]
+    flat_figures = {
+        f"{way}/{name}": value for way, figures in figures_by_way.items() for name, value in figures.items()
+    }
+    return flat_figures | {"mean_recall": sum(recalls) / len(recalls)}
 
 
 def distinct(keys: Tensor) -> tuple[Tensor, Tensor]:

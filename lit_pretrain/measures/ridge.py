@@ -57,13 +57,13 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
 
 def correlations(predicted: Tensor, values: Tensor) -> dict[str, float]:
     """Pearson's and Spearman's correlation of predictions (M,) with the truth; not a number if either is constant."""
-    ranks = [average_ranks(one) for one in (predicted, values)]
+    ranks = [average_ranks(numbers) for numbers in (predicted, values)]
     return {"pearson": pearson(predicted, values), "spearman": pearson(*ranks)}
 
 
-def pearson(one: Tensor, other: Tensor) -> float:
+def pearson(first: Tensor, second: Tensor) -> float:
     """Correlation of two sequences (M,)."""
-    return float(torch.corrcoef(torch.stack([one.double(), other.double()]))[0, 1])
+    return float(torch.corrcoef(torch.stack([first.double(), second.double()]))[0, 1])
 
 
 def average_ranks(values: Tensor) -> Tensor:

@@ -96,8 +96,8 @@ class Accumulation:
             )
             return [Shares(every / number)] * number
         with torch.no_grad():
-            terms = [module.count_terms(one, batch_index + place) for place, one in enumerate(ahead)]
-        counts = torch.stack([torch.stack([count.float() for count in one.values()]) for one in terms])
+            terms = [module.count_terms(later_batch, batch_index + place) for place, later_batch in enumerate(ahead)]
+        counts = torch.stack([torch.stack([count.float() for count in batch_terms.values()]) for batch_terms in terms])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(counts)
         totals = counts.sum(dim=0)

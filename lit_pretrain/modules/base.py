@@ -66,7 +66,7 @@ class WatchedLosses:
 
     def __init__(self, loss: Tensor, parts: dict[str, Tensor], sample_ids: list[int] | Tensor, step: int) -> None:
         self.names, self.sample_ids, self.step = list(parts), sample_ids, step
-        self._values = torch.stack([at_least_float32(one.detach()) for one in (loss, *parts.values())])
+        self._values = torch.stack([at_least_float32(term.detach()) for term in (loss, *parts.values())])
         self._copied = None
         if loss.device.type == "cuda":
             # Not waiting for the copy makes its memory pinned.

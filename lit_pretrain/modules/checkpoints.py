@@ -19,14 +19,14 @@ TWO_TOWERS = "pair of towers"
 NO_SHAPE = ("crop_share",)
 
 
-def difference(name: str, theirs: Any, ours: Any) -> list[str]:
+def difference(name: str, saved: Any, ours: Any) -> list[str]:
     """Where two nested settings differ, as "encoder.transformer.width (256 there, 128 here)"."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
+    if isinstance(saved, dict) and isinstance(ours, dict):
         # A setting that is off here and unknown there came after the checkpoint.
-        known = theirs.keys() | {key for key, value in ours.items() if value not in (None, False)}
+        known = saved.keys() | {key for key, value in ours.items() if value not in (None, False)}
         keys = sorted(known.difference(NO_SHAPE))
-        return [line for key in keys for line in difference(f"{name}.{key}", theirs.get(key), ours.get(key))]
-    return [] if theirs == ours else [f"{name} ({theirs} there, {ours} here)"]
+        return [line for key in keys for line in difference(f"{name}.{key}", saved.get(key), ours.get(key))]
+    return [] if saved == ours else [f"{name} ({saved} there, {ours} here)"]
 
 
 def take_framing(encoder: TextEncoder | VisionEncoder, record: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ def encoder_class_named(class_path: str) -> type[TextEncoder | VisionEncoder]:
 
 def objective_names(record: dict[str, Any]) -> list[str]:
     """The short names of the classes of a record's objectives; empty where it has none."""
-    return [short_name(one["class_path"]) for one in record.get("objectives", [])]
+    return [short_name(objective["class_path"]) for objective in record.get("objectives", [])]
 
 
 Encoder = TypeVar("Encoder", bound=TextEncoder | VisionEncoder)
@@ -132,10 +132,10 @@ def load_encoder(reference: str, kind: type[Encoder], tower: str | None = None) 
     checkpoint = read_checkpoint(path)
     record = checkpoint["lit_pretrain"]
     if tower is None:
-        found = encoder_class_named(record["encoder_class"])
-        if not issubclass(found, kind):
+        encoder_class = encoder_class_named(record["encoder_class"])
+        if not issubclass(encoder_class, kind):
             raise UserError(f"{shown_path(path)} holds a {record['encoder_class']}, a {kind.__name__} is needed here.")
-        kind = found
+        kind = encoder_class
     encoder = cast(Encoder, kind.from_settings(record["encoder" if tower is None else f"{tower}_encoder"]))
     take_framing(encoder, record)
     prefix = "encoder." if tower is None else f"{tower}_tower.encoder."

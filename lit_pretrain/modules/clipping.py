@@ -31,10 +31,10 @@ def clip_gradients(trainer: Trainer, optimizer: Optimizer, value: float, algorit
     if value <= 0:
         return
     kind = GradClipAlgorithmType(algorithm)
-    held: dict[bool, list[Parameter]] = {True: [], False: []}
+    parameters_by_kind: dict[bool, list[Parameter]] = {True: [], False: []}
     for group in optimizer.param_groups:
-        held[group["lr"] > 0.0] += group["params"]
-    moving, waiting = held[True], held[False]
+        parameters_by_kind[group["lr"] > 0.0] += group["params"]
+    moving, waiting = parameters_by_kind[True], parameters_by_kind[False]
     for others in (waiting, moving) if moving and waiting and kind == GradClipAlgorithmType.NORM else ((),):
         with without_gradients(others):
             clip_all(trainer, optimizer, value, kind)
@@ -54,11 +54,11 @@ def clip_all(trainer: Trainer, optimizer: Optimizer, value: float, kind: GradCli
 @contextlib.contextmanager
 def without_gradients(parameters: Iterable[Parameter]) -> Iterator[None]:
     """Take the gradients of some parameters away for a while."""
-    held = [(parameter, parameter.grad) for parameter in parameters]
-    for parameter, _ in held:
+    gradients = [(parameter, parameter.grad) for parameter in parameters]
+    for parameter, _ in gradients:
         parameter.grad = None
     try:
         yield
     finally:
-        for parameter, gradient in held:
+        for parameter, gradient in gradients:
             parameter.grad = gradient

@@ -34,7 +34,7 @@ def check_objectives(objectives: Sequence[Objective], setting: str = "model") ->
     for objective in objectives:
         check_class(objective)
     for place, objective in enumerate(objectives):
-        twin = next((one for one in objectives[:place] if one.name == objective.name), None)
+        twin = next((earlier for earlier in objectives[:place] if earlier.name == objective.name), None)
         if twin is not None and type(twin) is type(objective):
             raise UserError(f"{setting}.objectives names {objective.name} twice: keep one, and set its weight.")
         if twin is not None:
@@ -175,12 +175,12 @@ def count_terms(
         generator: As `compute_objectives` is going to have it.
     """
     batch = arrange_batch(objectives, batch, generator)
-    found: dict[str, Tensor] = {}
+    counts_by_name: dict[str, Tensor] = {}
     last = max((place for place, objective in enumerate(objectives) if objective.uneven), default=-1)
     for objective in objectives[: last + 1]:
         counts = objective.count_terms(batch, encoder, generator)
-        found |= {f"{objective.name}/{name}": count for name, count in counts.items()}
-    return found
+        counts_by_name |= {f"{objective.name}/{name}": count for name, count in counts.items()}
+    return counts_by_name
 
 
 def flatten(outputs: dict[str, ObjectiveOutput], objectives: Iterable[Objective]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -190,7 +190,7 @@ def flatten(outputs: dict[str, ObjectiveOutput], objectives: Iterable[Objective]
     where an objective's loss does not, the sum is among them as "loss", a mean over batches.
     """
     flat = {f"{name}/{key}": pair for name, output in outputs.items() for key, pair in output.statistics.items()}
-    if all(f"{one.name}/{name}" in flat for one in objectives for name in one.loss_factors):
+    if all(f"{objective.name}/{name}" in flat for objective in objectives for name in objective.loss_factors):
         return flat
     weights = weights_of(objectives)
     losses = [weights[name] * at_least_float32(output.loss.detach()) for name, output in outputs.items()]
@@ -200,24 +200,31 @@ def flatten(outputs: dict[str, ObjectiveOutput], objectives: Iterable[Objective]
 
 def perplexities(objectives: Iterable[Objective], means: dict[str, Tensor]) -> dict[str, Tensor]:
     """Perplexities of the losses over tokens, of means by "objective/statistic"."""
-    found = {}
+    values = {}
     for objective in objectives:
         for name in objective.perplexities:
             if (key := f"{objective.name}/{name}") in means:
-                found[f"{objective.name}/{name.replace('loss', 'perplexity')}"] = means[key].exp()
-    return found
+                values[f"{objective.name}/{name.replace('loss', 'perplexity')}"] = means[key].exp()
+    return values
 
 
 def total_loss(objectives: Iterable[Objective], means: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weighted sum of losses as "loss", of means by "objective/statistic" that `flatten` gave the sums of."""
-    factors = {f"{one.name}/{name}": one.weight * by for one in objectives for name, by in one.loss_factors.items()}
-    found = [factor * means[key] for key, factor in factors.items() if key in means]
-    return {"loss": torch.stack(found).sum()} if found and "loss" not in means else {}
+    factors = {
+        f"{objective.name}/{name}": objective.weight * by
+        for objective in objectives
+        for name, by in objective.loss_factors.items()
+    }
+    losses = [factor * means[key] for key, factor in factors.items() if key in means]
+    return {"loss": torch.stack(losses).sum()} if losses and "loss" not in means else {}
 
 
 def mix(objectives: Iterable[Objective]) -> str:
     """The objectives with their weights, as a person would write them."""
-    return " + ".join(f"{one.weight:g} x {one.name}" if one.weight != 1 else one.name for one in objectives)
+    return " + ".join(
+        f"{objective.weight:g} x {objective.name}" if objective.weight != 1 else objective.name
+        for objective in objectives
+    )
 
 
 # -- costs
@@ -253,7 +260,10 @@ def operations_of(
     for objective in passes_run(objectives):
         sequences, tokens = objective.pass_shape(encoder, samples, length)
         flops += sequences * encoder_operations(encoder, tokens)
-    return flops + sum(head_operations(one, encoder, one.forward_flops(encoder, samples, length)) for one in objectives)
+    return flops + sum(
+        head_operations(objective, encoder, objective.forward_flops(encoder, samples, length))
+        for objective in objectives
+    )
 
 
 def head_operations(objective: Objective, encoder: TextEncoder | VisionEncoder, forward: float) -> float:

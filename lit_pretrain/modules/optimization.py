@@ -96,9 +96,9 @@ class ScheduleConfig:
         # Shares of few steps may round to one more than all.
         most = total_steps + all(is_share(length) for length in lengths.values())
         if sum(in_steps(length, total_steps) for length in lengths.values()) > most:
-            told = " and ".join(f"schedule.{name} is {length}" for name, length in lengths.items())
+            settings = " and ".join(f"schedule.{name} is {length}" for name, length in lengths.items())
             raise UserError(
-                f"{told}, and the training ends at step {total_steps}: give a share of its steps (0.1), or raise "
+                f"{settings}, and the training ends at step {total_steps}: give a share of its steps (0.1), or raise "
                 "trainer.max_steps."
             )
 
@@ -117,8 +117,8 @@ class ScheduleConfig:
         if self.shape == "constant_then_decay":
             decay = min(in_steps(self.decay, total_steps), decay)
         progress = min(1.0, max(0.0, (step - (total_steps - decay)) / max(1, decay)))
-        left = 0.5 * (1 + math.cos(math.pi * progress)) if self.shape == "cosine" else 1.0 - progress
-        return self.final + (1.0 - self.final) * left
+        remaining = 0.5 * (1 + math.cos(math.pi * progress)) if self.shape == "cosine" else 1.0 - progress
+        return self.final + (1.0 - self.final) * remaining
 
 
 def in_steps(length: int | float, total_steps: int) -> int:
@@ -159,19 +159,19 @@ def make_optimizer(trained: Iterable[nn.Module | TrainedPart], config: AdamWConf
         fused: One kernel for all parameters; not with fp16's gradient scaler, which Lightning lets nobody clip then.
     """
     trained = list(trained)
-    modules = [one for one in trained if isinstance(one, nn.Module)]
+    modules = [part for part in trained if isinstance(part, nn.Module)]
     parts = [TrainedPart(nn.ModuleList(modules))] if modules else []
-    parts += [one for one in trained if isinstance(one, TrainedPart)]
+    parts += [part for part in trained if isinstance(part, TrainedPart)]
     groups: list[dict[str, Any]] = []
     seen: set[int] = set()
     for part in parts:
         exempt = undecayed_parameters(part.module)
-        found: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        parameters_by_decay: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for name, parameter in named_parameters(part.module):
             if not parameter.requires_grad or id(parameter) in seen or not (part.names is None or name in part.names):
                 continue
             seen.add(id(parameter))
-            found[dimensions_of(parameter) > 1 and id(parameter) not in exempt].append(parameter)
+            parameters_by_decay[dimensions_of(parameter) > 1 and id(parameter) not in exempt].append(parameter)
         groups += [
             {
                 "params": parameters,
@@ -181,7 +181,7 @@ def make_optimizer(trained: Iterable[nn.Module | TrainedPart], config: AdamWConf
                 "unfreeze_at": part.start,
                 "label": part.label,
             }
-            for decayed, parameters in found.items()
+            for decayed, parameters in parameters_by_decay.items()
             if parameters
         ]
     betas = (config.beta1, config.beta2)
@@ -210,9 +210,9 @@ def check_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """
     saved = [name for group in state["param_groups"] for name in group["params"]]
     sizes = [len(group["params"]) for group in state["param_groups"]]
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     fits = sizes == [len(group["params"]) for group in optimizer.param_groups]
-    for name, parameter in zip(saved, held, strict=False):
+    for name, parameter in zip(saved, parameters, strict=False):
         moment = state["state"].get(name, {}).get("exp_avg")
         fits = fits and (moment is None or moment.numel() == parameter.numel())
     if not fits:
@@ -232,12 +232,12 @@ def named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 def undecayed_parameters(module: nn.Module) -> set[int]:
     """Ids of the parameters that a module or any module inside names in `no_weight_decay()`."""
-    found = set()
-    for one in module.modules():
-        if hasattr(one, "no_weight_decay"):
-            names = cast(Any, one).no_weight_decay()
-            found |= {id(parameter) for name, parameter in named_parameters(one) if name in names}
-    return found
+    undecayed = set()
+    for submodule in module.modules():
+        if hasattr(submodule, "no_weight_decay"):
+            names = cast(Any, submodule).no_weight_decay()
+            undecayed |= {id(parameter) for name, parameter in named_parameters(submodule) if name in names}
+    return undecayed
 
 
 def remember_dimensions(module: nn.Module) -> None:
@@ -371,15 +371,16 @@ def with_own_settings(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[
     Raises:
         UserError: If it trained other parameters.
     """
-    theirs, ours = (
+    saved_settings, own_settings = (
         [len(group["params"]) for group in groups] for groups in (state_dict["param_groups"], optimizer.param_groups)
     )
-    if theirs != ours:
+    if saved_settings != own_settings:
         raise UserError(
-            f"The checkpoint's training had {sum(theirs)} tensors in {len(theirs)} groups to train, this one has "
-            f"{sum(ours)} in {len(ours)}: go on with what its own run froze and with its learning rates by layer, or "
-            "start a new run from its weights (init_from)."
+            f"The checkpoint's training had {sum(saved_settings)} tensors in {len(saved_settings)} groups to train, "
+            "this one has "
+            f"{sum(own_settings)} in {len(own_settings)}: go on with what its own run froze and with its learning "
+            "rates by layer, or start a new run from its weights (init_from)."
         )
-    settings = [{key: one for key, one in group.items() if key != "params"} for group in optimizer.param_groups]
-    groups = [theirs | own for theirs, own in zip(state_dict["param_groups"], settings, strict=True)]
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    groups = [saved_settings | own for saved_settings, own in zip(state_dict["param_groups"], settings, strict=True)]
     return state_dict | {"param_groups": groups}

@@ -109,7 +109,11 @@ class Pretraining(BaseModule):
         if not any(objective.uses_positions for objective in self.objectives):
             # Class token and registers keep theirs, which lie in the same table.
             prefixes += () if self.encoder.embeddings.positioned_prefix else ("embeddings.position",)
-        return {name: one for name, one in self.encoder.named_parameters() if prefixes and name.startswith(prefixes)}
+        return {
+            name: parameter
+            for name, parameter in self.encoder.named_parameters()
+            if prefixes and name.startswith(prefixes)
+        }
 
     def on_fit_end(self) -> None:
         """Leave an encoder that can be trained on as a whole."""
@@ -225,15 +229,15 @@ class Pretraining(BaseModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another kind or shape, naming what differs."""
         super().on_load_checkpoint(checkpoint)
-        theirs, ours = checkpoint.get("lit_pretrain"), self.checkpoint_record()
-        if theirs is None:
+        saved, own = checkpoint.get("lit_pretrain"), self.checkpoint_record()
+        if saved is None:
             raise UserError("The checkpoint was not written by lit_pretrain: give one from a run's checkpoints folder.")
         for name in ("module", "encoder_class"):
             # Earlier versions kept short names of a user's own classes too.
-            if short_name(theirs[name]) != short_name(ours[name]):
-                raise UserError(f"The checkpoint is of a {theirs[name]}, this config builds a {ours[name]}.")
-        differences = difference("encoder", theirs["encoder"], ours["encoder"])
-        kinds = [objective_names(record) for record in (theirs, ours)]
+            if short_name(saved[name]) != short_name(own[name]):
+                raise UserError(f"The checkpoint is of a {saved[name]}, this config builds a {own[name]}.")
+        differences = difference("encoder", saved["encoder"], own["encoder"])
+        kinds = [objective_names(record) for record in (saved, own)]
         if kinds[0] != kinds[1]:
             differences.append(f"objectives ({', '.join(kinds[0])} there, {', '.join(kinds[1])} here)")
         if differences:
@@ -242,4 +246,4 @@ class Pretraining(BaseModule):
                 "its own run."
             )
         if self._trainer is None or not self._trainer.training:
-            take_framing(self.encoder, theirs)
+            take_framing(self.encoder, saved)

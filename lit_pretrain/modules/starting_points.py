@@ -316,14 +316,15 @@ def with_settings(start: StartingPoint, changes: dict[str, Any]) -> StartingPoin
     if settings == start.encoder.settings():
         return start
     encoder = type(start.encoder).from_settings(settings)
-    ours, theirs = encoder.state_dict(), start.encoder.state_dict()
-    for name in ours.keys() & theirs.keys():
-        if ours[name].shape != theirs[name].shape:
+    state, start_state = encoder.state_dict(), start.encoder.state_dict()
+    for name in state.keys() & start_state.keys():
+        if state[name].shape != start_state[name].shape:
             raise UserError(
-                f"With {', '.join(changes)} changed, {name} has the shape {tuple(ours[name].shape)}, the weights of "
-                f"{start.lineage.get('init_from', 'the encoder')} have {tuple(theirs[name].shape)}: leave it as it was."
+                f"With {', '.join(changes)} changed, {name} has the shape {tuple(state[name].shape)}, the weights of "
+                f"{start.lineage.get('init_from', 'the encoder')} have {tuple(start_state[name].shape)}: leave it as "
+                "it was."
             )
-    missing, unexpected = encoder.load_state_dict(theirs, strict=False)
+    missing, unexpected = encoder.load_state_dict(start_state, strict=False)
     if settings["pooling"] != start.encoder.settings()["pooling"]:
         start = start.without_head(f"it reads the pooling {start.encoder.pooling}")
     left_out = [*start.left_out, *sorted(unexpected)]

@@ -67,19 +67,23 @@ def prepare_for(strategy: Strategy, module: nn.Module) -> None:
     """
     check_strategy(strategy)
     if isinstance(strategy, DDPStrategy):
-        counting = any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in module.modules())
+        counting = any(isinstance(submodule, nn.modules.batchnorm._BatchNorm) for submodule in module.modules())
         strategy._ddp_kwargs.setdefault("broadcast_buffers", counting)
         strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
     elif isinstance(strategy, FSDPStrategy):
         precision = strategy.precision_plugin.precision
-        exact = [one for one in module.modules() if isinstance(one, Float32State) and [*one.parameters(recurse=False)]]
+        exact = [
+            submodule
+            for submodule in module.modules()
+            if isinstance(submodule, Float32State) and [*submodule.parameters(recurse=False)]
+        ]
         if precision in ("bf16-true", "16-true") and exact:
             raise UserError(
                 f"trainer.precision is {precision}, and under FSDP the temperature of a contrastive loss cannot stay "
                 "in float32 then, which it needs to learn: set it to bf16-mixed."
             )
-        given = strategy.kwargs.get("auto_wrap_policy")
-        if given is None or isinstance(given, BlockPolicy):
+        own_policy = strategy.kwargs.get("auto_wrap_policy")
+        if own_policy is None or isinstance(own_policy, BlockPolicy):
             strategy.kwargs["auto_wrap_policy"] = BlockPolicy(module)
 
 

@@ -108,13 +108,13 @@ class TextPretraining(Pretraining):
 
         Without a trainer the tokenizer is the checkpoint's own, so `load_from_checkpoint` needs no data.
         """
-        theirs = checkpoint.get("lit_pretrain", {})
-        if self.tokenizer is None and self._trainer is None and "tokenizer" in theirs:
-            self.tokenizer = WordPieceTokenizer.from_json(theirs["tokenizer"])
+        saved = checkpoint.get("lit_pretrain", {})
+        if self.tokenizer is None and self._trainer is None and "tokenizer" in saved:
+            self.tokenizer = WordPieceTokenizer.from_json(saved["tokenizer"])
             self.configure_model()
-        if self.tokenizer is not None and theirs.get("tokenizer_hash", self.tokenizer.hash) != self.tokenizer.hash:
+        if self.tokenizer is not None and saved.get("tokenizer_hash", self.tokenizer.hash) != self.tokenizer.hash:
             raise UserError(
-                f"The checkpoint was trained with tokenizer {theirs['tokenizer_hash']}, this data uses tokenizer "
+                f"The checkpoint was trained with tokenizer {saved['tokenizer_hash']}, this data uses tokenizer "
                 f"{self.tokenizer.hash}: set data.tokenizer to the directory that export writes of that checkpoint."
             )
         super().on_load_checkpoint(checkpoint)

@@ -103,12 +103,12 @@ class VisionPretraining(Pretraining):
         """
         seed = ("shortcuts", *parts)
         batch = self.prepare(batch, self.generator_for("augmentation", *seed) if varied else None)
-        found = {}
+        answers = {}
         for objective in self.objectives:
             generator = self.generator_for("corruption", *seed)
             for name, shortcut in objective.shortcuts(self.encoder, batch, generator).items():
-                found[f"{objective.name}/{name}"] = shortcut
-        return found
+                answers[f"{objective.name}/{name}"] = shortcut
+        return answers
 
     def describe(self) -> dict[str, Any]:
         """What this is made of, for the record of the run."""

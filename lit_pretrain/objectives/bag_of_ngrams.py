@@ -72,11 +72,11 @@ class BagOfNgrams(Objective):
 
     def make_pass(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> EncoderPass:
         """All first halves, then all second halves; target `ngrams` (2 B, draws), 0 where a half has no more."""
-        one = halves_pass(batch, generator, self.token_dropout if self.training else 0.0)
-        rows = torch.cat(required(encoder.embeddings.ngrams).rows_of(one.targets["ids"]), dim=1)
+        encoder_pass = halves_pass(batch, generator, self.token_dropout if self.training else 0.0)
+        rows = torch.cat(required(encoder.embeddings.ngrams).rows_of(encoder_pass.targets["ids"]), dim=1)
         chance = torch.rand(rows.shape, generator=generator, device=rows.device, dtype=torch.float32)
         drawn = (chance + (rows > 0)).topk(min(self.draws, rows.shape[1]), dim=1).indices
-        return EncoderPass(one.inputs, one.targets | {"ngrams": rows.gather(1, drawn)})
+        return EncoderPass(encoder_pass.inputs, encoder_pass.targets | {"ngrams": rows.gather(1, drawn)})
 
     def compute(
         self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: TextEncoder
@@ -85,20 +85,20 @@ class BagOfNgrams(Objective):
 
         In training these are all processes'; in evaluation each has batches of its own.
         """
-        asked = targets["ngrams"].roll(len(targets["ngrams"]) // 2, dims=0)
+        paired = targets["ngrams"].roll(len(targets["ngrams"]) // 2, dims=0)
         pooled = mean_pool(features, targets["mask"])
-        everyone, first = (gather_rows(asked), first_row(asked.numel())) if self.training else (asked, 0)
+        everyone, first = (gather_rows(paired), first_row(paired.numel())) if self.training else (paired, 0)
         # Places that a half leaves empty stay as columns that no softmax sees: to drop them would wait for the device.
-        known = (asked > 0).flatten()
-        owner = torch.arange(len(asked), device=asked.device).repeat_interleave(asked.shape[1])
+        has_row = (paired > 0).flatten()
+        owner = torch.arange(len(paired), device=paired.device).repeat_interleave(paired.shape[1])
         scores = pooled @ required(self.decoder)(everyone.flatten()).T.to(pooled.dtype)
         with torch.autocast(scores.device.type, enabled=False):
             scores = at_least_float32(scores)
             # Finite, so that texts without any known n-gram have no NaN.
             scores = scores.masked_fill((everyone == 0).flatten(), torch.finfo(scores.dtype).min)
             own = scores[owner, torch.arange(first, first + len(owner), device=owner.device)]
-            total = torch.where(known, scores.logsumexp(dim=1)[owner] - own, 0.0).sum()
-        count = known.sum()
+            total = torch.where(has_row, scores.logsumexp(dim=1)[owner] - own, 0.0).sum()
+        count = has_row.sum()
         return ObjectiveOutput(global_mean(total, count, self.training), {"loss": (total.detach(), count)})
 
     def terms(self, targets: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -110,22 +110,22 @@ class BagOfNgrams(Objective):
         self, encoder: TextEncoder, batch: Batch, vocabulary: Vocabulary, generator: torch.Generator, count: int = 8
     ) -> list[dict[str, str]]:
         """A half, the n-grams that it makes likelier than any others, and which of them the other half has."""
-        one = self.make_pass(batch, encoder, generator)
-        pooled = mean_pool(encoder.forward_features(**one.inputs), one.targets["mask"])
+        encoder_pass = self.make_pass(batch, encoder, generator)
+        pooled = mean_pool(encoder.forward_features(**encoder_pass.inputs), encoder_pass.targets["mask"])
         keys = required(encoder.embeddings.ngrams).keys
         scores = pooled @ required(self.decoder).weight[1:][keys != NONE].T
-        first, second = one.targets["ids"].chunk(2)
-        words = one.targets["words"].chunk(2)[0].to(torch.bool)
-        held = torch.cat(required(encoder.embeddings.ngrams).rows_of(second), dim=1).tolist()
+        first, second = encoder_pass.targets["ids"].chunk(2)
+        words = encoder_pass.targets["words"].chunk(2)[0].to(torch.bool)
+        rows_of_second = torch.cat(required(encoder.embeddings.ngrams).rows_of(second), dim=1).tolist()
         rows = []
         for row, scored in enumerate(scores[: min(count, len(first))]):
             best = (scored.topk(min(12, len(scored))).indices + 1).tolist()
-            named = {one: vocabulary.decode(ngram_pieces(int(keys[one - 1]))) for one in best}
+            named = {candidate: vocabulary.decode(ngram_pieces(int(keys[candidate - 1]))) for candidate in best}
             rows.append(
                 {
                     "half": vocabulary.decode(first[row][words[row]].tolist()),
                     "expected": ", ".join(named.values()),
-                    "found": ", ".join(name for one, name in named.items() if one in held[row]),
+                    "found": ", ".join(name for key, name in named.items() if key in rows_of_second[row]),
                 }
             )
         return rows

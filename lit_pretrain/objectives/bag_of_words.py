@@ -64,7 +64,7 @@ class BagOfWords(Objective):
         ids, mask = targets["ids"].roll(len(targets["ids"]) // 2, dims=0), targets["words"]
         mask = mask.roll(len(mask) // 2, dims=0).float()
         counts = mask.sum(dim=1)
-        found = linear_cross_entropy(
+        result = linear_cross_entropy(
             mean_pool(features, targets["mask"]),
             required(self.decoder).weight,
             # As the weight of one more feature, constant and as large as a token's others together (a norm gives them
@@ -74,8 +74,8 @@ class BagOfWords(Objective):
             counts,
             target_shares=mask / counts.clamp(min=1.0)[:, None],
         )
-        statistics = {"loss": (found.total.detach(), counts.sum())}
-        return ObjectiveOutput(global_mean(found.total, counts.sum(), self.training), statistics)
+        statistics = {"loss": (result.total.detach(), counts.sum())}
+        return ObjectiveOutput(global_mean(result.total, counts.sum(), self.training), statistics)
 
     def terms(self, targets: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The word pieces."""
@@ -86,20 +86,20 @@ class BagOfWords(Objective):
         self, encoder: TextEncoder, batch: Batch, vocabulary: Vocabulary, generator: torch.Generator, count: int = 8
     ) -> list[dict[str, str]]:
         """A half, the words that its other half should have more than the mean text, and which of them it has."""
-        one = self.make_pass(batch, encoder, generator)
-        pooled = mean_pool(encoder.forward_features(**one.inputs), one.targets["mask"])
+        encoder_pass = self.make_pass(batch, encoder, generator)
+        pooled = mean_pool(encoder.forward_features(**encoder_pass.inputs), encoder_pass.targets["mask"])
         scores = nn.functional.linear(pooled, required(self.decoder).weight)
         scores = (scores - scores.mean(dim=0))[: len(pooled) // 2]
-        first, second = one.targets["ids"].chunk(2)
-        first_words, second_words = one.targets["words"].to(torch.bool).chunk(2)
+        first, second = encoder_pass.targets["ids"].chunk(2)
+        first_words, second_words = encoder_pass.targets["words"].to(torch.bool).chunk(2)
         rows = []
         for row, best in enumerate(scores[:count].topk(12, dim=1).indices.tolist()):
-            held = set(second[row][second_words[row]].tolist())
+            words_of_second = set(second[row][second_words[row]].tolist())
             rows.append(
                 {
                     "half": vocabulary.decode(first[row][first_words[row]].tolist()),
                     "expected": " ".join(vocabulary.id_to_token(token) for token in best),
-                    "found": " ".join(vocabulary.id_to_token(token) for token in best if token in held),
+                    "found": " ".join(vocabulary.id_to_token(token) for token in best if token in words_of_second),
                 }
             )
         return rows

@@ -20,7 +20,9 @@ FORMER_METHODS = {
     "sequences": "pass_shape(encoder, samples, sequence_length)",
 }
 # What a subclass may have: all but nn.Module's own.
-METHODS = [name for name, one in vars(Objective).items() if inspect.isfunction(one) and not name.startswith("_")]
+METHODS = [
+    name for name, attribute in vars(Objective).items() if inspect.isfunction(attribute) and not name.startswith("_")
+]
 
 
 def check_class(objective: Any) -> None:
@@ -71,7 +73,7 @@ def check_signature(kind: type, name: str, shown: str) -> None:
     try:
         given.bind(*parameters)
     except TypeError:
-        taken = f"({', '.join([str(one) for one in given.parameters if one != 'self'])})"
+        taken = f"({', '.join([str(parameter) for parameter in given.parameters if parameter != 'self'])})"
         raise UserError(
             f"{name} of {shown} takes {taken}, and is called with {arguments_of(name)}: take these."
         ) from None
@@ -85,8 +87,8 @@ def check_reading(objectives: Sequence[Objective]) -> None:
     Raises:
         UserError: In one sentence.
     """
-    readers = [one for one in objectives if not one.passes]
-    source = next((type(one) for one in objectives if one.passes and one.shares_pass), None)
+    readers = [objective for objective in objectives if not objective.passes]
+    source = next((type(objective) for objective in objectives if objective.passes and objective.shares_pass), None)
     if not readers or source is None:
         return
     order = source.__mro__

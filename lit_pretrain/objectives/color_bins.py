@@ -134,9 +134,9 @@ def bins_in_gamut(bin_size: int) -> Tensor:
                 channels.insert(axis, torch.full_like(first, end))
                 faces.append(torch.stack(channels))
         places = (srgb_to_lab(torch.stack(faces))[:, 1:] / bin_size).round().long() + LIMIT
-        found = torch.bincount((places[:, 0] * SIDE + places[:, 1]).flatten(), minlength=SIDE**2) > 0
+        in_gamut = torch.bincount((places[:, 0] * SIDE + places[:, 1]).flatten(), minlength=SIDE**2) > 0
         grid = torch.arange(-LIMIT, LIMIT + 1, dtype=torch.float32) * bin_size
-        return torch.cartesian_prod(grid, grid)[found]
+        return torch.cartesian_prod(grid, grid)[in_gamut]
 
 
 @cache
@@ -157,8 +157,8 @@ def candidate_bins(bin_size: int, neighbors: int) -> Tensor:
 
         margin = 2**0.5 + 1e-3
         count = max(
-            int((one <= one.topk(neighbors, largest=False).values[:, -1:] + margin).sum(dim=1).max())
-            for one in distances()
+            int((distance <= distance.topk(neighbors, largest=False).values[:, -1:] + margin).sum(dim=1).max())
+            for distance in distances()
         )
         # 16 bits would do, but NCCL cannot send them, and DDP sends every buffer.
-        return torch.cat([one.topk(count, largest=False).indices.int() for one in distances()])
+        return torch.cat([distance.topk(count, largest=False).indices.int() for distance in distances()])

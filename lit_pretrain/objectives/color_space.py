@@ -35,7 +35,7 @@ def srgb_to_lab(images: Tensor) -> Tensor:
     """
     images = images if images.dtype == torch.float64 else images.float()
     linear = torch.where(images > 0.04045, ((images + 0.055) / 1.055) ** 2.4, images / 12.92)
-    relative = [[one / white for one in row] for row, white in zip(RGB_TO_XYZ, WHITE, strict=True)]
+    relative = [[value / white for value in row] for row, white in zip(RGB_TO_XYZ, WHITE, strict=True)]
     xyz = mix(linear, relative)
     root = torch.where(xyz > KNEE**3, xyz ** (1 / 3), xyz / SLOPE + 4 / 29)
     x, y, z = root.unbind(dim=-3)
@@ -49,7 +49,7 @@ def lab_to_srgb(lab: Tensor) -> Tensor:
     y = (lightness + 16) / 116
     root = torch.stack([y + a / 500, y, y - b / 200], dim=-3)
     xyz = torch.where(root > KNEE, root**3, SLOPE * (root - 4 / 29))
-    absolute = [[one * white for one, white in zip(row, WHITE, strict=True)] for row in XYZ_TO_RGB]
+    absolute = [[value * white for value, white in zip(row, WHITE, strict=True)] for row in XYZ_TO_RGB]
     linear = mix(xyz, absolute).clamp(0, 1)
     return torch.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
 

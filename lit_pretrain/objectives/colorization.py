@@ -140,11 +140,11 @@ class Colorization(VisionObjective):
         """
         if self.bins is None:
             return
-        found = []
+        parts = []
         for part in images.split(PICTURES_AT_ONCE):
             colors = lightness_and_colors(part.to(self.bins.centers.device), self.patch_size, self.cells)[1]
-            found.append(colors[has_colors(colors)].flatten(0, 2))
-        colors = torch.cat(found)
+            parts.append(colors[has_colors(colors)].flatten(0, 2))
+        colors = torch.cat(parts)
         if not len(colors):
             raise UserError(
                 f"None of the {len(images)} pictures that Colorization measured has an a or b of Lab beyond "
@@ -249,11 +249,11 @@ class Colorization(VisionObjective):
     @torch.no_grad()
     def scores(self, tokens: Tensor, colors: Tensor, valid: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """How far the told colours are from the true ones, beside the distance of grey; see `bins_loss`."""
-        told, told_bins = self.decode(tokens)
+        predicted, predicted_bins = self.decode(tokens)
         carries = valid[:, None].expand(-1, colors.shape[1])
-        values = {"ab_error": (told - colors).norm(dim=-1), "ab_error_of_grey": colors.norm(dim=-1)}
+        values = {"ab_error": (predicted - colors).norm(dim=-1), "ab_error_of_grey": colors.norm(dim=-1)}
         if self.bins is not None:
-            values["accuracy"] = (required(told_bins) == self.bins.soft_targets(colors).indices[..., 0]).float()
+            values["accuracy"] = (required(predicted_bins) == self.bins.soft_targets(colors).indices[..., 0]).float()
         return {name: ((value * carries).sum(), carries.sum()) for name, value in values.items()}
 
     @torch.no_grad()
@@ -300,11 +300,11 @@ class Colorization(VisionObjective):
         images = batch["images"][:count]
         lightness, colors = lightness_and_colors(images, self.patch_size, self.cells)
         tokens = encoder.patch_tokens(encoder.forward_features(encoder.normalize(lightness.expand(-1, 3, -1, -1))))
-        told = self.decode(tokens.flatten(0, 1))[0].view_as(colors)
-        nothing = torch.zeros_like(colors)
-        pictures = [*zip(paint(lightness, nothing), paint(lightness, told), images, strict=True)]
+        predicted = self.decode(tokens.flatten(0, 1))[0].view_as(colors)
+        grey = torch.zeros_like(colors)
+        pictures = [*zip(paint(lightness, grey), paint(lightness, predicted), images, strict=True)]
         captions: list[list[Caption | str | None]] = []
-        for grey_error, error in zip(mean_distances(nothing, colors), mean_distances(told, colors), strict=True):
+        for grey_error, error in zip(mean_distances(grey, colors), mean_distances(predicted, colors), strict=True):
             captions.append([f"off by {grey_error:.0f}", Caption(f"off by {error:.0f}", error < grey_error), None])
         pairs = range(0, len(pictures), 2)
         return grid(
@@ -326,8 +326,8 @@ class Colorization(VisionObjective):
             return {}
         from lit_pretrain.backbone.patch_embeddings import sincos_positions
 
-        one = self.make_pass(batch, encoder, generator)
-        colors, seen = one.targets["colors"], one.inputs["images"] * encoder.std + encoder.mean
+        encoder_pass = self.make_pass(batch, encoder, generator)
+        colors, seen = encoder_pass.targets["colors"], encoder_pass.inputs["images"] * encoder.std + encoder.mean
         samples, cells, side = len(colors), colors.shape[1] * colors.shape[2], seen.shape[-1]
         drawn = torch.randint(0, cells, (samples, CHECKED_CELLS), generator=generator, device=colors.device)
         bins = self.bins.soft_targets(colors.flatten(1, 2)).indices[..., 0].gather(1, drawn).flatten()
@@ -350,6 +350,6 @@ class Colorization(VisionObjective):
         }
 
 
-def mean_distances(one: Tensor, other: Tensor) -> list[float]:
+def mean_distances(first: Tensor, second: Tensor) -> list[float]:
     """Mean distance of the colours (B, N, cells ** 2, 2) of each picture, in units of Lab."""
-    return (one - other).norm(dim=-1).mean(dim=(1, 2)).tolist()
+    return (first - second).norm(dim=-1).mean(dim=(1, 2)).tolist()

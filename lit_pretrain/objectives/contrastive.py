@@ -180,7 +180,7 @@ class Contrastive(Float32State):
             "loss_over_chance": (loss.detach() / self.chance(len(all_both)) * count, count),
             "temperature": (count / scale, count),
             **({} if self.logit_bias is None else {"bias": (self.logit_bias.detach().squeeze() * count, count)}),
-            **{name: (one, count) for name, one in zip(COUNTED, sums, strict=True)},
+            **{name: (total, count) for name, total in zip(COUNTED, sums, strict=True)},
         }
         return ObjectiveOutput(loss, statistics)
 
@@ -209,17 +209,19 @@ class Contrastive(Float32State):
             from_pictures = scale * own_pictures @ all_texts.T
             if self.loss == "clip":
                 from_texts = scale * own_texts @ all_pictures.T
-                for_pictures, for_texts = (self._choice(one, own, by_chance) for one in (from_pictures, from_texts))
+                for_pictures, for_texts = (
+                    self._choice(logits, own, by_chance) for logits in (from_pictures, from_texts)
+                )
                 loss = (for_pictures + for_texts) / 2
-                found = hits(from_texts.detach().argmax(dim=1), keys, all_keys)
+                text_hits = hits(from_texts.detach().argmax(dim=1), keys, all_keys)
                 scores, nearest = both.new_empty(0), own[:0]
             else:
                 loss = self._yes_or_no(from_pictures + at_least_float32(required(self.logit_bias)), own, by_chance)
-                found = torch.zeros_like(loss)
+                text_hits = torch.zeros_like(loss)
                 scores, nearest = from_pictures.detach().max(dim=0)
         return (
             loss,
-            found,
+            text_hits,
             hits(from_pictures.detach().argmax(dim=1), keys, all_keys),
             same_text.any(dim=1).sum().float(),
             same_picture.any(dim=1).sum().float(),
@@ -271,23 +273,23 @@ class _SomeRowsAtATime(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         elements = LOGITS_AT_A_TIME.get(both.device.type, ACCELERATOR_LOGITS_AT_A_TIME)
         rows = max(1, elements // len(all_both))
-        wanted = [place for place, one in enumerate(ctx.needs_input_grad[5:]) if one and learning]
+        places = [place for place, needed in enumerate(ctx.needs_input_grad[5:]) if needed and learning]
         inputs = (both, all_both, *parameters)
-        totals = [torch.zeros_like(one) if place in wanted else None for place, one in enumerate(inputs)]
-        everyone = all_both.detach().requires_grad_(1 in wanted)
+        totals = [torch.zeros_like(tensor) if place in places else None for place, tensor in enumerate(inputs)]
+        everyone = all_both.detach().requires_grad_(1 in places)
         blocks: list[Tensor] = []
         best: tuple[Tensor, ...] | None = None
         for start in range(0, len(both), rows):
             some = slice(start, start + rows)
-            own = both[some].detach().requires_grad_(0 in wanted)
-            with torch.set_grad_enabled(bool(wanted)):
+            own = both[some].detach().requires_grad_(0 in places)
+            with torch.set_grad_enabled(bool(places)):
                 block = objective.sums(own, keys[some], everyone, all_keys, first + start)
-            if wanted:
+            if places:
                 leaves = (own, everyone, *parameters)
-                found = torch.autograd.grad(block[0], [leaves[place] for place in wanted])
-                for place, one in zip(wanted, found, strict=True):
+                gradients = torch.autograd.grad(block[0], [leaves[place] for place in places])
+                for place, gradient in zip(places, gradients, strict=True):
                     whole = required(totals[place])
-                    (whole[some] if place == 0 else whole).add_(one)
+                    (whole[some] if place == 0 else whole).add_(gradient)
             *sums, scores, nearest = block
             blocks.append(torch.stack(sums).detach())
             if best is not None:
@@ -303,7 +305,9 @@ class _SomeRowsAtATime(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        return (None,) * 5 + tuple(None if one is None else gradient * one for one in ctx.saved_tensors)
+        return (None,) * 5 + tuple(
+            None if saved_tensor is None else gradient * saved_tensor for saved_tensor in ctx.saved_tensors
+        )
 
 
 def at_own(own: Tensor, rows: int) -> Tensor:

@@ -62,9 +62,9 @@ class ContrastiveSpans(Objective):
     ) -> ObjectiveOutput:
         """Cross-entropy of the choice among the batch, the mean of both ways."""
         from_first, from_second, own = self.logits(features, targets["mask"])
-        losses = [functional.cross_entropy(one, own, reduction="sum") for one in (from_first, from_second)]
+        losses = [functional.cross_entropy(logits, own, reduction="sum") for logits in (from_first, from_second)]
         total, count = (losses[0] + losses[1]) / 2, torch.full((), len(own), device=own.device)
-        first, second = ((one.argmax(dim=1) == own).sum() for one in (from_first, from_second))
+        first, second = ((logits.argmax(dim=1) == own).sum() for logits in (from_first, from_second))
         right = (first + second).float() / 2
         statistics = {"loss": (total.detach(), count), "accuracy": (right, count)}
         return ObjectiveOutput(total / count, statistics)
@@ -86,7 +86,7 @@ class ContrastiveSpans(Objective):
             first, second = functional.normalize(mean_pool(at_least_float32(features), mask), dim=-1).chunk(2)
             start, everyone = (first_row(len(first)), gather_rows) if self.training else (0, lambda rows: rows)
             pairs = ((first, second), (second, first))
-            forth, back = (one @ everyone(other).T / self.temperature for one, other in pairs)
+            forth, back = (anchor @ everyone(candidate).T / self.temperature for anchor, candidate in pairs)
         return forth, back, torch.arange(start, start + len(first), device=first.device)
 
     @torch.no_grad()
@@ -94,19 +94,19 @@ class ContrastiveSpans(Objective):
         self, encoder: TextEncoder, batch: Batch, vocabulary: Vocabulary, generator: torch.Generator, count: int = 8
     ) -> list[dict[str, str]]:
         """A first half, the half that is taken for its second, and the truth."""
-        one = self.make_pass(batch, encoder, generator)
-        mask = one.targets["mask"]
-        scores, _, _ = self.logits(encoder.forward_features(**one.inputs), mask)
-        first, second = one.inputs["input_ids"].chunk(2)
+        encoder_pass = self.make_pass(batch, encoder, generator)
+        mask = encoder_pass.targets["mask"]
+        scores, _, _ = self.logits(encoder.forward_features(**encoder_pass.inputs), mask)
+        first, second = encoder_pass.inputs["input_ids"].chunk(2)
         first_mask, second_mask = mask.to(torch.bool).chunk(2)
         chosen, rows = scores.argmax(dim=1).tolist(), []
         for row in range(min(count, len(first))):
-            found = chosen[row]
+            choice = chosen[row]
             rows.append(
                 {
                     "first": vocabulary.decode(first[row][first_mask[row]].tolist()),
-                    "taken for its second": vocabulary.decode(second[found][second_mask[found]].tolist()),
-                    "truth": "right" if found == row else vocabulary.decode(second[row][second_mask[row]].tolist()),
+                    "taken for its second": vocabulary.decode(second[choice][second_mask[choice]].tolist()),
+                    "truth": "right" if choice == row else vocabulary.decode(second[row][second_mask[row]].tolist()),
                 }
             )
         return rows

@@ -165,7 +165,7 @@ class Jigsaw(VisionObjective):
         # Where the tile lies that belongs to a place.
         solved = tiles[torch.arange(len(tiles), device=tiles.device)[:, None], told.argsort(dim=1)]
         right = (told == self.orders[labels]).sum(dim=1).tolist()
-        rows = [list(one) for one in zip(images, puzzle(tiles), puzzle(solved), strict=True)]
+        rows = [list(image) for image in zip(images, puzzle(tiles), puzzle(solved), strict=True)]
         captions = [[None, None, f"{number} of 9 in place"] for number in right]
         return grid(rows, captions, ["picture", "the puzzle", "the model's solution"])
 

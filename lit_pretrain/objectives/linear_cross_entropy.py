@@ -70,7 +70,7 @@ def linear_cross_entropy(
         features, weight = features.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     needs_gradient = torch.is_grad_enabled() and any(
-        one is not None and one.requires_grad for one in (features, weight, bias)
+        tensor is not None and tensor.requires_grad for tensor in (features, weight, bias)
     )
     if target_shares is None:
         targets = targets[:, None]
@@ -125,8 +125,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if uniform is not None:
                     cumulative = probabilities.cumsum(dim=-1)
                     threshold = uniform[part, None] * cumulative[:, -1:]
-                    found = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
-                    samples[part] = found.clamp_(max=vocabulary - 1)
+                    sampled = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+                    samples[part] = sampled.clamp_(max=vocabulary - 1)
                 if not needs_gradient:
                     continue
                 probabilities.scatter_add_(1, targets[part], -shares[part])

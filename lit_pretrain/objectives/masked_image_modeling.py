@@ -170,14 +170,14 @@ class MaskedImageModeling(VisionObjective):
 
         `explained_variance` is the share of their variance that is told: 0 for always telling their mean, 1 at best.
         """
-        told = at_least_float32(required(self.decoder)(features, targets["kept"], targets["hidden"]))
-        asked = at_least_float32(self.patches_asked(targets, encoder.patch_size))
+        predicted = at_least_float32(required(self.decoder)(features, targets["kept"], targets["hidden"]))
+        wanted_patches = at_least_float32(self.patches_asked(targets, encoder.patch_size))
         if self.normalize_targets:
-            mean, deviation = patch_statistics(asked)
-            asked = (asked - mean) / deviation
-        errors = (told - asked).square().mean(dim=-1)
+            mean, deviation = patch_statistics(wanted_patches)
+            wanted_patches = (wanted_patches - mean) / deviation
+        errors = (predicted - wanted_patches).square().mean(dim=-1)
         total, count = errors.sum(), torch.full((), errors.numel(), device=errors.device)
-        variance = (asked - asked.mean()).square().mean(dim=-1).sum()
+        variance = (wanted_patches - wanted_patches.mean()).square().mean(dim=-1).sum()
         statistics = {
             "loss": (total.detach(), count),
             "explained_variance": (variance - total.detach(), variance),
@@ -208,20 +208,20 @@ class MaskedImageModeling(VisionObjective):
 
         Told patches have the mean and deviation of the true ones if targets are normalised, as the authors show them.
         """
-        one = self.make_pass({"images": batch["images"][:count]}, encoder, generator)
-        targets, images = one.targets, batch["images"][:count]
-        told = required(self.decoder)(
-            encoder.forward_features(**one.inputs), targets["kept"], targets["hidden"]
+        encoder_pass = self.make_pass({"images": batch["images"][:count]}, encoder, generator)
+        targets, images = encoder_pass.targets, batch["images"][:count]
+        predicted = required(self.decoder)(
+            encoder.forward_features(**encoder_pass.inputs), targets["kept"], targets["hidden"]
         ).float()
         if self.normalize_targets:
             mean, deviation = patch_statistics(self.patches_asked(targets, encoder.patch_size))
-            told = told * deviation + mean
-        places = targets["hidden"][..., None].expand_as(told)
+            predicted = predicted * deviation + mean
+        places = targets["hidden"][..., None].expand_as(predicted)
         patches = cut_patches(targets["images"], encoder.patch_size)
-        told = join_patches(patches.scatter(1, places, told.to(patches.dtype)), encoder.patch_size)
-        told = told * encoder.std + encoder.mean
-        shown = cut_patches(images, encoder.patch_size).scatter(1, places, HIDDEN_SHADE)
-        pictures = [*zip(join_patches(shown, encoder.patch_size), told, images, strict=True)]
+        predicted = join_patches(patches.scatter(1, places, predicted.to(patches.dtype)), encoder.patch_size)
+        predicted = predicted * encoder.std + encoder.mean
+        visible = cut_patches(images, encoder.patch_size).scatter(1, places, HIDDEN_SHADE)
+        pictures = [*zip(join_patches(visible, encoder.patch_size), predicted, images, strict=True)]
         pairs = range(0, len(pictures), 2)
         return grid(
             [[picture for row in pictures[start : start + 2] for picture in row] for start in pairs],

@@ -135,9 +135,9 @@ class MaskedLanguageModeling(Objective):
         self, encoder: TextEncoder, batch: Batch, vocabulary: Vocabulary, generator: torch.Generator, count: int = 8
     ) -> list[dict[str, str]]:
         """Sentences with their hidden positions as underscores, the predictions, and the truth."""
-        one = self.make_pass(batch, encoder, generator)
-        features = encoder.forward_features(**one.inputs)[:count]
-        positions = MaskedPositions(one.targets["indices"][:count], one.targets["valid"][:count])
+        encoder_pass = self.make_pass(batch, encoder, generator)
+        features = encoder.forward_features(**encoder_pass.inputs)[:count]
+        positions = MaskedPositions(encoder_pass.targets["indices"][:count], encoder_pass.targets["valid"][:count])
         logits = required(self.head).logits(positions.gather(features), required(encoder.embeddings.token).weight)
         guesses, hidden = logits.argmax(dim=-1), positions.gather(batch["input_ids"][:count])
         rows = []

@@ -117,10 +117,10 @@ def take_while_it_fits(sizes: Tensor, room: Tensor, largest: int) -> Tensor:
     for power in reversed(range(largest.bit_length())):
         threshold = 2**power
         small = pending & (sizes < threshold)
-        left = room - (sizes * small).cumsum(dim=1)
-        fits = pending & ~small & (sizes <= left)
+        remaining = room - (sizes * small).cumsum(dim=1)
+        fits = pending & ~small & (sizes <= remaining)
         # Where the room has fallen below the threshold; rows that begin below it wait for a smaller one.
-        ends = (fits | (left < threshold)).long()
+        ends = (fits | (remaining < threshold)).long()
         reached = pending & (ends.cumsum(dim=1) - ends == 0) & (room >= threshold)
         now = reached & (small | fits)
         taken, pending, room = taken | now, pending & ~reached, room - (sizes * now).sum(dim=1, keepdim=True)
@@ -170,6 +170,6 @@ def hide_tokens(mask: Tensor, share: float, generator: torch.Generator) -> Tenso
     Returns:
         (B, N), 1 where a token is real and seen.
     """
-    seen = torch.rand(mask.shape, generator=generator, device=mask.device, dtype=torch.float32) >= share
-    seen[:, 0] = True
-    return mask * seen.to(mask.dtype)
+    visible = torch.rand(mask.shape, generator=generator, device=mask.device, dtype=torch.float32) >= share
+    visible[:, 0] = True
+    return mask * visible.to(mask.dtype)

@@ -247,7 +247,14 @@ def arrange_batch(objectives: Sequence[Objective], batch: Batch, generator: torc
 
 def pass_read(objectives: Sequence[Objective]) -> str | None:
     """The name of the pass that objectives without one of their own read; null for one of the clean batch."""
-    return next((one.pass_name or one.name for one in objectives if one.passes and one.shares_pass), None)
+    return next(
+        (
+            objective.pass_name or objective.name
+            for objective in objectives
+            if objective.passes and objective.shares_pass
+        ),
+        None,
+    )
 
 
 def passes_run(objectives: Sequence[Objective]) -> list[Objective]:
@@ -256,14 +263,14 @@ def passes_run(objectives: Sequence[Objective]) -> list[Objective]:
     Objectives of one `pass_name` make one pass together; those without a pass read the first one that is shared, or a
     pass of the clean batch if there is none.
     """
-    found: list[Objective] = []
+    passes: list[Objective] = []
     for objective in objectives:
-        shared = objective.pass_name and any(one.pass_name == objective.pass_name for one in found)
-        found += [] if shared else [objective] * objective.passes
+        shared = objective.pass_name and any(earlier.pass_name == objective.pass_name for earlier in passes)
+        passes += [] if shared else [objective] * objective.passes
     readers = [objective for objective in objectives if objective.passes == 0]
     if readers and pass_read(objectives) is None:
-        found.append(readers[0])
-    return found
+        passes.append(readers[0])
+    return passes
 
 
 def count_passes(objectives: Sequence[Objective]) -> int:
@@ -297,17 +304,17 @@ def global_mean(total: Tensor, count: Tensor, training: bool) -> Tensor:
     return total / torch.where(count > 0, count, 1.0)
 
 
-def require_both_sides(objective: Objective, encoder: Any, asked: str) -> None:
+def require_both_sides(objective: Objective, encoder: Any, task: str) -> None:
     """Raise a `UserError` if an encoder sees the text before a token alone.
 
     Args:
         objective: That learns nothing then, or something else.
         encoder: Any.
-        asked: What the objective does, which takes both sides.
+        task: What the objective does, which takes both sides.
     """
     if getattr(encoder, "causal", False):
         raise UserError(
-            f"{type(objective).__name__} {asked}, and with encoder.causal no token sees a later one: set "
+            f"{type(objective).__name__} {task}, and with encoder.causal no token sees a later one: set "
             "encoder.causal to false, or take CausalLanguageModeling."
         )
 

@@ -110,7 +110,7 @@ def check_output(objective: nn.Module, output: Any, features: Tensor) -> None:
                 f"gives a statistic '{name}' that requires a gradient, so that no step's memory would be freed",
                 "give its sum as .detach()",
             )
-        if {one.device.type for one in pair} != {features.device.type}:
+        if {term.device.type for term in pair} != {features.device.type}:
             raise wrong(
                 objective,
                 "compute",

@@ -147,9 +147,9 @@ class PatchLocation(VisionObjective):
             return drop_channels(images, self.drop_share, encoder.mean, generator)
         return images
 
-    def encoder_inputs(self, seen: Tensor, encoder: "VisionEncoder") -> dict[str, Any]:
+    def encoder_inputs(self, views: Tensor, encoder: "VisionEncoder") -> dict[str, Any]:
         """Arguments of `forward_features` for what `see` returned."""
-        images = encoder.normalize(seen)
+        images = encoder.normalize(views)
         if self.mode == "tokens":
             return {"images": images, "with_positions": False}
         return {"images": standardize(images) if self.normalize_patches else images}
@@ -192,9 +192,9 @@ class PatchLocation(VisionObjective):
     def make_pass(self, batch: Batch, encoder: "VisionEncoder", generator: torch.Generator) -> EncoderPass:
         """Cut the clean batch, or take it whole without positions, and draw the pairs."""
         images = batch["images"]
-        seen = self.see(images, encoder, generator)
+        views = self.see(images, encoder, generator)
         targets = self.ask(encoder, len(images), generator, images.device)
-        return EncoderPass(self.encoder_inputs(seen, encoder), targets)
+        return EncoderPass(self.encoder_inputs(views, encoder), targets)
 
     # -- what is answered
 
@@ -241,18 +241,18 @@ class PatchLocation(VisionObjective):
     ) -> "Image":
         """The puzzle as the model solves it, beside the true one."""
         images = batch["images"][:count]
-        seen = self.see(images, encoder, generator)
+        views = self.see(images, encoder, generator)
         targets = self.ask(encoder, len(images), generator, images.device, around_one=True)
-        features = encoder.forward_features(**self.encoder_inputs(seen, encoder))
+        features = encoder.forward_features(**self.encoder_inputs(views, encoder))
         probabilities = self.logits(features, targets, encoder).float().softmax(dim=-1)
         if self.mode == "crops":
-            patches = seen.unflatten(0, (-1, CELLS**2))
+            patches = views.unflatten(0, (-1, CELLS**2))
         else:
             around = torch.cat(
                 [targets["neighbours"][:, :4], targets["centres"][:, :1], targets["neighbours"][:, 4:]], 1
             )
             corners = torch.stack([around // encoder.grid_size, around % encoder.grid_size], dim=-1)
-            patches = cut(seen, encoder.patch_size * corners, encoder.patch_size)
+            patches = cut(views, encoder.patch_size * corners, encoder.patch_size)
         return puzzle_panel(images, patches, probabilities)
 
     @torch.no_grad()
@@ -260,21 +260,21 @@ class PatchLocation(VisionObjective):
         """Of crops, `borders` (contours that run on) and `chroma_offsets`; of tokens, `positions_only`."""
         if self.mode == "tokens":
             # Even grey pictures: all that can differ from patch to patch are positions.
-            one = self.make_pass({"images": torch.full_like(batch["images"], 0.5)}, encoder, generator)
-            features = self.patch_features(encoder.forward_features(**one.inputs), encoder).float()
-            found = {"positions_only": join_pairs(differences(features), one.targets)}
+            encoder_pass = self.make_pass({"images": torch.full_like(batch["images"], 0.5)}, encoder, generator)
+            features = self.patch_features(encoder.forward_features(**encoder_pass.inputs), encoder).float()
+            answers = {"positions_only": join_pairs(differences(features), encoder_pass.targets)}
         else:
-            one = self.make_pass(batch, encoder, generator)
-            patches = one.inputs["images"].unflatten(0, (-1, CELLS**2))
+            encoder_pass = self.make_pass(batch, encoder, generator)
+            patches = encoder_pass.inputs["images"].unflatten(0, (-1, CELLS**2))
             chroma = chroma_features(patches.flatten(0, 1)).unflatten(0, (-1, CELLS**2))
-            found = {
+            answers = {
                 "borders": continuity_features(
-                    pick(patches, one.targets["centres"]), pick(patches, one.targets["neighbours"])
+                    pick(patches, encoder_pass.targets["centres"]), pick(patches, encoder_pass.targets["neighbours"])
                 ),
-                "chroma_offsets": join_pairs(chroma, one.targets),
+                "chroma_offsets": join_pairs(chroma, encoder_pass.targets),
             }
-        labels = one.targets["labels"].flatten()
-        return {name: Shortcut(value.flatten(0, 1), labels, len(PLACES)) for name, value in found.items()}
+        labels = encoder_pass.targets["labels"].flatten()
+        return {name: Shortcut(value.flatten(0, 1), labels, len(PLACES)) for name, value in answers.items()}
 
 
 def pick(values: Tensor, indices: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def grid(
     """
     from PIL import Image
 
-    pictures = [[None if one is None else to_image(one) for one in row] for row in rows]
+    pictures = [[None if cell is None else to_image(cell) for cell in row] for row in rows]
     if scale is None:
         largest = max((max(one.size) for row in pictures for one in row if one is not None), default=SHOWN_SIDE)
         scale = -(-SHOWN_SIDE // largest)
@@ -100,8 +100,8 @@ def make_cell(picture: "Image | None", caption: Caption | str | None, scale: int
     caption = caption if isinstance(caption, Caption) else Caption(caption or "")
     colour = {None: NEUTRAL, True: RIGHT, False: WRONG}[caption.right]
     if picture is not None:
-        shown = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-        picture = ImageOps.expand(shown, FRAME, colour)
+        enlarged = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+        picture = ImageOps.expand(enlarged, FRAME, colour)
     font = cast("FreeTypeFont", ImageFont.load_default(FONT_SIZE))  # of a size, where FreeType is there
     # Lines have the font's height, not their letters', so that the captions of a row stand on one line.
     lines = caption.text.splitlines()

@@ -90,7 +90,7 @@ def continuity_features(centres: Tensor, neighbours: Tensor) -> Tensor:
         (centres[..., :, 0], neighbours[..., :, -1]),
         (centres[..., :, -1], neighbours[..., :, 0]),
     ]
-    return torch.stack([similarity(one.diff(dim=-1), other.diff(dim=-1)) for one, other in facing], dim=-1)
+    return torch.stack([similarity(edge.diff(dim=-1), opposite.diff(dim=-1)) for edge, opposite in facing], dim=-1)
 
 
 def chroma_features(images: Tensor) -> Tensor:
@@ -115,6 +115,6 @@ def chroma_features(images: Tensor) -> Tensor:
     return torch.stack(features, dim=-1)
 
 
-def similarity(one: Tensor, other: Tensor) -> Tensor:
+def similarity(first: Tensor, second: Tensor) -> Tensor:
     """Cosine similarity (...) of steps (..., channels or lines, places), over the last two; 0 where nothing varies."""
-    return torch.nn.functional.cosine_similarity(one.flatten(-2), other.flatten(-2), dim=-1)
+    return torch.nn.functional.cosine_similarity(first.flatten(-2), second.flatten(-2), dim=-1)

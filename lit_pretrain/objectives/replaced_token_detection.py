@@ -172,23 +172,23 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
         self, encoder: TextEncoder, batch: Batch, vocabulary: Vocabulary, generator: torch.Generator, count: int = 8
     ) -> list[dict[str, str]]:
         """Texts as the discriminator saw them, which tokens it calls replaced, and which were."""
-        one = self.make_pass(batch, encoder, generator)
-        found = self.discriminate(encoder.forward_features(**one.inputs)[:count]) > 0
+        encoder_pass = self.make_pass(batch, encoder, generator)
+        suspected = self.discriminate(encoder.forward_features(**encoder_pass.inputs)[:count]) > 0
         real = batch["attention_mask"][:count].to(torch.bool)
-        positions = MaskedPositions(one.targets["indices"][:count], one.targets["valid"][:count])
+        positions = MaskedPositions(encoder_pass.targets["indices"][:count], encoder_pass.targets["valid"][:count])
         rows = []
-        for row in range(len(found)):
-            seen = one.targets["replaced_ids"][row]
+        for row in range(len(suspected)):
+            replaced = encoder_pass.targets["replaced_ids"][row]
 
-            def words(chosen: Tensor, ids: Tensor = seen) -> str:
+            def words(chosen: Tensor, ids: Tensor = replaced) -> str:
                 return " ".join(vocabulary.id_to_token(token) for token in ids[chosen].tolist())
 
             hidden = positions.indices[row][positions.valid[row]].sort().values
             rows.append(
                 {
-                    "seen": vocabulary.decode(seen[real[row]].tolist(), keep_special=True),
-                    "called replaced": words(found[row] & real[row]),
-                    "truth": words(one.targets["replaced"][row]),
+                    "seen": vocabulary.decode(replaced[real[row]].tolist(), keep_special=True),
+                    "called replaced": words(suspected[row] & real[row]),
+                    "truth": words(encoder_pass.targets["replaced"][row]),
                     "originals of the sampled": words(hidden, batch["input_ids"][row]),
                 }
             )

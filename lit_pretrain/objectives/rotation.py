@@ -109,11 +109,11 @@ class Rotation(VisionObjective):
         )
         captions = []
         for row, label in zip(probabilities.tolist(), labels.tolist(), strict=True):
-            told = max(range(len(ANGLES)), key=row.__getitem__)
-            text = f"told {ANGLES[told]}° ({row[told]:.0%})"
+            predicted = max(range(len(ANGLES)), key=row.__getitem__)
+            text = f"told {ANGLES[predicted]}° ({row[predicted]:.0%})"
             if self.views == "random":
                 text = f"turned {ANGLES[label]}°\n{text}"
-            captions.append(Caption(text, told == label))
+            captions.append(Caption(text, predicted == label))
         starts = range(0, len(images), len(ANGLES))
         headings = [f"turned {angle}°" for angle in ANGLES] if self.views == "all" else None
         return grid(

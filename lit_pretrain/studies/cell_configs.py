@@ -188,7 +188,7 @@ def check_test_data(name: str, config: dict[str, Any], metric: str) -> None:
         )
 
 
-def check_setting(name: str, config: dict[str, Any], part: str, key: str, what: str) -> None:
+def check_setting(name: str, config: dict[str, Any], part: str, key: str, setting: str) -> None:
     """What a study varies must be there.
 
     Raises:
@@ -196,4 +196,4 @@ def check_setting(name: str, config: dict[str, Any], part: str, key: str, what: 
     """
     if key not in config[part]["init_args"]:
         kind = config[part]["class_path"].rpartition(".")[2]
-        raise UserError(f"{name}: {kind} has no {part}.{key}, by which {what} are set: use another class.")
+        raise UserError(f"{name}: {kind} has no {part}.{key}, by which {setting} are set: use another class.")

@@ -52,7 +52,7 @@ class Cell:
     @property
     def name(self) -> str:
         """What its run is called."""
-        return ", ".join(shown(key, value) for key, value in self.labels.items() if value is not None)
+        return ", ".join(display_value(key, value) for key, value in self.labels.items() if value is not None)
 
     @property
     def steps(self) -> int:
@@ -72,7 +72,7 @@ def without_places(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"model": config["model"] | {"init_args": settings | towers | own}}
 
 
-def shown(key: str, value: Any) -> str:
+def display_value(key: str, value: Any) -> str:
     """A label with what it is of; an encoder's name speaks for itself."""
     return str(value) if key == "encoder" else f"{key.replace('_', ' ')} {value}"
 
@@ -140,12 +140,12 @@ class CellStore:
 
     def shared(self, cell: Cell) -> Outcome | None:
         """What the same cell came to in another study of the experiment, if it has finished there."""
-        for other in sorted(self.directory.parent.parent.glob(f"*/cells/{cell.hash}.json")):
-            if other.parent == self.directory:
+        for path in sorted(self.directory.parent.parent.glob(f"*/cells/{cell.hash}.json")):
+            if path.parent == self.directory:
                 continue
-            outcome = CellStore(other.parent.parent, self.metric).outcome(cell)
+            outcome = CellStore(path.parent.parent, self.metric).outcome(cell)
             if outcome is not None and outcome.status == "finished":
-                return replace(outcome, study=outcome.study or study_name(other.parent.parent))
+                return replace(outcome, study=outcome.study or study_name(path.parent.parent))
         return None
 
     def rehearsal_path(self, cell: Cell) -> Path:

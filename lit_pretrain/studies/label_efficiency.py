@@ -80,8 +80,8 @@ class LabelEfficiency:
         """The training of an encoder at a budget's place in the list."""
         budget = self.settings.budgets[place]
         changes = {BUDGET_KEY: budget} | ({RATE_KEY: rate} if rate is not None else {})
-        shown = "all" if budget is None else budget
-        labels = {"encoder": encoder, "labels": shown, "learning_rate": rate}
+        budget_name = "all" if budget is None else budget
+        labels = {"encoder": encoder, "labels": budget_name, "learning_rate": rate}
         steps = self.settings.steps_of(place)
         return make_cell(self.settings, self.prepared[encoder], labels, seed, steps, changes)
 
@@ -91,12 +91,12 @@ class LabelEfficiency:
 
     def cells_to_search(self) -> list[Cell]:
         """The trainings by which learning rates are chosen: the first seed's, where there is a choice."""
-        settings, found = self.settings, []
+        settings, cells = self.settings, []
         for encoder, place in self.pairs():
             rates = settings.rates_of(encoder)
             if len(rates) > 1:
-                found += [self.cell(encoder, place, rate, settings.seeds[0]) for rate in rates]
-        return found
+                cells += [self.cell(encoder, place, rate, settings.seeds[0]) for rate in rates]
+        return cells
 
     def cells_of_seeds(self, store: CellStore | None) -> list[Cell]:
         """The trainings that are compared; those whose rate is not chosen yet are left out."""
@@ -122,11 +122,11 @@ class LabelEfficiency:
                 value = outcome.metrics[self.settings.validation_metric]
             # Not a number is neither better nor worse than any other.
             tried[required(rate)] = value if math.isfinite(value) else None
-        known = {rate: value for rate, value in tried.items() if value is not None}
-        if not known:
+        values = {rate: value for rate, value in tried.items() if value is not None}
+        if not values:
             return None, tried
         best = max if self.higher_is_better else min
-        return best(known, key=known.__getitem__), tried
+        return best(values, key=values.__getitem__), tried
 
     @property
     def total(self) -> int:
@@ -169,7 +169,9 @@ class LabelEfficiency:
             self.summarise(group)
             groups.append(group)
         reference = self.settings.resolved_reference
-        curve = [(one.labels, one.mean) for one in groups if one.encoder == reference and one.mean and one.labels]
+        curve = [
+            (group.labels, group.mean) for group in groups if group.encoder == reference and group.mean and group.labels
+        ]
         curve.sort(key=lambda point: point[0])
         for group in groups:
             if group.encoder != reference and group.mean and group.labels and curve:
@@ -194,8 +196,8 @@ class LabelEfficiency:
         group.reached = len(times)
         if times:
             group.steps_to_target = statistics.median(step for step, _ in times)
-            known = [seconds for _, seconds in times if seconds is not None]
-            group.seconds_to_target = statistics.median(known) if known else None
+            known_seconds = [seconds for _, seconds in times if seconds is not None]
+            group.seconds_to_target = statistics.median(known_seconds) if known_seconds else None
 
 
 def labels_of(budget: int | float | None, outcome: Outcome) -> int | None:

@@ -103,7 +103,7 @@ def tables_of(study: LabelEfficiency, groups: Sequence[Group]) -> list[Table]:
         headings.append(("learning rate", "right"))
     lines = []
     for group in groups:
-        count = len([one for _, one in group.cells if one is not None and one.status == "finished"])
+        count = len([cell for _, cell in group.cells if cell is not None and cell.status == "finished"])
         labels = f"{group.labels:,}" if group.labels else shown_budget(group)
         line = [group.encoder, labels, shown_mean(group.mean), f"{count}/{len(group.cells)}", shown_saved(group)]
         if with_target:
@@ -202,8 +202,8 @@ def write(study: LabelEfficiency, groups: Sequence[Group], directory: Path) -> l
 
 def curves(study: LabelEfficiency, groups: Sequence[Group]) -> dict[str, list[tuple[int, float]]]:
     """The figure's lines as curves over labels, for the run's page."""
-    found: dict[str, list[tuple[int, float]]] = {}
+    lines: dict[str, list[tuple[int, float]]] = {}
     for group in groups:
         if group.mean and group.labels:
-            found.setdefault(f"{study.settings.metric}/{group.encoder}", []).append((group.labels, group.mean.value))
-    return found
+            lines.setdefault(f"{study.settings.metric}/{group.encoder}", []).append((group.labels, group.mean.value))
+    return lines

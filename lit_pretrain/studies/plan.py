@@ -85,6 +85,6 @@ def set_value(config: dict[str, Any], key: str, value: Any) -> None:
     for part in path:
         config = config[part] if isinstance(config.get(part), dict) else {}
     if last not in config:
-        shown = key.replace(".init_args", "")
-        raise UserError(f"The config has no {shown}, which this study varies: use a class that has it.")
+        short_key = key.replace(".init_args", "")
+        raise UserError(f"The config has no {short_key}, which this study varies: use a class that has it.")
     config[last] = value

@@ -161,7 +161,7 @@ class Scaling:
     def measured(self, store: CellStore) -> dict[tuple[int, int], dict[str, Any]] | None:
         """What `measure` found at an earlier start; null if it did not come so far."""
         found = {shape: store.rehearsal(cell) for shape, cell in self.rehearsals().items()}
-        facts = {shape: one for shape, one in found.items() if one is not None}
+        facts = {shape: point for shape, point in found.items() if point is not None}
         return facts if len(facts) == len(found) else None
 
     def run(self, runner: Runner) -> None:
@@ -180,7 +180,7 @@ class Scaling:
                 fact = facts[shape]
                 cells = [self.cell(shape, size, seed, fact["cost"]) for seed in self.settings.seeds]
                 outcomes = [(cell, store.outcome(cell)) for cell in cells]
-                finished = [one for _, one in outcomes if one is not None and one.status == "finished"]
+                finished = [outcome for _, outcome in outcomes if outcome is not None and outcome.status == "finished"]
                 steps = cells[0].steps
                 points.append(
                     Point(
@@ -192,7 +192,7 @@ class Scaling:
                         steps,
                         steps * fact["cost"].get("flops", 0.0),
                         outcomes,
-                        mean_of([one.metrics[self.settings.metric] for one in finished]) if finished else None,
+                        mean_of([point.metrics[self.settings.metric] for point in finished]) if finished else None,
                     )
                 )
         return points

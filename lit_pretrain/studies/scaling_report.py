@@ -126,8 +126,8 @@ def law_sentences(laws: Sequence[Law]) -> list[str]:
     lines = []
     for law in laws:
         determined = isinstance(law.fit, PowerLaw) and law.fit.determined
-        said = f"loss = {law.fit}" if determined else f"no power law: {law.fit}"
-        lines.append(f"Over {AXES[law.over]} x ({law.among}): {said}.")
+        sentence = f"loss = {law.fit}" if determined else f"no power law: {law.fit}"
+        lines.append(f"Over {AXES[law.over]} x ({law.among}): {sentence}.")
     return lines
 
 
@@ -142,10 +142,13 @@ def panels_of(study: Scaling, points: Sequence[Point], laws: Sequence[Law]) -> l
             continue
         lines: list[Line] = []
         for name in dict.fromkeys(line_name(point, over, study) for point in done):
-            found = [point for point in done if line_name(point, over, study) == name and getattr(point, over)]
-            found.sort(key=lambda point: getattr(point, over))
-            if found:
-                x, means = [float(getattr(point, over)) for point in found], [point.mean for point in found]
+            points_of_line = [point for point in done if line_name(point, over, study) == name and getattr(point, over)]
+            points_of_line.sort(key=lambda point: getattr(point, over))
+            if points_of_line:
+                x, means = (
+                    [float(getattr(point, over)) for point in points_of_line],
+                    [point.mean for point in points_of_line],
+                )
                 value, low, high = ([getattr(mean, part) for mean in means] for part in ("value", "low", "high"))
                 lines.append(Line(name, x, value, low, high, color=len(lines)))
         if over in fits and lines:
@@ -183,9 +186,9 @@ def write(study: Scaling, points: Sequence[Point], laws: Sequence[Law], director
 
 def curves(study: Scaling, points: Sequence[Point]) -> dict[str, list[tuple[int, float]]]:
     """The loss over parameters as curves, for the run's page."""
-    found: dict[str, list[tuple[int, float]]] = {}
+    lines: dict[str, list[tuple[int, float]]] = {}
     for point in points:
         if point.mean:
             name = f"{study.settings.metric}/data {'all' if point.size is None else f'{point.size:g}'}"
-            found.setdefault(name, []).append((point.parameters, point.mean.value))
-    return found
+            lines.setdefault(name, []).append((point.parameters, point.mean.value))
+    return lines

@@ -82,7 +82,7 @@ class Runner:
                         cell = waiting.pop(0)
                         going[self._start(cell)] = cell, time.monotonic()
                     wait([process.sentinel for process in going])
-                    for process in [one for one in going if one.exitcode is not None]:
+                    for process in [process for process in going if process.exitcode is not None]:
                         cell, started = going.pop(process)
                         self._finish(cell, process, time.monotonic() - started)
             except KeyboardInterrupt:
@@ -228,20 +228,20 @@ def estimate(cells: Sequence[Cell], store: CellStore) -> tuple[int, float | None
     Returns:
         Number of cells, and the seconds that all of them take of the machine; None if nothing has finished yet.
     """
-    left = [cell for cell in cells if not store.is_done(cell)]
-    known = []
+    remaining = [cell for cell in cells if not store.is_done(cell)]
+    durations = []
     for cell in cells:
         outcome = store.outcome(cell)
         if outcome is not None and outcome.status in DONE and outcome.seconds:
-            known.append((cell, outcome.seconds / outcome.jobs))
-    if not known:
-        return len(left), None if left else 0.0
+            durations.append((cell, outcome.seconds / outcome.jobs))
+    if not durations:
+        return len(remaining), None if remaining else 0.0
     total = 0.0
-    for cell in left:
+    for cell in remaining:
         # Those that differ by the seed alone say most.
-        alike = [one for one in known if without_seed(one[0]) == without_seed(cell)] or known
-        total += statistics.mean(seconds / abs(one.steps) for one, seconds in alike) * abs(cell.steps)
-    return len(left), total
+        alike = [duration for duration in durations if without_seed(duration[0]) == without_seed(cell)] or durations
+        total += statistics.mean(seconds / abs(similar.steps) for similar, seconds in alike) * abs(cell.steps)
+    return len(remaining), total
 
 
 def without_seed(cell: Cell) -> dict[str, Any]:

@@ -82,8 +82,8 @@ def train_and_measure(cell_hash: str, job: dict[str, Any]) -> Outcome:
         metrics |= measured(client, cell_hash, job, record)
     value = metrics.get(job["metric"])
     if value is None or not math.isfinite(value):
-        found = "was not measured" if value is None else f"is {value}"
-        raise UserError(f"{job['metric']} {found}: its run is {record.run_name}, in {record.directory}.")
+        value_words = "was not measured" if value is None else f"is {value}"
+        raise UserError(f"{job['metric']} {value_words}: its run is {record.run_name}, in {record.directory}.")
     history = client.get_metric_history(run.info.run_id, job["validation_metric"])
     hours = metrics.get("throughput/total_hours")
     if not job["keep_checkpoints"]:
@@ -128,12 +128,12 @@ def command_line(command: str, config: str, checkpoint: Path | None) -> None:
 
 def latest_run(client: Any, job: dict[str, Any], cell_hash: str, stage: str = "fit") -> Any | None:
     """The newest MLflow run of a cell of this study, or None; that of the same cell of another study is not read."""
-    found = client.get_experiment_by_name(job["experiment"])
-    if found is None:
+    experiment = client.get_experiment_by_name(job["experiment"])
+    if experiment is None:
         return None
     text = f"tags.`{CELL_TAG}` = '{cell_hash}' AND tags.`{STAGE_TAG}` = '{stage}'"
     text += f" AND tags.`mlflow.parentRunId` = '{job['study_run']}'"
-    runs = client.search_runs([found.experiment_id], text, order_by=["attributes.start_time DESC"], max_results=1)
+    runs = client.search_runs([experiment.experiment_id], text, order_by=["attributes.start_time DESC"], max_results=1)
     return runs[0] if runs else None
 
 

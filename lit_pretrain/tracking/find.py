@@ -106,23 +106,23 @@ def find_run(
     Raises:
         UserError: If no run or more than one fits; the sentence names the nearest, or all that fit.
     """
-    given = Path(reference).expanduser()
-    if (given / RUN_FILE_NAME).is_file():
-        return read_run_file(given / RUN_FILE_NAME)
+    path = Path(reference).expanduser()
+    if (path / RUN_FILE_NAME).is_file():
+        return read_run_file(path / RUN_FILE_NAME)
     records = list_runs(runs_directory)
-    for found in (
+    for matching in (
         [record for record in records if record.run_id == reference],
         [record for record in records if reference in (record.run_name, record.directory.name)],
         [record for record in records if len(reference) >= SHORTEST_PREFIX and record.run_id.startswith(reference)],
     ):
-        if with_checkpoints and len(found) > 1:
-            found = [record for record in found if checkpoints_of(record)] or found
-        if len(found) > 1:
-            found = [record for record in found if record.experiment == experiment] or found
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UserError(f"'{reference}' fits {len(found)} runs: say which, by id: {_listing(found)}.")
+        if with_checkpoints and len(matching) > 1:
+            matching = [record for record in matching if checkpoints_of(record)] or matching
+        if len(matching) > 1:
+            matching = [record for record in matching if record.experiment == experiment] or matching
+        if len(matching) == 1:
+            return matching[0]
+        if matching:
+            raise UserError(f"'{reference}' fits {len(matching)} runs: say which, by id: {_listing(matching)}.")
     root = shown_path(resolve_runs_directory(runs_directory))
     if not records:
         raise UserError(f"There are no runs in {root}: train one, or set LIT_PRETRAIN_RUNS to where they are.")
@@ -147,30 +147,30 @@ def find_checkpoint(reference: str, experiment: str | None = None, runs_director
         return path.resolve()
     if reference in ("last", "last:best"):
         runs = {last_checkpoint_of(record): record for record in list_runs(runs_directory, experiment)}
-        found = newest(path for path in runs if path is not None)
-        if found is None:
+        checkpoint = newest(path for path in runs if path is not None)
+        if checkpoint is None:
             where = f"of experiment '{experiment}' in" if experiment else "in"
             raise UserError(
                 f"There is no last.ckpt {where} {shown_path(resolve_runs_directory(runs_directory))} to go on from: "
                 "train without --ckpt_path first, or name a checkpoint's path."
             )
         if reference == "last":
-            return found
-        reference = f"{runs[found].directory}:best"
+            return checkpoint
+        reference = f"{runs[checkpoint].directory}:best"
     name, _, which = reference.rpartition(":")
     best = bool(name) and which == "best"
     run = Path(name if best else reference).expanduser()
     if path.suffix == ".ckpt" or len(run.parts) > 1 and not (run / RUN_FILE_NAME).is_file():
-        siblings = [str(path.parent / other.name) for other in path.parent.glob("*.ckpt")]
+        siblings = [str(path.parent / sibling.name) for sibling in path.parent.glob("*.ckpt")]
         raise UserError(f"The checkpoint {reference} does not exist{nearest(reference, siblings)}.")
     record = find_run(name if best else reference, runs_directory, experiment, with_checkpoints=True)
     if best:
-        found = best_checkpoint_of(record)
+        checkpoint = best_checkpoint_of(record)
     else:
-        found = last_checkpoint_of(record) or newest(checkpoints_of(record))
-    if found is None:
+        checkpoint = last_checkpoint_of(record) or newest(checkpoints_of(record))
+    if checkpoint is None:
         raise UserError(f"The run {record.run_name} has no checkpoint in {shown_path(record.checkpoints)}.")
-    return found
+    return checkpoint
 
 
 def split_tower(reference: str) -> tuple[str, str | None]:
@@ -281,7 +281,7 @@ def run_directory_of_checkpoint(checkpoint: Path) -> Path | None:
         run = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get(RUN_KEY, {})
     except Exception:  # nothing that any run has written
         return None
-    for directory in [Path(run.get("directory", "")), *(one.directory for one in list_runs())]:
+    for directory in [Path(run.get("directory", "")), *(record.directory for record in list_runs())]:
         path = directory / RUN_FILE_NAME
         if run and path.is_file() and read_run_file(path).run_id == run["run_id"]:
             folders = noted_checkpoints(directory)["folders"]
@@ -290,5 +290,5 @@ def run_directory_of_checkpoint(checkpoint: Path) -> Path | None:
 
 
 def _listing(records: list[RunRecord], limit: int = 6) -> str:
-    shown = ", ".join(f"{record.run_id[:8]} ({record.experiment}/{record.run_name})" for record in records[:limit])
-    return shown + (f" and {len(records) - limit} more" if len(records) > limit else "")
+    names = ", ".join(f"{record.run_id[:8]} ({record.experiment}/{record.run_name})" for record in records[:limit])
+    return names + (f" and {len(records) - limit} more" if len(records) > limit else "")

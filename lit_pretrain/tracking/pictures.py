@@ -39,8 +39,8 @@ def write_picture(picture: "Image", directory: Path, key: str, step: int) -> lis
     for folder in (charts, plain.parent):
         folder.mkdir(parents=True, exist_ok=True)
     contents = {charts / f"{stem}.png": picture, charts / f"{stem}+compressed.webp": small, plain: picture}
-    for path, one in contents.items():
+    for path, content in contents.items():
         partial = path.with_name(f".{path.name}.partial")
-        one.save(partial, format=path.suffix[1:].upper())
+        content.save(partial, format=path.suffix[1:].upper())
         partial.replace(path)
     return [*contents]

@@ -60,8 +60,8 @@ def is_alive(identity: str) -> bool:
     except ValueError:
         return False
     # Identities of earlier versions have no namespace.
-    found = process_identity(process_id)
-    return bool(found) and (found == identity or found.startswith(f"{identity}."))
+    current = process_identity(process_id)
+    return bool(current) and (current == identity or current.startswith(f"{identity}."))
 
 
 def state_of(identity: str, directory: Path | None = None, wait: float = 0.0) -> State:
@@ -187,11 +187,11 @@ def _is_locked(path: Path) -> bool:
 def _place() -> list[str]:
     """Boot of this machine and this process's namespace of process ids, as far as the system has them."""
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    found = [boot.read_text().strip()[:8]] if boot.exists() else []
+    parts = [boot.read_text().strip()[:8]] if boot.exists() else []
     try:
-        return [*found, str(namespace.stat().st_ino)] if found else found
+        return [*parts, str(namespace.stat().st_ino)] if parts else parts
     except OSError:
-        return found
+        return parts
 
 
 def _start_time(process_id: int) -> str:

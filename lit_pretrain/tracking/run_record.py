@@ -46,7 +46,7 @@ def run_directory(trainer: Trainer) -> Path | None:
     logger = mlflow_logger(trainer)
     if logger is not None:
         return logger.run_directory
-    recorder = next((one for one in callbacks_of(trainer) if isinstance(one, RunRecorder)), None)
+    recorder = next((callback for callback in callbacks_of(trainer) if isinstance(callback, RunRecorder)), None)
     return recorder.local.directory if recorder is not None and recorder.local is not None else None
 
 
@@ -58,13 +58,17 @@ def log_figures(trainer: Trainer, metrics: dict[str, float]) -> None:
 
 def keeper_of_best(trainer: Trainer) -> ModelCheckpoint | None:
     """The first callback that keeps checkpoints by a metric, or null."""
-    found = (one for one in checkpointers(trainer) if one.monitor is not None and one.save_top_k != 0)
+    found = (
+        checkpointer
+        for checkpointer in checkpointers(trainer)
+        if checkpointer.monitor is not None and checkpointer.save_top_k != 0
+    )
     return next(found, None)
 
 
 def keeper_of_last(trainer: Trainer) -> ModelCheckpoint | None:
     """The first callback that keeps a last.ckpt, or null."""
-    return next((one for one in checkpointers(trainer) if one.save_last), None)
+    return next((checkpointer for checkpointer in checkpointers(trainer) if checkpointer.save_last), None)
 
 
 def checkpointers(trainer: Trainer) -> list[ModelCheckpoint]:
@@ -186,7 +190,7 @@ class RunRecorder(Callback):
         found = (
             last.last_model_path if last is not None else None,
             best.best_model_path if best is not None else None,
-            tuple(str(one.dirpath) for one in checkpointers(trainer) if one.dirpath),
+            tuple(str(checkpointer.dirpath) for checkpointer in checkpointers(trainer) if checkpointer.dirpath),
         )
         if found == self._noted:
             return

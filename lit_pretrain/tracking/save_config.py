@@ -45,10 +45,10 @@ class SaveConfig(SaveConfigCallback):
             logger.log_text(text, name)
         elif directory is not None:
             write_atomically(directory / name, text)
-        for one in trainer.loggers:
-            one.log_hyperparams(settings)
-            folder = getattr(one, "log_dir", None)
-            if one is not logger and isinstance(folder, str) and not is_fast_run(trainer):
+        for candidate in trainer.loggers:
+            candidate.log_hyperparams(settings)
+            folder = getattr(candidate, "log_dir", None)
+            if candidate is not logger and isinstance(folder, str) and not is_fast_run(trainer):
                 write_atomically(Path(folder) / name, text)
 
 
@@ -57,7 +57,7 @@ def is_resumed(trainer: Trainer) -> bool:
     logger = mlflow_logger(trainer)
     if logger is not None:
         return logger.resumed
-    recorder = next((one for one in callbacks_of(trainer) if isinstance(one, RunRecorder)), None)
+    recorder = next((callback for callback in callbacks_of(trainer) if isinstance(callback, RunRecorder)), None)
     return recorder is not None and recorder.local is not None and recorder.local.resumed
 
 

@@ -31,8 +31,8 @@ def job_id() -> str | None:
     if not SLURMEnvironment.detect() or "SLURM_JOB_ID" not in os.environ:
         return None
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    found = f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
-    return found if re.fullmatch(r"[0-9_-]+", found) else None
+    identifier = f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
+    return identifier if re.fullmatch(r"[0-9_-]+", identifier) else None
 
 
 def requeue_signal(environment: Any) -> int | None:
@@ -97,14 +97,14 @@ def run_to_go_on_with(command: Sequence[str], runs_directory: str | Path | None 
     """
     if (job := job_id()) is None:
         return None
-    found = []
+    records = []
     for record in list_runs(runs_directory):
         noted = read_job(record.directory)
         if noted is None or (noted["job"], noted["command"]) != (identity(job), digest(command)):
             continue
         if (noted["requeued"] or noted["restarts"] < restarts()) and last_checkpoint_of(record) is not None:
-            found.append((noted["began"], record))
-    return min(found, key=lambda pair: pair[0])[1] if found else None
+            records.append((noted["began"], record))
+    return min(records, key=lambda pair: pair[0])[1] if records else None
 
 
 def read_job(directory: Path) -> dict[str, Any] | None:

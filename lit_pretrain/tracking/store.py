@@ -58,11 +58,11 @@ def resolve_tracking_uri(tracking_uri: str | None, runs_directory: Path) -> str:
     Raises:
         UserError: If it names a store of files, which MLflow no longer writes.
     """
-    given = os.environ.get("MLFLOW_TRACKING_URI") or ""
-    uri = tracking_uri or given
-    if given and uri == without_credentials(given):
+    address = os.environ.get("MLFLOW_TRACKING_URI") or ""
+    uri = tracking_uri or address
+    if address and uri == without_credentials(address):
         # As a run's config has it, which keeps no password.
-        uri = given
+        uri = address
     if not uri:
         return f"sqlite:///{runs_directory / DATABASE_NAME}"
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
@@ -78,11 +78,11 @@ def resolve_tracking_uri(tracking_uri: str | None, runs_directory: Path) -> str:
 
 def address_of(record: RunRecord) -> str:
     """The store that has a run: as it noted it, with the credentials of $MLFLOW_TRACKING_URI if it is the same."""
-    beside = record.directory.parent.parent / DATABASE_NAME
+    database = record.directory.parent.parent / DATABASE_NAME
     noted = Path(record.tracking_uri.removeprefix("sqlite:///"))
-    if record.tracking_uri.startswith("sqlite:///") and not noted.is_file() and beside.is_file():
+    if record.tracking_uri.startswith("sqlite:///") and not noted.is_file() and database.is_file():
         # The runs directory was moved with its database.
-        return f"sqlite:///{beside}"
+        return f"sqlite:///{database}"
     return resolve_tracking_uri(record.tracking_uri, record.directory.parent.parent)
 
 
@@ -157,11 +157,15 @@ def relocate_artifacts(runs_directory: Path) -> None:
     database, artifacts = runs_directory / DATABASE_NAME, runs_directory / ARTIFACTS_NAME
     try:
         with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection, connection:
-            found = connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
-            places = {Path(url2pathname(urlparse(one).path)) for (one,) in found if str(one).startswith("file:")}
+            locations = connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
+            places = {
+                Path(url2pathname(urlparse(location).path))
+                for (location,) in locations
+                if str(location).startswith("file:")
+            }
             for former in {place.parent for place in places} - {artifacts}:
-                beside = former.parent / DATABASE_NAME
-                if former.name != ARTIFACTS_NAME or beside.exists() and beside.samefile(database):
+                former_database = former.parent / DATABASE_NAME
+                if former.name != ARTIFACTS_NAME or former_database.exists() and former_database.samefile(database):
                     # Somewhere of a person's choice, or the same directory by another of its names.
                     continue
                 start = f"{former.as_uri()}/"
@@ -225,9 +229,9 @@ def end_dead_runs(client: "MlflowClient", experiment_ids: list[str], runs_direct
     """
     if not experiment_ids:
         return []
-    wanted = f"attributes.status = 'RUNNING' and tags.`{HOST_TAG}` = '{host_name()}'"
+    condition = f"attributes.status = 'RUNNING' and tags.`{HOST_TAG}` = '{host_name()}'"
     ended, directories = [], None
-    for run in client.search_runs(experiment_ids, wanted, max_results=1000):
+    for run in client.search_runs(experiment_ids, condition, max_results=1000):
         identity = run.data.tags.get(PROCESS_TAG, "")
         if identity == process_identity():
             continue

@@ -93,8 +93,8 @@ class Writer:
                 # twice, which does no harm, since metrics are keyed by step and time.
                 if self._sending and self._sending[0]["kind"] == "artifact":
                     self._wait("files")
-                left, self._sending, self._thread, self._flushing = self._sending + self._pending, [], None, False
-                self._pending = self._keep(left)
+                unsent, self._sending, self._thread, self._flushing = self._sending + self._pending, [], None, False
+                self._pending = self._keep(unsent)
             return not self._pending and not self._journal.exists()
 
     def close(self, timeout: float = 30.0) -> bool:
@@ -164,7 +164,7 @@ class Writer:
             with self._changed:
                 if abandoned():
                     return []
-                self._sending = [one for one in self._sending if one is not operation]
+                self._sending = [entry for entry in self._sending if entry is not operation]
                 if failure is None:
                     self._come_back(store)
                     continue
@@ -235,8 +235,8 @@ class Writer:
         self._retry_after[store] = self._first_retry_after
         if store in self._said:
             self._said.discard(store)
-            what = "The tracking server answers" if store == "figures" else "The store of artifacts can be written"
-            self._warn(f"{what} again; what was kept meanwhile is sent.")
+            sentence = "The tracking server answers" if store == "figures" else "The store of artifacts can be written"
+            self._warn(f"{sentence} again; what was kept meanwhile is sent.")
 
     def _refuse(self, operation: Operation, error: Exception) -> None:
         path = self._journal.parent / REFUSED_NAME

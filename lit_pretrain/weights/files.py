@@ -37,13 +37,13 @@ def read_once() -> Iterator[None]:
 
 def read_or_held(path: Path, read: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors of a file; within `read_once` those that were read before, whose values must not be changed."""
-    held = _read.get()
-    if held is None:
+    tensors_by_file = _read.get()
+    if tensors_by_file is None:
         return read()
     key = path.resolve()
-    if key not in held:
-        held[key] = read()
-    return dict(held[key])
+    if key not in tensors_by_file:
+        tensors_by_file[key] = read()
+    return dict(tensors_by_file[key])
 
 
 def weight_files(directory: Path, names: tuple[str, ...] = WEIGHT_NAMES) -> list[Path]:
@@ -68,16 +68,16 @@ def weight_files(directory: Path, names: tuple[str, ...] = WEIGHT_NAMES) -> list
                 listed = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             except (ValueError, KeyError, AttributeError) as error:
                 raise UserError(f"{index} is no index of weights ({error}): download the checkpoint again.") from error
-            absent = [one for one in listed if not (directory / one).is_file()]
+            absent = [name for name in listed if not (directory / name).is_file()]
             if absent:
                 raise UserError(f"{directory} lacks {', '.join(absent)}, which {index.name} lists: download it again.")
-            return [directory / one for one in listed]
+            return [directory / name for name in listed]
     files = [path for path in sorted(directory.iterdir()) if path.suffix in SUFFIXES and path.is_file()]
     if len(files) > 1:
-        shown = ", ".join(path.name for path in files[:4]) + (", ..." if len(files) > 4 else "")
+        names_of_files = ", ".join(path.name for path in files[:4]) + (", ..." if len(files) > 4 else "")
         raise UserError(
-            f"{directory} has several files of tensors ({shown}), none called {' or '.join(names)}: rename the "
-            "one that holds the weights."
+            f"{directory} has several files of tensors ({names_of_files}), none called {' or '.join(names)}: rename "
+            "the one that holds the weights."
         )
     return files
 

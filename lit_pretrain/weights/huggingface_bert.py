@@ -114,8 +114,8 @@ def load_weights(path_or_hub_name: str | Path) -> PublicWeights:
     head, state = take_classifier(config, state, directory)
     settings = settings_of_config(config, "pooler.dense.weight" in state)
     plan = format_names(settings)
-    wanted = {name for names in plan.values() for name in names}
-    missing, others = sorted(wanted - state.keys()), state.keys() - wanted - IGNORED
+    needed = {name for names in plan.values() for name in names}
+    missing, others = sorted(needed - state.keys()), state.keys() - needed - IGNORED
     unexpected = sorted(name for name in others if name.partition(".")[0] in ("embeddings", "encoder", "pooler"))
     if missing or unexpected:
         raise UserError(
@@ -129,8 +129,8 @@ def load_weights(path_or_hub_name: str | Path) -> PublicWeights:
     pooling = settings["pooling"]
     if head is not None and is_small_identity(tensors):
         head, pooling = replace(head, weight=head.weight * SMALL), "cls"
-    if head is None and (beside := head_beside(directory)) is not None:
-        head, pooling = beside
+    if head is None and (separate := head_beside(directory)) is not None:
+        head, pooling = separate
     if pooling != settings["pooling"]:
         # None that an export puts a classifier beside has weights.
         settings["pooling"] = pooling
@@ -163,8 +163,8 @@ def take_classifier(
 ) -> tuple[LinearHead | None, dict[str, Tensor]]:
     """The classifier of a `BertForSequenceClassification`, which alone reads pooled features, and the other tensors."""
     kinds = config.get("architectures") or [""]
-    found = [name for name in CLASSIFIER if name in state]
-    if len(found) != len(CLASSIFIER) or "pooler.dense.weight" not in state:
+    names = [name for name in CLASSIFIER if name in state]
+    if len(names) != len(CLASSIFIER) or "pooler.dense.weight" not in state:
         return None, state
     if kinds[0] and not kinds[0].endswith("ForSequenceClassification"):
         return None, state
@@ -358,23 +358,27 @@ def family_of(config: dict, state: dict[str, Tensor], directory: Path) -> str:
     """
     prefixes = {name.partition(".")[0] for name in state} & FAMILIES.keys()
     kinds = {name for name in FAMILIES for kind in config.get("architectures") or () if kind.lower().startswith(name)}
-    told = {config["model_type"]} if "model_type" in config else kinds or prefixes
-    if not told:
+    families = {config["model_type"]} if "model_type" in config else kinds or prefixes
+    if not families:
         segments = unprefixed(state).get("embeddings.token_type_embeddings.weight")
         if any(".q_lin." in name for name in state):
-            told = {"distilbert"}
+            families = {"distilbert"}
         elif any(name.startswith("lm_head.") for name in state):
-            told = {"roberta"}
+            families = {"roberta"}
         elif any(name.startswith("cls.") for name in state) or (segments is not None and len(segments) > 1):
             # RoBERTa has one segment.
-            told = {"bert"}
-    if len(told | prefixes) != 1:
-        found = f"{' and '.join(sorted(told | prefixes))} at once" if told | prefixes else "neither BERT nor RoBERTa"
+            families = {"bert"}
+    if len(families | prefixes) != 1:
+        contents = (
+            f"{' and '.join(sorted(families | prefixes))} at once"
+            if families | prefixes
+            else "neither BERT nor RoBERTa"
+        )
         raise UserError(
-            f"{directory} tells of {found} by its config.json and its tensors' names: write the right "
+            f"{directory} tells of {contents} by its config.json and its tensors' names: write the right "
             '"model_type" into config.json, or download the checkpoint again.'
         )
-    return told.pop()
+    return families.pop()
 
 
 def as_bert(family: str, config: dict, state: dict[str, Tensor], directory: Path) -> tuple[dict, dict[str, Tensor]]:
@@ -389,8 +393,8 @@ def as_bert(family: str, config: dict, state: dict[str, Tensor], directory: Path
             "layer_norm_eps": 1e-12,
             "architectures": config.get("architectures"),
         }
-        for pattern, other in DISTILBERT_NAMES:
-            state = {re.sub(pattern, other, name): tensor for name, tensor in state.items()}
+        for pattern, replacement in DISTILBERT_NAMES:
+            state = {re.sub(pattern, replacement, name): tensor for name, tensor in state.items()}
     elif family == "roberta":
         first = config.get("pad_token_id", 1) + 1
         config = config | {
@@ -404,8 +408,8 @@ def as_bert(family: str, config: dict, state: dict[str, Tensor], directory: Path
             raise UserError(f"The weights in {directory} are not those of a RoBERTa: missing {', '.join(missing)}.")
         state = dict(state)
         state[position] = state[position][first:] + state.pop(segment)[0]
-        for pattern, other in ROBERTA_NAMES:
-            state = {re.sub(pattern, other, name): tensor for name, tensor in state.items()}
+        for pattern, replacement in ROBERTA_NAMES:
+            state = {re.sub(pattern, replacement, name): tensor for name, tensor in state.items()}
     return config, state
 
 

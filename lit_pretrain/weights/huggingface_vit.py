@@ -116,8 +116,8 @@ def load_weights(directory: Path) -> PublicWeights:
         return load_tower(directory, "vision")
     state = without_prefix(read_tensors_of(directory), ("vision_model.", "vit.", "dinov2.", "dinov2_with_registers."))
     settings = vision_settings(kind, config, directory, state)
-    head, found = None, [name for name in CLASSIFIER if name in state]
-    if len(found) == 2 and state[CLASSIFIER[0]].shape[1:] == (settings["transformer"]["width"],) and kind == "vit":
+    head, names = None, [name for name in CLASSIFIER if name in state]
+    if len(names) == 2 and state[CLASSIFIER[0]].shape[1:] == (settings["transformer"]["width"],) and kind == "vit":
         weight, bias = (state.pop(name).float() for name in CLASSIFIER)
         head = LinearHead(weight, bias, *labels_of(config, len(weight)), names=CLASSIFIER)
     tensors, left_out = our_tensors(state, kind, settings["transformer"])
@@ -141,13 +141,17 @@ def load_tower(directory: Path, tower: TowerName) -> PublicTower:
         config, kind = config.get(f"{tower}_config") or {}, pair[tower]
     elif tower != ("text" if kind == "clip_text_model" else "vision"):
         raise UserError(f"{directory} is a {kind} and has no {tower} tower: give a directory of a whole CLIP.")
-    every = read_tensors_of(directory)
-    other = {"text": "vision_model.", "vision": "text_model."}[tower]
-    state = without_prefix({n: v for n, v in every.items() if not n.startswith(other)}, (f"{tower}_model.",))
+    tensors_of_both = read_tensors_of(directory)
+    other_prefix = {"text": "vision_model.", "vision": "text_model."}[tower]
+    state = without_prefix(
+        {n: v for n, v in tensors_of_both.items() if not n.startswith(other_prefix)}, (f"{tower}_model.",)
+    )
     settings = text_settings(config, directory) if tower == "text" else vision_settings(kind, config, directory, state)
     tensors, _ = our_tensors(state, kind, settings["transformer"])
-    projection = every.get({"text": "text_projection.weight", "vision": "visual_projection.weight"}[tower])
-    scale, bias = (float(every[name]) if name in every else None for name in ("logit_scale", "logit_bias"))
+    projection = tensors_of_both.get({"text": "text_projection.weight", "vision": "visual_projection.weight"}[tower])
+    scale, bias = (
+        float(tensors_of_both[name]) if name in tensors_of_both else None for name in ("logit_scale", "logit_bias")
+    )
     projection = None if projection is None else projection.float().contiguous()
     return PublicTower(
         str(directory), settings, tensors, projection=projection, log_scale=scale, logit_bias=bias, config=config
@@ -168,40 +172,40 @@ def read_config(directory: Path) -> tuple[str, Config]:
 
 def without_prefix(state: dict[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     """Tensors by the names of the bare model."""
-    pattern = re.compile("|".join(f"^{re.escape(one)}" for one in prefixes))
+    pattern = re.compile("|".join(f"^{re.escape(prefix)}" for prefix in prefixes))
     return {pattern.sub("", name): value for name, value in state.items()}
 
 
-def transformer_settings(given: Config, directory: Path) -> Config:
+def transformer_settings(config: Config, directory: Path) -> Config:
     """What all configs of transformers say of their blocks."""
-    if given["hidden_act"] not in ACTIVATIONS:
+    if config["hidden_act"] not in ACTIVATIONS:
         raise UserError(
-            f"{directory} asks for the activation '{given['hidden_act']}': ours are {', '.join(ACTIVATIONS)}."
+            f"{directory} asks for the activation '{config['hidden_act']}': ours are {', '.join(ACTIVATIONS)}."
         )
     return {
-        "depth": given["num_hidden_layers"],
-        "width": given["hidden_size"],
-        "heads": given["num_attention_heads"],
-        "feed_forward_width": given["intermediate_size"],
+        "depth": config["num_hidden_layers"],
+        "width": config["hidden_size"],
+        "heads": config["num_attention_heads"],
+        "feed_forward_width": config["intermediate_size"],
         "norm_order": "pre",
-        "activation": ACTIVATIONS[given["hidden_act"]],
-        "norm_epsilon": given["layer_norm_eps"],
+        "activation": ACTIVATIONS[config["hidden_act"]],
+        "norm_epsilon": config["layer_norm_eps"],
     }
 
 
 def text_settings(config: Config, directory: Path) -> Config:
     """Settings of a `TextEncoder` that is a tower of CLIP's texts."""
-    given = CLIP_TEXT | config
+    full_config = CLIP_TEXT | config
     # 2 is what old configs say, and means the highest id.
-    if given["eos_token_id"] not in (2, given["vocab_size"] - 1):
+    if full_config["eos_token_id"] not in (2, full_config["vocab_size"] - 1):
         raise UserError(
-            f"The texts of {directory} end at token {given['eos_token_id']}, and CLIP's at the highest one, "
-            f"{given['vocab_size'] - 1}: no encoder here pools such ones."
+            f"The texts of {directory} end at token {full_config['eos_token_id']}, and CLIP's at the highest one, "
+            f"{full_config['vocab_size'] - 1}: no encoder here pools such ones."
         )
     return {
-        "vocabulary_size": given["vocab_size"],
-        "transformer": transformer_settings(given, directory),
-        "max_positions": given["max_position_embeddings"],
+        "vocabulary_size": full_config["vocab_size"],
+        "transformer": transformer_settings(full_config, directory),
+        "max_positions": full_config["max_position_embeddings"],
         "segments": 0,
         "embedding_norm": False,
         "pooling": "end_of_text",
@@ -211,22 +215,22 @@ def text_settings(config: Config, directory: Path) -> Config:
 
 def vision_settings(kind: str, config: Config, directory: Path, state: dict[str, Tensor]) -> Config:
     """Settings of a `VisionEncoder` of the shape that a config describes."""
-    given = KINDS[kind] | config
+    full_config = KINDS[kind] | config
     for name in ("image_size", "patch_size"):
-        if not isinstance(given[name], int):
-            raise UserError(f"{directory} has an oblong {name} {given[name]}: VisionEncoder loads squares only.")
-    if given["image_size"] % given["patch_size"]:
+        if not isinstance(full_config[name], int):
+            raise UserError(f"{directory} has an oblong {name} {full_config[name]}: VisionEncoder loads squares only.")
+    if full_config["image_size"] % full_config["patch_size"]:
         raise UserError(
-            f"{directory} has pictures of {given['image_size']} pixels that its patches of {given['patch_size']} do "
-            "not divide, which VisionEncoder lacks: choose another ViT."
+            f"{directory} has pictures of {full_config['image_size']} pixels that its patches of "
+            f"{full_config['patch_size']} do not divide, which VisionEncoder lacks: choose another ViT."
         )
     clip, siglip, dino = (kind.startswith(name) for name in ("clip", "siglip", "dinov2"))
     if dino:
-        given["intermediate_size"] = int(given["hidden_size"] * given["mlp_ratio"])
-    transformer = transformer_settings(given, directory)
-    if dino and given["use_swiglu_ffn"]:
+        full_config["intermediate_size"] = int(full_config["hidden_size"] * full_config["mlp_ratio"])
+    transformer = transformer_settings(full_config, directory)
+    if dino and full_config["use_swiglu_ffn"]:
         # As DINOv2 rounds it.
-        inner = (int(given["intermediate_size"] * 2 / 3) + 7) // 8 * 8
+        inner = (int(full_config["intermediate_size"] * 2 / 3) + 7) // 8 * 8
         transformer |= {"activation": "swiglu", "feed_forward_width": inner}
     if dino:
         transformer["layer_scale"] = 1.0
@@ -235,14 +239,14 @@ def vision_settings(kind: str, config: Config, directory: Path, state: dict[str,
         pooling = "map" if "head.probe" in state else "mean"
     picture = read_preprocessor(directory)
     return {
-        "image_size": given["image_size"],
-        "patch_size": given["patch_size"],
-        "channels": given["num_channels"],
+        "image_size": full_config["image_size"],
+        "patch_size": full_config["patch_size"],
+        "channels": full_config["num_channels"],
         "transformer": transformer,
         "class_token": not siglip,
-        "registers": given.get("num_register_tokens", 0),
+        "registers": full_config.get("num_register_tokens", 0),
         # Where there are registers the class token alone has a position, which becomes part of it.
-        "class_position": not given.get("num_register_tokens"),
+        "class_position": not full_config.get("num_register_tokens"),
         "embedding_norm": clip,
         "patch_bias": not clip,
         "pooling": pooling,
@@ -260,8 +264,8 @@ def read_preprocessor(directory: Path) -> Config:
         UserError: If the colours' mean and std are not told.
     """
     try:
-        found = json.loads((directory / PREPROCESSOR).read_text(encoding="utf-8"))
-        return {"image_mean": found["image_mean"], "image_std": found["image_std"], **found}
+        content = json.loads((directory / PREPROCESSOR).read_text(encoding="utf-8"))
+        return {"image_mean": content["image_mean"], "image_std": content["image_std"], **content}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{directory} has no {PREPROCESSOR} that tells image_mean and image_std ({type(error).__name__}), without "
@@ -293,27 +297,30 @@ def our_tensors(state: dict[str, Tensor], kind: str, transformer: Config) -> tup
 
 def our_names(state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
     """Tensors by our names, queries, keys and values in one."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, value in state.items():
         if name in IGNORED:
             continue
-        for pattern, other in NAMES:
-            name = re.sub(pattern, other, name)
+        for pattern, replacement in NAMES:
+            name = re.sub(pattern, replacement, name)
         if kind == "clip_text_model" and name == "embeddings.position":
             name = "embeddings.position.weight"
         # Over the pooled features of CLIP, over all tokens of SigLIP.
         name = name.replace("post_layernorm.", "pooled_norm." if kind.startswith("clip") else "transformer.final_norm.")
-        found[name] = value
-    if "embeddings.registers" in found and "embeddings.position" in found:
-        position = found["embeddings.position"]
-        found["embeddings.class_token"] = found["embeddings.class_token"] + position[:, :1]
-        found["embeddings.position"] = position[:, 1:]
-    for name in [name for name in found if ".attention.query." in name]:
+        tensors[name] = value
+    if "embeddings.registers" in tensors and "embeddings.position" in tensors:
+        position = tensors["embeddings.position"]
+        tensors["embeddings.class_token"] = tensors["embeddings.class_token"] + position[:, :1]
+        tensors["embeddings.position"] = position[:, 1:]
+    for name in [name for name in tensors if ".attention.query." in name]:
         parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-        if all(part in found for part in parts):
-            found[name.replace(".query.", ".query_key_value.")] = torch.cat([found.pop(part) for part in parts])
+        if all(part in tensors for part in parts):
+            tensors[name.replace(".query.", ".query_key_value.")] = torch.cat([tensors.pop(part) for part in parts])
     for part in ("weight", "bias"):
-        if (joined := found.pop(f"head.attention.in_proj_{part}", None)) is not None:
+        if (joined := tensors.pop(f"head.attention.in_proj_{part}", None)) is not None:
             third = len(joined) // 3
-            found[f"pooler.attention.q.{part}"], found[f"pooler.attention.kv.{part}"] = joined[:third], joined[third:]
-    return found
+            tensors[f"pooler.attention.q.{part}"], tensors[f"pooler.attention.kv.{part}"] = (
+                joined[:third],
+                joined[third:],
+            )
+    return tensors

@@ -70,7 +70,7 @@ def load_tower(source: str | Path, tower: TowerName) -> PublicTower:
     """
     path = Path(source)
     weights = weights_in(path) if path.is_dir() else path
-    config, state = read_config(weights.parent), named(read_weights(weights))
+    config, state = read_config(weights.parent), without_text_prefix(read_weights(weights))
     if config is not None:
         settings = settings_of_config(config, tower, str(source))
     else:
@@ -152,8 +152,8 @@ def weights_in(directory: Path) -> Path:
     if not files:
         files = [path for path in sorted(directory.iterdir()) if path.suffix in SUFFIXES]
         if len(files) != 1:
-            found = f"several files of weights, none of them {' or '.join(WEIGHTS)}" if files else "no weights"
-            raise UserError(f"{directory} has {found}: give the file, or a complete checkpoint of open_clip.")
+            content = f"several files of weights, none of them {' or '.join(WEIGHTS)}" if files else "no weights"
+            raise UserError(f"{directory} has {content}: give the file, or a complete checkpoint of open_clip.")
     return files[0]
 
 
@@ -181,15 +181,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise
 
 
-def named(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_text_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors by open_clip's names of `CLIP`: without `text.`, which `CustomTextCLIP` puts before the text tower's."""
     return {name.removeprefix("text."): value for name, value in state.items()}
 
 
 def open_clip_name(ours: str, tower: TowerName) -> str:
     """The name in open_clip of a tensor of an encoder."""
-    for one, other in NAMES[tower]:
-        ours = ours.replace(one, other)
+    for own_part, format_part in NAMES[tower]:
+        ours = ours.replace(own_part, format_part)
     return ours
 
 

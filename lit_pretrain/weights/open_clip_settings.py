@@ -77,31 +77,31 @@ def settings_of_config(config: Config, tower: TowerName, source: str) -> Config:
         UserError: If the tower is one that we do not have; the sentence names what it has.
     """
     model = config.get("model_cfg", config)
-    told = model.get(f"{tower}_cfg")
-    if not isinstance(told, dict):
+    tower_config = model.get(f"{tower}_cfg")
+    if not isinstance(tower_config, dict):
         raise UserError(f"The config of {source} has no {tower}_cfg: give an open_clip_config.json of open_clip's.")
-    refuse_what_we_lack(model, told, tower, source)
-    given = READ[tower] | {name: value for name, value in told.items() if name in READ[tower]}
+    refuse_what_we_lack(model, tower_config, tower, source)
+    full_config = READ[tower] | {name: value for name, value in tower_config.items() if name in READ[tower]}
     transformer = {
-        "depth": given["layers"],
-        "width": given["width"],
-        "heads": given["heads"] if tower == "text" else given["width"] // given["head_width"],
-        "feed_forward_width": int(given["width"] * given["mlp_ratio"]),
+        "depth": full_config["layers"],
+        "width": full_config["width"],
+        "heads": full_config["heads"] if tower == "text" else full_config["width"] // full_config["head_width"],
+        "feed_forward_width": int(full_config["width"] * full_config["mlp_ratio"]),
         "norm_order": "pre",
-        "activation": activation_of(model, given["act_kwargs"] or {}, source),
-        "norm_epsilon": (given["norm_kwargs"] or {}).get("eps", NORM_EPSILON),
-        "layer_scale": given["ls_init_value"],
+        "activation": activation_of(model, full_config["act_kwargs"] or {}, source),
+        "norm_epsilon": (full_config["norm_kwargs"] or {}).get("eps", NORM_EPSILON),
+        "layer_scale": full_config["ls_init_value"],
     }
     if tower == "text":
-        return text_settings(transformer, given["vocab_size"], given["context_length"])
+        return text_settings(transformer, full_config["vocab_size"], full_config["context_length"])
     picture = config.get("preprocess_cfg", {})
     return vision_settings(
         transformer,
-        one_side(given["image_size"], "image_size", source),
-        one_side(given["patch_size"], "patch_size", source),
-        embedding_norm=not given["no_ln_pre"],
-        pooling=POOLINGS[given["pool_type"]],
-        norm_after_pooling=given["final_ln_after_pool"],
+        one_side(full_config["image_size"], "image_size", source),
+        one_side(full_config["patch_size"], "patch_size", source),
+        embedding_norm=not full_config["no_ln_pre"],
+        pooling=POOLINGS[full_config["pool_type"]],
+        norm_after_pooling=full_config["final_ln_after_pool"],
         mean=tuple(picture.get("mean", MEAN)),
         std=tuple(picture.get("std", STD)),
     )
@@ -120,14 +120,14 @@ def settings_of_state(state: dict[str, Tensor], tower: TowerName, source: str) -
     """
     refuse_foreign_names(state, tower, source)
     prefix = "visual." if tower == "vision" else ""
-    telling = {
+    names = {
         "vision": ("visual.conv1.weight", "visual.positional_embedding"),
         "text": ("token_embedding.weight", "positional_embedding"),
     }[tower] + (f"{prefix}transformer.resblocks.0.mlp.c_fc.weight",)
-    missing = [name for name in telling if name not in state]
+    missing = [name for name in names if name not in state]
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing)}, so it holds no {tower} tower of open_clip's.")
-    kernel, position, expand = (state[name] for name in telling)
+    kernel, position, expand = (state[name] for name in names)
     width = kernel.shape[0] if tower == "vision" else kernel.shape[1]
     blocks = [name.split(".") for name in state if name.startswith(f"{prefix}transformer.resblocks.")]
     place = prefix.count(".") + 2
@@ -205,29 +205,29 @@ def one_side(size: int | list[int], name: str, source: str) -> int:
     return sides.pop()
 
 
-def refuse_what_we_lack(model: Config, told: Config, tower: TowerName, source: str) -> None:
+def refuse_what_we_lack(model: Config, tower_config: Config, tower: TowerName, source: str) -> None:
     """Raise a `UserError` naming whatever of this tower of open_clip's no encoder here computes."""
-    unread = told.keys() - READ[tower].keys() - WITHOUT_EFFECT[tower]
+    unread = tower_config.keys() - READ[tower].keys() - WITHOUT_EFFECT[tower]
     has = {"a text decoder (CoCa)": bool(model.get("multimodal_cfg"))}
-    pooling = told.get("pool_type", READ[tower]["pool_type"])
+    pooling = tower_config.get("pool_type", READ[tower]["pool_type"])
     if tower == "vision":
         unread.discard("timm_model_name")
         has |= {
-            f"timm's model {told.get('timm_model_name')}": bool(told.get("timm_model_name")),
-            "a ModifiedResNet": isinstance(told.get("layers"), list | tuple),
+            f"timm's model {tower_config.get('timm_model_name')}": bool(tower_config.get("timm_model_name")),
+            "a ModifiedResNet": isinstance(tower_config.get("layers"), list | tuple),
             f"pool_type '{pooling}'": pooling not in POOLINGS,
         }
     else:
         unread -= {"hf_model_name", "no_causal_mask"}
         has |= {
-            f"the hub's model {told.get('hf_model_name')}": bool(told.get("hf_model_name")),
-            "attention to padding (no_causal_mask)": bool(told.get("no_causal_mask")),
+            f"the hub's model {tower_config.get('hf_model_name')}": bool(tower_config.get("hf_model_name")),
+            "attention to padding (no_causal_mask)": bool(tower_config.get("no_causal_mask")),
             f"pool_type '{pooling}'": pooling != "argmax",
-            "no projection (proj_type none)": told.get("proj_type", "linear") == "none",
+            "no projection (proj_type none)": tower_config.get("proj_type", "linear") == "none",
         }
         unread.discard("proj_type")
-    has |= {name: bool(told[name]) for name in sorted(unread)}
-    has["norm_kwargs beyond eps"] = bool((told.get("norm_kwargs") or {}).keys() - {"eps"})
+    has |= {name: bool(tower_config[name]) for name in sorted(unread)}
+    has["norm_kwargs beyond eps"] = bool((tower_config.get("norm_kwargs") or {}).keys() - {"eps"})
     refuse([name for name, present in has.items() if present], tower, source)
 
 

@@ -91,8 +91,8 @@ def example(width: int, patch_size: int, image_size: int) -> str:
     from timm import is_model
 
     names = [f"vit_{SIZES.get(width)}_patch{patch_size}_{side}" for side in (image_size, 224)]
-    found = next((name for name in names if is_model(name)), None)
-    return f"perhaps {found} or one of its variants" if found else "as in vit_base_patch16_224.mae"
+    known_name = next((name for name in names if is_model(name)), None)
+    return f"perhaps {known_name} or one of its variants" if known_name else "as in vit_base_patch16_224.mae"
 
 
 def grid_of(positions: int, prefix: int, source: str | Path) -> tuple[int, bool]:
@@ -118,7 +118,7 @@ def settings_of_model(model: nn.Module, source: str | Path) -> dict[str, Any]:
     vit: Any = model
     block, config = vit.blocks[0], vit.pretrained_cfg
     channels, means, stds = vit.in_chans, config.get("mean"), config.get("std")
-    told = means is not None and stds is not None and len(means) == len(stds) == channels
+    has_colours = means is not None and stds is not None and len(means) == len(stds) == channels
     pooled_norm = isinstance(vit.fc_norm, nn.LayerNorm)
     default_pooling = "cls" if vit.has_class_token else "mean"
     return {
@@ -147,8 +147,8 @@ def settings_of_model(model: nn.Module, source: str | Path) -> dict[str, Any]:
         "patch_bias": vit.patch_embed.proj.bias is not None,
         "pooling": POOLINGS[vit.global_pool] if vit.global_pool else default_pooling,
         "norm_after_pooling": pooled_norm,
-        "mean": tuple(means) if told else (0.5,) * channels,
-        "std": tuple(stds) if told else (0.5,) * channels,
+        "mean": tuple(means) if has_colours else (0.5,) * channels,
+        "std": tuple(stds) if has_colours else (0.5,) * channels,
         "crop_share": config.get("crop_pct"),
     }
 
@@ -276,11 +276,11 @@ def refuse_what_timm_lacks(settings: dict[str, Any]) -> None:
     """Raise a `UserError` naming whatever of an encoder timm's VisionTransformer has no place for."""
     transformer = settings["transformer"]
     gated, epsilon = transformer["activation"] == "swiglu", transformer["norm_epsilon"]
-    known = GATED_ARCHITECTURES if gated else ARCHITECTURES
+    epsilons = GATED_ARCHITECTURES if gated else ARCHITECTURES
     lacking = {
         "norm_order: post": transformer["norm_order"] != "pre",
         "embedding_norm: true and patch_bias: true": settings["embedding_norm"] and settings["patch_bias"],
-        f"norm_epsilon: {epsilon} (only {' and '.join(map(str, known))})": epsilon not in known,
+        f"norm_epsilon: {epsilon} (only {' and '.join(map(str, epsilons))})": epsilon not in epsilons,
         "activation: swiglu and pooling: map": gated and settings["pooling"] == "map",
     }
     names = [name for name, present in lacking.items() if present]

@@ -60,8 +60,8 @@ WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "
 
 def timm_name(ours: str) -> str:
     """The name in timm of a tensor of a `VisionEncoder`."""
-    for one, other in NAMES:
-        ours = ours.replace(one, other)
+    for own_part, format_part in NAMES:
+        ours = ours.replace(own_part, format_part)
     return ours
 
 
@@ -83,18 +83,18 @@ def load_weights(source: str | Path, architecture: str | None = None, **others: 
         UserError: If the source cannot be had or read, is no ViT of ours, or does not tell what it computes.
     """
     path = Path(source)
-    given = ([] if architecture is None else ["architecture"]) + list(others)
-    if given and not path.is_file():
+    settings_given = ([] if architecture is None else ["architecture"]) + list(others)
+    if settings_given and not path.is_file():
         raise UserError(
-            f"from_pretrained was given {', '.join(given)} for {source}, which tells it itself: leave it out, or give "
-            "a file of weights."
+            f"from_pretrained was given {', '.join(settings_given)} for {source}, which tells it itself: leave it "
+            "out, or give a file of weights."
         )
     if architecture is not None and others:
         raise UserError(
             f"from_pretrained was given {', '.join(others)} beside architecture, which tells it: give one of them."
         )
     model = None
-    if path.is_file() and (given or not tells_architecture(path.parent)):
+    if path.is_file() and (settings_given or not tells_architecture(path.parent)):
         state = read_state(path)
         if architecture is not None:
             model = model_of_file(architecture, state, path)
@@ -142,12 +142,12 @@ def without_heads(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], LinearHe
     others: list[str] = []
     if any(name.startswith(DECODER) for name in state):
         others = sorted(name for name in state if name.startswith(DECODER) or name == "mask_token")
-    found, head = [name for name in CLASSIFIER if name in state], None
-    if len(found) == len(CLASSIFIER):
+    names, head = [name for name in CLASSIFIER if name in state], None
+    if len(names) == len(CLASSIFIER):
         weight, bias = (state[name].float() for name in CLASSIFIER)
         head = LinearHead(weight, bias, names=CLASSIFIER)
     encoder = {name: value for name, value in state.items() if name not in (*CLASSIFIER, *others)}
-    return encoder, head, others if head is not None else [*found, *others]
+    return encoder, head, others if head is not None else [*names, *others]
 
 
 def model_of_file(architecture: str, state: dict[str, Tensor], path: Path) -> nn.Module:
@@ -300,9 +300,9 @@ def with_one_matrix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors whose SwiGLUs have one matrix for the gate and what it lets through, as timm's packed ones have."""
     joined = dict(state)
     for name in [name for name in state if ".mlp.fc1_g." in name]:
-        other = name.replace("fc1_g", "fc1_x")
-        if other in state:
-            joined[name.replace("fc1_g", "fc1")] = torch.cat([joined.pop(name), joined.pop(other)])
+        second_name = name.replace("fc1_g", "fc1_x")
+        if second_name in state:
+            joined[name.replace("fc1_g", "fc1")] = torch.cat([joined.pop(name), joined.pop(second_name)])
     return joined
 
 

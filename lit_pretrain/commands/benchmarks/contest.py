@@ -58,17 +58,19 @@ class Race:
     @property
     def ours(self) -> Contestant:
         """What the others are measured by: ours, compiled if that takes part."""
-        return next((one for one in self.contestants if one.name == "ours, compiled"), self.contestants[0])
+        return next(
+            (contestant for contestant in self.contestants if contestant.name == "ours, compiled"), self.contestants[0]
+        )
 
     def ours_like(self, contestant: Contestant) -> Contestant:
         """Ours in the same manner as another."""
         name = f"ours, {contestant.name.partition(', ')[2]}"
-        return next(one for one in self.contestants if one.name == name)
+        return next(contestant for contestant in self.contestants if contestant.name == name)
 
 
 def ratio(slower: list[float], faster: list[float]) -> float:
     """How many times faster the second is: the median of the rounds' own ratios, which a drifting machine cancels."""
-    return statistics.median(one / other for one, other in zip(slower, faster, strict=True))
+    return statistics.median(slow / fast for slow, fast in zip(slower, faster, strict=True))
 
 
 def hold_all(races: Sequence[Race], rounds: int, seconds: float) -> None:

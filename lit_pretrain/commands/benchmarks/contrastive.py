@@ -81,7 +81,7 @@ def line_up(
     cost = modules[0].step_cost(batch)
     name = f"{shape.name}, {mean_length}"
     race = Race("shape", name, contestants, "pairs", cost["samples"], cost["flops"])
-    return race, [one / pairs / 1e6 for one in kept]
+    return race, [pair / pairs / 1e6 for pair in kept]
 
 
 def fit_of(arguments: argparse.Namespace, shape: ClipShape) -> tuple[ContrastivePretraining, PairDataModule]:

@@ -96,7 +96,7 @@ def measure(case: Case) -> Row:
     batch = make_batch(case, case.batch_size, device)
     take_steps(module, batch, generator, optimizer, STEPS)
     row = asdict(case) | {"mebibytes": (peak_memory(device) - before) / 2**20}
-    return row | {"mebibytes_of_batch": sum(one.numel() * one.element_size() for one in batch.values()) / 2**20}
+    return row | {"mebibytes_of_batch": sum(value.numel() * value.element_size() for value in batch.values()) / 2**20}
 
 
 def take_steps(

@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     rows = []
     with contextlib.ExitStack() as stack:
         inputs = [stack.enter_context(picture_input(arguments))] if "input" in arguments.parts else []
-        hold_all([*steps, *(one.race for one in inputs)], arguments.rounds, arguments.seconds)
+        hold_all([*steps, *(measured_input.race for measured_input in inputs)], arguments.rounds, arguments.seconds)
     if steps:
         rows += [row for race in steps for row in rows_of(race, setting.precision, setting.peak)]
         title = (
@@ -90,10 +90,12 @@ def run(arguments: argparse.Namespace) -> int:
         )
         setting.console.print(table_of(title, ["shape", "contestant"], STEP_COLUMNS, rows))
         setting.console.print(RATIOS_EXPLAINED.format(peer="timm"))
-    for one in inputs:
-        setting.console.print(table_of(one.title, ["input", "contestant"], INPUT_COLUMNS, one.rows))
-        setting.console.print(one.remark)
-        rows += one.rows
+    for measured_input in inputs:
+        setting.console.print(
+            table_of(measured_input.title, ["input", "contestant"], INPUT_COLUMNS, measured_input.rows)
+        )
+        setting.console.print(measured_input.remark)
+        rows += measured_input.rows
     if "objectives" in arguments.parts:
         costs = measure_objectives(shapes, arguments.batch_size, setting, arguments.rounds, arguments.seconds)
         title = f"Steps of each objective, {arguments.batch_size} pictures, eager, {setting.precision}"

@@ -66,7 +66,7 @@ def write_card(
     subject: Subject,
     format_name: str,
     loading: Loading,
-    known: Provenance,
+    provenance: Provenance,
     differences: list[Difference],
     sentence: str,
 ) -> str:
@@ -76,25 +76,25 @@ def write_card(
         subject: What was exported.
         format_name: hf, timm or onnx.
         loading: How it is used.
-        known: Where it comes from.
+        provenance: Where it comes from.
         differences: Of the numeric check.
         sentence: The check's result.
     """
     parts = [
         front_matter(subject, format_name, loading.architecture),
-        f"# {known.run.run_name if known.run else subject.path.stem}",
+        f"# {provenance.run.run_name if provenance.run else subject.path.stem}",
         description(subject, loading.architecture),
         "License: not stated. Whoever publishes this chooses one that the data allows, and adds `license:` above.",
         section("How to load it", f"```python\n{loading.code}\n```", *loading.notes),
         section("Inputs", inputs_of(subject)),
-        section("Data", data(subject, known)),
-        section("Training", training(subject, known)),
-        section("Metrics", metrics(subject, known)),
-        section("Lineage", lineage(known)),
+        section("Data", data(subject, provenance)),
+        section("Training", training(subject, provenance)),
+        section("Metrics", metrics(subject, provenance)),
+        section("Lineage", lineage(provenance)),
         section("Numeric check", sentence, check(differences)),
     ]
-    if known.unknown:
-        parts.append(section("What could not be read", "\n".join(f"- {line}" for line in known.unknown)))
+    if provenance.unknown:
+        parts.append(section("What could not be read", "\n".join(f"- {line}" for line in provenance.unknown)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -180,7 +180,7 @@ def inputs_of(subject: Subject) -> str:
     if subject.has_classifier or subject.tower is not None:
         longest += f" (trained on {subject.maximum_length} at most)"
     tokenizer = required(subject.tokenizer)
-    begin, end = (tokenizer.id_to_token(one) for one in (tokenizer.cls_id, tokenizer.sep_id))
+    begin, end = (tokenizer.id_to_token(token_id) for token_id in (tokenizer.cls_id, tokenizer.sep_id))
     pair = (
         f", or {begin} text {' '.join([end] * tokenizer.separators)} second text {end}" if subject.tower is None else ""
     )
@@ -193,16 +193,20 @@ def inputs_of(subject: Subject) -> str:
 # -- where it comes from
 
 
-def data(subject: Subject, known: Provenance) -> str:
+def data(subject: Subject, provenance: Provenance) -> str:
     """Source and fingerprint."""
-    rows = [(name, known.settings[f"data.{name}"]) for name in DATA_SETTINGS if f"data.{name}" in known.settings]
+    rows = [
+        (name, provenance.settings[f"data.{name}"]) for name in DATA_SETTINGS if f"data.{name}" in provenance.settings
+    ]
     facts = {name: subject.record[name] for name in ("data_fingerprint",) if name in subject.record}
-    facts |= {name.partition(".")[2]: value for name, value in known.facts.items() if name.startswith("data_facts.")}
+    facts |= {
+        name.partition(".")[2]: value for name, value in provenance.facts.items() if name.startswith("data_facts.")
+    }
     rows += [(name.replace("_", " "), value) for name, value in sorted(facts.items())]
     return table(("data", ""), [(name, f"`{value}`") for name, value in rows]) if rows else f"The data is {UNKNOWN}."
 
 
-def training(subject: Subject, known: Provenance) -> str:
+def training(subject: Subject, provenance: Provenance) -> str:
     """Objectives, steps, seeds, code."""
     rows: list[tuple[object, object]] = [("optimiser steps", f"{subject.step:,}")]
     objectives = subject.record.get("objectives", [])
@@ -211,33 +215,41 @@ def training(subject: Subject, known: Provenance) -> str:
     for objective in objectives:
         settings = ", ".join(f"{name} {value}" for name, value in objective["init_args"].items())
         rows.append((f"objective {objective['class_path']}", settings))
-    rows += [(name, known.settings[key]) for key, name in SETTINGS.items() if key in known.settings]
-    if known.run:
-        rows.append(("run", f"{known.run.run_name} ({known.run.run_id}), experiment {known.run.experiment}"))
-    commit = known.tags.get("git.commit")
+    rows += [(name, provenance.settings[key]) for key, name in SETTINGS.items() if key in provenance.settings]
+    if provenance.run:
+        rows.append(
+            ("run", f"{provenance.run.run_name} ({provenance.run.run_id}), experiment {provenance.run.experiment}")
+        )
+    commit = provenance.tags.get("git.commit")
     if commit:
-        changed = " with uncommitted changes" if known.tags.get("git.dirty") == "true" else ""
+        changed = " with uncommitted changes" if provenance.tags.get("git.dirty") == "true" else ""
         rows.append(("commit", commit + changed))
-    versions = [f"{name[9:]} {value}" for name, value in sorted(known.tags.items()) if name.startswith("versions.")]
+    versions = [
+        f"{name[9:]} {value}" for name, value in sorted(provenance.tags.items()) if name.startswith("versions.")
+    ]
     rows += [("versions", ", ".join(versions))] if versions else []
-    machine = [known.tags[name] for name in ("machine.processor", "devices", "machine.gpus") if name in known.tags]
+    machine = [
+        provenance.tags[name] for name in ("machine.processor", "devices", "machine.gpus") if name in provenance.tags
+    ]
     rows += [("machine", ", ".join(machine))] if machine else []
     return table(("training", ""), rows)
 
 
-def metrics(subject: Subject, known: Provenance) -> str:
+def metrics(subject: Subject, provenance: Provenance) -> str:
     """The run's metrics, and by which protocol they were measured."""
-    if not known.metrics:
+    if not provenance.metrics:
         return (
             f"The metrics are {UNKNOWN}."
-            if known.unknown
+            if provenance.unknown
             else "The run has measured nothing on validation or test data."
         )
-    rows = [(one.name, figure(one.here), figure(one.best), figure(one.last)) for one in known.metrics]
+    rows = [
+        (metric.name, figure(metric.here), figure(metric.best), figure(metric.last)) for metric in provenance.metrics
+    ]
     protocol = "all weights and the classifier trained" if subject.has_classifier else "the pretext tasks' own losses"
     if isinstance(subject.module, ContrastivePretraining):
         protocol = "retrieval among all pairs of the stage"
-    if known.settings.get("model.freeze.blocks") == "all":
+    if provenance.settings.get("model.freeze.blocks") == "all":
         protocol = "a frozen encoder, the classifier trained on its features"
     return (
         table(("metric", f"here, at step {subject.step}", "best of the run", "last of the run"), rows)
@@ -245,18 +257,25 @@ def metrics(subject: Subject, known: Provenance) -> str:
     )
 
 
-def lineage(known: Provenance) -> str:
+def lineage(provenance: Provenance) -> str:
     """What the weights were initialised from, step by step."""
-    if all({**one, "tower": ""} == {"init_from": "scratch", "tower": ""} for one in known.ancestors):
+    if all({**ancestor, "tower": ""} == {"init_from": "scratch", "tower": ""} for ancestor in provenance.ancestors):
         return "Trained from fresh weights."
     lines = []
-    for place, one in enumerate(known.ancestors, 1):
-        source, whose = one.get("init_from", UNKNOWN), f"the {one['tower']} tower from " if one.get("tower") else ""
+    for place, ancestor in enumerate(provenance.ancestors, 1):
+        source, whose = (
+            ancestor.get("init_from", UNKNOWN),
+            f"the {ancestor['tower']} tower from " if ancestor.get("tower") else "",
+        )
         if source == "scratch":
-            shape = f" in the shape of {one['architecture_from']}" if "architecture_from" in one else ""
+            shape = f" in the shape of {ancestor['architecture_from']}" if "architecture_from" in ancestor else ""
             lines.append(f"{place}. {whose}fresh weights{shape}")
             continue
-        made = [f"{word} {one[f'init_from_{name}']}" for name, word in ANCESTRY.items() if one.get(f"init_from_{name}")]
+        made = [
+            f"{word} {ancestor[f'init_from_{name}']}"
+            for name, word in ANCESTRY.items()
+            if ancestor.get(f"init_from_{name}")
+        ]
         lines.append(f"{place}. {whose}`{shown_path(source)}`" + (f": {', '.join(made)}" if made else ""))
     return "Initialised from, the nearest first:\n\n" + "\n".join(lines)
 
@@ -267,7 +286,13 @@ ANCESTRY = {"module": "a", "tower": "the tower of", "objectives": "by", "step": 
 def check(differences: list[Difference]) -> str:
     """The check's figures."""
     rows = [
-        (one.output, f"{one.difference:.1e}", f"{one.tolerance:.0e}", figure(one.largest), one.inputs)
-        for one in differences
+        (
+            difference.output,
+            f"{difference.difference:.1e}",
+            f"{difference.tolerance:.0e}",
+            figure(difference.largest),
+            difference.inputs,
+        )
+        for difference in differences
     ]
     return table(("output", "largest difference", "tolerance", "largest value", "inputs"), rows)

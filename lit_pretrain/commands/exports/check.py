@@ -73,27 +73,31 @@ class Difference:
         }
 
 
-def compare(output: str, ours: Tensor, theirs: Tensor, inputs: str) -> Difference:
+def compare(output: str, ours: Tensor, expected: Tensor, inputs: str) -> Difference:
     """Compare two outputs of equal meaning.
 
     Raises:
         ExportMismatchError: If their shapes differ.
     """
-    if ours.shape != theirs.shape:
+    if ours.shape != expected.shape:
         raise ExportMismatchError(
-            f"The export's {output} has shape {tuple(theirs.shape)} where the checkpoint's has {tuple(ours.shape)}."
+            f"The export's {output} has shape {tuple(expected.shape)} where the checkpoint's has {tuple(ours.shape)}."
         )
-    ours, theirs = ours.float(), theirs.float()
-    return Difference(output, float((ours - theirs).abs().max()), float(ours.abs().max()), inputs)
+    ours, expected = ours.float(), expected.float()
+    return Difference(output, float((ours - expected).abs().max()), float(ours.abs().max()), inputs)
 
 
 def worst_of_each(differences: list[Difference]) -> list[Difference]:
     """One row for each output: the one that is farthest apart; NaN is farther than anything."""
     worst: dict[str, Difference] = {}
-    for one in differences:
-        known = worst.get(one.output)
-        if known is None or known.difference == known.difference and not one.difference <= known.difference:
-            worst[one.output] = one
+    for difference in differences:
+        worst_so_far = worst.get(difference.output)
+        if (
+            worst_so_far is None
+            or worst_so_far.difference == worst_so_far.difference
+            and not difference.difference <= worst_so_far.difference
+        ):
+            worst[difference.output] = difference
     return list(worst.values())
 
 
@@ -103,16 +107,20 @@ def judge(differences: list[Difference], library: str) -> str:
     Raises:
         ExportMismatchError: If that is farther than rounding explains.
     """
-    broken = [one for one in differences if not one.holds]
+    broken = [difference for difference in differences if not difference.holds]
     if broken:
-        named = " and ".join(f"{one.output} by {one.difference:.2g} (up to {one.tolerance:.1g})" for one in broken)
+        named = " and ".join(
+            f"{difference.output} by {difference.difference:.2g} (up to {difference.tolerance:.1g})"
+            for difference in broken
+        )
         raise ExportMismatchError(
             f"What was written computes something else in {library} than the checkpoint does here: they differ in "
             f"{named}; nothing was exported."
         )
     worst = max(differences, key=lambda one: one.difference)
     return (
-        f"The outputs of {library} and of the checkpoint ({', '.join(one.output for one in differences)}) differ by "
+        f"The outputs of {library} and of the checkpoint "
+        f"({', '.join(difference.output for difference in differences)}) differ by "
         f"{worst.difference:.1e} at most, over {worst.inputs}."
     )
 

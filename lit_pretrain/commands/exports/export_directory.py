@@ -118,10 +118,10 @@ def check_kind(subject: Subject, format_name: str) -> None:
     if KINDS.get(format_name, kind) == kind:
         return
     fitting = next(name for name, held in KINDS.items() if held == kind)
-    what = "two towers" if subject.is_pair else f"an encoder of {kind}"
+    content = "two towers" if subject.is_pair else f"an encoder of {kind}"
     more = ", or name one tower (RUN:text, RUN:vision)" if subject.is_pair else ""
     raise UserError(
-        f"{shown_path(subject.path)} is {what}, which --format {format_name} does not hold: take {fitting} or "
+        f"{shown_path(subject.path)} is {content}, which --format {format_name} does not hold: take {fitting} or "
         f"onnx{more}."
     )
 

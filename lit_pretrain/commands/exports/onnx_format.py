@@ -229,19 +229,21 @@ def session_code(subject: Subject, name: str, inputs: str) -> list[str]:
 
 def notes(subject: Subject) -> list[str]:
     """What does not show in the code."""
-    told = []
+    sentences = []
     for part in graphs_of(subject).values():
         if part.is_text:
-            told.append("Inputs of texts are (batch, tokens) int64, from tokenizer.json; both sizes are free.")
+            sentences.append("Inputs of texts are (batch, tokens) int64, from tokenizer.json; both sizes are free.")
             if part.has_classifier and part.module.modality.truncation != "head":
-                told.append("The code keeps a text's beginning; in fine-tuning its beginning and its end were kept.")
+                sentences.append(
+                    "The code keeps a text's beginning; in fine-tuning its beginning and its end were kept."
+                )
         else:
-            told.append(
+            sentences.append(
                 "images are (batch, channels, size, size) float32 in [0, 1]: mean and standard deviation are inside."
             )
     if subject.objectives:
-        told.append(f"Left out: the head of {' and of '.join(subject.objective_names)}.")
-    return told
+        sentences.append(f"Left out: the head of {' and of '.join(subject.objective_names)}.")
+    return sentences
 
 
 @contextlib.contextmanager
@@ -264,9 +266,11 @@ def check(subject: Subject, directory: Path) -> list[Difference]:
     """Run the graph in onnxruntime on batches of other sizes than it was traced with, and compare what it computes."""
     differences = []
     for name, part in graphs_of(subject).items():
-        for one in check_graph(part, directory / name):
-            shared = not subject.is_pair or one.output == EMBEDDINGS[required(part.tower)]
-            differences.append(one if shared else replace(one, output=f"{part.tower} {one.output}"))
+        for difference in check_graph(part, directory / name):
+            shared = not subject.is_pair or difference.output == EMBEDDINGS[required(part.tower)]
+            differences.append(
+                difference if shared else replace(difference, output=f"{part.tower} {difference.output}")
+            )
     return differences
 
 
@@ -283,8 +287,8 @@ def check_graph(subject: Subject, path: Path) -> list[Difference]:
         names = output_names(subject)
         results = session.run(names, {name: value.numpy() for name, value in inputs.items()})
         for name, result in zip(names, results, strict=True):
-            theirs, mine = torch.from_numpy(numpy.array(result)), ours[name]
+            output, expected = torch.from_numpy(numpy.array(result)), ours[name]
             if subject.is_text and name == "token_features":
-                theirs, mine = real_tokens(theirs, inputs), real_tokens(mine, inputs)
-            differences.append(compare(name, mine, theirs, named))
+                output, expected = real_tokens(output, inputs), real_tokens(expected, inputs)
+            differences.append(compare(name, expected, output, named))
     return worst_of_each(differences)

@@ -118,20 +118,20 @@ def transformer_of(config: TransformerConfig) -> dict[str, Any]:
     if int(config.width * ratio) != config.resolved_feed_forward_width:
         # open_clip rounds down: half a feature more makes that exact.
         ratio = (config.resolved_feed_forward_width + 0.5) / config.width
-    told: dict[str, Any] = {"layers": config.depth, "width": config.width, "mlp_ratio": ratio}
+    settings: dict[str, Any] = {"layers": config.depth, "width": config.width, "mlp_ratio": ratio}
     if config.layer_scale is not None:
         # Only whether it is there matters: the gains are among the tensors.
-        told["ls_init_value"] = config.layer_scale or 1e-5
+        settings["ls_init_value"] = config.layer_scale or 1e-5
     if config.activation == "gelu_tanh":
-        told["act_kwargs"] = {"approximate": "tanh"}
+        settings["act_kwargs"] = {"approximate": "tanh"}
     if config.norm_epsilon != NORM_EPSILON:
-        told["norm_kwargs"] = {"eps": config.norm_epsilon}
-    return told
+        settings["norm_kwargs"] = {"eps": config.norm_epsilon}
+    return settings
 
 
 def refuse_what_clip_lacks(text: TextEncoder, vision: VisionEncoder) -> None:
     """Raise a `UserError` naming whatever of two towers open_clip's CLIP has no place for."""
-    quick = {name: one.config.activation == "quick_gelu" for name, one in (("text", text), ("vision", vision))}
+    quick = {name: encoder.config.activation == "quick_gelu" for name, encoder in (("text", text), ("vision", vision))}
     lacking = {
         "text": {
             "causal: false": not text.causal,
@@ -159,8 +159,8 @@ def refuse_what_clip_lacks(text: TextEncoder, vision: VisionEncoder) -> None:
             f"norm_order: {config.norm_order}": config.norm_order != "pre",
             "final_norm: false": not normed,
         }
-        found = [name for name, present in lacking[tower].items() if present]
-        names += [f"a {tower} tower with {' and '.join(found)}"] if found else []
+        missing = [name for name, present in lacking[tower].items() if present]
+        names += [f"a {tower} tower with {' and '.join(missing)}"] if missing else []
     if names:
         raise UserError(
             f"open_clip's CLIP cannot hold {' and '.join(names)}: pretrain with CLIP's own settings if the weights "
@@ -181,9 +181,9 @@ def tensors_of_towers(
         log_scale: Logarithm of what cosines are multiplied by.
         bias: What is added to them then; null for nothing.
     """
-    found = {name: value.detach() for name, value in named_for_clip(text, "text").items()}
+    tensors = {name: value.detach() for name, value in named_for_clip(text, "text").items()}
     if text.segments:
-        found["positional_embedding"] = found["positional_embedding"] + found.pop("embeddings.segment.weight")[0]
+        tensors["positional_embedding"] = tensors["positional_embedding"] + tensors.pop("embeddings.segment.weight")[0]
     pictures = {name: value.detach() for name, value in named_for_clip(vision, "vision").items()}
     kernel = pictures["visual.conv1.weight"]
     pictures["visual.conv1.weight"] = kernel.unflatten(1, (vision.channels, vision.patch_size, vision.patch_size))
@@ -194,12 +194,12 @@ def tensors_of_towers(
     if not vision.embeddings.positioned_prefix:
         prefix = torch.zeros_like(patches[:, :1])
     pictures["visual.positional_embedding"] = torch.cat([prefix, patches], dim=1)[0]
-    found |= pictures
-    for name in [name for name in found if name.endswith(LINEAR)]:
-        found.setdefault(name.removesuffix("weight") + "bias", found[name].new_zeros(len(found[name])))
-    found |= {PROJECTIONS[tower]: projection.T for tower, projection in projections.items()}
-    found[LOG_SCALE] = torch.tensor(log_scale)
-    return found if bias is None else found | {LOGIT_BIAS: torch.tensor(bias)}
+    tensors |= pictures
+    for name in [name for name in tensors if name.endswith(LINEAR)]:
+        tensors.setdefault(name.removesuffix("weight") + "bias", tensors[name].new_zeros(len(tensors[name])))
+    tensors |= {PROJECTIONS[tower]: projection.T for tower, projection in projections.items()}
+    tensors[LOG_SCALE] = torch.tensor(log_scale)
+    return tensors if bias is None else tensors | {LOGIT_BIAS: torch.tensor(bias)}
 
 
 def named_for_clip(encoder: nn.Module, tower: TowerName) -> dict[str, Tensor]:
@@ -233,8 +233,8 @@ def save_towers(
 
 def is_clips(tokenizer: TextTokenizer) -> bool:
     """Whether it is CLIP's own, which open_clip brings."""
-    known = BytePairTokenizer.of_open_clip()
-    return known is not None and known.hash == tokenizer.hash
+    clips = BytePairTokenizer.of_open_clip()
+    return clips is not None and clips.hash == tokenizer.hash
 
 
 def loading(subject: Subject) -> Loading:
@@ -246,13 +246,13 @@ def loading(subject: Subject) -> Loading:
         'text_embeds = model.encode_text(tokenizer(["one text", "and another"]), normalize=True)\n'
         "# image_embeds = model.encode_image(transform(picture)[None], normalize=True)"
     )
-    told = [
+    notes = [
         "open_clip repairs broken characters and resolves HTML's entities before it tokenises, and takes a text to end "
         "at the first token that means so; nothing here does."
     ]
     if subject.module.replays:
-        told.append(f"Left out: the heads of what was replayed on {' and '.join(subject.module.replays)}.")
-    return Loading("CLIP", code, tuple(told))
+        notes.append(f"Left out: the heads of what was replayed on {' and '.join(subject.module.replays)}.")
+    return Loading("CLIP", code, tuple(notes))
 
 
 @torch.no_grad()
@@ -285,11 +285,11 @@ def check(subject: Subject, directory: Path) -> list[Difference]:
         "vision": vision.features({"images": pictures})[EMBEDDINGS["vision"]],
     }
     named = f"{len(batch.first)} seeded texts and {len(pictures)} random pictures of {vision.encoder.image_size} pixels"
-    found = [compare(EMBEDDINGS[tower], ours[tower], theirs[tower], named) for tower in theirs]
+    differences = [compare(EMBEDDINGS[tower], ours[tower], theirs[tower], named) for tower in theirs]
     scale, bias = subject.scale_and_bias
     logits = scale * ours["vision"] @ ours["text"].T + (bias or 0.0)
-    found.append(compare("logits", logits, logits_of(model, theirs), named))
-    return found
+    differences.append(compare("logits", logits, logits_of(model, theirs), named))
+    return differences
 
 
 def logits_of(model: Any, embeddings: dict[str, Tensor]) -> Tensor:

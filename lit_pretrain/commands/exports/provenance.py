@@ -71,58 +71,60 @@ class Provenance:
 
 def find_out(subject: Subject) -> Provenance:
     """Gather what is known; never fails for what is gone."""
-    known = Provenance(ancestors=ancestors_of(subject.record, subject.tower))
+    provenance = Provenance(ancestors=ancestors_of(subject.record, subject.tower))
     if subject.is_pair:
         # One tower after the other.
-        known.ancestors = [
+        provenance.ancestors = [
             one | {"tower": tower} for tower in subject.parts for one in ancestors_of(subject.record, tower)
         ]
     directory = run_directory_of_checkpoint(subject.path)
     if directory is None:
-        known.unknown.append("The checkpoint does not lie in a run's directory: its data, settings and metrics.")
-        return known
+        provenance.unknown.append("The checkpoint does not lie in a run's directory: its data, settings and metrics.")
+        return provenance
     try:
-        known.run = read_run_file(directory / RUN_FILE_NAME)
+        provenance.run = read_run_file(directory / RUN_FILE_NAME)
     except UserError as error:
-        known.unknown.append(f"The run: {error}")
-        return known
-    read_config(known)
-    read_run(known, subject.step)
-    return known
+        provenance.unknown.append(f"The run: {error}")
+        return provenance
+    read_config(provenance)
+    read_run(provenance, subject.step)
+    return provenance
 
 
-def read_config(known: Provenance) -> None:
+def read_config(provenance: Provenance) -> None:
     """The config that the run was started with."""
-    path = required(known.run).directory / "config.yaml"
+    path = required(provenance.run).directory / "config.yaml"
     try:
-        known.settings = dict(flatten_config(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        provenance.settings = dict(flatten_config(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except (OSError, yaml.YAMLError) as error:
-        known.unknown.append(f"The run's config.yaml ({first_line(error)}): the settings.")
+        provenance.unknown.append(f"The run's config.yaml ({first_line(error)}): the settings.")
 
 
-def read_run(known: Provenance, step: int) -> None:
+def read_run(provenance: Provenance, step: int) -> None:
     """What MLflow has of the run."""
-    record = required(known.run)
+    record = required(provenance.run)
     address = store_address(record)
     if address is None:
-        known.unknown.append("The run's database is gone: its metrics and what it recorded of data, code and machine.")
+        provenance.unknown.append(
+            "The run's database is gone: its metrics and what it recorded of data, code and machine."
+        )
         return
     try:
         client = open_store(address, record.directory.parent.parent)
         run = client.get_run(record.run_id)
-        known.metrics = metrics_of(client, run, step)
+        provenance.metrics = metrics_of(client, run, step)
     except Exception as error:  # MLflow, SQLAlchemy and the network each have their own errors
-        known.unknown.append(f"The run in MLflow ({first_line(error)}): its metrics and what it recorded.")
+        provenance.unknown.append(f"The run in MLflow ({first_line(error)}): its metrics and what it recorded.")
         return
-    known.facts, known.tags = dict(run.data.params), dict(run.data.tags)
+    provenance.facts, provenance.tags = dict(run.data.params), dict(run.data.tags)
 
 
 def store_address(run: RunRecord) -> str | None:
     """Address of the store that has the run; null for a database that is not there (and must not be made anew)."""
     if not run.tracking_uri.startswith("sqlite:///"):
         return run.tracking_uri
-    beside = run.directory.parent.parent / DATABASE_NAME
-    for path in (Path(run.tracking_uri.removeprefix("sqlite:///")), beside):
+    database = run.directory.parent.parent / DATABASE_NAME
+    for path in (Path(run.tracking_uri.removeprefix("sqlite:///")), database):
         if path.is_file():
             return f"sqlite:///{path}"
     return None
@@ -131,13 +133,13 @@ def store_address(run: RunRecord) -> str | None:
 def metrics_of(client: "MlflowClient", run: "Run", step: int) -> list[Metric]:
     """Metrics of the validation and test data, the run's best and last values and those at a step."""
     values = run.data.metrics
-    found = []
+    metrics = []
     for name in sorted(values):
         if name.startswith(STAGES):
             history = client.get_metric_history(run.info.run_id, name)
-            here = [one.value for one in history if one.step == step]
-            found.append(Metric(name, values.get(f"best/{name}"), values[name], here[-1] if here else None))
-    return found
+            here = [point.value for point in history if point.step == step]
+            metrics.append(Metric(name, values.get(f"best/{name}"), values[name], here[-1] if here else None))
+    return metrics
 
 
 def ancestors_of(record: dict[str, Any], tower: str | None = None) -> list[dict[str, str]]:
@@ -152,8 +154,8 @@ def ancestors_of(record: dict[str, Any], tower: str | None = None) -> list[dict[
     while lineage and len(chain) < MOST_ANCESTORS:
         chain.append(lineage)
         try:
-            known = read_checkpoint(lineage["init_from"])["lit_pretrain"].get("lineage") or {}
-            lineage = of_tower(known, lineage.get("init_from_tower"))
+            lineage_before = read_checkpoint(lineage["init_from"])["lit_pretrain"].get("lineage") or {}
+            lineage = of_tower(lineage_before, lineage.get("init_from_tower"))
         except (UserError, KeyError):
             # Gone, or a public model, whose own making is not ours to tell.
             break

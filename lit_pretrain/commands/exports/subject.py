@@ -110,13 +110,13 @@ class Subject:
     def maximum_length(self) -> int | None:
         """Tokens of a text at most, special tokens included: as many as it answers; null where any length is free."""
         encoder = self.encoder
-        known = encoder.max_positions if encoder.positions == "learned" else None
+        positions = encoder.max_positions if encoder.positions == "learned" else None
         trained = None
         if self.has_classifier:
             trained = self.module.modality.maximum_length
         elif self.tower is not None:
             trained = self.module.inputs.get("maximum_length")
-        return min((one for one in (known, trained) if one is not None), default=None)
+        return min((length for length in (positions, trained) if length is not None), default=None)
 
     @property
     def causal(self) -> bool:
@@ -194,7 +194,7 @@ class Subject:
             pooled = self.module.modality.encode(self.encoder, inputs)
         if self.is_text:
             arguments = inputs
-            if self.objectives and all(isinstance(one, CausalLanguageModeling) for one in self.objectives):
+            if self.objectives and all(isinstance(objective, CausalLanguageModeling) for objective in self.objectives):
                 # As the objective asks for it, and not as what is exported says.
                 arguments = self.objectives[0].make_pass(inputs, self.encoder, torch.Generator()).inputs
             tokens = self.encoder.forward_features(**arguments)

@@ -42,14 +42,14 @@ def write(subject: Subject, directory: Path) -> None:
     if not subject.has_classifier and subject.projection is None:
         return
     if subject.projection is not None:
-        weight, bias, told = subject.projection, torch.zeros(len(subject.projection)), {}
+        weight, bias, facts = subject.projection, torch.zeros(len(subject.projection)), {}
     else:
         weight, bias = subject.classifier()
-        told = {"label_names": subject.labels, "task": required(subject.facts).task}
+        facts = {"label_names": subject.labels, "task": required(subject.facts).task}
     tensors = load_file(directory / "model.safetensors")
     config = json.loads((directory / "config.json").read_text())
     count = len(weight)
-    config |= {"num_classes": count} | told
+    config |= {"num_classes": count} | facts
     config["model_args"]["num_classes"] = config["pretrained_cfg"]["num_classes"] = count
     tensors |= {"head.weight": weight, "head.bias": bias}
     write_checkpoint(directory, tensors, config)
@@ -68,23 +68,23 @@ def loading(subject: Subject) -> Loading:
 def notes(subject: Subject) -> list[str]:
     """What does not show in the code."""
     if subject.projection is not None:
-        told = [
+        sentences = [
             "The head is the projection to where texts and pictures meet: image_embeds = normalize(model(images)); "
             "vit.forward_head(tokens, pre_logits=True) pools without it."
         ]
     elif not subject.has_classifier:
-        told = ["There is no classifier: model(images) gives the pooled embedding; num_classes=N adds a new one."]
+        sentences = ["There is no classifier: model(images) gives the pooled embedding; num_classes=N adds a new one."]
     else:
-        given = {
+        outputs = {
             "single_label": "logits, softmax makes probabilities of them; the names are",
             "multi_label": "logits, sigmoid makes probabilities of them; the names are",
             "regression": "the number itself; its name is",
         }
-        told = [f"model(images) gives {given[required(subject.facts).task]} in config.json's label_names."]
+        sentences = [f"model(images) gives {outputs[required(subject.facts).task]} in config.json's label_names."]
     if subject.objectives:
         heads = " and of ".join(subject.objective_names)
-        told.append(f"Left out, for timm has no place for it: the head of {heads}.")
-    return told
+        sentences.append(f"Left out, for timm has no place for it: the head of {heads}.")
+    return sentences
 
 
 @torch.no_grad()

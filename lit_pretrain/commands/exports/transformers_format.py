@@ -156,35 +156,35 @@ def loading(subject: Subject) -> Loading:
 
 def notes(subject: Subject, architecture: str) -> list[str]:
     """What does not show in the code."""
-    pooling, told = subject.encoder.pooling, []
+    pooling, sentences = subject.encoder.pooling, []
     how = {
         "mean": "the mean of the real tokens' last_hidden_state",
         "cls": "the first token's last_hidden_state",
         "pooler": "pooler_output",
     }
-    told.append(f"The embedding of a text is {how[pooling]}.")
+    sentences.append(f"The embedding of a text is {how[pooling]}.")
     if subject.has_classifier and architecture == "BertModel":
-        told.append(
+        sentences.append(
             f"The classifier reads the pooling '{pooling}', and BERT's classes in transformers the first token only, "
             f"so its weight and bias lie in {CLASSIFIER_FOLDER}/model.safetensors, its labels in "
             f"{CLASSIFIER_FOLDER}/config.json, and logits = embedding @ weight.T + bias; --format onnx has all in one."
         )
     if architecture == "BertForSequenceClassification" and pooling == "cls":
-        told.append(
+        sentences.append(
             "The classifier reads the first token as it is: the pooler is a small multiple of the identity, which "
             "BERT's tanh does not change in fp32; train on from the checkpoint rather than from this."
         )
     if subject.projection is not None:
-        told.append(
+        sentences.append(
             f"Texts and pictures meet in {EMBEDDINGS['text']} = normalize(embedding @ weight.T), whose weight lies in "
             f"{PROJECTION_FOLDER}/model.safetensors; --format onnx has all in one."
         )
     if subject.causal:
-        told.append("A token sees only those before it (is_decoder: true), as in its pretraining.")
-    left_out = [type(one).__name__ for one in subject.objectives if one not in heads_of(subject)]
+        sentences.append("A token sees only those before it (is_decoder: true), as in its pretraining.")
+    left_out = [type(objective).__name__ for objective in subject.objectives if objective not in heads_of(subject)]
     if left_out:
-        told.append(f"Left out, for BERT has no place for it: the head of {' and of '.join(left_out)}.")
-    return told
+        sentences.append(f"Left out, for BERT has no place for it: the head of {' and of '.join(left_out)}.")
+    return sentences
 
 
 # -- the check
@@ -271,14 +271,14 @@ def head_outputs(
     """What the heads give here and there, by name."""
     if subject.has_classifier:
         return {subject.answer: (ours[subject.answer], theirs.logits)}
-    found, tokens = {}, ours["token_features"]
+    outputs, tokens = {}, ours["token_features"]
     heads = heads_of(subject)
     for head in heads:
         if not isinstance(head, NextSentencePrediction):
             words = theirs.prediction_logits if len(heads) == 2 else theirs.logits
             expected = head.head.logits(real_tokens(tokens, inputs), subject.encoder.embeddings.token.weight)
-            found["word_logits"] = (expected, real_tokens(words, inputs))
+            outputs["word_logits"] = (expected, real_tokens(words, inputs))
         else:
             following = theirs.seq_relationship_logits if len(heads) == 2 else theirs.logits
-            found["next_sentence_logits"] = (head.logits(tokens, subject.encoder), following)
-    return found
+            outputs["next_sentence_logits"] = (head.logits(tokens, subject.encoder), following)
+    return outputs

@@ -120,7 +120,7 @@ def read_package(archive: Path, package: str, *members: str) -> list[Any]:
             opened = [files.extractfile(f"package/{member}") for member in members]
             if None in opened:
                 raise KeyError("a member is no file")
-            return [json.loads(one.read()) for one in opened if one is not None]
+            return [json.loads(archive.read()) for archive in opened if archive is not None]
     except (OSError, EOFError, KeyError, ValueError, tarfile.TarError, zlib.error) as error:
         raise UserError(
             f"{archive} is not the archive of the npm package {package} ({' '.join(str(error).split())}): get it by "
@@ -153,5 +153,5 @@ def clean_keywords(keywords: list[str], names: tuple[str, ...]) -> list[str]:
     """
     # Underscores behind letters join words; that of "-_-" is a mouth.
     spaced = [re.sub(r"\s|(?<=\w)_", " ", keyword).strip() for keyword in keywords]
-    said = {name.replace("_", " ").casefold() for name in names}
-    return [keyword for keyword in dict.fromkeys(spaced) if keyword.casefold() not in said]
+    words = {name.replace("_", " ").casefold() for name in names}
+    return [keyword for keyword in dict.fromkeys(spaced) if keyword.casefold() not in words]

@@ -118,7 +118,7 @@ class ImageAugmentation:
         area, ratio, x, y = part.T
         area = self.smallest_area + (1.0 - self.smallest_area) * area
         stretch = torch.exp((2.0 * ratio - 1.0) * (0.5 * math.log(4 / 3)))
-        width, height = ((area.sqrt() * one).clamp(max=1.0) for one in (stretch, 1.0 / stretch))
+        width, height = ((area.sqrt() * factor).clamp(max=1.0) for factor in (stretch, 1.0 / stretch))
         # In affine_grid's coordinates the picture reaches from -1 to 1.
         centre_x, centre_y = (1.0 - width) * (2.0 * x - 1.0), (1.0 - height) * (2.0 * y - 1.0)
         zero = torch.zeros_like(width)
@@ -157,7 +157,7 @@ def cut(images: Tensor, corner: Tensor, size: int, flipped: Tensor) -> Tensor:
     steps = torch.arange(size, device=images.device)
     rows = corner[:, 0, None] + steps
     columns = corner[:, 1, None] + torch.where(flipped[:, None], steps.flip(0), steps)
-    rows, columns = (mirrored(one, stored) for one in (rows, columns))
+    rows, columns = (mirrored(places, stored) for places in (rows, columns))
     places = (rows[:, :, None] * stored + columns[:, None, :]).view(batch, 1, -1).expand(-1, channels, -1)
     return images.flatten(2).gather(2, places).view(batch, channels, size, size)
 

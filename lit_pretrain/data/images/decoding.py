@@ -102,9 +102,10 @@ def find_square(pictures: EncodedPictures, stored_size: int | None) -> Square:
         if width == height and len(sizes) == 1:
             return Square(width, like=name)
         examples = ", ".join(f"{name} is {width}x{height}" for (width, height), name in list(sizes.items())[:2])
-        what = "differ in size" if len(sizes) > 1 else "are not square"
+        difference = "differ in size" if len(sizes) > 1 else "are not square"
         raise UserError(
-            f"The pictures {what} ({examples}): set data.stored_size to the pixels of a side of the squares to keep."
+            f"The pictures {difference} ({examples}): set data.stored_size to the pixels of a side of the squares to "
+            "keep."
         )
     raise no_readable(pictures, unreadable)
 

@@ -136,7 +136,7 @@ def build(pictures: EncodedPictures, square: Square, corrupt: Corrupt, directory
             unreadable += block.unreadable
             progress.advance(task, block.seen)
     if unreadable:
-        unreadable_list(final).write_text("".join(f"{one}\n" for one in unreadable))
+        unreadable_list(final).write_text("".join(f"{picture}\n" for picture in unreadable))
     if statistics.pictures == 0:
         raise no_readable(pictures, unreadable)
     if unreadable and corrupt == "error":

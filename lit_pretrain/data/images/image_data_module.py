@@ -15,9 +15,9 @@ from lit_pretrain.data.labelled.labels import budget_size, stratified_choice
 from lit_pretrain.data.loading import ResumableDataLoader
 from lit_pretrain.data.notices import is_first_process, say_once
 from lit_pretrain.data.randomness import sample_generator
-from lit_pretrain.data.sources import has_splits, shown
+from lit_pretrain.data.sources import has_splits, source_name
 from lit_pretrain.data.splits import split_rows
-from lit_pretrain.data.summary import PartSummary, data_line, doubts, labels_told
+from lit_pretrain.data.summary import PartSummary, data_line, label_warnings, labels_told
 from lit_pretrain.errors import UserError, check_length, check_number
 from lit_pretrain.picture_facts import PictureFacts
 from lit_pretrain.required import required
@@ -104,7 +104,7 @@ class ImageDataModule(PictureDataModule):
             return
         if self.splits_needed and not has_splits(self.source):
             raise UserError(
-                f"{shown(self.source)} has no splits, so data.test_split cannot name one: set data.test_path or "
+                f"{source_name(self.source)} has no splits, so data.test_split cannot name one: set data.test_path or "
                 "data.test_data_files."
             )
         pictures = store_pictures(self.source, self.storage)
@@ -151,12 +151,12 @@ class ImageDataModule(PictureDataModule):
         if self.test_pictures is not None:
             test = required(self.test_dataset)
             parts["test"] = PartSummary(len(test), self.test_pictures.source, keys_of(test))
-        told = f"{pictures.total:,} rows, pictures of '{pictures.encoded.column}'"
+        summary = f"{pictures.total:,} rows, pictures of '{pictures.encoded.column}'"
         if pictures.labels is not None:
-            for doubt in doubts(pictures.labels):
+            for doubt in label_warnings(pictures.labels):
                 say_once(doubt)
-            told += f", {labels_told(required(self.label_facts), pictures.labels.column)}"
-        say_once(data_line(pictures.source, told, parts, "picture"))
+            summary += f", {labels_told(required(self.label_facts), pictures.labels.column)}"
+        say_once(data_line(pictures.source, summary, parts, "picture"))
 
     # -- loaders
 
@@ -266,8 +266,8 @@ class ImageDataModule(PictureDataModule):
             "stored_size": pictures.square.side,
             "kept_decoded": "yes" if pictures.cached else "no",
             "grey_share": round(facts["grey_share"], 4),
-            "mean": " ".join(f"{one:.4f}" for one in facts["mean"]),
-            "std": " ".join(f"{one:.4f}" for one in facts["std"]),
+            "mean": " ".join(f"{value:.4f}" for value in facts["mean"]),
+            "std": " ".join(f"{value:.4f}" for value in facts["std"]),
             "training_pictures": len(self.train_dataset),
             "validation_pictures": len(self.validation_dataset) if self.validation_dataset is not None else 0,
         }

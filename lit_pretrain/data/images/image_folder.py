@@ -20,7 +20,7 @@ from lit_pretrain.data.sources import (
     OpenedSource,
     Source,
     read_tables,
-    shown,
+    source_name,
 )
 from lit_pretrain.data.split_files import some
 from lit_pretrain.errors import UserError
@@ -81,7 +81,7 @@ def check_folder_labels(opened: OpenedSource, column: str, source: str) -> None:
     )
 
 
-def metadata_rows(source: Source, found: LocalFiles, files: list[str], cache_directory: Path) -> datasets.Dataset:
+def metadata_rows(source: Source, local_files: LocalFiles, files: list[str], cache_directory: Path) -> datasets.Dataset:
     """Pictures with what tables beside or above them tell, in the order of the tables.
 
     Rows of pictures that are not wanted are left out, and so are pictures without a row. A row whose picture is not
@@ -89,19 +89,22 @@ def metadata_rows(source: Source, found: LocalFiles, files: list[str], cache_dir
 
     Args:
         source: What is read.
-        found: With tables called metadata.csv, metadata.jsonl or metadata.parquet.
+        local_files: With tables called metadata.csv, metadata.jsonl or metadata.parquet.
         files: The pictures that are wanted, those of a split.
         cache_directory: Where tables are converted to.
 
     Raises:
         UserError: If a table cannot be read, names no pictures or others than its own, or tables have other columns.
     """
-    wanted, tables = {os.path.normpath(file) for file in files}, found.metadata
-    folders = {os.path.dirname(file) for file in wanted} if found.splits else None
-    read = [metadata_table(source, table, wanted, folders, cache_directory) for table in tables]
-    rowless = len(wanted - {path for _, paths in read for path in paths})
+    files_to_find, tables = {os.path.normpath(file) for file in files}, local_files.metadata
+    folders = {os.path.dirname(file) for file in files_to_find} if local_files.splits else None
+    read = [metadata_table(source, table, files_to_find, folders, cache_directory) for table in tables]
+    rowless = len(files_to_find - {path for _, paths in read for path in paths})
     if rowless:
-        say_once(f"{rowless} of the {len(wanted)} pictures of {shown(source)} have no row in {some(tables)}: left out.")
+        say_once(
+            f"{rowless} of the {len(files_to_find)} pictures of {source_name(source)} have no row in {some(tables)}: "
+            "left out."
+        )
     parts = [part for part, _ in read if len(part)] or [read[0][0]]
     try:
         with without_bars():
@@ -114,7 +117,7 @@ def metadata_rows(source: Source, found: LocalFiles, files: list[str], cache_dir
 
 
 def metadata_table(
-    source: Source, table: str, wanted: set[str], folders: set[str] | None, cache_directory: Path
+    source: Source, table: str, files_to_find: set[str], folders: set[str] | None, cache_directory: Path
 ) -> tuple[datasets.Dataset, list[str | None]]:
     """The rows of one table that lead to wanted pictures, or, in their folders, to none; and all that it names."""
     builder = TABLES[ending(table)]
@@ -126,9 +129,9 @@ def metadata_table(
             f"{table} does not say which pictures it describes (its columns are {', '.join(data.column_names)}): call "
             f"the column of their names {FILE_NAME}, or give the table another name."
         )
-    paths = {name: [path_of(table, one) for one in data[name]] for name in named}
+    paths = {name: [path_of(table, value) for value in data[name]] for name in named}
     first = paths[named[0]]
-    rows = [row for row, path in enumerate(first) if path in wanted or belongs(path, folders)]
+    rows = [row for row, path in enumerate(first) if path in files_to_find or belongs(path, folders)]
     columns = {
         name.removesuffix(FILE_NAME).removesuffix("_") or COLUMN: [paths[name][row] for row in rows] for name in named
     }

@@ -33,7 +33,7 @@ from lit_pretrain.data.sources import (
     check_column,
     no_rows,
     open_source,
-    shown,
+    source_name,
 )
 from lit_pretrain.errors import UserError
 
@@ -60,30 +60,37 @@ class ImageSource(Source):
             return FOLDER
         return super().builder_of(kinds)
 
-    def read(self, found: LocalFiles, content: str, cache_directory: Path) -> datasets.Dataset:
+    def read(self, local_files: LocalFiles, content: str, cache_directory: Path) -> datasets.Dataset:
         """Of a folder, its pictures as `image_folder.py` has them."""
-        if found.builder == SHARDS:
-            check_shards(found.all_files)
+        if local_files.builder == SHARDS:
+            check_shards(local_files.all_files)
             try:
-                return super().read(found, content, cache_directory)
+                return super().read(local_files, content, cache_directory)
             except UserError:
                 # Perhaps only because samples do not all have the same files, a caption being missing, say.
-                found = replace(found, options=found.options | {"features": shard_features(found.all_files)})
-        if found.builder != FOLDER:
-            return super().read(found, content, cache_directory)
-        if found.metadata:
-            rows = {split: metadata_rows(self, found, files, cache_directory) for split, files in found.files.items()}
+                local_files = replace(
+                    local_files, options=local_files.options | {"features": shard_features(local_files.all_files)}
+                )
+        if local_files.builder != FOLDER:
+            return super().read(local_files, content, cache_directory)
+        if local_files.metadata:
+            rows = {
+                split: metadata_rows(self, local_files, files, cache_directory)
+                for split, files in local_files.files.items()
+            }
         else:
-            classes = folder_classes(found.all_files)
-            rows = {split: folder_rows(files, classes) for split, files in found.files.items()}
+            classes = folder_classes(local_files.all_files)
+            rows = {split: folder_rows(files, classes) for split, files in local_files.files.items()}
         return read_split(rows, self.split)
 
-    def content(self, found: LocalFiles, cache_directory: Path) -> str:
+    def content(self, local_files: LocalFiles, cache_directory: Path) -> str:
         """Of a folder, the names below it and what tells about them: pictures are hashed by `open_pictures`."""
-        if found.builder != FOLDER:
-            return super().content(found, cache_directory)
-        names = hashlib.sha256("\n".join(names_below(found.all_files)).encode(errors="surrogateescape")).hexdigest()
-        return f"{FOLDER}:{names}:{content_hash(found.metadata, cache_directory) if found.metadata else ''}"
+        if local_files.builder != FOLDER:
+            return super().content(local_files, cache_directory)
+        names = hashlib.sha256(
+            "\n".join(names_below(local_files.all_files)).encode(errors="surrogateescape")
+        ).hexdigest()
+        return f"{FOLDER}:{names}:{content_hash(local_files.metadata, cache_directory) if local_files.metadata else ''}"
 
 
 class EncodedPictures:
@@ -163,9 +170,9 @@ def open_pictures(source: ImageSource, cache_directory: Path) -> EncodedPictures
     column = picture_column(data, source)
     labels = None
     if source.label_column is not None:
-        check_folder_labels(opened, source.label_column, shown(source))
+        check_folder_labels(opened, source.label_column, source_name(source))
         labelled = with_column(replace(opened, data=data), source.label_column)
-        labels = read_labels(labelled, source.label_column, shown(source))
+        labels = read_labels(labelled, source.label_column, source_name(source))
     data = data.select_columns([column])
     if isinstance(data.features[column], datasets.Image):
         # The bytes as they are: decoding is ours, so that damaged pictures are ours to name.
@@ -176,23 +183,23 @@ def open_pictures(source: ImageSource, cache_directory: Path) -> EncodedPictures
     parts = [rows, files_fingerprint(data, column, root, opened, cache_directory)]
     parts += [source.split, column, str(source.max_pictures)]
     fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    return EncodedPictures(data, column, root, shown(source), fingerprint, labels)
+    return EncodedPictures(data, column, root, source_name(source), fingerprint, labels)
 
 
 def picture_column(data: datasets.Dataset, source: ImageSource) -> str:
     """The column of pictures: the one that was named, or the only one."""
-    found = [name for name, feature in data.features.items() if is_picture(feature)]
+    names = [name for name, feature in data.features.items() if is_picture(feature)]
     if source.image_column is None:
-        if len(found) == 1:
-            return found[0]
-        columns = ", ".join(found or data.column_names)
-        what = f"several columns of pictures ({columns})" if found else f"no column of pictures (it has {columns})"
-        hint = "one of them" if found else "the column of encoded pictures or of file names"
-        raise UserError(f"{shown(source)} has {what}: set data.image_column to {hint}.")
+        if len(names) == 1:
+            return names[0]
+        columns = ", ".join(names or data.column_names)
+        problem = f"several columns of pictures ({columns})" if names else f"no column of pictures (it has {columns})"
+        hint = "one of them" if names else "the column of encoded pictures or of file names"
+        raise UserError(f"{source_name(source)} has {problem}: set data.image_column to {hint}.")
     column = source.image_column
-    check_column(data, column, shown(source), "data.image_column")
+    check_column(data, column, source_name(source), "data.image_column")
     feature = data.features[column]
-    if column not in found and getattr(feature, "dtype", None) not in (
+    if column not in names and getattr(feature, "dtype", None) not in (
         "string",
         "large_string",
         "binary",
@@ -200,7 +207,7 @@ def picture_column(data: datasets.Dataset, source: ImageSource) -> str:
     ):
         kind = getattr(feature, "dtype", type(feature).__name__)
         raise UserError(
-            f"The column '{column}' of {shown(source)} holds {kind}, neither pictures nor file names: set "
+            f"The column '{column}' of {source_name(source)} holds {kind}, neither pictures nor file names: set "
             "data.image_column."
         )
     return column
@@ -221,8 +228,8 @@ def files_fingerprint(
 
     def look() -> str:
         paths = [located(name, root) for name in names]
-        there = [path for path in paths if os.path.isfile(path)]
-        return f"{len(paths)}:{folder_hash(there, cache_directory) if there else ''}"
+        present = [path for path in paths if os.path.isfile(path)]
+        return f"{len(paths)}:{folder_hash(present, cache_directory) if present else ''}"
 
     key = hashlib.sha256("\n".join([os.path.abspath(root or "."), *names]).encode(errors="surrogateescape"))
     return checked_once(key.hexdigest(), cache_directory, look)

@@ -57,6 +57,6 @@ class PictureStatistics:
         ]
         return {
             "grey_share": self.grey / self.pictures,
-            "mean": [float(one) for one in mean],
-            "std": [one**0.5 for one in variance],
+            "mean": [float(value) for value in mean],
+            "std": [value**0.5 for value in variance],
         }

@@ -21,7 +21,7 @@ from lit_pretrain.data.labelled.labelled_source import (
 from lit_pretrain.data.loading import ResumableDataLoader
 from lit_pretrain.data.notices import is_first_process, say_once
 from lit_pretrain.data.sources import Source
-from lit_pretrain.data.summary import PartSummary, data_line, doubts, labels_told
+from lit_pretrain.data.summary import PartSummary, data_line, label_warnings, labels_told
 from lit_pretrain.data.text.base_tokenizer import TextTokenizer
 from lit_pretrain.data.text.text_encoding import EncodedTexts, TextSettings, Truncation, choose_tokenizer
 from lit_pretrain.errors import UserError, check_length, check_number
@@ -131,8 +131,8 @@ class LabelledDataModule(HeldOutDataModule):
     def _prepare(self, labelled: bool) -> None:
         if self.text is not None:
             # Before anything slow: a tokenizer that cannot be used.
-            theirs = getattr(getattr(self.trainer, "lightning_module", None), "tokenizer", None)
-            tokenizer = choose_tokenizer(self.tokenizer_path, self.tokenizer, theirs)
+            model_tokenizer = getattr(getattr(self.trainer, "lightning_module", None), "tokenizer", None)
+            tokenizer = choose_tokenizer(self.tokenizer_path, self.tokenizer, model_tokenizer)
             if self.tokenizer is not None and self.tokenizer.hash != tokenizer.hash:
                 for part in self.parts.values():
                     part.forget_samples()
@@ -144,9 +144,9 @@ class LabelledDataModule(HeldOutDataModule):
         if labelled and self.label_facts is None:
             sources = self.held_out(self.source)
             others = {part: self._open(source) for part, source in sources.items() if source is not None}
-            found = share_out(self.contents, others, self.label_settings)
-            self.parts |= found.parts
-            self.label_facts, self.fingerprint = found.facts, found.fingerprint
+            parts = share_out(self.contents, others, self.label_settings)
+            self.parts |= parts.parts
+            self.label_facts, self.fingerprint = parts.facts, parts.fingerprint
             if is_first_process():
                 self._tell()
         if "predict" not in self.parts:
@@ -159,17 +159,17 @@ class LabelledDataModule(HeldOutDataModule):
         """Say what was understood of the data."""
         train = self.parts["train"]
         contents, column = required(self.contents), required(self.label_settings.column)
-        for doubt in doubts(required(train.labels), padded_numbers(contents.opened, column)):
+        for doubt in label_warnings(required(train.labels), padded_numbers(contents.opened, column)):
             say_once(doubt)
         parts: dict[str, PartSummary] = {}
         for name in ("train", "validation", "test"):
             part = self.parts.get(name)
-            if part is not None and not any(part is self.parts[one] for one in parts):
+            if part is not None and not any(part is self.parts[name] for name in parts):
                 own = part.contents.source if part.contents is not contents else None
                 parts[name] = PartSummary(len(part.rows), own, part.contents.keys(part.rows))
         labels = labels_told(required(self.label_facts), column)
-        told = f"{len(contents.data):,} rows, {contents.columns}, {labels}"
-        say_once(data_line(contents.source, told, parts))
+        summary = f"{len(contents.data):,} rows, {contents.columns}, {labels}"
+        say_once(data_line(contents.source, summary, parts))
 
     def _open(self, source: Source) -> Contents:
         if self.text is None:

@@ -93,10 +93,12 @@ def share_out(main: Contents, others: dict[str, Contents], settings: LabelSettin
     column = required(settings.column)
     labels = main.labels(column, settings.task, settings.separator)
     check_classes(labels)
-    theirs: dict[str, Labels] = {}
+    own_labels: dict[str, Labels] = {}
     for part, contents in others.items():
-        found = contents.labels(column, labels.task, settings.separator)
-        theirs[part] = found if labels.task == "regression" else with_classes(found, labels.classes)
+        labels_of_part = contents.labels(column, labels.task, settings.separator)
+        own_labels[part] = (
+            labels_of_part if labels.task == "regression" else with_classes(labels_of_part, labels.classes)
+        )
     train, validation = split_labelled(labels, 0.0 if "validation" in others else settings.validation_share)
     for contents in (main, *others.values()):
         contents.make_ready(like=main)
@@ -107,7 +109,7 @@ def share_out(main: Contents, others: dict[str, Contents], settings: LabelSettin
     if len(validation):
         parts["validation"] = Part(main, main.there(validation), labels)
     for part, contents in others.items():
-        parts[part] = Part(contents, contents.there(numpy.arange(len(contents.data))), theirs[part])
+        parts[part] = Part(contents, contents.there(numpy.arange(len(contents.data))), own_labels[part])
     if "validation" in parts:
         parts.setdefault("test", parts["validation"])
     content = hashlib.sha256("\n".join([main.fingerprint, column, labels.task, *labels.classes]).encode())

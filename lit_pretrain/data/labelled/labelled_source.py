@@ -17,7 +17,15 @@ from lit_pretrain.data.labelled.label_facts import Task
 from lit_pretrain.data.labelled.labelled_dataset import Samples
 from lit_pretrain.data.labelled.labels import Labels, read_labels
 from lit_pretrain.data.notices import say_once
-from lit_pretrain.data.sources import TEXT_BUILDERS, OpenedSource, Source, check_column, has_splits, open_source, shown
+from lit_pretrain.data.sources import (
+    TEXT_BUILDERS,
+    OpenedSource,
+    Source,
+    check_column,
+    has_splits,
+    open_source,
+    source_name,
+)
 from lit_pretrain.data.text.base_tokenizer import TextTokenizer
 from lit_pretrain.data.text.text_encoding import TextSettings, chunks_of_texts
 from lit_pretrain.data.text.text_store import find_or_encode
@@ -57,7 +65,7 @@ def other_part(
             return None
         if not has_splits(main):
             raise UserError(
-                f"{shown(main)} has no splits, so data.{part}_split cannot name one: set data.{part}_path or "
+                f"{source_name(main)} has no splits, so data.{part}_split cannot name one: set data.{part}_path or "
                 f"data.{part}_data_files."
             )
         return replace(main, split=split, prefix=f"{part}_")
@@ -128,7 +136,7 @@ class TextContents:
 
     def __init__(self, source: Source, settings: TextSettings, cache_directory: Path) -> None:
         rows = open_source(source, cache_directory / "huggingface")
-        self.source, self.opened, self.settings = shown(source), rows, settings
+        self.source, self.opened, self.settings = source_name(source), rows, settings
         self.data = rows.data
         self.kept = cache_directory / "labelled_texts"
         if self.data.column_names == ["text"] and len(settings.columns) == 1:
@@ -164,7 +172,8 @@ class TextContents:
         if samples.empty == len(samples) > 0:
             raise UserError(
                 f"None of the {len(samples)} rows of {self.source} that are used has any text in "
-                f"{' or '.join(repr(one) for one in self.settings.columns)}: set data.text_column to another column."
+                f"{' or '.join(repr(column) for column in self.settings.columns)}: set data.text_column to another "
+                "column."
             )
         return samples
 
@@ -173,8 +182,8 @@ class TextContents:
         columns = self.settings.columns
         digests: list[bytes] = []
         for texts in chunks_of_texts(self.data.select_columns(list(columns)), rows, columns):
-            joined = ("\0".join(one).encode(errors="surrogatepass") for one in zip(*texts, strict=True))
-            digests += [hashlib.blake2b(one, digest_size=8).digest() for one in joined]
+            joined = ("\0".join(text).encode(errors="surrogatepass") for text in zip(*texts, strict=True))
+            digests += [hashlib.blake2b(text, digest_size=8).digest() for text in joined]
         return numpy.frombuffer(b"".join(digests), dtype=numpy.int64)
 
     @property
@@ -213,7 +222,7 @@ class PictureContents:
 
     def __init__(self, source: ImageSource, storage: StorageSettings) -> None:
         self.origin, self.storage = source, storage
-        self.source = shown(source)
+        self.source = source_name(source)
         self.opened = open_source(source, storage.directory / "huggingface")
         self.data = self.opened.data
         self.pictures: StoredPictures | None = None

@@ -48,7 +48,7 @@ class Labels:
         if self.ends is None:
             return replace(self, values=self.values[rows])
         parts = [self._of(row) for row in rows]
-        ends = numpy.cumsum([len(one) for one in parts], dtype=numpy.int64)
+        ends = numpy.cumsum([len(part) for part in parts], dtype=numpy.int64)
         return replace(self, values=numpy.concatenate([*parts, self.values[:0]]), ends=ends)
 
     def targets(self, rows: numpy.ndarray) -> Tensor:
@@ -152,12 +152,12 @@ def one_class(values: pyarrow.Array, feature: object, column: str, source: str, 
         missing = pyarrow.compute.is_null(values, nan_is_null=True)
         check_rows(missing, "has no label", column, source, "take these rows out")
         values = values.cast(pyarrow.int64())
-    known = class_names(feature)
-    check_classes_known(values, known, column, source, None, len(values))
-    if known is not None:
-        return Labels(column, source, known, values.to_numpy().astype(numpy.int64))
-    found, classes = numpy.unique(numpy.asarray(values.to_pylist()), return_inverse=True)
-    return Labels(column, source, [str(one) for one in found], classes.astype(numpy.int64))
+    names = class_names(feature)
+    check_classes_known(values, names, column, source, None, len(values))
+    if names is not None:
+        return Labels(column, source, names, values.to_numpy().astype(numpy.int64))
+    distinct, classes = numpy.unique(numpy.asarray(values.to_pylist()), return_inverse=True)
+    return Labels(column, source, [str(label) for label in distinct], classes.astype(numpy.int64))
 
 
 def several_classes(values: pyarrow.Array, inner: object, column: str, source: str) -> Labels:
@@ -165,13 +165,13 @@ def several_classes(values: pyarrow.Array, inner: object, column: str, source: s
     check_rows(values.is_null(), "has no label", column, source, "take these rows out (an empty list is a label)")
     rows = pyarrow.compute.list_parent_indices(values).to_numpy().astype(numpy.int64)
     flat = pyarrow.compute.list_flatten(values)
-    known = class_names(inner)
-    check_classes_known(flat, known, column, source, rows, len(values))
-    if known is not None:
-        names, classes = known, flat.to_numpy().astype(numpy.int64)
+    class_list = class_names(inner)
+    check_classes_known(flat, class_list, column, source, rows, len(values))
+    if class_list is not None:
+        names, classes = class_list, flat.to_numpy().astype(numpy.int64)
     elif len(flat):
-        found, classes = numpy.unique(numpy.asarray(flat.to_pylist()), return_inverse=True)
-        names = [str(one) for one in found]
+        distinct, classes = numpy.unique(numpy.asarray(flat.to_pylist()), return_inverse=True)
+        names = [str(label) for label in distinct]
     else:
         names, classes = [], numpy.zeros(0, dtype=numpy.int64)
     if not len(flat):
@@ -187,10 +187,10 @@ def numbers(values: pyarrow.Array, feature: object, column: str, source: str) ->
     if isinstance(feature, datasets.ClassLabel):
         missing = pyarrow.compute.or_kleene(missing, pyarrow.compute.less(values, 0)).fill_null(True)
     check_rows(missing, "has no label", column, source, "take these rows out")
-    found = values.cast(pyarrow.float32(), safe=False).to_numpy(zero_copy_only=False)
-    infinite = pyarrow.array(~numpy.isfinite(found))
+    floats = values.cast(pyarrow.float32(), safe=False).to_numpy(zero_copy_only=False)
+    infinite = pyarrow.array(~numpy.isfinite(floats))
     check_rows(infinite, "has an infinite label", column, source, "take these rows out")
-    return Labels(column, source, [], found.copy(), "regression")
+    return Labels(column, source, [], floats.copy(), "regression")
 
 
 def class_names(feature: object) -> list[str] | None:
@@ -199,24 +199,24 @@ def class_names(feature: object) -> list[str] | None:
 
 
 def check_classes_known(
-    values: pyarrow.Array, known: list[str] | None, column: str, source: str, rows: numpy.ndarray | None, total: int
+    values: pyarrow.Array, names: list[str] | None, column: str, source: str, rows: numpy.ndarray | None, total: int
 ) -> None:
     """Raise `UserError` for missing classes, and for numbers that have no name."""
     missing = values.is_null()
-    if known is not None:
+    if names is not None:
         # By custom, -1 says that a row of a test set has no label.
         missing = pyarrow.compute.or_kleene(missing, pyarrow.compute.less(values, 0)).fill_null(True)
     advice = "take these rows out, or set data.label_column to null where no labels are needed"
     check_rows(missing, "has no label", column, source, advice, rows, total)
-    if known is not None:
-        beyond = pyarrow.compute.greater_equal(values, len(known))
-        what = f"has a label beyond its {len(known)} classes"
-        check_rows(beyond, what, column, source, "give every class a name, or take these rows out", rows, total)
+    if names is not None:
+        beyond = pyarrow.compute.greater_equal(values, len(names))
+        problem = f"has a label beyond its {len(names)} classes"
+        check_rows(beyond, problem, column, source, "give every class a name, or take these rows out", rows, total)
 
 
 def check_rows(
     wrong: pyarrow.Array,
-    what: str,
+    problem: str,
     column: str,
     source: str,
     advice: str,
@@ -227,20 +227,20 @@ def check_rows(
 
     Args:
         wrong: (N,) booleans.
-        what: What it is.
+        problem: What it is.
         column: The column.
         source: What a person knows the source by.
         advice: What to do.
         rows: (N,) row of each, where `wrong` is of what their lists hold.
         total: Rows of the source, with `rows`.
     """
-    found = numpy.flatnonzero(wrong.to_numpy(zero_copy_only=False))
-    if not len(found):
+    wrong_rows = numpy.flatnonzero(wrong.to_numpy(zero_copy_only=False))
+    if not len(wrong_rows):
         return
-    found = found if rows is None else numpy.unique(rows[found])
+    wrong_rows = wrong_rows if rows is None else numpy.unique(rows[wrong_rows])
     raise UserError(
-        f"The column '{column}' of {source} {what} in {len(found)} of its {total or len(wrong)} rows (the first is row "
-        f"{found[0]}): {advice}."
+        f"The column '{column}' of {source} {problem} in {len(wrong_rows)} of its {total or len(wrong)} rows (the "
+        f"first is row {wrong_rows[0]}): {advice}."
     )
 
 
@@ -250,14 +250,14 @@ def with_classes(labels: Labels, classes: list[str]) -> Labels:
     Raises:
         UserError: If a class occurs that the other source does not have.
     """
-    known = {name: number for number, name in enumerate(classes)}
-    unknown = [labels.classes[one] for one in numpy.unique(labels.values) if labels.classes[one] not in known]
+    numbers = {name: number for number, name in enumerate(classes)}
+    unknown = [labels.classes[value] for value in numpy.unique(labels.values) if labels.classes[value] not in numbers]
     if unknown:
         raise UserError(
             f"The column '{labels.column}' of {labels.source} has the class '{unknown[0]}'"
             f"{nearest(unknown[0], classes)}, which the training data does not have: give data of the same classes."
         )
-    table = numpy.array([known.get(name, -1) for name in labels.classes])
+    table = numpy.array([numbers.get(name, -1) for name in labels.classes])
     return replace(labels, classes=list(classes), values=table[labels.values])
 
 
@@ -267,9 +267,9 @@ def check_classes(labels: Labels) -> None:
         return
     present = numpy.unique(labels.values)
     if len(present) < 2:
-        one = present[0] if labels.task == "regression" else labels.classes[present[0]]
+        label = present[0] if labels.task == "regression" else labels.classes[present[0]]
         raise UserError(
-            f"All rows of {labels.source} have the label '{one}' in '{labels.column}': set data.label_column to a "
+            f"All rows of {labels.source} have the label '{label}' in '{labels.column}': set data.label_column to a "
             "column of several labels, or to null."
         )
 
@@ -322,8 +322,8 @@ def stratified_choice(
     # The j-th row of a class of n comes at (j + 1/2) / n: Webster's and Sainte-Lague's apportionment, which never takes
     # a seat away when there are more to give.
     places = numpy.empty(len(values))
-    for one in numpy.unique(values):
-        members = numpy.flatnonzero(values[order] == one)
+    for value in numpy.unique(values):
+        members = numpy.flatnonzero(values[order] == value)
         places[members] = (numpy.arange(len(members)) + 0.5) / len(members)
         if every_class:
             places[members[0]] = -1.0

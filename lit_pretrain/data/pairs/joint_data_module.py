@@ -82,7 +82,8 @@ class JointDataModule(LightningDataModule):
             return CombinedLoader(loaders, "min_size")
         batches = len(loaders[PAIRS])
         return CombinedLoader(
-            {name: one if name == PAIRS else ContinuedLoader(one, batches) for name, one in loaders.items()}, "min_size"
+            {name: loader if name == PAIRS else ContinuedLoader(loader, batches) for name, loader in loaders.items()},
+            "min_size",
         )
 
     def val_dataloader(self) -> CombinedLoader:
@@ -130,13 +131,13 @@ def part_of(batch: dict[str, Any]) -> str:
     return "text" if "input_ids" in batch else "vision"
 
 
-def share_tokenizer(pairs: PairDataModule, texts: DocumentDataModule, theirs: TextTokenizer | None) -> None:
+def share_tokenizer(pairs: PairDataModule, texts: DocumentDataModule, model_tokenizer: TextTokenizer | None) -> None:
     """Give captions and texts one tokenizer.
 
     Args:
         pairs: With captions.
         texts: Its documents train a tokenizer where nobody brings one.
-        theirs: The model's, or null.
+        model_tokenizer: The model's, or null.
 
     Raises:
         UserError: If two of them bring different ones, or one that texts alone cannot be learned with.
@@ -145,18 +146,18 @@ def share_tokenizer(pairs: PairDataModule, texts: DocumentDataModule, theirs: Te
         return
     paths = {"pairs": pairs.tokenizer_path, "text": texts.tokenizer_path}
     named = {name: load_tokenizer(path) for name, path in paths.items() if path is not None}
-    if len({one.hash for one in named.values()}) > 1:
+    if len({part.hash for part in named.values()}) > 1:
         raise UserError(
             f"data.pairs.tokenizer is tokenizer {named['pairs'].hash}, and data.text.tokenizer {named['text'].hash}: "
             "one tower reads both, so set one of them to null, which takes the other's."
         )
-    for name, one in named.items():
-        if theirs is not None and one.hash != theirs.hash:
+    for name, part in named.items():
+        if model_tokenizer is not None and part.hash != model_tokenizer.hash:
             raise UserError(
-                f"data.{name}.tokenizer is tokenizer {one.hash}, and the tower of texts was trained with "
-                f"{theirs.hash}: set it to null to take the model's own."
+                f"data.{name}.tokenizer is tokenizer {part.hash}, and the tower of texts was trained with "
+                f"{model_tokenizer.hash}: set it to null to take the model's own."
             )
-    texts.tokenizer = theirs or next(iter(named.values()), None)
+    texts.tokenizer = model_tokenizer or next(iter(named.values()), None)
     if not isinstance(texts.tokenizer, WordPieceTokenizer | None):
         raise UserError(
             "Captions have CLIP's tokenizer, and tasks on texts hide words by the special tokens of word pieces: leave "

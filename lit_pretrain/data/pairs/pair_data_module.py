@@ -129,8 +129,12 @@ class PairDataModule(HeldOutDataModule):
         if self.fingerprint:
             return
         # Before anything slow: a tokenizer that cannot be used.
-        theirs = getattr(getattr(self.trainer, "lightning_module", None), "tokenizer", None) or self.tokenizer
-        known = choose_tokenizer(self.tokenizer_path, None, theirs) if self.tokenizer_path or theirs else None
+        model_tokenizer = getattr(getattr(self.trainer, "lightning_module", None), "tokenizer", None) or self.tokenizer
+        known_tokenizer = (
+            choose_tokenizer(self.tokenizer_path, None, model_tokenizer)
+            if self.tokenizer_path or model_tokenizer
+            else None
+        )
         sources = self.held_out(self.source)
         main = open_pairs(self.source, self.caption_columns, self.storage)
         share = 0.0 if sources["validation"] is not None else self.validation_share
@@ -147,13 +151,15 @@ class PairDataModule(HeldOutDataModule):
             if source is not None:
                 opened_part = open_pairs(source, self.caption_columns, self.storage, like=main)
                 self.contents[part], self.groups[part] = opened_part, opened_part.groups
-        tokenizer = known or self._trained_tokenizer(main)
+        tokenizer = known_tokenizer or self._trained_tokenizer(main)
         for part, contents in self.contents.items():
             if part == "train" or contents is not main:
                 contents.encode(tokenizer, self.maximum_length, self.storage)
                 counts = check_captions(contents, self.empty_captions)
                 counts["captions_with_unknown_words"] = count_unknown_words(contents, tokenizer)
-                self._counts |= counts if contents is main else {f"{part}_{name}": one for name, one in counts.items()}
+                self._counts |= (
+                    counts if contents is main else {f"{part}_{name}": count for name, count in counts.items()}
+                )
         self.tokenizer, self.vocabulary_size = tokenizer, tokenizer.vocabulary_size
         self.fingerprint = main.fingerprint
 
@@ -195,11 +201,11 @@ class PairDataModule(HeldOutDataModule):
                 own = self.contents[name].pictures.source if self.contents[name] is not main else None
                 parts[name] = PartSummary(len(gallery_of), own, keys_of(gallery_of))
         columns = " and ".join(repr(column) for column in self.caption_columns or SAMPLE_CAPTIONS)
-        told = f"{len(main.keys):,} rows, {len(main.groups):,} pictures of '{main.pictures.encoded.column}'"
-        told += f" with {len(main.captions.data):,} captions of {columns}"
+        summary = f"{len(main.keys):,} rows, {len(main.groups):,} pictures of '{main.pictures.encoded.column}'"
+        summary += f" with {len(main.captions.data):,} captions of {columns}"
         tokens, tokenizer = required(main.texts).tokens, required(self.tokenizer)
-        told += f" ({len(tokens):,} word pieces, {share_told(unknown_pieces(tokens, tokenizer), len(tokens))})"
-        say_once(data_line(main.pictures.source, told, parts, "picture"))
+        summary += f" ({len(tokens):,} word pieces, {share_told(unknown_pieces(tokens, tokenizer), len(tokens))})"
+        say_once(data_line(main.pictures.source, summary, parts, "picture"))
 
     # -- loaders
 
@@ -246,7 +252,9 @@ class PairDataModule(HeldOutDataModule):
 
     def captions(self, stage: Stage, captions: list[int]) -> list[str]:
         """Texts of a part's captions, by their `caption_id`."""
-        return [text or "" for text in self.contents[stage].captions.data[[int(one) for one in captions]][CAPTION]]
+        return [
+            text or "" for text in self.contents[stage].captions.data[[int(caption) for caption in captions]][CAPTION]
+        ]
 
     def raw_samples(self, stage: Stage, indices: list[int]) -> "list[dict[str, Image | list[str]]]":
         """Whole pictures with their captions, to show to people.

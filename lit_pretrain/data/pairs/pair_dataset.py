@@ -44,25 +44,28 @@ class CaptionedPictures:
         images, places = self.images.gather(self.members, indices)
         return images, numpy.searchsorted(self.members, places)
 
-    def fields(self, images: Tensor, found: numpy.ndarray) -> dict[str, Tensor]:
+    def fields(self, images: Tensor, places: numpy.ndarray) -> dict[str, Tensor]:
         """What a batch says of its pictures.
 
         Returns:
             `images` (B, 3, S, S) uint8, `sample_id` (B,) rows of the source, and `picture_key` (B,) equal for equal
             pixels, under whatever names they lie in the source.
         """
-        for image, index in zip(images, found.tolist(), strict=True):
+        for image, index in zip(images, places.tolist(), strict=True):
             if index not in self._keys:
                 self._keys[index] = key_of(image.numpy().tobytes())
-        keys = torch.tensor([self._keys[index] for index in found.tolist()], dtype=torch.long)
-        rows = torch.from_numpy(self.images.rows[self.members[found]])
+        keys = torch.tensor([self._keys[index] for index in places.tolist()], dtype=torch.long)
+        rows = torch.from_numpy(self.images.rows[self.members[places]])
         return {"images": images, "sample_id": rows, "picture_key": keys}
 
     def encoded(self, captions: numpy.ndarray) -> dict[str, Tensor]:
         """Captions as word pieces: `input_ids`, `attention_mask` (T, L), `padded`, `caption_id`, `caption_key` (T,)."""
         batch = self.texts.batch(captions)
         ends = self.texts.ends
-        keys = [key_of(self.texts.tokens[ends[one - 1] if one else 0 : ends[one]].tobytes()) for one in captions]
+        keys = [
+            key_of(self.texts.tokens[ends[caption - 1] if caption else 0 : ends[caption]].tobytes())
+            for caption in captions
+        ]
         return {
             "input_ids": batch["input_ids"],
             "attention_mask": batch["attention_mask"],
@@ -111,8 +114,8 @@ class PairDataset(CaptionedPictures):
 
     def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
         """A batch of (epoch, index) keys, all of one epoch: `CaptionedPictures`' fields of pictures and captions."""
-        images, found = self.gather(numpy.array([index for _, index in keys]))
-        return self.fields(images, found) | self.encoded(self.drawn(keys[0][0])[found])
+        images, rows = self.gather(numpy.array([index for _, index in keys]))
+        return self.fields(images, rows) | self.encoded(self.drawn(keys[0][0])[rows])
 
 
 class GalleryDataset(CaptionedPictures):
@@ -130,15 +133,15 @@ class GalleryDataset(CaptionedPictures):
             `caption_picture` (T,): the picture's index in this data set. Damaged pictures are left out.
         """
         indices = numpy.array([index for _, index in keys])
-        images, found = self.gather(indices)
-        there = found == indices
-        images, found = images[torch.from_numpy(there)], found[there]
-        captions = [self.captions[self.firsts[one] : self.firsts[one] + self.counts[one]] for one in found]
-        owners = torch.from_numpy(numpy.repeat(found, self.counts[found]))
+        images, rows = self.gather(indices)
+        readable = rows == indices
+        images, rows = images[torch.from_numpy(readable)], rows[readable]
+        captions = [self.captions[self.firsts[row] : self.firsts[row] + self.counts[row]] for row in rows]
+        owners = torch.from_numpy(numpy.repeat(rows, self.counts[rows]))
         return {
-            **self.fields(images, found),
+            **self.fields(images, rows),
             **self.encoded(numpy.concatenate(captions)),
-            "picture": torch.from_numpy(found),
+            "picture": torch.from_numpy(rows),
             "caption_picture": owners,
         }
 

@@ -86,7 +86,7 @@ class PairContents:
         # Places in the store ascend as the pictures' first readable rows do, which need not be the first of all.
         by_place = numpy.argsort(members, kind="stable")
         firsts = numpy.cumsum(counts) - counts
-        captions = [chosen[order][firsts[one] : firsts[one] + counts[one]] for one in by_place]
+        captions = [chosen[order][firsts[captions] : firsts[captions] + counts[captions]] for captions in by_place]
         together = numpy.concatenate([*captions, numpy.zeros(0, numpy.int64)])
         texts = required(self.texts)
         return kind(self.pictures.store, members[by_place], texts, together, counts[by_place], **arguments)
@@ -131,13 +131,13 @@ def check_captions(contents: PairContents, empty: Empty) -> dict[str, int]:
     without = contents.groups[~numpy.isin(contents.groups, captioned)]
     if len(bare) or len(without):
         rows = contents.captions.rows[bare] if len(bare) else without
-        told = (
+        problem = (
             f"{len(bare)} of the {len(contents.full)} captions of {contents.pictures.source} are empty, and "
             f"{len(without)} of its {len(contents.groups)} pictures have no other (row {rows[0]} is the first)"
         )
         if empty == "error":
-            raise UserError(f"{told}: give them captions, or set data.empty_captions to skip.")
-        say(f"{told}: left out.")
+            raise UserError(f"{problem}: give them captions, or set data.empty_captions to skip.")
+        say(f"{problem}: left out.")
     return {"empty_captions": len(bare), "pictures_without_caption": len(without)}
 
 
@@ -159,15 +159,15 @@ def count_unknown_words(contents: PairContents, tokenizer: TextTokenizer) -> int
     unknown, total = unknown_pieces(pieces.tokens, tokenizer), len(pieces.tokens)
     check_known(unknown, total, tokenizer, contents.pictures.source, texts)
     places = numpy.flatnonzero(numpy.asarray(pieces.tokens) == unknown_id)
-    found = numpy.unique(numpy.searchsorted(pieces.ends, places, side="right"))
-    if len(found) > MANY_UNKNOWN * len(pieces):
-        text = contents.captions.data[int(found[0])][CAPTION]
+    rows = numpy.unique(numpy.searchsorted(pieces.ends, places, side="right"))
+    if len(rows) > MANY_UNKNOWN * len(pieces):
+        text = contents.captions.data[int(rows[0])][CAPTION]
         say(
-            f"{len(found)} of the {len(pieces)} captions of {contents.pictures.source} have words that the "
+            f"{len(rows)} of the {len(pieces)} captions of {contents.pictures.source} have words that the "
             f"tokenizer has no pieces for ('{text[:60]}' is the first), which makes them alike: raise "
             "data.vocabulary_size, or give another data.tokenizer."
         )
-    return len(found)
+    return len(rows)
 
 
 def training_pairs(contents: PairContents, groups: numpy.ndarray, seed: int) -> PairDataset:

@@ -18,7 +18,7 @@ from lit_pretrain.data.disk_cache import FACTS, build_once
 from lit_pretrain.data.images.image_folder import FOLDER, check_folder_labels
 from lit_pretrain.data.images.image_source import EncodedPictures, ImageSource
 from lit_pretrain.data.labelled.labelled_source import digest
-from lit_pretrain.data.sources import check_column, open_source, shown
+from lit_pretrain.data.sources import check_column, open_source, source_name
 from lit_pretrain.errors import UserError
 
 CAPTION = "caption"
@@ -61,7 +61,7 @@ def open_captions(source: ImageSource, columns: list[str] | None, cache_director
     if columns is None:
         if source.path is not None or source.data_files is not None:
             raise UserError(
-                f"It is not said which columns of {shown(source)} hold captions (it has "
+                f"It is not said which columns of {source_name(source)} hold captions (it has "
                 f"{columns_told(opened)}): set data.caption_columns."
             )
         columns = list(SAMPLE_CAPTIONS)
@@ -69,9 +69,9 @@ def open_captions(source: ImageSource, columns: list[str] | None, cache_director
         raise UserError("data.caption_columns is empty: name at least one column of captions.")
     owners, texts = [], []
     for column in columns:
-        check_folder_labels(opened, column, shown(source))
+        check_folder_labels(opened, column, source_name(source))
         data = with_column(replace(opened, data=data), column)
-        check_column(data, column, shown(source), "data.caption_columns")
+        check_column(data, column, source_name(source), "data.caption_columns")
         table = data.select_columns([column]).with_format("arrow")[:]
         values = table.column(column).combine_chunks()
         classes = data.features[column]
@@ -84,8 +84,8 @@ def open_captions(source: ImageSource, columns: list[str] | None, cache_director
             values = names_of(values, classes)
         if not (pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type)):
             raise UserError(
-                f"The column '{column}' of {shown(source)} holds {values.type}, neither texts nor class labels, nor "
-                "lists of these: set data.caption_columns."
+                f"The column '{column}' of {source_name(source)} holds {values.type}, neither texts nor class labels, "
+                "nor lists of these: set data.caption_columns."
             )
         owners.append(rows)
         texts.append(values.cast(pyarrow.large_string()))
@@ -104,8 +104,8 @@ def open_captions(source: ImageSource, columns: list[str] | None, cache_director
 def names_of(values: pyarrow.Array, classes: datasets.ClassLabel) -> pyarrow.Array:
     """The classes of some rows as words, as zero-shot classification names them; null where a row has none."""
     names = pyarrow.array([name.replace("_", " ") for name in classes.names])
-    known = pyarrow.compute.greater_equal(values, 0)
-    return names.take(pyarrow.compute.if_else(known, values, None))
+    valid = pyarrow.compute.greater_equal(values, 0)
+    return names.take(pyarrow.compute.if_else(valid, values, None))
 
 
 def is_list(kind: pyarrow.DataType) -> bool:
@@ -137,11 +137,11 @@ def picture_keys(pictures: EncodedPictures) -> numpy.ndarray:
     Rows have the same picture if their bytes are equal, or lead to the same file; files are not compared.
     """
     keys = numpy.empty(len(pictures), dtype=numpy.int64)
-    seen: dict[bytes | str | None, int] = {}
+    numbers: dict[bytes | str | None, int] = {}
     for start in range(0, len(pictures), ROWS_AT_ONCE):
         for picture in pictures.read(range(start, min(start + ROWS_AT_ONCE, len(pictures)))):
             content = picture.content
             if isinstance(content, bytes):
                 content = hashlib.blake2b(content, digest_size=16).digest()
-            keys[picture.row] = picture.row if content is None else seen.setdefault(content, picture.row)
+            keys[picture.row] = picture.row if content is None else numbers.setdefault(content, picture.row)
     return keys

@@ -54,7 +54,7 @@ class TextTokenizer:
         self.tokenizer = tokenizer
         self.vocabulary_size = tokenizer.get_vocab_size()
         ids = set(tokenizer.get_vocab(with_added_tokens=True).values())
-        gap = next((one for one in range(self.vocabulary_size) if one not in ids), None)
+        gap = next((token_id for token_id in range(self.vocabulary_size) if token_id not in ids), None)
         if gap is not None:
             raise UserError(
                 f"{source} has {self.vocabulary_size} pieces and none with the id {gap}, the largest being {max(ids)}: "
@@ -94,7 +94,7 @@ class TextTokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Pieces of many texts, on all cores."""
-        return [one.ids for one in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: list[int], keep_special: bool = False) -> str:
         """Text of pieces, special tokens left out unless asked for."""

@@ -47,7 +47,7 @@ class BytePairTokenizer(TextTokenizer):
         kind = kind_of(tokenizer)
         if kind != self.model:
             raise UserError(f"{source} is a {kind} tokenizer, not the byte-pair encoding of CLIP.")
-        ends = next((ends for ends in ENDS if all(tokenizer.token_to_id(one) is not None for one in ends)), None)
+        ends = next((ends for ends in ENDS if all(tokenizer.token_to_id(end) is not None for end in ends)), None)
         if ends is None:
             raise UserError(f"{source} has neither {' nor '.join(ENDS[0])}: use the tokenizer of a CLIP.")
         super().__init__(tokenizer, *ends, source)

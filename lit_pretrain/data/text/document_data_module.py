@@ -14,7 +14,7 @@ from lit_pretrain.data.columns import with_column
 from lit_pretrain.data.loading import EpochDataModule, Key, ResumableDataLoader
 from lit_pretrain.data.notices import is_first_process, say_once
 from lit_pretrain.data.randomness import sample_generator
-from lit_pretrain.data.sources import TEXT_BUILDERS, Source, check_column, no_rows, open_source, shown
+from lit_pretrain.data.sources import TEXT_BUILDERS, Source, check_column, no_rows, open_source, source_name
 from lit_pretrain.data.splits import budgeted_rows, split_rows
 from lit_pretrain.data.summary import PartSummary, data_line
 from lit_pretrain.data.text.base_tokenizer import WORD_LENGTH, TextTokenizer
@@ -131,13 +131,14 @@ class DocumentDataModule(EpochDataModule):
         tokenizer: TextTokenizer | None = self.tokenizer
         if self.tokenizer_path:
             tokenizer = WordPieceTokenizer.load(self.tokenizer_path)
-        theirs = getattr(getattr(self.trainer, "lightning_module", None), "tokenizer", None)
-        if tokenizer is not None or theirs is not None:
-            tokenizer = choose_tokenizer(self.tokenizer_path, tokenizer, theirs)
+        model_tokenizer = getattr(getattr(self.trainer, "lightning_module", None), "tokenizer", None)
+        if tokenizer is not None or model_tokenizer is not None:
+            tokenizer = choose_tokenizer(self.tokenizer_path, tokenizer, model_tokenizer)
         data, source_fingerprint = open_documents(self.source, self.cache_directory / "huggingface")
         if self.layout == "sentence_pairs" and len(data) < least_documents(self.pairs.random_next):
             raise UserError(
-                f"{shown(self.source)} is one document, and sentence pairs need a second one for random sentences: "
+                f"{source_name(self.source)} is one document, and sentence pairs need a second one for random "
+                "sentences: "
                 "give several documents, or set data.layout to segments and leave out NextSentencePrediction."
             )
         if tokenizer is None:
@@ -147,7 +148,7 @@ class DocumentDataModule(EpochDataModule):
         self.cache = open_or_build(data, self.source.text_column, tokenizer, directory, self.language)
         self.tokenizer, self.vocabulary_size = tokenizer, tokenizer.vocabulary_size
         facts, texts = self.cache.facts, DocumentTexts(data, self.source.text_column)
-        check_known(facts["unknown_pieces"], facts["tokens"], tokenizer, shown(self.source), texts)
+        check_known(facts["unknown_pieces"], facts["tokens"], tokenizer, source_name(self.source), texts)
 
     def _trained_tokenizer(self, data: object, source_fingerprint: str) -> WordPieceTokenizer:
         """The tokenizer of this corpus and these settings, trained once."""
@@ -175,11 +176,11 @@ class DocumentDataModule(EpochDataModule):
             parts = {"train": PartSummary(len(train), keys=keys[train])}
             if len(validation):
                 parts["validation"] = PartSummary(len(validation), keys=keys[validation])
-            told = (
+            summary = (
                 f"{facts['documents']:,} documents of '{self.source.text_column}' with {facts['tokens']:,} word pieces"
             )
-            told += f", {share_told(facts['unknown_pieces'], facts['tokens'])}"
-            say_once(data_line(shown(self.source), told, parts, "document"))
+            summary += f", {share_told(facts['unknown_pieces'], facts['tokens'])}"
+            say_once(data_line(source_name(self.source), summary, parts, "document"))
 
     @property
     def _tokens(self) -> TokenCache:
@@ -230,7 +231,7 @@ class DocumentDataModule(EpochDataModule):
         """What the data is, for the record of a run."""
         facts: dict[str, str | int | float] = dict(self._tokens.facts)
         facts |= {
-            "source": shown(self.source),
+            "source": source_name(self.source),
             "data_fingerprint": self.fingerprint,
             "tokenizer_hash": required(self.tokenizer).hash,
             "training_sequences": len(self.train_dataset),
@@ -468,10 +469,10 @@ def open_documents(source: DocumentSource, cache_directory: Path) -> tuple[datas
 
 def check_text_column(data: datasets.Dataset, source: DocumentSource) -> None:
     """The text column must be there and hold text."""
-    check_column(data, source.text_column, shown(source), "data.text_column")
+    check_column(data, source.text_column, source_name(source), "data.text_column")
     feature = data.features[source.text_column]
     if getattr(feature, "dtype", None) not in ("string", "large_string"):
         kind = getattr(feature, "dtype", type(feature).__name__)
         raise UserError(
-            f"The column '{source.text_column}' of {shown(source)} holds {kind}, not text: set data.text_column."
+            f"The column '{source.text_column}' of {source_name(source)} holds {kind}, not text: set data.text_column."
         )

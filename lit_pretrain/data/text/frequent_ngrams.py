@@ -25,16 +25,16 @@ def frequent_ngrams(cache: TokenCache, longest: int, count: int, most_tokens: in
     """
     bounds = cache.document_offsets()
     documents = numpy.arange(0, cache.documents, -(-int(bounds[-1]) // most_tokens))
-    read = [cache.tokens[bounds[one] : bounds[one + 1]] for one in documents]
+    read = [cache.tokens[bounds[document] : bounds[document + 1]] for document in documents]
     tokens = torch.from_numpy(numpy.concatenate(read).astype(numpy.int64))
     lengths = bounds[documents + 1] - bounds[documents]
     starts = numpy.cumsum(lengths) - lengths
     since_start = numpy.arange(len(tokens)) - numpy.repeat(starts, lengths)
     kinds, times = [], []
     for order, keys in enumerate(ngram_keys(tokens, longest), start=2):
-        found = numpy.unique(keys.numpy()[since_start >= order - 1], return_counts=True)
-        kinds.append(found[0])
-        times.append(found[1])
+        counted = numpy.unique(keys.numpy()[since_start >= order - 1], return_counts=True)
+        kinds.append(counted[0])
+        times.append(counted[1])
     every = numpy.concatenate(kinds)
     # Stable, so that the same are kept on every machine.
     best = numpy.argsort(-numpy.concatenate(times), kind="stable")[:count]

@@ -69,7 +69,7 @@ class PairPlan:
     def open(cls, directory: Path) -> "PairPlan":
         """Map a plan from the disk."""
         arrays = {name: numpy.memmap(directory / f"{name}.bin", kind, mode="r") for name, kind in KINDS.items()}
-        plan = cls(**{name: one if name == "is_random" else one.reshape(-1, 2) for name, one in arrays.items()})
+        plan = cls(**{name: array if name == "is_random" else array.reshape(-1, 2) for name, array in arrays.items()})
         cast(Any, plan).directory = directory
         return plan
 

@@ -139,15 +139,15 @@ def encode_texts(
     for columns in chunks_of_texts(data.select_columns(list(settings.columns)), rows, settings.columns):
         kept: list[int] = []
         for ids in zip(*(tokenizer.encode_batch(texts) for texts in columns), strict=True):
-            total = sum(len(one) for one in ids)
+            total = sum(len(piece_ids) for piece_ids in ids)
             empty += total == 0
             if total > room:
                 truncated += 1
                 ids = shorten_pair(*ids, room) if len(ids) == 2 else (shorten(ids[0], room, settings.truncation),)
             firsts.append(len(ids[0]))
-            pieces.append(sum(len(one) for one in ids))
-            for one in ids:
-                kept += one
+            pieces.append(sum(len(piece_ids) for piece_ids in ids))
+            for piece_ids in ids:
+                kept += piece_ids
         parts.append(numpy.array(kept, dtype=dtype))
     counts = numpy.array(pieces, dtype=numpy.int64)
     return EncodedTexts(
@@ -193,44 +193,46 @@ def chunks_of_texts(
     data: datasets.Dataset, rows: numpy.ndarray, columns: tuple[str, ...], at_once: int = 100
 ) -> Iterator[tuple[list[str], ...]]:
     """Texts of each column of as many rows as hold a few million characters."""
-    held: tuple[list[str], ...] = tuple([] for _ in columns)
+    gathered: tuple[list[str], ...] = tuple([] for _ in columns)
     characters = 0
     for start in range(0, len(rows), at_once):
         part = data[rows[start : start + at_once]]
-        for texts, column in zip(held, columns, strict=True):
-            found = [text or "" for text in part[column]]
-            texts += found
-            characters += sum(map(len, found))
+        for texts, column in zip(gathered, columns, strict=True):
+            texts_of_part = [text or "" for text in part[column]]
+            texts += texts_of_part
+            characters += sum(map(len, texts_of_part))
         if characters >= CHUNK_CHARACTERS:
-            yield held
-            held, characters = tuple([] for _ in columns), 0
-    if held[0]:
-        yield held
+            yield gathered
+            gathered, characters = tuple([] for _ in columns), 0
+    if gathered[0]:
+        yield gathered
 
 
-def choose_tokenizer(path: str | None, held: TextTokenizer | None, theirs: TextTokenizer | None) -> TextTokenizer:
+def choose_tokenizer(
+    path: str | None, own_tokenizer: TextTokenizer | None, model_tokenizer: TextTokenizer | None
+) -> TextTokenizer:
     """The tokenizer that was given, or the model's.
 
     Args:
         path: What was given, or null.
-        held: One that is used already.
-        theirs: The model's, or null if it has none or there is no model.
+        own_tokenizer: One that is used already.
+        model_tokenizer: The model's, or null if it has none or there is no model.
 
     Raises:
         UserError: If there is none, or the model was trained with another than was given.
     """
     if path is None:
-        found = theirs or held
-        if found is None:
+        tokenizer = model_tokenizer or own_tokenizer
+        if tokenizer is None:
             raise UserError(
                 "There is no tokenizer for the texts, since the model brings none: set data.tokenizer to the directory "
                 "of one, or start from a model that was trained on text."
             )
-        return found
-    given = held or load_tokenizer(path)
-    if theirs is not None and theirs.hash != given.hash:
+        return tokenizer
+    named_tokenizer = own_tokenizer or load_tokenizer(path)
+    if model_tokenizer is not None and model_tokenizer.hash != named_tokenizer.hash:
         raise UserError(
-            f"The model's tokenizer ({theirs.hash}) is not the one at {path} ({given.hash}): set data.tokenizer to "
-            "null to take the model's own."
+            f"The model's tokenizer ({model_tokenizer.hash}) is not the one at {path} ({named_tokenizer.hash}): set "
+            "data.tokenizer to null to take the model's own."
         )
-    return given
+    return named_tokenizer

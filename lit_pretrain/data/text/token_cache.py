@@ -126,12 +126,12 @@ def build(data: Any, text_column: str, tokenizer: TextTokenizer, directory: Path
                 kept, sentence_lengths, sentence_counts, kept_rows, keys = [], [], [], [], []
                 for row, parts in zip(rows, sentences, strict=True):
                     # A sentence of nothing but characters that the tokenizer drops has no pieces.
-                    ids = [one for one in (next(pieces) for _ in parts) if one]
+                    ids = [sentence_pieces for sentence_pieces in (next(pieces) for _ in parts) if sentence_pieces]
                     if not ids:
                         dropped += 1
                         continue
                     kept += ids
-                    sentence_lengths += [len(one) for one in ids]
+                    sentence_lengths += [len(sentence_pieces) for sentence_pieces in ids]
                     sentence_counts.append(len(ids))
                     kept_rows.append(row)
                     content = numpy.fromiter(chain.from_iterable(ids), dtype)

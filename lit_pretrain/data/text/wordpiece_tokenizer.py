@@ -74,18 +74,18 @@ class WordPieceTokenizer(TextTokenizer):
         """
         normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
         splitter = pre_tokenizers.BertPreTokenizer()
-        found = frequent_letters(texts, normalizer, vocabulary_size)
-        if not found:
+        alphabet = frequent_letters(texts, normalizer, vocabulary_size)
+        if not alphabet:
             raise UserError("The corpus has no letter to train a tokenizer on: every document is empty or white space.")
         # Each with its piece within a word, if it can be in one: Chinese characters and marks are words by themselves.
-        forms = {letter: [letter, f"##{letter}"] for letter in found}
-        for letter in found:
+        forms = {letter: [letter, f"##{letter}"] for letter in alphabet}
+        for letter in alphabet:
             if len(splitter.pre_tokenize_str(normalizer.normalize_str(f"a{letter}"))) > 1:
                 forms[letter].pop()
         # They take half of the vocabulary at most, however many a corpus has; the rest comes last, if there is room.
         letters: list[str] = []
         room = min(vocabulary_size // 2, vocabulary_size - len(SPECIAL_TOKENS))
-        for letter in found:
+        for letter in alphabet:
             room -= len(forms[letter])
             if room < 0 and letters:
                 break
@@ -110,7 +110,7 @@ class WordPieceTokenizer(TextTokenizer):
         tokenizer.train_from_iterator(texts, trainer)
         vocabulary = tokenizer.get_vocab()
         pieces = sorted(vocabulary, key=vocabulary.__getitem__)
-        for letter in found[len(letters) :]:
+        for letter in alphabet[len(letters) :]:
             if len(pieces) + len(forms[letter]) > vocabulary_size:
                 break
             pieces += [form for form in forms[letter] if form not in vocabulary]
@@ -170,7 +170,7 @@ def read_tokenizer(path: str | Path) -> tuple[Tokenizer, str]:
     if not path.exists():
         raise UserError(f"There is no tokenizer at {path}: give a directory with tokenizer.json or vocab.txt.")
     files = [path] if path.is_file() else [path / "tokenizer.json", path / "vocab.txt"]
-    file = next((one for one in files if one.is_file()), None)
+    file = next((file for file in files if file.is_file()), None)
     if file is None:
         raise UserError(f"{path} has neither tokenizer.json nor vocab.txt: give the directory of a tokenizer.")
     try:
@@ -256,11 +256,11 @@ def bert_settings(tokenizer: Tokenizer) -> dict[str, bool | None] | None:
     if normalizer.get("type") != "BertNormalizer":
         return None
     pieces = pieces_of(tokenizer)
-    told = [normalizer[name] for name in ("lowercase", "strip_accents", "handle_chinese_chars")]
-    theirs = json.loads(from_pieces(pieces, *told).to_str())
-    if any(ours[part] != theirs[part] for part in ("normalizer", "pre_tokenizer", "model", "added_tokens")):
+    flags = [normalizer[name] for name in ("lowercase", "strip_accents", "handle_chinese_chars")]
+    bert = json.loads(from_pieces(pieces, *flags).to_str())
+    if any(ours[part] != bert[part] for part in ("normalizer", "pre_tokenizer", "model", "added_tokens")):
         return None
-    return dict(zip(("do_lower_case", "strip_accents", "tokenize_chinese_chars"), told, strict=True))
+    return dict(zip(("do_lower_case", "strip_accents", "tokenize_chinese_chars"), flags, strict=True))
 
 
 def frequent_letters(texts: Iterable[str], normalizer: normalizers.Normalizer, limit: int) -> list[str]:
@@ -278,12 +278,12 @@ def frequent_letters(texts: Iterable[str], normalizer: normalizers.Normalizer, l
 
 def joined(texts: Iterable[str], characters: int) -> Iterator[bytes]:
     """Texts in pieces of about so many characters, four bytes each."""
-    held: list[str] = []
+    words: list[str] = []
     size = 0
     for text in texts:
-        held.append(text)
+        words.append(text)
         size += len(text)
         if size >= characters:
-            yield "".join(held).encode("utf-32-le", "surrogatepass")
-            held, size = [], 0
-    yield "".join(held).encode("utf-32-le", "surrogatepass")
+            yield "".join(words).encode("utf-32-le", "surrogatepass")
+            words, size = [], 0
+    yield "".join(words).encode("utf-32-le", "surrogatepass")

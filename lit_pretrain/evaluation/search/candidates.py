@@ -85,36 +85,36 @@ def find_matches(query: Query, collection: Collection, count: int) -> list[Match
 # -- pictures
 
 
-def picture_files(given: str) -> list[str]:
+def picture_files(place: str) -> list[str]:
     """Files of a folder and the folders below it, of a pattern, or one file.
 
     Raises:
         UserError: If there is no picture.
     """
-    path = Path(given).expanduser()
-    there = everything_in([str(path)]) if path.is_dir() else expand(given)
-    if not there and not path.is_dir():
-        siblings = [str(one) for one in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise UserError(f"There are no pictures at {given}{nearest(given, siblings)}: give --images a folder of them.")
+    path = Path(place).expanduser()
+    present = everything_in([str(path)]) if path.is_dir() else expand(place)
+    if not present and not path.is_dir():
+        siblings = [str(sibling) for sibling in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise UserError(f"There are no pictures at {place}{nearest(place, siblings)}: give --images a folder of them.")
     kinds = ImageSource.builders
-    files = sorted(file for file in there if kinds.get(ending(file)) == FOLDER)
+    files = sorted(file for file in present if kinds.get(ending(file)) == FOLDER)
     if not files:
-        held = ", ".join(sorted({Path(file).suffix or "files without an ending" for file in there})) or "nothing"
+        endings = ", ".join(sorted({Path(file).suffix or "files without an ending" for file in present})) or "nothing"
         raise UserError(
-            f"There is no picture in {given}, which holds {held}: give --images a folder of files such as .jpg and "
+            f"There is no picture in {place}, which holds {endings}: give --images a folder of files such as .jpg and "
             ".png, or embed a table by predict and give --embeddings."
         )
     return files
 
 
-def collect_folder(embedder: PairEmbedder, given: str) -> Collection:
+def collect_folder(embedder: PairEmbedder, place: str) -> Collection:
     """Embed the pictures of a folder.
 
     Raises:
         UserError: If there is no picture, or none can be read.
     """
-    files = picture_files(given)
-    pictures = EncodedPictures(datasets.Dataset.from_dict({"image": files}), "image", None, given, "")
+    files = picture_files(place)
+    pictures = EncodedPictures(datasets.Dataset.from_dict({"image": files}), "image", None, place, "")
     return collect_pictures(embedder, pictures, files)
 
 
@@ -184,23 +184,27 @@ def collect_captions(embedder: PairEmbedder, file: str, column: str | None) -> C
         UserError: If the file cannot be read, it is not clear which column holds the texts, or there is no text.
     """
     if not Path(file).expanduser().exists():
-        siblings = [str(one) for one in Path(file).parent.glob("*")] if Path(file).parent.is_dir() else []
+        siblings = [str(sibling) for sibling in Path(file).parent.glob("*")] if Path(file).parent.is_dir() else []
         raise UserError(f"There is no file {file}{nearest(file, siblings)}: give --captions a file of texts.")
     data = open_source(CaptionSource(file), default_cache_directory() / "huggingface").data
-    columns = [name for name, one in data.features.items() if getattr(one, "dtype", "") in ("string", "large_string")]
+    columns = [
+        name for name, feature in data.features.items() if getattr(feature, "dtype", "") in ("string", "large_string")
+    ]
     if column is not None:
         check_column(data, column, file, "--column")
         if column not in columns:
             raise UserError(f"The column '{column}' of {file} holds no texts: give --column one of {listed(columns)}.")
     elif len(columns) != 1:
         raise UserError(f"Which column of {file} holds the captions is not clear: give --column {listed(columns)}.")
-    given = [text or "" for text in data[column or columns[0]]]
-    texts = [text for text in given if text.strip()]
+    captions = [text or "" for text in data[column or columns[0]]]
+    texts = [text for text in captions if text.strip()]
     if not texts:
-        raise UserError(f"All {len(given)} texts of {file} are empty: give --captions a file of texts.")
+        raise UserError(f"All {len(captions)} texts of {file} are empty: give --captions a file of texts.")
     encoded = embedder.encode(texts)
     notes: tuple[str, ...] = (
-        (f"{len(given) - len(texts)} of {len(given)} texts are empty and left out.",) if len(texts) < len(given) else ()
+        (f"{len(captions) - len(texts)} of {len(captions)} texts are empty and left out.",)
+        if len(texts) < len(captions)
+        else ()
     )
     if encoded.truncated:
         notes += (cut_note(encoded.truncated, len(texts), "texts", embedder.maximum_length),)
@@ -230,12 +234,12 @@ def collect_embedded(embedder: PairEmbedder, file: str) -> Collection:
             f"{file} cannot be read as parquet ({str(error).splitlines()[0][:200]}): give --embeddings a file that "
             "predict has written."
         ) from error
-    told = (table.schema.metadata or {}).get(METADATA.encode())
-    if told is None or "embedding" not in table.column_names:
+    metadata = (table.schema.metadata or {}).get(METADATA.encode())
+    if metadata is None or "embedding" not in table.column_names:
         raise UserError(
             f"{file} holds no embeddings of ContrastivePretraining: give --embeddings what predict has written."
         )
-    facts, ours = json.loads(told), weights_hash(embedder.module.towers)
+    facts, ours = json.loads(metadata), weights_hash(embedder.module.towers)
     if facts["weights"] != ours:
         raise UserError(
             f"{file} was embedded by {facts['checkpoint'] or 'another model'}, whose weights ({facts['weights']}) are "
@@ -246,12 +250,12 @@ def collect_embedded(embedder: PairEmbedder, file: str) -> Collection:
     are_pictures = "text" not in table.column_names
     ids = table.column("sample_id").to_pylist()
     column = "image" if are_pictures else "text"
-    given = table.column(column).to_pylist() if column in table.column_names else [""] * len(ids)
-    names = [name or f"row {row}" for name, row in zip(given, ids, strict=True)]
+    contents = table.column(column).to_pylist() if column in table.column_names else [""] * len(ids)
+    names = [name or f"row {row}" for name, row in zip(contents, ids, strict=True)]
     root = Path(facts["directory"])
 
     def show(place: int) -> "Image | None":
-        path = located(given[place], root) if given[place] else None
+        path = located(contents[place], root) if contents[place] else None
         try:
             return to_rgb(opened(EncodedPicture(place, names[place], path)))
         except UnreadablePictureError:

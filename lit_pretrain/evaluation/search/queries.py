@@ -51,7 +51,7 @@ def text_queries(embedder: PairEmbedder, texts: Sequence[str]) -> tuple[list[Que
     if encoded.truncated:
         notes.append(cut_note(encoded.truncated, len(texts), "queries", embedder.maximum_length))
     embedded = embedder.embed_texts(encoded)
-    return [Query(text, one) for text, one in zip(texts, embedded, strict=True)], notes
+    return [Query(text, embedding) for text, embedding in zip(texts, embedded, strict=True)], notes
 
 
 def picture_queries(embedder: PairEmbedder, files: Sequence[str]) -> list[Query]:
@@ -72,6 +72,6 @@ def picture_queries(embedder: PairEmbedder, files: Sequence[str]) -> list[Query]
     return queries
 
 
-def cut_note(cut: int, of: int, what: str, maximum_length: int) -> str:
+def cut_note(cut: int, of: int, content: str, maximum_length: int) -> str:
     """What is said of texts that are too long."""
-    return f"{cut} of {of} {what} are longer than {maximum_length} tokens: only their beginnings are read."
+    return f"{cut} of {of} {content} are longer than {maximum_length} tokens: only their beginnings are read."

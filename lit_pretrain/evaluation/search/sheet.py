@@ -20,18 +20,20 @@ WIDTH = COLUMNS * (SIDE + 16)
 NAME_CHARACTERS = 18
 
 
-def search_sheet(queries: Sequence[Query], found: Sequence[Sequence[Match]], collection: Collection) -> "Image":
+def search_sheet(
+    queries: Sequence[Query], matches_by_query: Sequence[Sequence[Match]], collection: Collection
+) -> "Image":
     """Draw the blocks one below the other.
 
     Args:
         queries: At least one.
-        found: Of each.
+        matches_by_query: Of each.
         collection: Among what.
     """
     from PIL import Image, ImageDraw
 
     blocks = []
-    for query, matches in zip(queries, found, strict=True):
+    for query, matches in zip(queries, matches_by_query, strict=True):
         blocks.append(title_of(query))
         blocks.append(pictures_of(matches, collection) if collection.are_pictures else texts_of(matches, collection))
     width = max(block.width for block in blocks) + 2 * MARGIN

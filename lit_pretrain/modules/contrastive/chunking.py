@@ -47,8 +47,8 @@ def encode_in_chunks(
         return encode(inputs)
     if sharded and torch.is_grad_enabled():
         return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in split(inputs, chunk_size)])
-    wanted = [parameter for parameter in parameters if parameter.requires_grad]
-    return _InChunks.apply(encode, inputs, chunk_size, *wanted)
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return _InChunks.apply(encode, inputs, chunk_size, *trained)
 
 
 def split(inputs: Inputs, chunk_size: int) -> list[Inputs]:
@@ -94,10 +94,10 @@ class _InChunks(torch.autograd.Function):
             for part, own in zip(ctx.parts, gradient.split(ctx.chunk_size), strict=True):
                 with torch.enable_grad():
                     embedded = ctx.encode(part)
-                found = torch.autograd.grad(embedded, ctx.parameters, own, allow_unused=True)
+                gradients = torch.autograd.grad(embedded, ctx.parameters, own, allow_unused=True)
                 del embedded
-                for place, one in enumerate(found):
-                    if one is not None:
+                for place, own_gradient in enumerate(gradients):
+                    if own_gradient is not None:
                         earlier = totals[place]
-                        totals[place] = one.clone() if earlier is None else earlier.add_(one)
+                        totals[place] = own_gradient.clone() if earlier is None else earlier.add_(own_gradient)
         return None, None, None, *totals

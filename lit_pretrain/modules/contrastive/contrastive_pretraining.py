@@ -121,7 +121,7 @@ class ContrastivePretraining(TwoTowers):
         self.share_weights = share_weights
         self.embedding_width = embedding_width
         self.objective = objective_of(objective, starts)
-        given = {name: one for name, one in replays.items() if one is not None}
+        given = {name: replay for name, replay in replays.items() if replay is not None}
         self.replays = cast(Mapping[str, Replay], torch.nn.ModuleDict(given))
         self.chunk_size = chunk_size
         self.augmentation = augmentation
@@ -285,8 +285,8 @@ class ContrastivePretraining(TwoTowers):
         """Perplexities of what is replayed; the means of training pairs are kept for what a validation suggests."""
         if "duplicate_captions" in means:
             self.evaluation.training_means = {name: float(value) for name, value in means.items()}
-        found = [replay.derived(means) for replay in self.replays.values()]
-        return {name: value for one in found for name, value in one.items()}
+        metrics = [replay.derived(means) for replay in self.replays.values()]
+        return {name: value for values in metrics for name, value in values.items()}
 
     def step_cost(self, batch: Batch) -> dict[str, float]:
         """Pairs, tokens of text (padding included) and operations of a training batch; see `modules.operations`.

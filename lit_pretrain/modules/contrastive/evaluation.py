@@ -46,7 +46,7 @@ class ContrastiveEvaluation:
         of_pictures, of_texts = ([batch[name] for name in names] for names in facts)
         parts = (pictures, *of_pictures, torch.cat(embedded), *of_texts)
         # Where they are, until all are there: to bring each batch to the CPU would wait for it.
-        self._seen.append(Gallery(*(one.detach() for one in parts)))
+        self._seen.append(Gallery(*(part.detach() for part in parts)))
 
     def finish(self, module: Any, stage: str) -> dict[str, float]:
         """Put the embeddings of all processes together and measure; in training, say what should be looked at."""

@@ -35,15 +35,18 @@ def search_panels(
     places = gallery.places
     firsts, _ = distinct(places)
     wordings, words = distinct(gallery.text_keys)
-    asked = torch.arange(min(count, len(gallery.pictures))) * len(gallery.pictures) // max(1, count)
+    query_places = torch.arange(min(count, len(gallery.pictures))) * len(gallery.pictures) // max(1, count)
     if len(gallery.pictures) < count:
-        asked = torch.arange(len(gallery.pictures))
+        query_places = torch.arange(len(gallery.pictures))
     borne = set(zip(words.tolist(), places.tolist(), strict=True))
 
-    queries = firsts[asked]
-    scores, found = (gallery.texts[queries] @ gallery.pictures.T).topk(min(FOUND, len(gallery.pictures)))
-    pictures = pixels_of(gallery.picture_ids[torch.cat([found.flatten(), asked])].tolist()) / 255
-    found_pictures, asked_pictures = pictures[: found.numel()].unflatten(0, found.shape), pictures[found.numel() :]
+    queries = firsts[query_places]
+    scores, nearest = (gallery.texts[queries] @ gallery.pictures.T).topk(min(FOUND, len(gallery.pictures)))
+    pictures = pixels_of(gallery.picture_ids[torch.cat([nearest.flatten(), query_places])].tolist()) / 255
+    found_pictures, asked_pictures = (
+        pictures[: nearest.numel()].unflatten(0, nearest.shape),
+        pictures[nearest.numel() :],
+    )
     names = words_of(gallery.text_ids[queries].tolist())
     text_panel = grid(
         [[None, *row] for row in found_pictures],
@@ -55,16 +58,16 @@ def search_panels(
                     for score, place in zip(row_scores, row, strict=True)
                 ),
             ]
-            for name, query, row_scores, row in zip(names, queries, scores.tolist(), found.tolist(), strict=True)
+            for name, query, row_scores, row in zip(names, queries, scores.tolist(), nearest.tolist(), strict=True)
         ],
-        ["query", *(str(rank + 1) for rank in range(found.shape[1]))],
+        ["query", *(str(rank + 1) for rank in range(nearest.shape[1]))],
     )
 
-    scores, found = (gallery.pictures[asked] @ gallery.texts[wordings].T).topk(min(FOUND, len(wordings)))
-    names = words_of(gallery.text_ids[wordings[found.flatten()]].tolist())
+    scores, nearest = (gallery.pictures[query_places] @ gallery.texts[wordings].T).topk(min(FOUND, len(wordings)))
+    names = words_of(gallery.text_ids[wordings[nearest.flatten()]].tolist())
     captions = iter(names)
     picture_panel = grid(
-        [[picture, *([None] * found.shape[1])] for picture in asked_pictures],
+        [[picture, *([None] * nearest.shape[1])] for picture in asked_pictures],
         [
             [
                 None,
@@ -73,9 +76,9 @@ def search_panels(
                     for score, word in zip(row_scores, row, strict=True)
                 ),
             ]
-            for place, row_scores, row in zip(asked.tolist(), scores.tolist(), found.tolist(), strict=True)
+            for place, row_scores, row in zip(query_places.tolist(), scores.tolist(), nearest.tolist(), strict=True)
         ],
-        ["query", *(str(rank + 1) for rank in range(found.shape[1]))],
+        ["query", *(str(rank + 1) for rank in range(nearest.shape[1]))],
     )
     return {"text_to_picture": text_panel, "picture_to_text": picture_panel}
 

@@ -43,7 +43,7 @@ def arguments_of(record: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a `ContrastivePretraining` that a record's weights fit."""
     replays = {}
     for name, settings in record.get("replays", {}).items():
-        objectives = [objective_from(one) for one in settings["objectives"]]
+        objectives = [objective_from(setting) for setting in settings["objectives"]]
         replays[f"{name}_replay"] = REPLAYS[name](objectives, settings["weight"])
     return {
         "text_encoder": TextEncoder.from_settings(record["text_encoder"]),
@@ -86,11 +86,11 @@ def check_record(record: dict[str, Any], module: Any) -> None:
     names = ("text_encoder", "vision_encoder", "share_weights", "embedding_width", "tokenizer_hash")
     lines = [line for name in names for line in difference(name, record.get(name), ours.get(name))]
     lines += difference("objective.loss", record["objective"]["loss"], module.objective.loss)
-    theirs, own = (
+    saved, own = (
         {name: " + ".join(objective_names(replay)) for name, replay in replays.items()}
         for replays in (record.get("replays", {}), ours["replays"])
     )
-    lines += [line for name in REPLAYS for line in difference(f"{name}_replay", theirs.get(name), own.get(name))]
+    lines += [line for name in REPLAYS for line in difference(f"{name}_replay", saved.get(name), own.get(name))]
     if lines:
         raise UserError(
             f"The checkpoint does not fit this config: {'; '.join(lines[:4])}; go on with the config.yaml of its own "

@@ -131,38 +131,38 @@ def starting_tower(name: TowerName, encoder: Encoder | None, config: TowerConfig
     return start
 
 
-def width_of_embeddings(given: int | None, starts: dict[str, StartingPoint]) -> int:
+def width_of_embeddings(embedding_width: int | None, starts: dict[str, StartingPoint]) -> int:
     """Features of an embedding: as given, or those of the projections that towers start from, or 256.
 
     Raises:
         UserError: If these differ.
     """
-    widths = {"model.embedding_width": given}
+    widths = {"model.embedding_width": embedding_width}
     for name, start in starts.items():
         if start.projection is not None:
             widths[f"the projection of model.{name}.init_from"] = len(start.projection)
-    told = {name: width for name, width in widths.items() if width is not None}
-    if len(set(told.values())) > 1:
-        parts = " and ".join(f"{name} has {width}" for name, width in told.items())
+    known_widths = {name: width for name, width in widths.items() if width is not None}
+    if len(set(known_widths.values())) > 1:
+        parts = " and ".join(f"{name} has {width}" for name, width in known_widths.items())
         raise UserError(
             f"Texts and pictures meet where embeddings have one width, and {parts}: set model.embedding_width to null, "
             "and start both towers from weights of one width."
         )
-    return next(iter(told.values()), DEFAULT_WIDTH)
+    return next(iter(known_widths.values()), DEFAULT_WIDTH)
 
 
-def objective_of(given: Contrastive | None, starts: dict[str, StartingPoint]) -> Contrastive:
+def objective_of(own_objective: Contrastive | None, starts: dict[str, StartingPoint]) -> Contrastive:
     """The loss, with the temperature of the checkpoint that both towers start from.
 
     Args:
-        given: The person's, whose own temperature stays, or null for the checkpoint's kind of loss.
+        own_objective: The person's, whose own temperature stays, or null for the checkpoint's kind of loss.
         starts: Both towers' by name.
     """
     text, vision = starts["text"], starts["vision"]
-    known = text.log_scale is not None and text.lineage["init_from"] == vision.lineage["init_from"]
-    theirs: Literal["clip", "siglip"] = "siglip" if known and text.logit_bias is not None else "clip"
-    objective = given if given is not None else Contrastive(theirs)
-    if known and objective.loss == theirs and objective.temperature is None:
+    same_checkpoint = text.log_scale is not None and text.lineage["init_from"] == vision.lineage["init_from"]
+    loss: Literal["clip", "siglip"] = "siglip" if same_checkpoint and text.logit_bias is not None else "clip"
+    objective = own_objective if own_objective is not None else Contrastive(loss)
+    if same_checkpoint and objective.loss == loss and objective.temperature is None:
         objective.start_at(required(text.log_scale), text.logit_bias)
     return objective
 
@@ -284,9 +284,13 @@ def share(
     """
     if sharing == "none":
         return
-    ours, theirs = (asdict(encoder.config.resolved()) for encoder in (text, vision))
+    text_settings, vision_settings = (asdict(encoder.config.resolved()) for encoder in (text, vision))
     names = SHARED_BLOCKS if sharing == "blocks" else SHARED_PARTS
-    different = [f"{name} ({ours[name]} and {theirs[name]})" for name in names if ours[name] != theirs[name]]
+    different = [
+        f"{name} ({text_settings[name]} and {vision_settings[name]})"
+        for name in names
+        if text_settings[name] != vision_settings[name]
+    ]
     if different:
         raise UserError(
             f"model.share_weights: {sharing} makes one Transformer of both, and the encoders of texts and pictures "

@@ -94,7 +94,7 @@ def gallery_figures(gallery: Gallery, objective: Contrastive, batch_size: int) -
     for group in map(torch.from_numpy, groups):
         parts = (gallery.texts[firsts[group]], gallery.pictures[group])
         keys = (gallery.text_keys[firsts[group]], gallery.picture_keys[group])
-        pairs = Pairs(*(one.to(device) for one in (*parts, *keys)))
+        pairs = Pairs(*(tensor.to(device) for tensor in (*parts, *keys)))
         for name, (total, count) in objective.compute(pairs, across_processes=False).statistics.items():
             sums = statistics.setdefault(name, [0.0, 0.0])
             sums[0] += float(total)
@@ -125,34 +125,34 @@ def suggestions(
         pictures: How many were validated with.
         width: Features of an embedding.
     """
-    found = {}
+    sentences = {}
     if figures["loss_over_chance"] > HARDLY_BETTER_THAN_CHANCE:
-        found["loss_over_chance"] = (
+        sentences["loss_over_chance"] = (
             f"the validation loss of {figures['loss']:.3f} is {figures['loss_over_chance']:.0%} of what chance has "
             "(ln B): check that captions belong to their pictures (data.caption_columns), lower "
             "optimizer.learning_rate, or lengthen schedule.warm_up."
         )
     if objective.loss == "clip" and figures["temperature"] < 1.01 / LARGEST_SCALE:
-        found["temperature"] = (
+        sentences["temperature"] = (
             "the temperature has fallen to its floor of 0.01, as it does where training pairs are learned by heart: "
             "more pairs, more augmentation or fewer steps would help."
         )
     if figures["modality_gap"] > WIDE_GAP:
-        found["modality_gap"] = (
+        sentences["modality_gap"] = (
             f"the means of texts and pictures are {figures['modality_gap']:.2f} apart (CLIP's 0.8): each side lies in "
             "a corner of its own; a higher objective.temperature at first, or a larger batch, brings them together."
         )
     for side in ("text", "picture"):
         rank, most = figures[f"{side}_effective_rank"], min(width, pictures)
         if rank < LOW_RANK_SHARE * most:
-            found[f"{side}_effective_rank"] = (
+            sentences[f"{side}_effective_rank"] = (
                 f"the {side} embeddings use about {rank:.1f} of {most} directions, so they have nearly collapsed: "
                 "lower optimizer.learning_rate, or start the tower from pretrained weights."
             )
     share = training.get("duplicate_captions", 0.0)
     if objective.duplicates == "ignore" and share > MANY_DUPLICATES:
-        found["duplicate_captions"] = (
+        sentences["duplicate_captions"] = (
             f"{share:.0%} of the captions of a batch are there twice and taken as wrong for each other's picture: set "
             "objective.duplicates to mask or multi_positive."
         )
-    return found
+    return sentences

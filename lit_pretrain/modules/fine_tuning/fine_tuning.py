@@ -240,23 +240,24 @@ class FineTuning(BaseModule):
     @torch.no_grad()
     def take_head(self) -> None:
         """Let the head start as that of what is started from, if it tells these labels; else it is named."""
-        theirs = self.start.head
-        if theirs is None:
+        start_head = self.start.head
+        if start_head is None:
             return
         facts, head, reason = required(self.facts), required(self.head), ""
-        if theirs.task not in (None, facts.task):
-            reason = f"of the task {theirs.task}, the data's is {facts.task}"
+        if start_head.task not in (None, facts.task):
+            reason = f"of the task {start_head.task}, the data's is {facts.task}"
         elif facts.task == "regression":
-            head.weight.copy_(theirs.weight / facts.std)
-            head.bias.copy_((theirs.bias - facts.mean) / facts.std)
-        elif lacking := [name for name in facts.classes if name not in theirs.classes]:
+            head.weight.copy_(start_head.weight / facts.std)
+            head.bias.copy_((start_head.bias - facts.mean) / facts.std)
+        elif lacking := [name for name in facts.classes if name not in start_head.classes]:
             reason = (
-                f"it knows {named_classes(theirs.classes) or 'no names of its classes'}, not {named_classes(lacking)}"
+                f"it knows {named_classes(start_head.classes) or 'no names of its classes'}, not "
+                f"{named_classes(lacking)}"
             )
         else:
-            rows = [theirs.classes.index(name) for name in facts.classes]
-            head.weight.copy_(theirs.weight[rows])
-            head.bias.copy_(theirs.bias[rows])
+            rows = [start_head.classes.index(name) for name in facts.classes]
+            head.weight.copy_(start_head.weight[rows])
+            head.bias.copy_(start_head.bias[rows])
         if reason:
             self.start = self.start.without_head(reason)
 

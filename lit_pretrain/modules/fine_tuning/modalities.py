@@ -70,16 +70,16 @@ class Texts:
         total = torch.full((), mask.numel(), device=mask.device)
         return {"padding_share": (total - mask.sum(), total)}
 
-    def as_samples(self, given: Any) -> list[Any]:
+    def as_samples(self, texts: Any) -> list[Any]:
         """Samples as a list: one text, or a tuple of two, which is a pair of texts, is a single one."""
-        return [given] if isinstance(given, str | tuple) else list(given)
+        return [texts] if isinstance(texts, str | tuple) else list(texts)
 
     def batch_of(self, samples: list[Any], encoder: TextEncoder, tokenizer: Any) -> dict[str, Tensor]:
         """Texts, or pairs of texts, as a batch."""
         from lit_pretrain.data.text.text_encoding import TextSettings, batch_of
 
-        pairs = [tuple(one) if isinstance(one, list | tuple) else (one,) for one in samples]
-        if len({len(one) for one in pairs}) != 1 or not all(isinstance(text, str) for one in pairs for text in one):
+        pairs = [tuple(sample) if isinstance(sample, list | tuple) else (sample,) for sample in samples]
+        if len({len(pair) for pair in pairs}) != 1 or not all(isinstance(text, str) for pair in pairs for text in pair):
             raise UserError("Samples to be answered are texts, or all of them pairs of texts.")
         columns = ("text", "text_pair")[: len(pairs[0])]
         texts = dict(zip(columns, map(list, zip(*pairs, strict=True)), strict=True))
@@ -150,9 +150,9 @@ class Pictures:
         """Nothing more is counted."""
         return {}
 
-    def as_samples(self, given: Any) -> list[Any]:
+    def as_samples(self, pictures: Any) -> list[Any]:
         """Samples as a list: one picture, or one file's name, is a single one."""
-        return list(given) if isinstance(given, list | tuple) else [given]
+        return list(pictures) if isinstance(pictures, list | tuple) else [pictures]
 
     def batch_of(self, samples: list[Any], encoder: VisionEncoder, tokenizer: Any) -> dict[str, Tensor]:
         """Pictures of Pillow's, or files, as a batch of squares that `encoder.frame` takes the middle of."""

@@ -46,10 +46,12 @@ def fit_probe_head(module: Any) -> None:
         parts.append((place, module.features(moved).float(), moved["label"]))
     module.train(training)
     if processes > 1:
-        theirs: list[Any] = [None] * processes
-        torch.distributed.all_gather_object(theirs, [(place, one.cpu(), labels.cpu()) for place, one, labels in parts])
+        parts_of_processes: list[Any] = [None] * processes
+        torch.distributed.all_gather_object(
+            parts_of_processes, [(place, part.cpu(), labels.cpu()) for place, part, labels in parts]
+        )
         # In the data's order, as one process has them: the fit is the same to its last digits, not to its tolerance.
-        parts = sorted((one for part in theirs for one in part), key=lambda one: one[0])
+        parts = sorted((pair for part in parts_of_processes for pair in part), key=lambda pair: pair[0])
     features, labels = (torch.cat(column).to(module.device) for column in list(zip(*parts, strict=True))[1:])
     probe = fit_linear_probe(features, labels, module.probe_regularization)
     # The probe's standardisation becomes part of the head: w (x - m) / s + b = (w / s) x + (b - w m / s).

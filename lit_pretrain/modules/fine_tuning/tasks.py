@@ -196,7 +196,7 @@ class MultiLabel(Classes):
         """`label`: a list of names each; `probability`: (B, C)."""
         probabilities = logits.sigmoid()
         names = [
-            [name for name, one in zip(self.facts.classes, row, strict=True) if one >= 0.5]
+            [name for name, probability in zip(self.facts.classes, row, strict=True) if probability >= 0.5]
             for row in probabilities.tolist()
         ]
         return {"label": names, "probability": probabilities}
