@@ -57,8 +57,8 @@ class BestCheckpoint(ModelCheckpoint):
 
         Nor is what has a loss that is not: its accuracy is that of one class, a finite number.
         """
-        figures = (current, trainer.callback_metrics.get("validation/loss", torch.zeros(())))
-        finite = current is not None and all(bool(torch.isfinite(figure)) for figure in figures)
+        loss = trainer.callback_metrics.get("validation/loss", torch.zeros(()))
+        finite = current is not None and bool(torch.isfinite(current)) and bool(torch.isfinite(loss))
         return finite and super().check_monitor_top_k(trainer, current)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
