@@ -75,6 +75,18 @@ class Command:
         return tuple(path.read_text() for path in self._files)
 
 
+def output_of(*arguments: str) -> str:
+    """What `python -m lit_pretrain ARGUMENTS` prints in a process of its own, whose memory this one does not keep.
+
+    Raises:
+        AssertionError: If it ends with another status than 0.
+    """
+    command = Command(*arguments, **os.environ)
+    output, errors = command.communicate(timeout=240)
+    assert command.returncode == 0, errors
+    return output
+
+
 def _be_command(
     arguments: tuple[str, ...], environment: dict[str, str], directory: str, files: list[Path], held: Connection
 ) -> None:

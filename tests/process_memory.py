@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 # Bytes that a process may need at most; what all tests import takes 1.1 GiB of them.
-LIMIT = 7 << 28
+LIMIT = 2 << 30
 # From here on it is looked after each test what can be freed, which takes a moment.
 MUCH = 19 << 26
 # Names and numbers of glibc's malloc.h, with sizes at which a test's small blocks are still used again.

@@ -2,6 +2,7 @@
 
 import json
 
+import child_processes
 import pytest
 from small_pictures import write_pictures
 
@@ -13,22 +14,22 @@ TEXT = ["--sizes", "tiny", "--vocabulary-size", "300", "--sequence-length", "16"
 VISION = ["--shapes", "24/4/32/1", "--stored-size", "16", "--batch-size", "4"]
 
 
-def test_text(tmp_path, capsys):
+def test_text(tmp_path):
     file = tmp_path / "rows.json"
-    assert main(["benchmark", "text", *TEXT, *BRIEF, "--fit", "--json", str(file)]) == 0
+    shown = child_processes.output_of("benchmark", "text", *TEXT, *BRIEF, "--fit", "--json", str(file))
     rows = {row["contestant"]: row for row in json.loads(file.read_text())}
     assert list(rows) == ["ours, eager", "transformers, eager", "whole fit"]
     ours, _, fit = rows.values()
     assert ours["ours_is_faster_by"] == 1.0
     assert ours["tokens_per_second"] == pytest.approx(2 * 16 / ours["milliseconds_per_step"] * 1e3)
     assert fit["share_of_bare_step"] == pytest.approx(fit["milliseconds_per_bare_step"] / fit["milliseconds_per_step"])
-    assert "both kept" in capsys.readouterr().out
+    assert "both kept" in shown
 
 
-def test_vision(tmp_path, capsys):
+def test_vision(tmp_path):
     file, pictures = tmp_path / "rows.json", write_pictures(tmp_path / "pictures.parquet", count=40)
     settings = ["--images", str(pictures), "--json", str(file)]
-    assert main(["benchmark", "vision", *VISION, *BRIEF, "--fit", *settings]) == 0
+    shown = child_processes.output_of("benchmark", "vision", *VISION, *BRIEF, "--fit", *settings)
     rows = json.loads(file.read_text())
     assert [row.get("contestant") or row["objective"] for row in rows] == [
         "ours, eager",
@@ -57,14 +58,14 @@ def test_vision(tmp_path, capsys):
         assert row["microseconds_per_pass"] == pytest.approx(picture / passes)
     assert objectives[0]["pass_in_passes_of_rotation"] == 1.0
     assert fit["shape"] == "24/4/32/1" and fit["share_of_bare_step"] > 0
-    shown = capsys.readouterr().out
     assert all(words in shown for words in ("Training steps", "Reading pictures", "each objective", "Whole fits"))
 
 
 def test_contrastive(tmp_path, capsys, monkeypatch):
     file = tmp_path / "rows.json"
     shape = ["--shapes", "16/8/32/1/32/1", "--caption-tokens", "9", "77", "--vocabulary-size", "1200"]
-    assert main(["benchmark", "contrastive", *shape, "--batch-size", "4", *BRIEF, "--fit", "--json", str(file)]) == 0
+    settings = ["--batch-size", "4", *BRIEF, "--fit", "--json", str(file)]
+    assert "MB/pair" in child_processes.output_of("benchmark", "contrastive", *shape, *settings)
     *steps, fit = json.loads(file.read_text())
     assert [(row["shape"][-2:], row["contestant"]) for row in steps] == [
         (tokens, contestant) for tokens in (" 9", "77") for contestant in ("ours, eager", "open_clip, eager")
@@ -74,7 +75,6 @@ def test_contrastive(tmp_path, capsys, monkeypatch):
     short, _, full, _ = (row["megabytes_kept_per_pair"] for row in steps)
     assert 0 < short < full
     assert fit["share_of_bare_step"] == pytest.approx(fit["milliseconds_per_bare_step"] / fit["milliseconds_per_step"])
-    assert "MB/pair" in capsys.readouterr().out
 
     monkeypatch.setattr(contrastive, "find_spec", lambda name: None)
     assert main(["benchmark", "contrastive", *shape, "--batch-size", "2", *BRIEF]) == 0

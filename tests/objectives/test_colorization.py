@@ -247,12 +247,12 @@ def test_data_and_settings_that_cannot_work_are_refused() -> None:
 def test_channels_are_equal_and_colours_left_in_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = make_encoder()
     objective = built(encoder)
-    batch = pictures(300)
+    batch = pictures(200)
     objective.measure(batch["images"])
     found = objective.shortcuts(encoder, batch, draws())
     assert set(found) == {"positions_only", "input_channels"}
     channels = found["input_channels"]
-    assert channels.features.shape == (300 * 16, 2) and not channels.features.any()
+    assert channels.features.shape == (200 * 16, 2) and not channels.features.any()
     most_frequent = float(channels.labels.bincount().max() / len(channels.labels))
     assert accuracy(found["positions_only"]) < most_frequent + 0.1
 
