@@ -4,12 +4,16 @@ import ctypes
 import gc
 import os
 import sys
+import time
 from pathlib import Path
 
 # Bytes that a process may need at most; what all tests import takes 1.1 GiB of them.
 LIMIT = 2 << 30
-# From here on it is looked after each test what can be freed, which takes a moment.
+# From here on it is looked after a test what can be freed. That takes a tenth of a second, as long as many tests, so
+# after short ones it is left for so many seconds.
 MUCH = 19 << 26
+PAUSE = 1.0
+_collected_at = 0.0
 # Names and numbers of glibc's malloc.h, with sizes at which a test's small blocks are still used again.
 SETTINGS = {"M_MMAP_MAX": (-4, 65_536), "M_MMAP_THRESHOLD": (-3, 8 << 20), "M_TRIM_THRESHOLD": (-1, 64 << 20)}
 
@@ -23,8 +27,10 @@ def give_back() -> None:
 
 def collect(beyond: int = 0) -> None:
     """Free what only refers to itself, and return all free pages, if this process has more bytes than `beyond`."""
-    if beyond and _status("VmRSS") <= beyond:
+    global _collected_at
+    if beyond and (time.monotonic() - _collected_at < PAUSE or _status("VmRSS") <= beyond):
         return
+    _collected_at = time.monotonic()
     gc.collect()
     if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
