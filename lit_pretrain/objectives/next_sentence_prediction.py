@@ -5,26 +5,22 @@ another one shares, the masked input in BERT, through a tanh pooler on [CLS] and
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_pretrain.backbone.float32 import at_least_float32
-from lit_pretrain.backbone.pooling import BertPooler
-from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
+from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.objectives.batch import DataFacts
+from lit_pretrain.objectives.classification import classification_output
 from lit_pretrain.objectives.objective import (
     Batch,
-    Objective,
     ObjectiveOutput,
     Vocabulary,
     clean_inputs,
-    global_mean,
-    require_both_sides,
     require_fields,
 )
-from lit_pretrain.required import required
+from lit_pretrain.objectives.pair_classification import PairClassification
 
 
-class NextSentencePrediction(Objective):
+class NextSentencePrediction(PairClassification):
     """Tell whether the second text of a pair follows the first or is random.
 
     Args:
@@ -32,65 +28,20 @@ class NextSentencePrediction(Objective):
     """
 
     name = "next_sentence_prediction"
-    passes = 0
-
-    def __init__(self, weight: float = 1.0) -> None:
-        super().__init__()
-        self.weight = weight
-        self.pooler: BertPooler | None = None
-        self.classifier: nn.Linear | None = None
-
-    def build(self, encoder: TextEncoder, vocabulary: Vocabulary | None = None) -> None:
-        """Make the pooler, unless the encoder has BERT's own, and the classifier."""
-        if self.classifier is None:
-            if encoder.pooling != "pooler":
-                self.pooler = BertPooler(encoder.width)
-            self.uses_pooling = self.pooler is None
-            self.classifier = nn.Linear(encoder.width, 2)
-            initialise(self)
-
-    def check_encoder(self, encoder: TextEncoder) -> None:
-        """The first token must see the others."""
-        require_both_sides(self, encoder, "reads the first token for all that follows it")
-
-    def logits(self, features: Tensor, encoder: TextEncoder) -> Tensor:
-        """Scores (B, 2): follows, random."""
-        return required(self.classifier)(required(self.pooler or encoder.pooler)(features))
 
     def compute(
         self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: TextEncoder
     ) -> ObjectiveOutput:
         """Mean cross-entropy over the pairs."""
-        logits, labels = at_least_float32(self.logits(features, encoder)), batch["next_sentence_label"]
-        total = nn.functional.cross_entropy(logits, labels, reduction="sum")
-        count = torch.full((), len(labels), device=labels.device)
-        correct = (logits.argmax(dim=-1) == labels).sum()
-        statistics = {"loss": (total.detach(), count), "accuracy": (correct, count)}
-        return ObjectiveOutput(global_mean(total, count, self.training), statistics)
+        return classification_output(self.logits(features, encoder), batch["next_sentence_label"], (), self.training)
 
     @torch.no_grad()
     def examples(
         self, encoder: TextEncoder, batch: Batch, vocabulary: Vocabulary, generator: torch.Generator, count: int = 8
     ) -> list[dict[str, str]]:
         """Pairs with the probability of being random, and the truth."""
-        probability = self.logits(encoder.forward_features(**clean_inputs(batch)), encoder).float().softmax(dim=-1)
-        rows = []
-        for row in range(min(count, len(probability))):
-            real = batch["attention_mask"][row].to(torch.bool)
-            ids, segments = batch["input_ids"][row][real], batch["token_type_ids"][row][real]
-            rows.append(
-                {
-                    "first": vocabulary.decode(ids[segments == 0].tolist()),
-                    "second": vocabulary.decode(ids[segments == 1].tolist()),
-                    "prediction": f"random with probability {float(probability[row, 1]):.2f}",
-                    "truth": "random" if int(batch["next_sentence_label"][row]) else "follows",
-                }
-            )
-        return rows
-
-    def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
-        """Operations of pooler and classifier."""
-        return 2.0 * samples * encoder.width * (encoder.width + 2)
+        features, labels = encoder.forward_features(**clean_inputs(batch)), batch["next_sentence_label"]
+        return self.rows_of(features, batch, labels, ("follows", "random"), encoder, vocabulary, count)
 
     def check_data(self, encoder: TextEncoder, facts: DataFacts) -> None:
         """The batches must be sentence pairs, some of them random."""

@@ -273,11 +273,6 @@ def passes_run(objectives: Sequence[Objective]) -> list[Objective]:
     return passes
 
 
-def count_passes(objectives: Sequence[Objective]) -> int:
-    """Passes through the encoder that `compute_objectives` runs for a mix."""
-    return len(passes_run(objectives))
-
-
 def clean_inputs(batch: Batch, encoder: Any = None) -> dict[str, Any]:
     """The encoder's arguments for a batch as it is; the encoder, which knows how they are normalised, for pictures."""
     if encoder is not None and "images" in batch:

@@ -7,25 +7,17 @@ must be told by what they say.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_pretrain.backbone.pooling import BertPooler
-from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
+from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.classification import classification_output
-from lit_pretrain.objectives.objective import (
-    Batch,
-    Objective,
-    ObjectiveOutput,
-    Vocabulary,
-    clean_inputs,
-    require_both_sides,
-)
-from lit_pretrain.required import required
+from lit_pretrain.objectives.objective import Batch, ObjectiveOutput, Vocabulary, clean_inputs
+from lit_pretrain.objectives.pair_classification import PairClassification
 
 
-class SentenceOrder(Objective):
+class SentenceOrder(PairClassification):
     """Tell whether two consecutive texts stand in their order or are swapped, from the first token's features.
 
     Args:
@@ -33,18 +25,7 @@ class SentenceOrder(Objective):
     """
 
     name = "sentence_order"
-    passes = 0
     fields_ahead = ("token_type_ids",)
-
-    def __init__(self, weight: float = 1.0) -> None:
-        super().__init__()
-        self.weight = weight
-        self.pooler: BertPooler | None = None
-        self.classifier: nn.Linear | None = None
-
-    def check_encoder(self, encoder: TextEncoder) -> None:
-        """The first token must see the others."""
-        require_both_sides(self, encoder, "reads the first token for all that follows it")
 
     def check_data(self, encoder: TextEncoder, facts: DataFacts) -> None:
         """The batches must be pairs, none of them random."""
@@ -54,25 +35,12 @@ class SentenceOrder(Objective):
                 "sentence_pairs and data.random_next to never, and leave out NextSentencePrediction."
             )
 
-    def build(self, encoder: TextEncoder, vocabulary: Vocabulary | None = None) -> None:
-        """Make the pooler, unless the encoder has BERT's own, and the classifier."""
-        if self.classifier is None:
-            if encoder.pooling != "pooler":
-                self.pooler = BertPooler(encoder.width)
-            self.uses_pooling = self.pooler is None
-            self.classifier = nn.Linear(encoder.width, 2)
-            initialise(self)
-
     def arrange(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Swap half of the pairs; `order_label` (B,) is 1 where they are."""
         ids = batch["input_ids"]
         swapped = torch.randint(0, 2, ids.shape[:1], generator=generator, device=ids.device)
         ids, segments = swap_texts(ids, batch["token_type_ids"], batch["attention_mask"], swapped)
         return batch | {"input_ids": ids, "token_type_ids": segments, "order_label": swapped}
-
-    def logits(self, features: Tensor, encoder: TextEncoder) -> Tensor:
-        """Scores (B, 2): in order, swapped."""
-        return required(self.classifier)(required(self.pooler or encoder.pooler)(features))
 
     def compute(
         self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: TextEncoder
@@ -81,31 +49,14 @@ class SentenceOrder(Objective):
         logits = self.logits(features, encoder)
         return classification_output(logits, batch["order_label"], ("in_order", "swapped"), self.training)
 
-    def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
-        """Operations of pooler and classifier."""
-        return 2.0 * samples * encoder.width * (encoder.width + 2)
-
     @torch.no_grad()
     def examples(
         self, encoder: TextEncoder, batch: Batch, vocabulary: Vocabulary, generator: torch.Generator, count: int = 8
     ) -> list[dict[str, str]]:
         """Pairs as they were shown, with the probability of being swapped, and the truth."""
         batch = self.arrange(batch, generator)
-        features = encoder.forward_features(**clean_inputs(batch))[:count]
-        probabilities = self.logits(features, encoder).float().softmax(dim=-1)[:, 1].tolist()
-        rows = []
-        for row, probability in enumerate(probabilities):
-            real = batch["attention_mask"][row].to(torch.bool)
-            ids, segments = batch["input_ids"][row][real], batch["token_type_ids"][row][real]
-            rows.append(
-                {
-                    "first": vocabulary.decode(ids[segments == 0].tolist()),
-                    "second": vocabulary.decode(ids[segments == 1].tolist()),
-                    "prediction": f"swapped with probability {probability:.2f}",
-                    "truth": "swapped" if int(batch["order_label"][row]) else "in order",
-                }
-            )
-        return rows
+        features, labels = encoder.forward_features(**clean_inputs(batch)), batch["order_label"]
+        return self.rows_of(features, batch, labels, ("in order", "swapped"), encoder, vocabulary, count)
 
 
 def swap_texts(ids: Tensor, segments: Tensor, mask: Tensor, swapped: Tensor) -> tuple[Tensor, Tensor]:

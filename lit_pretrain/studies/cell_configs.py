@@ -186,14 +186,3 @@ def check_test_data(name: str, config: dict[str, Any], metric: str) -> None:
             f"{name}: the data names no test data for {metric}: set data.test_split or data.test_path, or set metric "
             f"to {validation}."
         )
-
-
-def check_setting(name: str, config: dict[str, Any], part: str, key: str, setting: str) -> None:
-    """What a study varies must be there.
-
-    Raises:
-        UserError: If the class has no such setting.
-    """
-    if key not in config[part]["init_args"]:
-        kind = config[part]["class_path"].rpartition(".")[2]
-        raise UserError(f"{name}: {kind} has no {part}.{key}, by which {setting} are set: use another class.")
