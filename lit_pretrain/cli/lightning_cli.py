@@ -56,7 +56,14 @@ from lit_pretrain.yaml_files import read_yaml
 # Classes that a config may name shortly, with their modules imported above.
 SUITE = (lit_pretrain.backbone, lit_pretrain.data, lit_pretrain.modules, lit_pretrain.objectives)
 # Settings that have their effect at the beginning of a run, what weights are read from and the like.
-STARTS = ("init_from", "pretrained", "path_or_hub_name", "source", "linear_probe_first")
+# With what those have in runs of versions that did not know them.
+STARTS = {
+    "init_from": None,
+    "pretrained": True,
+    "path_or_hub_name": None,
+    "source": None,
+    "linear_probe_first": False,
+}
 # Modules that `predict` takes from their checkpoint, which is all that embedding needs.
 EMBEDDING = (ContrastivePretraining, TextPretraining, VisionPretraining)
 
@@ -148,7 +155,7 @@ class CommandLine(LightningCLI):
             model, data = self._get(self.config, "model"), self._get(self.config, "data")
             record = read_checkpoint(checkpoint)["lit_pretrain"]
             if self.subcommand == "fit" and model.class_path.rpartition(".")[2] == record["module"]:
-                check_start(self.config[self.subcommand], checkpoint)
+                check_start(self.config[self.subcommand], checkpoint, record)
             if self.subcommand == "predict" and issubclass(kind, EMBEDDING):
                 # The checkpoint's own, since texts or pictures alone are no data that a config's could be made for.
                 model.class_path = f"{__name__}.{module_of_checkpoint.__name__}"
@@ -196,29 +203,46 @@ class CommandLine(LightningCLI):
         return cast(Trainer, trainer)
 
 
-def check_start(settings: Namespace, checkpoint: str) -> None:
+def check_start(settings: Namespace, checkpoint: str, record: dict[str, Any]) -> None:
     """Refuse to let a run go on with another start than it had: nothing is read there any more.
 
     Args:
         settings: Of `fit`.
         checkpoint: Of the run, beside whose config it lies.
+        record: What the checkpoint tells of itself.
 
     Raises:
         UserError: If they name another.
     """
     directory = run_directory_of_checkpoint(Path(checkpoint))
     if directory is None or not (directory / "config.yaml").is_file():
+        init_from = settings.model.init_args.get("init_from")
+        if init_from is not None and "lineage" not in record:
+            raise UserError(two_beginnings("model.init_from", init_from))
         return
     run_settings, config_settings = (
         {key: value for key, value in flatten_config(model, "model") if key.rpartition(".")[2] in STARTS}
         for model in (read_config(str(directory / "config.yaml")).get("model"), settings.model.as_dict())
     )
     for key in sorted(run_settings.keys() | config_settings.keys()):
-        if run_settings.get(key) != config_settings.get(key):
-            raise UserError(
-                f"{key} is {config_settings.get(key)}, and the run that goes on had {run_settings.get(key)}, which "
-                "has had its effect: leave it as it was, or start a new run without --ckpt_path."
-            )
+        default = STARTS[key.rpartition(".")[2]]
+        before, now = run_settings.get(key, default), config_settings.get(key, default)
+        if before == now:
+            continue
+        if before is None and key.endswith(".init_from"):
+            raise UserError(two_beginnings(key, str(now)))
+        raise UserError(
+            f"{key} is {now}, and the run that goes on had {before}, which has had its effect: leave it as it was, or "
+            "start a new run without --ckpt_path."
+        )
+
+
+def two_beginnings(key: str, init_from: str) -> str:
+    """What is said of a start and a checkpoint to go on with that had no such start."""
+    return (
+        f"{key} is {init_from}, which begins a new training, and --ckpt_path goes on with one that began without it: "
+        "leave one of the two out."
+    )
 
 
 def start_from_checkpoint(model: Namespace, checkpoint: str, record: dict[str, Any], subcommand: str) -> None:
@@ -236,6 +260,8 @@ def start_from_checkpoint(model: Namespace, checkpoint: str, record: dict[str, A
     if model.class_path.rpartition(".")[2] != record["module"]:
         # Whoever loads it says so.
         return
+    if settings.get("init_from") is not None:
+        settings.init_from, settings.architecture, settings.pretrained = checkpoint, None, True
     for name in ("encoder", "text_encoder", "vision_encoder"):
         encoder = settings.get(name)
         if name in record and encoder is not None and encoder.class_path.endswith(".from_pretrained"):

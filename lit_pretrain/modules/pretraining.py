@@ -1,15 +1,20 @@
-"""What pretraining on text and on pictures have in common: objectives, steps, metrics, checkpoints."""
+"""What pretraining on text and on pictures have in common: objectives, steps, metrics, checkpoints.
+
+A pretraining may begin with random weights, or go on from weights that are there with the data at hand (Gururangan et
+al. 2020, arXiv:2004.10964).
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor
 
+from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.backbone.transformer import prepare_transformers
 from lit_pretrain.class_paths import class_path_of, short_name
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.modules.accumulation import Shares
 from lit_pretrain.modules.base import BaseModule
 from lit_pretrain.modules.checkpoints import (
@@ -20,6 +25,8 @@ from lit_pretrain.modules.checkpoints import (
     objective_names,
     take_framing,
 )
+from lit_pretrain.modules.freezing import FreezingConfig, freeze, unfreezing_steps
+from lit_pretrain.modules.objective_heads import take_heads
 from lit_pretrain.modules.objective_mix import (
     any_objectives,
     check_encoder,
@@ -32,7 +39,9 @@ from lit_pretrain.modules.objective_mix import (
     total_loss,
     weights_of,
 )
-from lit_pretrain.modules.optimization import count_elements
+from lit_pretrain.modules.optimization import TrainedPart, count_elements, layer_parts, make_optimizer
+from lit_pretrain.modules.starting_points import StartingPoint, check_start_given, start_from, with_settings
+from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, compute_objectives, objective_from
 from lit_pretrain.trainer_state import data_module_of
 
@@ -40,15 +49,31 @@ from lit_pretrain.trainer_state import data_module_of
 class Pretraining(BaseModule):
     """Any mix of objectives on one encoder.
 
+    Subclasses take all but the encoder and the objectives by `**settings`, which jsonargparse follows to here.
+
     Args:
-        encoder: Module with `forward_features`, `forward_head` and `settings`.
+        encoder: Module with `forward_features`, `forward_head` and `settings`, to train from scratch; null with
+            `init_from`, whose encoder is taken.
         objectives: Pretext tasks; their losses are added with their weights.
+        init_from: Where the encoder comes from, with its tokenizer and the heads that serve again: "last", a run's name
+            or id, a checkpoint of ours, a directory of BERT weights (transformers), ViT weights (timm) or a CLIP of
+            open_clip's, or a name of these; one tower of two is "...:text" or "...:vision".
+        pretrained: Whether `init_from`'s weights are taken; false takes its architecture and tokenizer only, with new
+            weights: the training from scratch that going on is compared with.
+        pooling: `cls`, `mean` or `map` in the place of `init_from`'s own.
+        dropout: On the branches of the blocks, in the place of the encoder's own.
+        stochastic_depth: Probability of skipping the last block's branches, in the place of the encoder's own.
+        freeze: Which parts of the encoder are not trained, or not from the start.
+        layer_decay: Factor of the learning rate from one block to the one before it; 1 for the same everywhere.
+        head_factor: Factor of the learning rate of the objectives' heads, and of what of the encoder is new.
+        architecture: timm's name for the ViT whose weights a file holds, where `init_from` is one without a config.json
+            beside it.
         **settings: `optimizer`, `schedule`, `gradient_clip_norm`, `compile_blocks`, `seed` and
             `gradient_checkpointing`; see `BaseModule`.
     """
 
-    # Builds the encoder that a checkpoint describes.
-    encoder_class: ClassVar[type]
+    # Builds the encoder that a checkpoint describes; what is started from has to hold one.
+    encoder_class: ClassVar[type[TextEncoder] | type[VisionEncoder]]
     # A ModuleList of them.
     objectives: Sequence[Any]
     # Fields of a batch that tell how many terms the losses' means have.
@@ -56,16 +81,75 @@ class Pretraining(BaseModule):
 
     def __init__(
         self,
-        encoder: torch.nn.Module,
+        encoder: torch.nn.Module | None,
         objectives: Sequence[Objective],
+        /,
+        init_from: str | None = None,
+        pretrained: bool = True,
+        pooling: Literal["cls", "mean", "map"] | None = None,
+        dropout: float | None = None,
+        stochastic_depth: float | None = None,
+        freeze: FreezingConfig = FreezingConfig(),  # noqa: B008 (frozen)
+        layer_decay: float = 1.0,
+        head_factor: float = 1.0,
+        architecture: str | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(encoder, **settings)
+        check_start_given(type(self).__name__, encoder, init_from, architecture)
+        for name, value in (("layer_decay", layer_decay), ("head_factor", head_factor)):
+            check_number(f"model.{name}", value, above=0)
         check_objectives(objectives)
-        check_encoder(objectives, encoder)
+        changes = {
+            "pooling": pooling,
+            "transformer.dropout": dropout,
+            "transformer.stochastic_depth": stochastic_depth,
+        }
+        start = self.starting_point(encoder, init_from, pretrained, architecture, changes)
+        super().__init__(start.encoder, **settings)
+        check_encoder(objectives, start.encoder)
+        self.start = start
+        # Of a training that begins with random weights there is nothing to tell.
+        self.lineage = dict(start.lineage) if init_from is not None else {}
+        # Parameters of the encoder that the source does not have: they are trained as the heads are.
+        self.fresh = list(start.fresh)
+        self.freezing = freeze
+        self.layer_decay = layer_decay
+        self.head_factor = head_factor
+        self._frozen: list[torch.nn.Module] = []
         self.objectives = cast(Sequence[Objective], torch.nn.ModuleList(objectives))
         self.built = False
         self._example_batch: Batch | None = None
+
+    def starting_point(
+        self,
+        encoder: Any,
+        init_from: str | None,
+        pretrained: bool,
+        architecture: str | None,
+        changes: dict[str, Any],
+    ) -> StartingPoint:
+        """The encoder that is trained, and where it comes from.
+
+        Raises:
+            UserError: If there is none, or it is of the other modality.
+        """
+        if init_from is None:
+            changed = ", ".join(
+                f"model.{name.rpartition('.')[2]}" for name, value in changes.items() if value is not None
+            )
+            if changed:
+                raise UserError(f"{changed} changes the encoder of model.init_from: set it in model.encoder instead.")
+            return StartingPoint(encoder, None, {"init_from": "scratch"})
+        start = start_from(init_from, pretrained, architecture)
+        if not isinstance(start.encoder, self.encoder_class):
+            other = "vision" if isinstance(start.encoder, VisionEncoder) else "text"
+            own = "vision" if other == "text" else "text"
+            raise UserError(
+                f"model.init_from is {init_from}, which holds a {type(start.encoder).__name__}, and "
+                f"{type(self).__name__} trains a {self.encoder_class.__name__}: name another, or one tower of two as "
+                f"'...:{own}'."
+            )
+        return with_settings(start, changes)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> Self:
@@ -92,7 +176,9 @@ class Pretraining(BaseModule):
         """Make whatever waits for the data (vocabulary, heads), once; Lightning calls this before every run."""
         if not self.built:
             self.build()
+            self.start = take_heads(self.objectives, self.start)
             self.built = True
+            self.freeze_parts()
             prepare_transformers(self, self.compile_blocks, self.gradient_checkpointing)
         if self._trainer is not None and self._trainer.training:
             # Gradients that never come would keep processes that train together waiting.
@@ -100,6 +186,23 @@ class Pretraining(BaseModule):
                 parameter.requires_grad_(False)
             self.accumulation.tell_what_is_compared(self.trainer.accumulate_grad_batches, self.objectives)
         super().configure_model()
+
+    def freeze_parts(self) -> None:
+        """Stop the gradients of what is not trained."""
+        self._frozen = freeze(self.encoder, self.freezing, self.fresh)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As nn.Module's, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for module in getattr(self, "_frozen", []):
+            module.eval()
+        return self
+
+    def on_fit_start(self) -> None:
+        """Say what is started from, with what is new and what was left out."""
+        if self.lineage and self.trainer.ckpt_path is None and self.trainer.is_global_zero:
+            print(self.start.told(), flush=True)
 
     def idle_parameters(self) -> dict[str, torch.nn.Parameter]:
         """The encoder's parameters that no objective uses, by name: its pooling, or its positions."""
@@ -116,13 +219,26 @@ class Pretraining(BaseModule):
         }
 
     def on_fit_end(self) -> None:
-        """Leave an encoder that can be trained on as a whole."""
+        """Leave an encoder that can be trained on as a whole, but for what the config froze."""
         for parameter in self.idle_parameters().values():
             parameter.requires_grad_(True)
+        self.freeze_parts()
 
     def trained_modules(self) -> list[torch.nn.Module]:
         """Encoder and heads."""
         return [self.encoder, *self.objectives]
+
+    def make_optimizer(self, fused: bool) -> torch.optim.Optimizer:
+        """AdamW, with a learning rate for each block where there are several rates."""
+        if self.layer_decay == 1.0 and self.head_factor == 1.0 and self.freezing.unfreeze_every is None:
+            return super().make_optimizer(fused)
+        starts = unfreezing_steps(self.encoder, self.freezing, total_steps(self.trainer))
+        heads = torch.nn.ModuleList(self.trained_modules()[1:])
+        parts = [TrainedPart(heads, self.head_factor, label="heads")]
+        parts.append(TrainedPart(self.encoder, self.head_factor, names=frozenset(self.fresh), label="heads"))
+        return make_optimizer(
+            [*parts, *layer_parts(self.encoder, self.layer_decay, starts)], self.optimizer_config, fused
+        )
 
     def build(self) -> None:
         """Build the objectives' heads; subclasses give them what their modality knows."""
@@ -202,20 +318,34 @@ class Pretraining(BaseModule):
     def describe(self) -> dict[str, str | int | float]:
         """What this is made of, for the record of the run."""
         idle = count_elements(self.idle_parameters().values())
-        return ({"untrained_encoder_parameters": idle} if idle else {}) | {
-            "parameters": count_elements(self.parameters()),
-            "encoder_parameters": count_elements(self.encoder.parameters()),
-            "objectives": mix(self.objectives),
-            "encoder": type(self.encoder).__name__,
-            "depth": self.encoder.config.depth,
-            "width": self.encoder.config.width,
-        }
+        description: dict[str, str | int | float] = {"untrained_encoder_parameters": idle} if idle else {}
+        names_of_start = (
+            ("fresh_parameters", self.start.fresh),
+            ("left_out_parameters", self.start.left_out),
+            ("taken_heads", self.start.taken_heads),
+        )
+        description |= {name: " ".join(names) for name, names in names_of_start if names}
+        return (
+            description
+            | self.lineage
+            | {
+                "parameters": count_elements(self.parameters()),
+                "encoder_parameters": count_elements(self.encoder.parameters()),
+                "objectives": mix(self.objectives),
+                "encoder": type(self.encoder).__name__,
+                "depth": self.encoder.config.depth,
+                "width": self.encoder.config.width,
+            }
+        )
 
     # -- checkpoints
 
     def checkpoint_record(self) -> dict[str, Any]:
         """What a checkpoint tells of itself: enough to build the encoder again without any config."""
-        return common_record(self, data_module_of(self._trainer) if self._trainer is not None else None) | {
+        record = common_record(self, data_module_of(self._trainer) if self._trainer is not None else None)
+        if self.lineage:
+            record |= {"lineage": dict(self.lineage), "fresh": list(self.fresh)}
+        return record | {
             "encoder_class": class_path_of(type(self.encoder)),
             "encoder": self.encoder.settings(),
             "objectives": [objective.settings() for objective in self.objectives],
@@ -247,3 +377,7 @@ class Pretraining(BaseModule):
             )
         if self._trainer is None or not self._trainer.training:
             take_framing(self.encoder, saved)
+        # A training that goes on starts from its own checkpoint, to which nothing is new.
+        self.lineage, self.fresh = dict(saved.get("lineage") or {}), list(saved.get("fresh") or [])
+        if self.built:
+            self.freeze_parts()

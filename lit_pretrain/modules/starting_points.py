@@ -32,6 +32,19 @@ PUBLIC_TYPES = (*BERT_TYPES[1:], *huggingface_vit.KINDS, *huggingface_vit.PAIRS)
 
 
 @dataclass(frozen=True)
+class ObjectiveHead:
+    """What an objective of a checkpoint of ours has learned.
+
+    Attributes:
+        settings: The objective's, with its class; see `Objective.settings`.
+        tensors: By the names that the objective has for them.
+    """
+
+    settings: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
 class StartingPoint:
     """An encoder, and where it comes from.
 
@@ -45,6 +58,10 @@ class StartingPoint:
         log_scale: Logarithm of what cosines of such embeddings are multiplied by; null where there are none.
         logit_bias: What is added to them then, of SigLIP's loss; else null.
         head: What tells classes or a number from its pooled features there; null where the source has none.
+        objective_heads: Of a pretraining of ours.
+        format_heads: Tensors of pretraining heads by transformers' names, without "bert.".
+        taken_heads: Names of the objectives that go on with a head of the source; see `objective_heads.take_heads`.
+        fresh_heads: Names of the objectives with new heads, and why where the source has one of that kind.
     """
 
     encoder: TextEncoder | VisionEncoder
@@ -56,6 +73,10 @@ class StartingPoint:
     log_scale: float | None = None
     logit_bias: float | None = None
     head: LinearHead | None = None
+    objective_heads: tuple[ObjectiveHead, ...] = ()
+    format_heads: dict[str, Tensor] = field(default_factory=dict)
+    taken_heads: tuple[str, ...] = ()
+    fresh_heads: tuple[str, ...] = ()
 
     def without_head(self, reason: str = "") -> "StartingPoint":
         """The same, its head being left out, for a reason that is told."""
@@ -68,6 +89,8 @@ class StartingPoint:
         """One sentence that lists what was not taken over as it was, and a head that was."""
         lists = (("new", self.fresh), ("left out", self.left_out))
         parts = [f"{verb} {shortened(names)}" for verb, names in lists if names]
+        heads = (("taken", self.taken_heads), ("new", self.fresh_heads))
+        parts += [f"heads {verb}: {', '.join(names)}" for verb, names in heads if names]
         if self.head is not None:
             parts.append(
                 "its head is taken" + (f", for {named_classes(self.head.classes)}" if self.head.classes else "")
@@ -150,6 +173,8 @@ def load_starting_point(
     encoder, lineage = load_encoder(str(checkpoint), kind, tower)
     has_tokenizer = issubclass(kind, TextEncoder) and "tokenizer" in record
     start = StartingPoint(encoder, tokenizer_from_json(record["tokenizer"]) if has_tokenizer else None, lineage)
+    if tower is None and "objectives" in record:
+        start = replace(start, objective_heads=objective_heads_of(checkpoint))
     if "label_facts" in record:
         start = replace(start, head=head_of(checkpoint, LabelFacts.from_dict(record["label_facts"])))
     return start if tower is None else with_meeting_place(start, checkpoint, tower)
@@ -163,6 +188,18 @@ def head_of(checkpoint: Path, facts: LabelFacts) -> LinearHead:
     if facts.task == "regression":
         weight, bias = weight * facts.std, bias * facts.std + facts.mean
     return LinearHead(weight, bias, tuple(facts.classes), facts.task, names)
+
+
+def objective_heads_of(checkpoint: Path) -> tuple[ObjectiveHead, ...]:
+    """The heads of a pretraining of ours, in the order of its objectives."""
+    content = read_checkpoint(checkpoint)
+    heads = []
+    for place, settings in enumerate(content["lit_pretrain"]["objectives"]):
+        prefix = f"objectives.{place}."
+        state = content["state_dict"].items()
+        tensors = {name.removeprefix(prefix): value for name, value in state if name.startswith(prefix)}
+        heads.append(ObjectiveHead(settings, tensors))
+    return tuple(heads)
 
 
 def with_meeting_place(start: StartingPoint, checkpoint: Path, tower: TowerName) -> StartingPoint:
@@ -182,7 +219,14 @@ def of_public(
 ) -> StartingPoint:
     """Where public weights are what is started from."""
     encoder = kind.from_public(weights)
-    start = StartingPoint(encoder, tokenizer, {"init_from": source}, left_out=weights.left_out, head=weights.head)
+    start = StartingPoint(
+        encoder,
+        tokenizer,
+        {"init_from": source},
+        left_out=weights.left_out,
+        head=weights.head,
+        format_heads=weights.pretraining_heads,
+    )
     if not isinstance(weights, PublicTower):
         return start
     return replace(start, projection=weights.projection, log_scale=weights.log_scale, logit_bias=weights.logit_bias)
@@ -340,3 +384,28 @@ def without_weights(start: StartingPoint) -> StartingPoint:
         given = cast(TextEncoder, start.encoder).embeddings.ngrams
         required(encoder.embeddings.ngrams).set_keys(required(given).keys)
     return StartingPoint(encoder, start.tokenizer, lineage)
+
+
+def check_start_given(owner: str, encoder: object, init_from: str | None, architecture: str | None) -> None:
+    """An encoder to train from scratch, or a source whose encoder is trained on, and not both.
+
+    Raises:
+        UserError: In one sentence.
+    """
+    if (encoder is None) == (init_from is None):
+        raise UserError(
+            f"{owner} takes either model.encoder, to train from scratch, or model.init_from, a checkpoint whose "
+            "encoder is trained on: give one of the two."
+        )
+    if architecture is not None and init_from is None:
+        raise UserError("model.architecture tells what the file model.init_from holds: give that too, or leave it.")
+
+
+def start_from(init_from: str, pretrained: bool, architecture: str | None) -> StartingPoint:
+    """What `model.init_from` names, its architecture and tokenizer alone where the weights are not wanted.
+
+    Raises:
+        UserError: If it is nothing that a training can start from.
+    """
+    start = load_starting_point(init_from, architecture=architecture)
+    return start if pretrained else without_weights(start)

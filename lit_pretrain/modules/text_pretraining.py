@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder
 from lit_pretrain.data.text.base_tokenizer import TextTokenizer
-from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
+from lit_pretrain.data.text.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.objective_mix import build_on_texts, cost_on_texts
 from lit_pretrain.modules.pretraining import Pretraining
@@ -22,10 +22,11 @@ class TextPretraining(Pretraining):
     """BERT, ELECTRA or GPT-style pretraining, by the objectives it is given.
 
     Args:
-        encoder: The text encoder; its vocabulary may wait for the tokenizer.
+        encoder: The text encoder, whose vocabulary may wait for the tokenizer; null with `init_from`.
         objectives: Pretext tasks; their losses are added with their weights.
-        **settings: `optimizer`, `schedule`, `gradient_clip_norm`, `compile_blocks`, `seed` and
-            `gradient_checkpointing`; see `BaseModule`.
+        **settings: `init_from`, `pretrained`, `pooling`, `dropout`, `stochastic_depth`, `freeze`, `layer_decay`,
+            `head_factor` and `architecture`; see `Pretraining`. `optimizer`, `schedule`, `gradient_clip_norm`,
+            `compile_blocks`, `seed` and `gradient_checkpointing`; see `BaseModule`.
     """
 
     encoder: TextEncoder
@@ -34,12 +35,12 @@ class TextPretraining(Pretraining):
 
     def __init__(
         self,
-        encoder: TextEncoder,
-        objectives: Sequence[Objective],
+        encoder: TextEncoder | None = None,
+        objectives: Sequence[Objective] = (),
         **settings: Any,
     ) -> None:
         super().__init__(encoder, objectives, **settings)
-        self.tokenizer: TextTokenizer | None = None
+        self.tokenizer: TextTokenizer | None = self.start.tokenizer
 
     def build(self) -> None:
         """Take the tokenizer's vocabulary, check that the data serves the objectives, and make the heads.
@@ -110,7 +111,7 @@ class TextPretraining(Pretraining):
         """
         saved = checkpoint.get("lit_pretrain", {})
         if self.tokenizer is None and self._trainer is None and "tokenizer" in saved:
-            self.tokenizer = WordPieceTokenizer.from_json(saved["tokenizer"])
+            self.tokenizer = tokenizer_from_json(saved["tokenizer"])
             self.configure_model()
         if self.tokenizer is not None and saved.get("tokenizer_hash", self.tokenizer.hash) != self.tokenizer.hash:
             raise UserError(

@@ -23,11 +23,12 @@ class VisionPretraining(Pretraining):
     """RotNet's, Doersch's, Zhang's or MAE's pretraining of a ViT, by the objectives it is given.
 
     Args:
-        encoder: The vision encoder; pictures are cropped to its `image_size`.
+        encoder: The vision encoder, to whose `image_size` pictures are cropped; null with `init_from`.
         objectives: Pretext tasks; their losses are added with their weights.
         augmentation: What is varied in training: crops, flips, colours.
-        **settings: `optimizer`, `schedule`, `gradient_clip_norm`, `compile_blocks`, `seed` and
-            `gradient_checkpointing`; see `BaseModule`.
+        **settings: `init_from`, `pretrained`, `pooling`, `dropout`, `stochastic_depth`, `freeze`, `layer_decay`,
+            `head_factor` and `architecture`; see `Pretraining`. `optimizer`, `schedule`, `gradient_clip_norm`,
+            `compile_blocks`, `seed` and `gradient_checkpointing`; see `BaseModule`.
     """
 
     encoder: VisionEncoder
@@ -36,8 +37,8 @@ class VisionPretraining(Pretraining):
 
     def __init__(
         self,
-        encoder: VisionEncoder,
-        objectives: Sequence[VisionObjective],
+        encoder: VisionEncoder | None = None,
+        objectives: Sequence[VisionObjective] = (),
         augmentation: ImageAugmentation = ImageAugmentation(),  # noqa: B008 (frozen)
         **settings: Any,
     ) -> None:

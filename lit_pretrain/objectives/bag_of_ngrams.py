@@ -42,6 +42,7 @@ class BagOfNgrams(Objective):
     """
 
     name = "bag_of_ngrams"
+    training_settings = ("draws", "token_dropout", "weight")
     uneven = True
     compares_batch = True
     uses_pooling = False

@@ -36,6 +36,7 @@ class BagOfWords(Objective):
     """
 
     name = "bag_of_words"
+    training_settings = ("token_dropout", "weight")
     uneven = True
     perplexities = ("loss",)
     uses_pooling = False

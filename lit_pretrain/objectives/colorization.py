@@ -58,6 +58,7 @@ class Colorization(VisionObjective):
     """
 
     name = "colorization"
+    training_settings = ("rebalancing", "temperature", "cell_share", "weight")
     uneven = True
     uses_pooling = False
 

@@ -94,6 +94,7 @@ class MaskedImageModeling(VisionObjective):
     """
 
     name = "masked_image_modeling"
+    training_settings = ("mask_ratio", "weight")
     uses_pooling = False
 
     def __init__(

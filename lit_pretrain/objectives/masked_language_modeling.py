@@ -4,6 +4,8 @@ A share of the positions is hidden, 80 % as [MASK], 10 % as a random token and 1
 is a mean over them. Only hidden positions enter the projection to the vocabulary.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -43,6 +45,14 @@ class MaskedLanguageModeling(Objective):
     """
 
     name = "masked_language_modeling"
+    training_settings: ClassVar[tuple[str, ...]] = (
+        "probability",
+        "whole_word",
+        "mask_share",
+        "random_share",
+        "max_predictions",
+        "weight",
+    )
     uses_pooling = False
     shares_pass = True
     uneven = True

@@ -65,6 +65,8 @@ class Objective(nn.Module):
     uneven: ClassVar[bool] = False
     # What `arrange` and `count_terms` read of a batch beside `input_ids` and `attention_mask`, or `images`.
     fields_ahead: ClassVar[tuple[str, ...]] = ()
+    # Settings that a trained head does not depend on: with others than it was trained with, it serves as well.
+    training_settings: ClassVar[tuple[str, ...]] = ("weight",)
     # Whether samples are compared with the others of their batch, so that a larger batch is another task.
     compares_batch: ClassVar[bool] = False
     weight: float = 1.0

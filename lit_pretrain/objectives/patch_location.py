@@ -67,6 +67,15 @@ class PatchLocation(VisionObjective):
     """
 
     name = "patch_location"
+    training_settings = (
+        "gap",
+        "jitter",
+        "drop_colour",
+        "drop_share",
+        "normalize_patches",
+        "pairs",
+        "weight",
+    )
 
     def __init__(
         self,

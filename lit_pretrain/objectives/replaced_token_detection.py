@@ -44,6 +44,13 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
     """
 
     name = "replaced_token_detection"
+    training_settings = (
+        "probability",
+        "whole_word",
+        "discriminator_weight",
+        "max_predictions",
+        "weight",
+    )
     perplexities = ("generator_loss",)
     shares_pass = True
 

@@ -39,6 +39,7 @@ class Rotation(VisionObjective):
     """
 
     name = "rotation"
+    training_settings = ("views", "weight")
 
     def __init__(self, views: Literal["all", "random"] = "all", weight: float = 1.0) -> None:
         super().__init__()

@@ -70,10 +70,17 @@ DISTILBERT_NAMES = (
     (r"ffn[.]lin1", "intermediate.dense"),
     (r"ffn[.]lin2", "output.dense"),
     (r"output_layer_norm", "output.LayerNorm"),
+    (r"^vocab_transform[.]", "cls.predictions.transform.dense."),
+    (r"^vocab_layer_norm[.]", "cls.predictions.transform.LayerNorm."),
+    (r"^vocab_projector[.]", "cls.predictions.decoder."),
 )
 ROBERTA_NAMES = (
     (r"^classifier[.]dense[.]", "pooler.dense."),
     (r"^classifier[.]out_proj[.]", "classifier."),
+    (r"^lm_head[.]dense[.]", "cls.predictions.transform.dense."),
+    (r"^lm_head[.]layer_norm[.]", "cls.predictions.transform.LayerNorm."),
+    (r"^lm_head[.]bias$", "cls.predictions.bias"),
+    (r"^lm_head[.]decoder[.]", "cls.predictions.decoder."),
 )
 # Of `BertForSequenceClassification`, on the pooler's output.
 CLASSIFIER = ("classifier.weight", "classifier.bias")
@@ -135,7 +142,35 @@ def load_weights(path_or_hub_name: str | Path) -> PublicWeights:
         # None that an export puts a classifier beside has weights.
         settings["pooling"] = pooling
         tensors = {name: value for name, value in tensors.items() if name not in POOLER_NAMES}
-    return PublicWeights(str(path_or_hub_name), settings, tensors, head=head, left_out=sorted(others))
+    return PublicWeights(
+        str(path_or_hub_name),
+        settings,
+        tensors,
+        head=head,
+        left_out=sorted(others),
+        pretraining_heads=pretraining_heads_of(state),
+    )
+
+
+def pretraining_heads_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The heads of a `BertForPreTraining`, a `BertForMaskedLM` and the like, and the pooler that one of them reads.
+
+    Args:
+        state: Tensors by BERT's names without "bert.".
+
+    Returns:
+        The same, without word predictions whose decoder is not the embeddings', as ours is.
+    """
+    heads = {name: value for name, value in state.items() if name.startswith(("cls.", "pooler.dense."))}
+    words = "cls.predictions."
+    # Tied to each other; of two names for one tensor a file may have either.
+    bias = heads.pop(f"{words}decoder.bias", None)
+    if bias is not None:
+        heads.setdefault(f"{words}bias", bias)
+    decoder, embeddings = heads.pop(f"{words}decoder.weight", None), state.get("embeddings.word_embeddings.weight")
+    if decoder is not None and (embeddings is None or not torch.equal(decoder, embeddings)):
+        heads = {name: value for name, value in heads.items() if not name.startswith(words)}
+    return heads
 
 
 def format_names(settings: dict[str, Any]) -> dict[str, tuple[str, ...]]:

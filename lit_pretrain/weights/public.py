@@ -49,7 +49,8 @@ class PublicWeights:
         tensors: The encoder's, by the names of their format.
         format_name: The format's name of a tensor of ours.
         head: What tells classes or a number from its pooled features; null if there is none.
-        left_out: Names of tensors that have no place here.
+        left_out: Names of tensors that have no place in the encoder.
+        pretraining_heads: Of these, the tensors of pretraining heads, for objectives that have such.
     """
 
     source: str
@@ -58,6 +59,7 @@ class PublicWeights:
     format_name: Callable[[str], str] = same_name
     head: LinearHead | None = None
     left_out: list[str] = field(default_factory=list)
+    pretraining_heads: dict[str, Tensor] = field(default_factory=dict)
 
     def report_left_out(self) -> None:
         """Say on stderr what of the source is not in the encoder, if anything."""

@@ -38,10 +38,10 @@ from lit_pretrain.modules.optimization import (
 )
 from lit_pretrain.modules.starting_points import (
     StartingPoint,
-    load_starting_point,
+    check_start_given,
     named_classes,
+    start_from,
     with_settings,
-    without_weights,
 )
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.modules.strategies import gathered
@@ -103,13 +103,7 @@ class FineTuning(BaseModule):
         architecture: str | None = None,
         **settings: Any,
     ) -> None:
-        if (encoder is None) == (init_from is None):
-            raise UserError(
-                "FineTuning takes either model.encoder, to train from scratch, or model.init_from, a checkpoint whose "
-                "encoder is trained on: give one of the two."
-            )
-        if architecture is not None and init_from is None:
-            raise UserError("model.architecture tells what the file model.init_from holds: give that too, or leave it.")
+        check_start_given(type(self).__name__, encoder, init_from, architecture)
         for name, value in (("layer_decay", layer_decay), ("head_factor", head_factor)):
             check_number(f"model.{name}", value, above=0)
         for name, value in (("label_smoothing", label_smoothing), ("head_dropout", head_dropout)):
@@ -119,9 +113,7 @@ class FineTuning(BaseModule):
         if encoder is not None:
             start = StartingPoint(encoder, None, {"init_from": "scratch"})
         if init_from is not None:
-            start = load_starting_point(init_from, architecture=architecture)
-            if not pretrained:
-                start = without_weights(start)
+            start = start_from(init_from, pretrained, architecture)
         changes = {
             "pooling": pooling,
             "transformer.dropout": dropout,
