@@ -46,3 +46,12 @@ class Slow(Callback):
     def on_train_batch_start(self, *_: object) -> None:
         """Wait."""
         time.sleep(0.05)
+
+
+class StopAt3(Callback):
+    """Stops a training after three steps, as a time limit would, and not as one that was meant to be so short."""
+
+    def on_train_batch_end(self, trainer: object, *rest: object) -> None:
+        """After the third step."""
+        if trainer.global_step == 3:
+            trainer.should_stop = True

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
+from lit_pretrain.backbone.transformer import make_activation
 from lit_pretrain.objectives.linear_cross_entropy import CrossEntropy, linear_cross_entropy
 from lit_pretrain.required import required
 
@@ -11,17 +12,27 @@ from lit_pretrain.required import required
 class LanguageModelingHead(nn.Module):
     """Dense, GELU, layer norm, then a decoder tied to the token embedding plus a bias (arXiv:1810.04805, as released).
 
+    GELU in the form that the encoder has, as in transformers; the exact one for an encoder with another activation.
+
     Args:
         input_width: Features of a token.
         embedding_width: Width of the token embedding that the decoder is tied to.
         vocabulary_size: Number of word pieces.
         norm_epsilon: Epsilon of the layer norm.
+        activation: The encoder's.
     """
 
-    def __init__(self, input_width: int, embedding_width: int, vocabulary_size: int, norm_epsilon: float) -> None:
+    def __init__(
+        self,
+        input_width: int,
+        embedding_width: int,
+        vocabulary_size: int,
+        norm_epsilon: float,
+        activation: str = "gelu",
+    ) -> None:
         super().__init__()
         self.dense = nn.Linear(input_width, embedding_width)
-        self.activation = nn.GELU()
+        self.activation = make_activation(activation if "gelu" in activation else "gelu")
         self.norm = nn.LayerNorm(embedding_width, eps=norm_epsilon)
         self.bias = nn.Parameter(torch.zeros(vocabulary_size))
         initialise(self)
@@ -30,7 +41,8 @@ class LanguageModelingHead(nn.Module):
     def for_encoder(cls, encoder: TextEncoder, input_width: int | None = None) -> "LanguageModelingHead":
         """A head that fits an encoder, from features of `input_width` (null: the encoder's own)."""
         width = encoder.width if input_width is None else input_width
-        return cls(width, encoder.width, required(encoder.vocabulary_size), encoder.config.norm_epsilon)
+        config = encoder.config
+        return cls(width, encoder.width, required(encoder.vocabulary_size), config.norm_epsilon, config.activation)
 
     def transform(self, features: Tensor) -> Tensor:
         """Map (..., D) to (..., embedding width), what the decoder reads."""

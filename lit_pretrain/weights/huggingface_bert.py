@@ -246,33 +246,6 @@ def is_small_identity(tensors: dict[str, Tensor]) -> bool:
 
 
 @torch.no_grad()
-def load_heads(directory: str | Path, heads: tuple[nn.Module, ...]) -> None:
-    """Load the pretraining heads of a `BertForPreTraining` or `BertForMaskedLM` directory.
-
-    Args:
-        directory: As for `load_weights`.
-        heads: Built objectives with `huggingface_names()` (ours -> theirs).
-
-    Raises:
-        UserError: If the directory has no such head, or one of another shape.
-    """
-    state = read_state(find_directory(directory))
-    for head in heads:
-        targets = head.state_dict()
-        for ours, name in names_of(head).items():
-            theirs = name.removeprefix("bert.")
-            if theirs not in state:
-                raise UserError(
-                    f"The weights in {directory} have no '{theirs}', so they hold no such pretraining head."
-                )
-            if state[theirs].shape != targets[ours].shape:
-                raise UserError(
-                    f"{directory} has shape {tuple(state[theirs].shape)} where the head has "
-                    f"{tuple(targets[ours].shape)} for '{theirs}': the weights belong to another config."
-                )
-            targets[ours].copy_(state[theirs])
-
-
 def save_weights(
     settings: dict[str, Any],
     tensors: dict[str, Tensor],
@@ -361,11 +334,6 @@ def read_config(directory: Path) -> dict:
     if config.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(f"{path} asks for {config['position_embedding_type']} positions, which BERT's encoder lacks.")
     return config
-
-
-def read_state(directory: Path) -> dict[str, Tensor]:
-    """A directory's tensors by their names without the model's prefix, read without running any pickled code."""
-    return unprefixed(read_tensors_of(directory))
 
 
 def read_tensors_of(directory: Path) -> dict[str, Tensor]:

@@ -24,8 +24,10 @@ from transformers import (
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.errors import UserError
+from lit_pretrain.modules.objective_heads import take_heads
+from lit_pretrain.modules.starting_points import load_starting_point
 from lit_pretrain.objectives import MaskedLanguageModeling, NextSentencePrediction
-from lit_pretrain.weights.huggingface_bert import load_heads, load_weights
+from lit_pretrain.weights.huggingface_bert import load_weights
 
 SHAPES = {
     "narrow": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
@@ -89,7 +91,8 @@ def test_pretraining_model_both_ways(shape: str, tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path / "theirs")
     encoder = TextEncoder.from_pretrained(tmp_path / "theirs")
     heads = heads_for(encoder)
-    load_heads(tmp_path / "theirs", heads)
+    start = take_heads(heads, load_starting_point(str(tmp_path / "theirs")))
+    assert start.taken_heads == tuple(head.name for head in heads) and not start.left_out and not start.fresh_heads
     inputs = batch(config(shape).type_vocab_size)
     real = inputs["attention_mask"].bool()
     expected = theirs(**inputs, output_hidden_states=True)
@@ -306,9 +309,6 @@ def test_what_cannot_be_loaded_or_saved_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="positions: rotary and norm_order: pre"):
         transformer = TransformerConfig(width=16, heads=2, norm_order="pre")
         TextEncoder(9, transformer=transformer, positions="rotary").save_pretrained(tmp_path / "out")
-    with pytest.raises(UserError, match="no such pretraining head"):
-        BertModel(config("narrow")).save_pretrained(tmp_path / "bare")
-        load_heads(tmp_path / "bare", heads_for(TextEncoder.from_pretrained(tmp_path / "bare")))
 
 
 def test_a_name_without_network_comes_from_the_hubs_cache_or_is_one_sentence(
