@@ -90,7 +90,6 @@ class FineTuning(BaseModule):
         pretrained: bool = True,
         pooling: Literal["cls", "mean", "map"] | None = None,
         dropout: float | None = None,
-        attention_dropout: float | None = None,
         stochastic_depth: float | None = None,
         head_dropout: float = 0.0,
         token_dropout: float = 0.0,
@@ -104,6 +103,7 @@ class FineTuning(BaseModule):
         label_smoothing: float = 0.0,
         class_weights: list[float] | Literal["balanced"] | None = None,
         architecture: str | None = None,
+        attention_dropout: float | None = None,
         **settings: Any,
     ) -> None:
         check_start_given(type(self).__name__, encoder, init_from, architecture)
