@@ -182,6 +182,11 @@ def remember_vocabulary(objective: MaskedLanguageModeling, vocabulary: Vocabular
     """
     if vocabulary is None:
         raise UserError(f"{type(objective).__name__} needs the tokenizer to know its special tokens: pass vocabulary.")
+    if getattr(vocabulary, "mask_id", None) is None:
+        raise UserError(
+            f"{type(objective).__name__} puts a token in the place of hidden pieces, and the tokenizer has none: start "
+            "from a BERT or a RoBERTa, or take CausalLanguageModeling or ContrastiveSpans."
+        )
     special = torch.zeros(vocabulary.vocabulary_size, dtype=torch.bool)
     special[list(vocabulary.special_ids)] = True
     objective.mask_id = int(vocabulary.mask_id)

@@ -311,8 +311,8 @@ def require_both_sides(objective: Objective, encoder: Any, task: str) -> None:
     """
     if getattr(encoder, "causal", False):
         raise UserError(
-            f"{type(objective).__name__} {task}, and with encoder.causal no token sees a later one: set "
-            "encoder.causal to false, or take CausalLanguageModeling."
+            f"{type(objective).__name__} {task}, and in a causal encoder no token sees a later one: take one that is "
+            "not (encoder.causal: false), or CausalLanguageModeling."
         )
 
 

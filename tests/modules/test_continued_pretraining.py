@@ -8,6 +8,7 @@ from labelled_texts import TOKENIZER
 from labelled_texts import make_encoder as make_text_encoder
 from small_pairs import make_encoders, make_pairs, write_pairs
 from small_pictures import make_encoder, picture_config, write_pictures
+from small_roberta import small_roberta_tokenizer
 from small_training import small_config, training_of, write_config
 from text_corpus import write_corpus
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, RobertaConfig, RobertaForMaskedLM
@@ -116,11 +117,35 @@ def test_word_heads_of_other_models(tmp_path):
     module.configure_model()
     assert "heads new: masked_language_modeling" in module.start.told() and "left out cls." in module.start.told()
 
-    settings = RobertaConfig(vocab_size=TOKENIZER.vocabulary_size, max_position_embeddings=34, **SIZES)
+
+def test_roberta_goes_on_with_its_own_pieces(tmp_path, runs):
+    tokenizer = small_roberta_tokenizer()
+    settings = RobertaConfig(vocab_size=tokenizer.vocabulary_size, max_position_embeddings=34, **SIZES)
     theirs = RobertaForMaskedLM(settings)
-    module = TextPretraining(None, [MaskedLanguageModeling()], init_from=public_directory(theirs, tmp_path / "roberta"))
-    module.configure_model()
-    assert torch.equal(module.objectives[0].head.dense.weight, theirs.lm_head.dense.weight)
+    directory = public_directory(theirs, tmp_path / "roberta")
+    tokenizer.save(directory)
+    # " low", "er", ",", " low"
+    ids = tokenizer.encode(" lower, low")
+    assert tokenizer.continuation_mask[ids].tolist() == [
+        not piece.startswith("\u0120") for piece in pieces(tokenizer, ids)
+    ]
+    assert not tokenizer.continuation_mask[tokenizer.special_ids].any()
+    objective = {"class_path": "MaskedLanguageModeling", "init_args": {"whole_word": True}}
+    data = {"path": str(write_corpus(tmp_path / "corpus.jsonl", 12)), "layout": "segments", "sequence_length": 24}
+    config = training_of(
+        {"class_path": "TextPretraining", "init_args": {"init_from": directory, "objectives": [objective]}},
+        {"class_path": "DocumentDataModule", "init_args": data | {"batch_size": 4}},
+        {"max_steps": 1, "val_check_interval": 1, "limit_val_batches": 1},
+    )
+    config["model"]["init_args"]["optimizer"] = {"learning_rate": 1e-9, "weight_decay": 0.0}
+    assert main(["fit", "--config", str(write_config(tmp_path / "roberta.yaml", config))]) == 0
+    module = TextPretraining.from_checkpoint("last")
+    torch.testing.assert_close(module.objectives[0].head.dense.weight, theirs.lm_head.dense.weight, atol=1e-6, rtol=0)
+    assert module.tokenizer.hash == tokenizer.hash
+
+
+def pieces(tokenizer, ids):
+    return [tokenizer.id_to_token(number) for number in ids]
 
 
 def test_heads_of_ours_serve_again_where_their_settings_are_the_same(tmp_path, runs, capsys):

@@ -7,10 +7,12 @@ clean captions come out alike, such others need to be cleaned before.
 """
 
 import gzip
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
@@ -25,6 +27,8 @@ VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 END_OF_WORD = "</w>"
 # Merges that CLIP uses, of more in the file: with 256 bytes, each inside and at the end of a word, 49,406 pieces.
 MERGES = 49_152 - 256 - 2
+# Letters that stand for a space, a line feed and a tab in pieces of bytes.
+WHITE_SPACE = "\u0120\u010a\u0109"
 # Curly quotes, and the straight one for each.
 QUOTES = {"[\u02bc\u2018-\u201b]": "'", "[\u201c-\u201f]": '"'}
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -108,6 +112,12 @@ class RobertaTokenizer(TextTokenizer):
         ids = ids_of(tokenizer, ROBERTA_TOKENS)
         self.cls_id, self.pad_id, self.sep_id, self.unk_id, self.mask_id = ids
         self.special_ids = sorted(ids)
+
+    @cached_property
+    def continuation_mask(self) -> numpy.ndarray:
+        """(V,) booleans, True where a piece continues a word: no white space begins it, as RoBERTa's authors do."""
+        special = set(ROBERTA_TOKENS)
+        return numpy.array([piece[:1] not in WHITE_SPACE and piece not in special for piece in self.vocabulary])
 
     def post_processor(self) -> Any:
         """The tokens that begin, part and end texts."""

@@ -22,6 +22,7 @@ from lit_pretrain.data.text.frequent_ngrams import frequent_ngrams
 from lit_pretrain.data.text.sentence_pairs import PairPlan, PairSettings, RandomNext, find_or_plan, least_documents
 from lit_pretrain.data.text.text_encoding import choose_tokenizer
 from lit_pretrain.data.text.token_cache import TokenCache, cache_fingerprint, open_or_build
+from lit_pretrain.data.text.tokenizers_by_kind import load_tokenizer
 from lit_pretrain.data.text.trained_tokenizer import DocumentTexts, TrainedTokenizer, trained_once
 from lit_pretrain.data.text.unknown_pieces import check_known, share_told
 from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
@@ -45,7 +46,8 @@ class DocumentDataModule(EpochDataModule):
         text_column: Column that holds the text.
         document_separator: For text files: `file` (a document a file) or `blank_line`; null takes `file` for several
             files and `blank_line` for one.
-        tokenizer: Directory or file of a WordPiece tokenizer; null trains one on the corpus.
+        tokenizer: Directory or file of BERT's or RoBERTa's tokenizer; null takes that of the weights that are started
+            from, or else trains one on the corpus.
         vocabulary_size: Word pieces of a trained tokenizer at most.
         lowercase: Whether a trained tokenizer drops case.
         language: Two-letter code for the rules that split sentences.
@@ -130,7 +132,7 @@ class DocumentDataModule(EpochDataModule):
         # Before anything slow: a tokenizer that cannot be used.
         tokenizer: TextTokenizer | None = self.tokenizer
         if self.tokenizer_path:
-            tokenizer = WordPieceTokenizer.load(self.tokenizer_path)
+            tokenizer = load_tokenizer(self.tokenizer_path)
         model_tokenizer = getattr(getattr(self.trainer, "lightning_module", None), "tokenizer", None)
         if tokenizer is not None or model_tokenizer is not None:
             tokenizer = choose_tokenizer(self.tokenizer_path, tokenizer, model_tokenizer)
