@@ -22,6 +22,8 @@ from lightning.pytorch.cli import LightningCLI
 from pages import ROOT, Command, Page, commands_of, read_header, read_page
 
 from lit_pretrain.__main__ import COMMANDS, TRAINING, main
+from lit_pretrain.cli.class_parsers import made_once
+from lit_pretrain.cli.lightning_cli import CommandLine
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives import Objective
 
@@ -51,7 +53,9 @@ def parser():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        patch.setattr(LightningCLI, "parse_arguments", stop)
+        patch.setattr(CommandLine, "parse_arguments", stop)
+        # A command makes its own parser only.
+        patch.setattr(CommandLine, "subcommands", staticmethod(LightningCLI.subcommands))
         # An objective of a person's own.
         own = ModuleType("my_package")
         own.MyObjective = type("MyObjective", (Objective,), {"__module__": "my_package", "__doc__": "A person's own."})
@@ -61,7 +65,8 @@ def parser():
             exec(compile(code, f"{name}.py", "exec"), vars(module))
         with pytest.raises(Parsed) as stopped:
             main(["fit", "--config", "configs/quickstart.yaml"])
-        yield stopped.value.args[0]
+        with made_once():
+            yield stopped.value.args[0]
 
 
 def pages() -> list[Page]:

@@ -5,6 +5,7 @@ the person win over those in a checkpoint; `--ckpt_path` takes "last", a run or 
 """
 
 import dataclasses
+import json
 import pkgutil
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, cast
@@ -97,6 +98,12 @@ class CommandLine(LightningCLI):
     command: ClassVar[list[str]] = []
     requeued: bool = False
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, but only the one that is given: each gets a parser of its own, made anew for every command."""
+        every = LightningCLI.subcommands()
+        return {name: every[name] for name in CommandLine.command[:1]}
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning's; what `ckpt_path` names, in a file or on the command line, is a checkpoint's path afterwards.
 
@@ -136,6 +143,12 @@ class CommandLine(LightningCLI):
             f"This SLURM job was queued anew: it goes on with the run {run.run_name}, {shown_path(checkpoint)}."
         )
         return checkpoint
+
+    def _dump_config(self) -> None:
+        """As Lightning's, which checks once more what was parsed a moment ago, and writes and reads it as YAML."""
+        if not hasattr(self, "config_dump"):
+            dumped = self.parser.dump(self.config, format="json", skip_none=False, skip_validation=True)
+            self.config_dump = json.loads(dumped)[self.config.subcommand]
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's settings override the person's; here they stay as they are given."""

@@ -34,7 +34,8 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save on rank zero, when the run has begun: for every logger, and beside what it writes."""
-        text = without_credentials(self.parser.dump(self.config, skip_none=False))
+        # What has been parsed needs no second check.
+        text = without_credentials(self.parser.dump(self.config, skip_none=False, skip_validation=True))
         settings = dict(flatten_config(yaml.safe_load(text)))
         directory, logger = run_directory(trainer), mlflow_logger(trainer)
         name = "config.yaml"
