@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 import yaml
@@ -17,6 +18,8 @@ from lightning import LightningDataModule, LightningModule
 from lit_pretrain.__main__ import main
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
 from lit_pretrain.backbone.config import BERT_SIZES
+from lit_pretrain.cli.class_parsers import made_once
+from lit_pretrain.data.sources import sample_path
 from lit_pretrain.modules import ContrastivePretraining
 from lit_pretrain.objectives.batch import DataFacts
 
@@ -26,15 +29,17 @@ TRAINER = sorted((CONFIGS / "trainer").glob("*.yaml"))
 SIZES = sorted((CONFIGS / "text" / "sizes").glob("*.yaml"))
 STUDIES = sorted((CONFIGS / "studies").glob("*.yaml"))
 EXPERIMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - set(TRAINER) - set(SIZES) - set(STUDIES))
+# All read the same speeches with the same tokenizer, so that one is trained.
+PIECES = ["--data.vocabulary_size", "2000"]
 # What stands for data that is not there offline, by the class of the data module.
 FEW_ROWS = {
-    "DocumentDataModule": ["--data.max_documents", "40", "--data.path", "null", "--data.split", "train"],
+    "DocumentDataModule": ["--data.max_documents", "40", "--data.path", "null", "--data.split", "train", *PIECES],
     "ImageDataModule": ["--data.max_pictures", "80", "--data.path", "null", "--data.name", "null"],
     "PairDataModule": ["--data.max_pictures", "80", "--data.vocabulary_size", "100"],
-    "LabelledDataModule": ["--data.label_budget", "60", "--data.path", "null", "--data.name", "null"],
+    "LabelledDataModule": ["--data.label_budget", "60", "--data.name", "null"],
     "JointDataModule": ["--data.pairs.max_pictures", "80", "--data.text.max_documents", "40"],
 }
-FEW_ROWS["JointDataModule"] += ["--data.text.vocabulary_size", "400", "--data.vision.max_pictures", "80"]
+FEW_ROWS["JointDataModule"] += ["--data.text.vocabulary_size", "2000", "--data.vision.max_pictures", "80"]
 SMALL_BATCHES = {"JointDataModule": [f"--data.{part}.batch_size=4" for part in ("pairs", "text", "vision")]}
 # The first emoji are all of one group.
 EMOJI = ["--data.image_column", "image", "--data.label_column", "subgroup", "--data.test_split", "null"]
@@ -47,6 +52,8 @@ FINE_TUNED = {
     # The encoder that stands for the pretrained one has learned positions.
     "imdb": [*SPEECHES, "--data.maximum_length", "512"],
     "imdb_minilm": SPEECHES,
+    # Whole speeches, so few.
+    "own_text": ["--data.test_split", "null", "--data.label_budget", "15", "--data.validation_share", "0.05"],
     "sst2": [*SPEECHES, "--data.validation_split", "null"],
     "stsb": [*SPEECHES, *NUMBERS, "--data.validation_split", "null"],
 }
@@ -110,6 +117,15 @@ def bert(tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope="module")
+def speeches(tmp_path_factory):
+    """The beginnings of the speeches, since a tokenizer that spells takes a second for each hundred whole ones."""
+    path = tmp_path_factory.mktemp("speeches") / "speeches.parquet"
+    rows = datasets.Dataset.from_parquet(str(sample_path()), cache_dir=str(path.parent))
+    rows.map(lambda row: {"text": row["text"][:1000]}).to_parquet(str(path))
+    return path
+
+
 @cache
 def resolved_text(*paths):
     """What `fit --print_config` prints."""
@@ -130,7 +146,7 @@ def on_meta(config):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model")
     parser.add_subclass_arguments(LightningDataModule, "data")
-    with torch.device("meta"):
+    with made_once(), torch.device("meta"):
         made = parser.instantiate_classes(parser.parse_object({key: config[key] for key in ("model", "data")}))
         if hasattr(made.data, "vocabulary_size") and getattr(made.model, "tokenizer", None) is None:
             size = made.data.vocabulary_size
@@ -172,15 +188,20 @@ def test_a_config_for_cpus_trains(path, runs, request):
     if "finetune" in str(path):
         arguments += FINE_TUNED.get(path.stem, ["--data.test_split", "null"])
         texts = yaml.safe_load(path.read_text())["data"]["init_args"].get("text_column")
+        sample = "null" if path.stem.startswith("own_") or not texts else str(request.getfixturevalue("speeches"))
+        arguments += ["--data.path", sample]
         arguments += ["--model.init_from", str(request.getfixturevalue("bert" if texts else "pretrained"))]
     if name(path) == "text/imdb":
-        # Some speeches have fewer word pieces than all film reviews, and fewer pairs of them: 1.5 GB less.
-        arguments += ["--data.vocabulary_size", "2000", "--model.encoder.ngram_rows", "2000"]
+        # Some speeches have fewer pairs of word pieces than all film reviews: 1.5 GB less.
+        arguments += ["--model.encoder.ngram_rows", "2000"]
     if name(path) == "contrastive/cifar10":
         arguments += ["--data.path", "null", "--data.image_column", "image", "--data.caption_columns", "[subgroup]"]
     if path.stem == "both":
         for tower, checkpoint in request.getfixturevalue("two_towers").items():
             arguments += [f"--model.{tower}.init_from", str(checkpoint)]
+    if name(path) != "quickstart":
+        # It keeps a traceback of every operation, for a third of the time.
+        arguments += ["--trainer.detect_anomaly", "false"]
     before = set((runs / "debug").glob("*/run.json"))
 
     assert main(["fit", *arguments]) == 0

@@ -4,6 +4,7 @@ Differences from Lightning's own: a mistake in a config is one sentence with the
 the person win over those in a checkpoint; `--ckpt_path` takes "last", a run or a path and continues the same run.
 """
 
+import contextvars
 import dataclasses
 import json
 import pkgutil
@@ -326,7 +327,10 @@ def command_line(arguments: list[str], kind: type[CommandLine]) -> CommandLine:
     quieten()
     keep_memory()
     try:
-        return kind(
+        # jsonargparse leaves its last parser in a variable of the context, and that parser all that it has made: the
+        # model, its optimizer and the trainer.
+        return contextvars.copy_context().run(
+            kind,
             LightningModule,
             LightningDataModule,
             trainer_class=Trainer,
