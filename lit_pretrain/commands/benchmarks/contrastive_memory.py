@@ -68,9 +68,12 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable(Path(arguments.json))
     settings = {name: getattr(arguments, name) for name in Case.__dataclass_fields__ if name != "batch_size"}
     rows: list[Row] = []
+    # All are forked from one process, since importing takes longer than measuring.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lit_pretrain.callbacks.throughput", "lit_pretrain.modules"])
     for batch_size in sorted(arguments.batch_sizes):
         case = Case(batch_size, **settings)
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
+        with ProcessPoolExecutor(1, mp_context=context) as alone:
             rows.append(alone.submit(measure, case).result())
         rows[-1]["ratio"] = rows[-1]["mebibytes"] / rows[0]["mebibytes"]
     title = f"Memory of a step, {arguments.chunk_size} pairs at a time"

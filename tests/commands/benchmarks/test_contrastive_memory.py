@@ -1,8 +1,10 @@
 """Memory of a contrastive step by the size of its batch, through the command."""
 
 import json
+from multiprocessing import forkserver
 
 import pytest
+from child_processes import children
 
 from lit_pretrain.__main__ import main
 
@@ -10,6 +12,9 @@ SMALL = ["--width", "32", "--depth", "1", "--image-size", "32", "--patch-size", 
 
 
 def test_each_size_in_a_process_of_its_own(tmp_path, capfd):
+    # The process that all are forked from serves other tests too, which import more.
+    children()
+    forkserver.ensure_running()
     file = tmp_path / "rows.json"
     sizes = ["--batch-sizes", "1024", "64", "--chunk-size", "16", "--json", str(file)]
     assert main(["benchmark", "contrastive-memory", *sizes, *SMALL]) == 0

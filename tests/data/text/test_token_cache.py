@@ -1,14 +1,14 @@
 """The tokenised corpus: its arrays by hand, its memory, its lock, and builds that are killed."""
 
-import multiprocessing
+import ctypes
 import os
-import resource
 import time
 
 import numpy
 import pytest
 from child_processes import children
 from datasets import Dataset
+from process_memory import peak
 
 from lit_pretrain.data.text import token_cache
 from lit_pretrain.data.text.token_cache import TokenCache, open_or_build
@@ -79,20 +79,19 @@ class Endless:
 
 
 def build_and_tell_memory(directory, answers):
+    # An arena a thread would make the peak a matter of luck; M_ARENA_MAX of malloc.h.
+    ctypes.CDLL(None).mallopt(-8, 1)
     tokenizer = WordPieceTokenizer(from_pieces(PIECES, lowercase=True))
     token_cache.CHUNK_CHARACTERS = 500_000
     # The first build warms up what is made once: threads, imports, the heap.
     for name, count in (("first", 150), ("small", 150), ("large", 500)):
         open_or_build(Endless(count), "text", tokenizer, directory / name)
-        answers.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        answers.put(peak() / 2**20)
 
 
-def test_memory_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
-    # An arena a thread would make the peak a matter of luck.
-    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    process = context.Process(target=build_and_tell_memory, args=(tmp_path, answers))
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    answers = children().Queue()
+    process = children().Process(target=build_and_tell_memory, args=(tmp_path, answers))
     process.start()
     _, small, large = (answers.get(timeout=120) for _ in range(3))
     process.join()
