@@ -1,5 +1,6 @@
 """From word pieces to tokens: BERT's sum of token, position and segment embeddings (arXiv:1810.04805, section 3)."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -70,6 +71,25 @@ class TextEmbeddings(nn.Module):
                 "the tokenizer that they were trained with."
             )
 
+    def grow_vocabulary(self, first: int, replaced: Sequence[Sequence[int]]) -> None:
+        """Give new pieces rows, each of which is the mean of the rows that it takes the place of; see `grown_rows`.
+
+        Raises:
+            UserError: If n-grams of the old pieces have embeddings, which new ones would take apart.
+        """
+        if self.ngrams is not None and self.ngrams.known:
+            raise UserError(
+                f"The encoder has embeddings for up to {self.ngrams.longest} word pieces together (ngrams), which new "
+                "pieces would take apart: leave data.new_pieces out, or start from an encoder with ngrams: 1."
+            )
+        if self.ngrams is not None:
+            check_vocabulary(first + len(replaced))
+        if self.token is None:
+            raise UserError("The encoder has no vocabulary yet: give vocabulary_size, or call set_vocabulary first.")
+        with torch.no_grad():
+            rows = grown_rows(self.token.weight, first, replaced)
+        self.token = nn.Embedding.from_pretrained(rows, freeze=not self.token.weight.requires_grad)
+
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Embed word pieces.
 
@@ -103,6 +123,25 @@ class TextEmbeddings(nn.Module):
             else:
                 tokens = tokens + self.segment(token_type_ids)
         return self.dropout(self.norm(tokens))
+
+
+def grown_rows(table: Tensor, first: int, replaced: Sequence[Sequence[int]]) -> Tensor:
+    """A table of word pieces, or what else has a row or a number for each, with rows for new pieces.
+
+    Args:
+        table: (V, ...); it may have more rows than there were pieces.
+        first: Id of the first new piece.
+        replaced: Of each new piece the ids of those that it takes the place of.
+
+    Returns:
+        (max(V, first + new pieces), ...); a new row is the mean of the old ones.
+    """
+    if not replaced:
+        return table.clone()
+    grown = table.new_zeros((max(len(table), first + len(replaced)), *table.shape[1:]))
+    grown[: len(table)] = table
+    grown[first : first + len(replaced)] = torch.stack([table[list(ids)].mean(dim=0) for ids in replaced])
+    return grown
 
 
 def check_length(length: int, max_positions: int) -> None:

@@ -130,6 +130,18 @@ class TextEncoder(nn.Module):
         """Make the token table once the tokenizer is known; a smaller table is a `UserError`."""
         self.embeddings.set_vocabulary(vocabulary_size)
 
+    def grow_vocabulary(self, first: int, replaced: Sequence[Sequence[int]]) -> None:
+        """Give new pieces embeddings, each the mean of those that it takes the place of.
+
+        Args:
+            first: Id of the first of them.
+            replaced: Of each the ids of the pieces before.
+
+        Raises:
+            UserError: If the encoder has embeddings for n-grams of the old pieces.
+        """
+        self.embeddings.grow_vocabulary(first, replaced)
+
     @property
     def lacks_ngrams(self) -> bool:
         """Whether it has embeddings for n-grams, and nobody has said yet for which."""

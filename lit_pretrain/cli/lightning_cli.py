@@ -32,6 +32,7 @@ from lit_pretrain.cli.config_errors import (
     explain_order,
 )
 from lit_pretrain.cli.prediction_data import with_data_to_predict
+from lit_pretrain.data.text.document_data_module import DocumentDataModule
 from lit_pretrain.data.text.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.memory import keep_memory
@@ -181,11 +182,12 @@ class CommandLine(LightningCLI):
         if "tokenizer" not in record:
             return
         tokenizer = tokenizer_from_json(record["tokenizer"])
-        if lost:
-            # Without one, a data module may train one of its own.
-            for part in (self.datamodule, *getattr(self.datamodule, "parts", {}).values()):
-                if isinstance(part, LightningDataModule) and "tokenizer" in vars(part):
-                    cast(Any, part).tokenizer = tokenizer
+        for part in (self.datamodule, *getattr(self.datamodule, "parts", {}).values()):
+            if lost and isinstance(part, LightningDataModule) and "tokenizer" in vars(part):
+                # Without one, a data module may train one of its own.
+                cast(Any, part).tokenizer = tokenizer
+            if isinstance(part, DocumentDataModule):
+                part.resumed_tokenizer = tokenizer
         if self.subcommand != "fit" and getattr(self.model, "tokenizer", tokenizer) is None:
             # What is measured or predicted may be other texts, on which the data would train another.
             self.model.tokenizer = tokenizer

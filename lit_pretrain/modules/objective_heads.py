@@ -2,27 +2,51 @@
 
 A head serves again where it does the same: of a checkpoint of ours if the objective is of the same class and has the
 same settings, but for those of `Objective.training_settings`; of a `BertForPreTraining`, a `BertForMaskedLM` and the
-like if its tensors are there by the names that the objective gives them (`huggingface_names`).
+like if its tensors are there by the names that the objective gives them (`huggingface_names`). Where the vocabulary has
+grown, so does what a head has for each word piece.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from lit_pretrain.backbone.embeddings import grown_rows
 from lit_pretrain.class_paths import short_name
 from lit_pretrain.modules.starting_points import StartingPoint
 from lit_pretrain.objectives.class_checks import is_measuring
 from lit_pretrain.objectives.objective import Objective
 
 
-def take_heads(objectives: Sequence[Objective], start: StartingPoint) -> StartingPoint:
+@dataclass(frozen=True)
+class Growth:
+    """How a vocabulary has grown.
+
+    Attributes:
+        rows: Of the table of embeddings before; there may have been more than pieces.
+        first: Id of the first new piece.
+        replaced: Of each new piece the ids of those that it takes the place of.
+    """
+
+    rows: int
+    first: int
+    replaced: Sequence[Sequence[int]]
+
+    def grown(self, tensor: Tensor, shape: torch.Size) -> Tensor:
+        """A head's tensor, with numbers for new pieces if it has some for each and is to have that shape."""
+        after = max(self.rows, self.first + len(self.replaced))
+        of_pieces = tensor.ndim > 0 and len(tensor) == self.rows and shape == (after, *tensor.shape[1:])
+        return grown_rows(tensor, self.first, self.replaced) if of_pieces else tensor
+
+
+def take_heads(objectives: Sequence[Objective], start: StartingPoint, growth: Growth | None = None) -> StartingPoint:
     """Copy the heads that a source has into objectives that are built.
 
     Args:
         objectives: Of a pretraining, with their heads.
         start: What it starts from.
+        growth: Of the vocabulary since; null for none.
 
     Returns:
         The same, telling which heads were taken, which are new, and what was left out.
@@ -35,13 +59,14 @@ def take_heads(objectives: Sequence[Objective], start: StartingPoint) -> Startin
             continue
         head = own_heads.pop(short_name(objective.settings()["class_path"]), None)
         if head is not None:
-            reason = difference_of(objective, head.settings["init_args"]) or misfit(state, head.tensors)
-            tensors: Mapping[str, Tensor] = head.tensors
+            tensors = grown_tensors(head.tensors, state, growth)
+            reason = difference_of(objective, head.settings["init_args"]) or misfit(state, tensors)
         else:
             names = {ours: theirs.removeprefix("bert.") for ours, theirs in objective.huggingface_names().items()}
             tensors = {
                 ours: start.format_heads[theirs] for ours, theirs in names.items() if theirs in start.format_heads
             }
+            tensors = grown_tensors(tensors, state, growth)
             reason = misfit(state, tensors) if tensors else ""
             if tensors and not reason:
                 used |= set(names.values())
@@ -57,6 +82,15 @@ def take_heads(objectives: Sequence[Objective], start: StartingPoint) -> Startin
     # What has been copied need not be kept in memory.
     start = replace(start, objective_heads=(), format_heads={})
     return replace(start, left_out=left_out, taken_heads=tuple(taken), fresh_heads=tuple(fresh))
+
+
+def grown_tensors(
+    tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], growth: Growth | None
+) -> Mapping[str, Tensor]:
+    """A source's tensors as a head with a larger vocabulary has them."""
+    if growth is None:
+        return tensors
+    return {name: growth.grown(value, state[name].shape) if name in state else value for name, value in tensors.items()}
 
 
 def trained_state(objective: Objective) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from lit_pretrain.modules.checkpoints import (
     take_framing,
 )
 from lit_pretrain.modules.freezing import FreezingConfig, freeze, unfreezing_steps
-from lit_pretrain.modules.objective_heads import take_heads
+from lit_pretrain.modules.objective_heads import Growth, take_heads
 from lit_pretrain.modules.objective_mix import (
     any_objectives,
     check_encoder,
@@ -122,6 +122,8 @@ class Pretraining(BaseModule):
         self._frozen: list[torch.nn.Module] = []
         self.objectives = cast(Sequence[Objective], torch.nn.ModuleList(objectives))
         self.built = False
+        # Of the vocabulary, since the weights that are started from.
+        self.growth: Growth | None = None
         self._example_batch: Batch | None = None
 
     def starting_point(
@@ -180,7 +182,7 @@ class Pretraining(BaseModule):
         """Make whatever waits for the data (vocabulary, heads), once; Lightning calls this before every run."""
         if not self.built:
             self.build()
-            self.start = take_heads(self.objectives, self.start)
+            self.start = take_heads(self.objectives, self.start, self.growth)
             self.built = True
             self.freeze_parts()
             prepare_transformers(self, self.compile_blocks, self.gradient_checkpointing)

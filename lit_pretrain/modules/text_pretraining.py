@@ -8,8 +8,11 @@ from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder
 from lit_pretrain.data.text.base_tokenizer import TextTokenizer
+from lit_pretrain.data.text.new_pieces import is_larger, replaced_pieces
 from lit_pretrain.data.text.tokenizers_by_kind import tokenizer_from_json
+from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
+from lit_pretrain.modules.objective_heads import Growth
 from lit_pretrain.modules.objective_mix import build_on_texts, cost_on_texts
 from lit_pretrain.modules.pretraining import Pretraining
 from lit_pretrain.objectives.objective import Batch, Objective, clean_inputs
@@ -49,6 +52,7 @@ class TextPretraining(Pretraining):
             UserError: If tokenizer and encoder, sequence length and position table, or data and objectives do not fit.
         """
         data = data_module_of(self._trainer) if self._trainer is not None else None
+        self.grow_vocabulary(data)
         if self.tokenizer is None and data is not None:
             self.tokenizer = data.tokenizer
         if self.tokenizer is None:
@@ -60,6 +64,27 @@ class TextPretraining(Pretraining):
                 data.frequent_ngrams(self.encoder.ngrams, self.encoder.ngram_rows)
             )
         build_on_texts(self.objectives, self.encoder, self.tokenizer, data)
+
+    def grow_vocabulary(self, data: Any) -> None:
+        """Take the data's tokenizer where it has grown from the weights' own, and give the new pieces embeddings.
+
+        Args:
+            data: Data module; null for none.
+        """
+        larger, smaller = getattr(data, "tokenizer", None), self.tokenizer
+        if smaller is None and self.encoder.vocabulary_size is not None:
+            # Of weights without one, the tokenizer that the config names.
+            smaller = getattr(data, "smaller_tokenizer", None)
+        if not (isinstance(larger, WordPieceTokenizer) and isinstance(smaller, WordPieceTokenizer)):
+            return
+        if not is_larger(larger, smaller):
+            return
+        replaced = replaced_pieces(larger, smaller)
+        self.growth = Growth(required(self.encoder.vocabulary_size), smaller.vocabulary_size, replaced)
+        self.encoder.grow_vocabulary(self.growth.first, replaced)
+        self.tokenizer = larger
+        if self.lineage:
+            self.lineage |= {"new_pieces": str(len(replaced)), "tokenizer_from": smaller.hash}
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """Pooled features of the clean texts: `sample_id` (B,) and `embedding` (B, D), float32."""

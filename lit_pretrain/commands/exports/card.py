@@ -276,6 +276,8 @@ def lineage(provenance: Provenance) -> str:
             for name, word in ANCESTRY.items()
             if ancestor.get(f"init_from_{name}")
         ]
+        if "new_pieces" in ancestor:
+            made.append(f"its tokenizer {ancestor['tokenizer_from']} with {ancestor['new_pieces']} new word pieces")
         lines.append(f"{place}. {whose}`{shown_path(source)}`" + (f": {', '.join(made)}" if made else ""))
     return "Initialised from, the nearest first:\n\n" + "\n".join(lines)
 

@@ -51,7 +51,9 @@ def heads_of(subject: Subject) -> list[Any]:
     if subject.encoder.config.activation == "gelu":
         # transformers gives the head the encoder's activation, and ours is always GELU.
         kinds.append(CausalLanguageModeling if subject.causal else MaskedLanguageModeling)
-    return [objective for objective in subject.objectives if isinstance(objective, tuple(kinds))]
+    # Kinds of these with a head of their own, as replaced token detection has, name no tensors.
+    heads: list[Any] = [objective for objective in subject.objectives if isinstance(objective, tuple(kinds))]
+    return [head for head in heads if head.huggingface_names()]
 
 
 def architecture_of(subject: Subject) -> str:
@@ -59,14 +61,15 @@ def architecture_of(subject: Subject) -> str:
     if subject.has_classifier:
         fits = subject.encoder.pooling in ("pooler", "cls")
         return "BertForSequenceClassification" if fits else "BertModel"
-    kinds = {type(head) for head in heads_of(subject)}
-    if CausalLanguageModeling in kinds:
+    heads = heads_of(subject)
+    if any(isinstance(head, CausalLanguageModeling) for head in heads):
         return "BertLMHeadModel"
-    if kinds == {MaskedLanguageModeling, NextSentencePrediction}:
-        return "BertForPreTraining"
-    if kinds == {MaskedLanguageModeling}:
-        return "BertForMaskedLM"
-    return "BertForNextSentencePrediction" if kinds else "BertModel"
+    words, order = (
+        any(isinstance(head, kind) for head in heads) for kind in (MaskedLanguageModeling, NextSentencePrediction)
+    )
+    if words:
+        return "BertForPreTraining" if order else "BertForMaskedLM"
+    return "BertForNextSentencePrediction" if order else "BertModel"
 
 
 def write(subject: Subject, directory: Path) -> None:

@@ -39,6 +39,11 @@ class JointDataModule(LightningDataModule):
         super().__init__()
         if text is None and vision is None:
             raise UserError("JointDataModule has neither data.text nor data.vision: give one, or take PairDataModule.")
+        if text is not None and text.new_pieces:
+            raise UserError(
+                "data.text.new_pieces adds pieces to the vocabulary that a TextPretraining starts from, not to a "
+                "tower's: set it to 0, pretrain on the texts with it first, and let the tower start from that run."
+            )
         named = {PAIRS: pairs, "text": text, "vision": vision}
         self.parts: dict[str, Any] = {name: part for name, part in named.items() if part is not None}
 

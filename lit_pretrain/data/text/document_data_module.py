@@ -19,6 +19,8 @@ from lit_pretrain.data.splits import budgeted_rows, split_rows
 from lit_pretrain.data.summary import PartSummary, data_line
 from lit_pretrain.data.text.base_tokenizer import WORD_LENGTH, TextTokenizer
 from lit_pretrain.data.text.frequent_ngrams import frequent_ngrams
+from lit_pretrain.data.text.new_pieces import FORMAT as NEW_PIECES_FORMAT
+from lit_pretrain.data.text.new_pieces import check_growing, grown_once
 from lit_pretrain.data.text.sentence_pairs import PairPlan, PairSettings, RandomNext, find_or_plan, least_documents
 from lit_pretrain.data.text.text_encoding import choose_tokenizer
 from lit_pretrain.data.text.token_cache import TokenCache, cache_fingerprint, open_or_build
@@ -64,6 +66,8 @@ class DocumentDataModule(EpochDataModule):
         strip_accents: Whether a trained tokenizer drops accents; null drops them with the case.
         word_length: Characters of the longest word that a trained tokenizer takes apart; longer ones (DNA, say) are
             unknown. A word takes time with the square of its length.
+        new_pieces: Word pieces of the corpus that are added to the tokenizer of `model.init_from`, or to `tokenizer`:
+            those that shorten the texts most. Their embeddings begin as the mean of the pieces that they replace.
         **settings: `workers`, `validation_share`, `cache_directory`, `seed`, `delimiter` and `encoding`; see
             `EpochDataModule`.
     """
@@ -92,6 +96,7 @@ class DocumentDataModule(EpochDataModule):
         max_documents: int | None = None,
         strip_accents: bool | None = None,
         word_length: int = WORD_LENGTH,
+        new_pieces: int = 0,
         **settings: Any,
     ) -> None:
         super().__init__(batch_size, **settings)
@@ -101,6 +106,7 @@ class DocumentDataModule(EpochDataModule):
             ("vocabulary_size", vocabulary_size, 6),
             ("word_length", word_length, 1),
             ("max_documents", max_documents, 1),
+            ("new_pieces", new_pieces, 0),
         ):
             check_number(f"data.{name}", value, least=least)
         check_length("data.document_budget", document_budget, above_zero=True)
@@ -119,7 +125,12 @@ class DocumentDataModule(EpochDataModule):
         self.layout = layout
         self.pairs = PairSettings(sequence_length - 3, random_next, short_share)
         self.document_budget = document_budget
+        self.new_pieces = new_pieces
         self.tokenizer: TextTokenizer | None = None
+        # What `tokenizer` has grown from, if it has.
+        self.smaller_tokenizer: TextTokenizer | None = None
+        # That of a checkpoint that goes on, whose new pieces are there already.
+        self.resumed_tokenizer: TextTokenizer | None = None
         self.cache: TokenCache | None = None
         self.fingerprint = ""
 
@@ -130,12 +141,10 @@ class DocumentDataModule(EpochDataModule):
         if self.cache is not None:
             return
         # Before anything slow: a tokenizer that cannot be used.
-        tokenizer: TextTokenizer | None = self.tokenizer
-        if self.tokenizer_path:
-            tokenizer = load_tokenizer(self.tokenizer_path)
-        model_tokenizer = getattr(getattr(self.trainer, "lightning_module", None), "tokenizer", None)
-        if tokenizer is not None or model_tokenizer is not None:
-            tokenizer = choose_tokenizer(self.tokenizer_path, tokenizer, model_tokenizer)
+        larger = self._grown_before()
+        tokenizer = self._given_tokenizer() if larger is None else larger
+        if self.new_pieces and larger is None:
+            check_growing(tokenizer)
         data, source_fingerprint = open_documents(self.source, self.cache_directory / "huggingface")
         if self.layout == "sentence_pairs" and len(data) < least_documents(self.pairs.random_next):
             raise UserError(
@@ -145,12 +154,44 @@ class DocumentDataModule(EpochDataModule):
             )
         if tokenizer is None:
             tokenizer = self._trained_tokenizer(data, source_fingerprint)
+        elif self.new_pieces and larger is None:
+            self.smaller_tokenizer = tokenizer
+            tokenizer = self._larger_tokenizer(cast(WordPieceTokenizer, tokenizer), data, source_fingerprint)
         self.fingerprint = cache_fingerprint(source_fingerprint, tokenizer, self.language)
         directory = self.cache_directory / "documents" / self.fingerprint
         self.cache = open_or_build(data, self.source.text_column, tokenizer, directory, self.language)
         self.tokenizer, self.vocabulary_size = tokenizer, tokenizer.vocabulary_size
         facts, texts = self.cache.facts, DocumentTexts(data, self.source.text_column)
         check_known(facts["unknown_pieces"], facts["tokens"], tokenizer, source_name(self.source), texts)
+
+    def _given_tokenizer(self) -> TextTokenizer | None:
+        """The tokenizer that a path or the model brings; null where one is to be trained."""
+        tokenizer: TextTokenizer | None = self.tokenizer
+        if self.tokenizer_path:
+            tokenizer = load_tokenizer(self.tokenizer_path)
+        model_tokenizer = getattr(self._model, "tokenizer", None)
+        if tokenizer is None and model_tokenizer is None:
+            return None
+        return choose_tokenizer(self.tokenizer_path, tokenizer, model_tokenizer)
+
+    def _grown_before(self) -> TextTokenizer | None:
+        """The tokenizer with new pieces of a training that goes on, or of a model that was built; else null."""
+        if not self.new_pieces:
+            return None
+        return self.resumed_tokenizer or (self._model.tokenizer if getattr(self._model, "built", False) else None)
+
+    @property
+    def _model(self) -> Any:
+        """The module that is trained on this, or null."""
+        return getattr(self.trainer, "lightning_module", None)
+
+    def _larger_tokenizer(
+        self, tokenizer: WordPieceTokenizer, data: object, source_fingerprint: str
+    ) -> WordPieceTokenizer:
+        """A tokenizer with new pieces of this corpus, chosen once."""
+        key = f"{NEW_PIECES_FORMAT}\n{source_fingerprint}\n{tokenizer.to_json()}\n{self.new_pieces}"
+        directory = self.cache_directory / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()[:16]
+        return grown_once(directory, tokenizer, DocumentTexts(data, self.source.text_column), self.new_pieces)
 
     def _trained_tokenizer(self, data: object, source_fingerprint: str) -> WordPieceTokenizer:
         """The tokenizer of this corpus and these settings, trained once."""
