@@ -27,10 +27,12 @@ class FreezingConfig:
             it (final norm, pooling), and after every so many steps (an integer) or such a share of all steps (0.1) one
             more block is, from the last to the first that is not frozen, and then the embeddings; None
             trains all of them from the start.
+        embeddings: Whether the embeddings stay as they are though no block does.
     """
 
     blocks: int | Literal["all"] = 0
     unfreeze_every: int | float | None = None
+    embeddings: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -63,7 +65,7 @@ def freeze(
     if config.blocks == "all":
         frozen: list[nn.Module] = [encoder]
     elif config.blocks == 0:
-        frozen = []
+        frozen = [encoder.embeddings] if config.embeddings else []
     else:
         blocks = encoder.transformer.blocks
         if config.blocks > len(blocks):
@@ -100,7 +102,7 @@ def unfreezing_steps(encoder: TextEncoder | VisionEncoder, config: FreezingConfi
         return {layer: 0 for layer in range(last + 1)}
     every = max(1, in_steps(config.unfreeze_every, total_steps))
     steps = {layer: (last - layer) * every for layer in range(last + 1)}
-    first = 0 if config.blocks == 0 else int(config.blocks) + 1
+    first = int(config.blocks) + 1 if config.blocks or config.embeddings else 0
     if steps[first] >= total_steps:
         raise UserError(
             f"model.freeze.unfreeze_every of {config.unfreeze_every} unfreezes the first layer at step {steps[first]}, "

@@ -12,17 +12,19 @@ MAKES = [make_encoder, lambda: make_text_encoder(vocabulary_size=20)]
 
 @pytest.mark.parametrize("make", MAKES, ids=["pictures", "text"])
 @pytest.mark.parametrize(
-    ("blocks", "trained"),
+    ("config", "trained"),
     [
-        (0, {"embeddings", "blocks.0", "blocks.1", "final_norm"}),
-        (1, {"blocks.1", "final_norm"}),
-        (2, {"final_norm"}),
-        ("all", set()),
+        (FreezingConfig(), {"embeddings", "blocks.0", "blocks.1", "final_norm"}),
+        (FreezingConfig(embeddings=True), {"blocks.0", "blocks.1", "final_norm"}),
+        (FreezingConfig(1), {"blocks.1", "final_norm"}),
+        (FreezingConfig(2), {"final_norm"}),
+        (FreezingConfig("all"), set()),
     ],
+    ids=["nothing", "embeddings", "a block", "all blocks", "all"],
 )
-def test_the_first_blocks_stay(make, blocks, trained):
+def test_the_first_blocks_stay(make, config, trained):
     encoder = make()
-    frozen = freeze(encoder, FreezingConfig(blocks))
+    frozen = freeze(encoder, config)
     names = {name for name, one in encoder.named_parameters() if one.requires_grad}
     parts = ("embeddings", "blocks.0", "blocks.1", "final_norm")
     there = {part for part in parts for name, _ in encoder.named_parameters() if part in name}
@@ -45,6 +47,7 @@ def test_layers_wait_for_their_turn(make):
     # Of what stays frozen nobody waits for the turn.
     assert unfreezing_steps(encoder, FreezingConfig(blocks=1, unfreeze_every=5), 15)[2] == 5
     assert unfreezing_steps(encoder, FreezingConfig(blocks=2, unfreeze_every=50), 15)[3] == 0
+    assert unfreezing_steps(encoder, FreezingConfig(unfreeze_every=5, embeddings=True), 15)[1] == 10
 
 
 def test_what_has_no_meaning_is_refused():
