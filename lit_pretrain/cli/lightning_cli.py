@@ -38,6 +38,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.memory import keep_memory
 from lit_pretrain.modules import ContrastivePretraining, FineTuning, TextPretraining, VisionPretraining
 from lit_pretrain.modules.checkpoints import read_checkpoint
+from lit_pretrain.modules.growth import GrowthConfig
 from lit_pretrain.modules.pretraining import Pretraining
 from lit_pretrain.quiet import quieten
 from lit_pretrain.required import required
@@ -66,6 +67,7 @@ STARTS = {
     "path_or_hub_name": None,
     "source": None,
     "linear_probe_first": False,
+    **{f"grow.{field.name}": None for field in dataclasses.fields(GrowthConfig)},
 }
 # Modules that `predict` takes from their checkpoint, which is all that embedding needs.
 EMBEDDING = (ContrastivePretraining, TextPretraining, VisionPretraining)
@@ -237,11 +239,11 @@ def check_start(settings: Namespace, checkpoint: str, record: dict[str, Any]) ->
             raise UserError(two_beginnings("model.init_from", init_from))
         return
     run_settings, config_settings = (
-        {key: value for key, value in flatten_config(model, "model") if key.rpartition(".")[2] in STARTS}
+        {key: value for key, value in flatten_config(model, "model") if setting_of_start(key) in STARTS}
         for model in (read_config(str(directory / "config.yaml")).get("model"), settings.model.as_dict())
     )
     for key in sorted(run_settings.keys() | config_settings.keys()):
-        default = STARTS[key.rpartition(".")[2]]
+        default = STARTS[setting_of_start(key)]
         before, now = run_settings.get(key, default), config_settings.get(key, default)
         if before == now:
             continue
@@ -251,6 +253,12 @@ def check_start(settings: Namespace, checkpoint: str, record: dict[str, Any]) ->
             f"{key} is {now}, and the run that goes on had {before}, which has had its effect: leave it as it was, or "
             "start a new run without --ckpt_path."
         )
+
+
+def setting_of_start(key: str) -> str:
+    """A flattened setting's name in `STARTS`: without what it is a setting of, but for the group of a growth."""
+    owner, _, name = key.rpartition(".")
+    return f"grow.{name}" if owner.endswith(".grow") else name
 
 
 def two_beginnings(key: str, init_from: str) -> str:
@@ -273,11 +281,13 @@ def start_from_checkpoint(model: Namespace, checkpoint: str, record: dict[str, A
     settings = model.init_args
     if model.class_path.endswith(".FineTuning") and (settings.init_from is not None or subcommand != "fit"):
         settings.encoder, settings.init_from, settings.architecture = None, checkpoint, None
+        forget_growth(settings)
     if model.class_path.rpartition(".")[2] != record["module"]:
         # Whoever loads it says so.
         return
     if settings.get("init_from") is not None:
         settings.init_from, settings.architecture, settings.pretrained = checkpoint, None, True
+        forget_growth(settings)
     for name in ("encoder", "text_encoder", "vision_encoder"):
         encoder = settings.get(name)
         if name in record and encoder is not None and encoder.class_path.endswith(".from_pretrained"):
@@ -287,6 +297,12 @@ def start_from_checkpoint(model: Namespace, checkpoint: str, record: dict[str, A
     for tower in ("text", "vision"):
         if f"{tower}_encoder" in record and settings[tower].init_from is not None:
             settings[tower].init_from, settings[tower].architecture = f"{checkpoint}:{tower}", None
+
+
+def forget_growth(settings: Namespace) -> None:
+    """Let a model that starts from its own checkpoint, whose encoder has grown, not grow again."""
+    if settings.get("grow") is not None:
+        settings.grow = Namespace(dataclasses.asdict(GrowthConfig()))
 
 
 def forget_lost_tokenizers(data: Namespace) -> bool:

@@ -5,6 +5,7 @@ al. 2020, arXiv:2004.10964).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -26,6 +27,7 @@ from lit_pretrain.modules.checkpoints import (
     take_framing,
 )
 from lit_pretrain.modules.freezing import FreezingConfig, freeze, unfreezing_steps
+from lit_pretrain.modules.growth import GrowthConfig, check_growth, start_from
 from lit_pretrain.modules.objective_heads import Growth, take_heads
 from lit_pretrain.modules.objective_mix import (
     any_objectives,
@@ -40,7 +42,7 @@ from lit_pretrain.modules.objective_mix import (
     weights_of,
 )
 from lit_pretrain.modules.optimization import TrainedPart, count_elements, layer_parts, make_optimizer
-from lit_pretrain.modules.starting_points import StartingPoint, check_start_given, start_from, with_settings
+from lit_pretrain.modules.starting_points import StartingPoint, check_start_given, with_settings
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, compute_objectives, objective_from
 from lit_pretrain.trainer_state import data_module_of
@@ -70,6 +72,7 @@ class Pretraining(BaseModule):
         head_factor: Factor of the learning rate of the objectives' heads, and of what of the encoder is new.
         architecture: timm's name for the ViT whose weights a file holds, where `init_from` is one without a config.json
             beside it.
+        grow: How large the encoder of `init_from` becomes: more blocks, positions or pixels.
         **settings: `optimizer`, `schedule`, `gradient_clip_norm`, `compile_blocks`, `seed` and
             `gradient_checkpointing`; see `BaseModule`.
     """
@@ -96,9 +99,11 @@ class Pretraining(BaseModule):
         layer_decay: float = 1.0,
         head_factor: float = 1.0,
         architecture: str | None = None,
+        grow: GrowthConfig = GrowthConfig(),  # noqa: B008 (frozen)
         **settings: Any,
     ) -> None:
         check_start_given(type(self).__name__, encoder, init_from, architecture)
+        check_growth(init_from, grow)
         for name, value in (("layer_decay", layer_decay), ("head_factor", head_factor)):
             check_number(f"model.{name}", value, above=0)
         check_objectives(objectives)
@@ -108,7 +113,7 @@ class Pretraining(BaseModule):
             "transformer.attention_dropout": attention_dropout,
             "transformer.stochastic_depth": stochastic_depth,
         }
-        start = self.starting_point(encoder, init_from, pretrained, architecture, changes)
+        start = self.starting_point(encoder, init_from, pretrained, architecture, grow, changes)
         super().__init__(start.encoder, **settings)
         check_encoder(objectives, start.encoder)
         self.start = start
@@ -132,6 +137,7 @@ class Pretraining(BaseModule):
         init_from: str | None,
         pretrained: bool,
         architecture: str | None,
+        grow: GrowthConfig,
         changes: dict[str, Any],
     ) -> StartingPoint:
         """The encoder that is trained, and where it comes from.
@@ -146,7 +152,7 @@ class Pretraining(BaseModule):
             if changed:
                 raise UserError(f"{changed} changes the encoder of model.init_from: set it in model.encoder instead.")
             return StartingPoint(encoder, None, {"init_from": "scratch"})
-        start = start_from(init_from, pretrained, architecture)
+        start = start_from(init_from, pretrained, architecture, grow)
         if not isinstance(start.encoder, self.encoder_class):
             other = "vision" if isinstance(start.encoder, VisionEncoder) else "text"
             own = "vision" if other == "text" else "text"
@@ -385,5 +391,6 @@ class Pretraining(BaseModule):
             take_framing(self.encoder, saved)
         # A training that goes on starts from its own checkpoint, to which nothing is new.
         self.lineage, self.fresh = dict(saved.get("lineage") or {}), list(saved.get("fresh") or [])
+        self.start = replace(self.start, taken_heads=(), fresh_heads=(), left_out=[])
         if self.built:
             self.freeze_parts()

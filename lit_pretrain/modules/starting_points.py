@@ -25,6 +25,8 @@ from lit_pretrain.weights.public import LinearHead, PublicTower, PublicWeights, 
 
 # The towers of a checkpoint that has two.
 TOWERS: dict[str, type[TextEncoder] | type[VisionEncoder]] = {"text": TextEncoder, "vision": VisionEncoder}
+# How the former sizes of an encoder that has grown are called in a lineage; see `modules.growth`.
+GROWN = "grown_from_"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 # What a directory of public weights says that it holds: transformers' model_type, timm's architecture.
 BERT_TYPES = tuple(huggingface_bert.FAMILIES)
@@ -88,7 +90,9 @@ class StartingPoint:
     def told(self) -> str:
         """One sentence that lists what was not taken over as it was, and a head that was."""
         lists = (("new", self.fresh), ("left out", self.left_out))
-        parts = [f"{verb} {shortened(names)}" for verb, names in lists if names]
+        former = [f"{name.removeprefix(GROWN)} {size}" for name, size in self.lineage.items() if name.startswith(GROWN)]
+        parts = [f"grown from {', '.join(former)}"] if former else []
+        parts += [f"{verb} {shortened(names)}" for verb, names in lists if names]
         heads = (("taken", self.taken_heads), ("new", self.fresh_heads))
         parts += [f"heads {verb}: {', '.join(names)}" for verb, names in heads if names]
         if self.head is not None:
@@ -372,12 +376,14 @@ def with_settings(start: StartingPoint, changes: dict[str, Any]) -> StartingPoin
     if settings["pooling"] != start.encoder.settings()["pooling"]:
         start = start.without_head(f"it reads the pooling {start.encoder.pooling}")
     left_out = [*start.left_out, *sorted(unexpected)]
-    return replace(start, encoder=encoder, fresh=sorted(missing), left_out=left_out)
+    fresh = sorted({*missing, *(name for name in start.fresh if name in state)})
+    return replace(start, encoder=encoder, fresh=fresh, left_out=left_out)
 
 
 def without_weights(start: StartingPoint) -> StartingPoint:
     """An encoder of the same settings with new random weights: what pretraining is compared with."""
     lineage = {"init_from": "scratch", "architecture_from": start.lineage["init_from"]}
+    lineage |= {name: size for name, size in start.lineage.items() if name.startswith(GROWN)}
     encoder = type(start.encoder).from_settings(start.encoder.settings())
     if isinstance(encoder, TextEncoder) and encoder.lacks_ngrams:
         # Which n-grams there are is vocabulary, as the tokenizer is, and no weight.
@@ -399,13 +405,3 @@ def check_start_given(owner: str, encoder: object, init_from: str | None, archit
         )
     if architecture is not None and init_from is None:
         raise UserError("model.architecture tells what the file model.init_from holds: give that too, or leave it.")
-
-
-def start_from(init_from: str, pretrained: bool, architecture: str | None) -> StartingPoint:
-    """What `model.init_from` names, its architecture and tokenizer alone where the weights are not wanted.
-
-    Raises:
-        UserError: If it is nothing that a training can start from.
-    """
-    start = load_starting_point(init_from, architecture=architecture)
-    return start if pretrained else without_weights(start)

@@ -28,7 +28,7 @@ class TextPretraining(Pretraining):
         encoder: The text encoder, whose vocabulary may wait for the tokenizer; null with `init_from`.
         objectives: Pretext tasks; their losses are added with their weights.
         **settings: `init_from`, `pretrained`, `pooling`, `dropout`, `attention_dropout`, `stochastic_depth`, `freeze`,
-            `layer_decay`, `head_factor` and `architecture`; see `Pretraining`. `optimizer`, `schedule`,
+            `layer_decay`, `head_factor`, `architecture` and `grow`; see `Pretraining`. `optimizer`, `schedule`,
             `gradient_clip_norm`, `compile_blocks`, `seed` and `gradient_checkpointing`; see `BaseModule`.
     """
 

@@ -27,7 +27,7 @@ class VisionPretraining(Pretraining):
         objectives: Pretext tasks; their losses are added with their weights.
         augmentation: What is varied in training: crops, flips, colours.
         **settings: `init_from`, `pretrained`, `pooling`, `dropout`, `attention_dropout`, `stochastic_depth`, `freeze`,
-            `layer_decay`, `head_factor` and `architecture`; see `Pretraining`. `optimizer`, `schedule`,
+            `layer_decay`, `head_factor`, `architecture` and `grow`; see `Pretraining`. `optimizer`, `schedule`,
             `gradient_clip_norm`, `compile_blocks`, `seed` and `gradient_checkpointing`; see `BaseModule`.
     """
 

@@ -31,6 +31,7 @@ from lit_pretrain.modules.fine_tuning.probe_head import fit_probe_head
 from lit_pretrain.modules.fine_tuning.record import check_record, description_of, record_of, take_record
 from lit_pretrain.modules.fine_tuning.tasks import Task, class_weights_of, count_none, make_task
 from lit_pretrain.modules.freezing import FreezingConfig, freeze, unfreezing_steps
+from lit_pretrain.modules.growth import GrowthConfig, check_growth, start_from
 from lit_pretrain.modules.optimization import (
     TrainedPart,
     layer_parts,
@@ -40,7 +41,6 @@ from lit_pretrain.modules.starting_points import (
     StartingPoint,
     check_start_given,
     named_classes,
-    start_from,
     with_settings,
 )
 from lit_pretrain.modules.steps import total_steps
@@ -79,6 +79,7 @@ class FineTuning(BaseModule):
         class_weights: Factors of the classes' losses, or `balanced` for the inverse of their frequencies.
         architecture: timm's name for the ViT whose weights a file holds, where `init_from` is one without a config.json
             beside it; with the tag of its training ("vit_base_patch16_224.mae"), which decides the colours' mean.
+        grow: How large the encoder of `init_from` becomes: more blocks, positions or pixels.
         **settings: `optimizer`, `schedule`, `gradient_clip_norm`, `compile_blocks`, `seed` and
             `gradient_checkpointing`; see `BaseModule`.
     """
@@ -104,9 +105,11 @@ class FineTuning(BaseModule):
         class_weights: list[float] | Literal["balanced"] | None = None,
         architecture: str | None = None,
         attention_dropout: float | None = None,
+        grow: GrowthConfig = GrowthConfig(),  # noqa: B008 (frozen)
         **settings: Any,
     ) -> None:
         check_start_given(type(self).__name__, encoder, init_from, architecture)
+        check_growth(init_from, grow)
         for name, value in (("layer_decay", layer_decay), ("head_factor", head_factor)):
             check_number(f"model.{name}", value, above=0)
         for name, value in (("label_smoothing", label_smoothing), ("head_dropout", head_dropout)):
@@ -116,7 +119,7 @@ class FineTuning(BaseModule):
         if encoder is not None:
             start = StartingPoint(encoder, None, {"init_from": "scratch"})
         if init_from is not None:
-            start = start_from(init_from, pretrained, architecture)
+            start = start_from(init_from, pretrained, architecture, grow)
         changes = {
             "pooling": pooling,
             "transformer.dropout": dropout,
