@@ -200,7 +200,7 @@ MISTAKES = [
     (f"{MODEL}/objectives/0/init_args", {"probability": 2}, "probability is 2.0: give a share between 0 and 1"),
     (f"{MODEL}/objectives", [], "model.objectives is empty"),
     (f"{ENCODER}/transformer/heads", 5, "width 32 is not a multiple of transformer.heads 5"),
-    (f"{MODEL}/encoder", None, "The config lacks 'encoder' of TextPretraining"),
+    (f"{MODEL}/encoder", None, "TextPretraining takes either model.encoder, to train from scratch, or model.init_from"),
     ("model", None, "The config lacks 'model'"),
     ("trainer/strategy", "dpp", "The trainer cannot be made (You selected an invalid strategy name"),
     (f"{DATA}/path", "nowhere.parquet", "There is no file or directory nowhere.parquet"),
