@@ -11,6 +11,7 @@ from lit_pretrain.__main__ import main
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import FineTuning, TextPretraining
+from lit_pretrain.modules.freezing import FreezingConfig, freeze
 from lit_pretrain.modules.growth import GrowthConfig, grow
 from lit_pretrain.modules.starting_points import StartingPoint, with_settings, without_weights
 
@@ -116,6 +117,9 @@ def test_an_encoder_without_blocks_chooses_those_it_gets():
     grown = grow(start, GrowthConfig(depth=2, norm_order="post"))
     for before, after in zip(features(start.encoder), features(grown.encoder), strict=True):
         torch.testing.assert_close(after, before, atol=1e-6, rtol=1e-6)
+    # With all that was there frozen, what is new is trained alone.
+    freeze(grown.encoder, FreezingConfig("all"), grown.fresh)
+    assert [name for name, one in sorted(grown.encoder.named_parameters()) if one.requires_grad] == grown.fresh
     # What else is changed afterwards forgets nothing, and the same shape with random weights is no growth at zero.
     changed = with_settings(grown, {"pooling": "map", "transformer.dropout": 0.2})
     assert {*grown.fresh, "pooler.attention.latent"} <= set(changed.fresh)
