@@ -87,14 +87,30 @@ def build_on_texts(objectives: Iterable[Objective], encoder: TextEncoder, tokeni
     Raises:
         UserError: If sequence length and position table, or data and objectives do not fit.
     """
-    if data is not None and hasattr(data, "sequence_length"):
-        encoder.check_length(data.sequence_length)
-        layout = getattr(data, "layout", "")
-        facts = DataFacts(tuple(getattr(data, "batch_fields", ())), layout, sequence_length=data.sequence_length)
-        for objective in objectives:
-            objective.check_data(encoder, facts)
+    if data is not None:
+        check_on_texts(objectives, encoder, data)
     for objective in objectives:
         objective.build(encoder, tokenizer)
+
+
+def check_on_texts(objectives: Iterable[Objective], encoder: TextEncoder, data: Any) -> None:
+    """Check that data of texts serves the objectives, by its settings alone: before it is read, too.
+
+    Args:
+        objectives: On texts.
+        encoder: That is trained.
+        data: With `sequence_length` and `batch_fields`; without them nothing is checked.
+
+    Raises:
+        UserError: If sequence length and position table, or data and objectives do not fit.
+    """
+    if not hasattr(data, "sequence_length"):
+        return
+    encoder.check_length(data.sequence_length)
+    layout = getattr(data, "layout", "")
+    facts = DataFacts(tuple(getattr(data, "batch_fields", ())), layout, sequence_length=data.sequence_length)
+    for objective in objectives:
+        objective.check_data(encoder, facts)
 
 
 def build_on_pictures(

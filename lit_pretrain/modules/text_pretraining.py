@@ -13,7 +13,7 @@ from lit_pretrain.data.text.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.objective_heads import Growth
-from lit_pretrain.modules.objective_mix import build_on_texts, cost_on_texts
+from lit_pretrain.modules.objective_mix import build_on_texts, check_on_texts, cost_on_texts
 from lit_pretrain.modules.pretraining import Pretraining
 from lit_pretrain.objectives.objective import Batch, Objective, clean_inputs
 from lit_pretrain.objectives.outputs import check_examples
@@ -44,6 +44,14 @@ class TextPretraining(Pretraining):
     ) -> None:
         super().__init__(encoder, objectives, **settings)
         self.tokenizer: TextTokenizer | None = self.start.tokenizer
+
+    def check_data(self, data: Any) -> None:
+        """Refuse a data module whose settings do not serve the objectives; it asks before it reads anything.
+
+        Raises:
+            UserError: If sequences are longer than the position table, or objectives need other batches.
+        """
+        check_on_texts(self.objectives, self.encoder, data)
 
     def build(self) -> None:
         """Take the tokenizer's vocabulary, check that the data serves the objectives, and make the heads.

@@ -58,15 +58,7 @@ class BagOfNgrams(Objective):
         self.decoder: nn.Embedding | None = None
 
     def build(self, encoder: TextEncoder, vocabulary: Vocabulary | None = None) -> None:
-        """Make the decoder, which starts by telling nothing.
-
-        Raises:
-            UserError: If the encoder has no n-grams.
-        """
-        if encoder.embeddings.ngrams is None:
-            raise UserError(
-                "BagOfNgrams asks for n-grams that the encoder has embeddings for: set encoder.ngrams to 2."
-            )
+        """Make the decoder, which starts by telling nothing."""
         if self.decoder is None:
             self.decoder = nn.Embedding(encoder.ngram_rows + 1, encoder.width)
             nn.init.zeros_(self.decoder.weight)
@@ -140,7 +132,12 @@ class BagOfNgrams(Objective):
         return 2.0 * (2 * samples) * (2 * samples * self.draws) * encoder.width
 
     def check_encoder(self, encoder: TextEncoder) -> None:
-        """Tokens can be hidden of attention that reads a mask alone."""
+        """There are n-grams; tokens can be hidden of attention that reads a mask alone."""
+        if encoder.embeddings.ngrams is None:
+            raise UserError(
+                "BagOfNgrams asks for n-grams that the encoder has embeddings for: set encoder.ngrams to 2, or "
+                "leave it out where the encoder is a public one."
+            )
         check_hiding(self, encoder)
 
     def check_data(self, encoder: TextEncoder, facts: DataFacts) -> None:

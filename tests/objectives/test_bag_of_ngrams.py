@@ -125,7 +125,7 @@ def test_one_pass_serves_words_and_ngrams(vocabulary, monkeypatch):
 
 def test_what_it_refuses(encoder):
     with pytest.raises(UserError, match=r"the encoder has embeddings for: set encoder\.ngrams to 2"):
-        BagOfNgrams().build(encoder)
+        BagOfNgrams().check_encoder(encoder)
     with pytest.raises(UserError, match=r"BagOfNgrams\.draws is 0"):
         BagOfNgrams(draws=0)
     with pytest.raises(UserError, match="BagOfNgrams cuts contiguous text"):

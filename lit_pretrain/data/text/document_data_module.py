@@ -140,7 +140,10 @@ class DocumentDataModule(EpochDataModule):
         """Read the source, train or load the tokenizer and build the cache, whatever is not there yet."""
         if self.cache is not None:
             return
-        # Before anything slow: a tokenizer that cannot be used.
+        # Before anything slow: a model that these settings do not serve, a tokenizer that cannot be used.
+        module = getattr(self.trainer, "lightning_module", None)
+        if hasattr(module, "check_data"):
+            module.check_data(self)
         larger = self._grown_before()
         tokenizer = self._given_tokenizer() if larger is None else larger
         if self.new_pieces and larger is None:
