@@ -142,7 +142,7 @@ class DocumentDataModule(EpochDataModule):
             return
         # Before anything slow: a model that these settings do not serve, a tokenizer that cannot be used.
         module = getattr(self.trainer, "lightning_module", None)
-        if hasattr(module, "check_data"):
+        if module is not None and hasattr(module, "check_data"):
             module.check_data(self)
         larger = self._grown_before()
         tokenizer = self._given_tokenizer() if larger is None else larger
