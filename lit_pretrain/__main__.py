@@ -129,9 +129,23 @@ def failed(error: Exception) -> int:
     if not isinstance(error, NonFiniteLossError):
         print(without_credentials("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     message = without_credentials(" ".join(str(error).split())) or "no message"
-    kind = "" if isinstance(error, NonFiniteLossError) else f"{type(error).__name__}: "
-    print(f"lit_pretrain: {kind}{message[:600]}", file=sys.stderr)
+    kind = "" if isinstance(error, NonFiniteLossError) else f"{own_place(error)}{type(error).__name__}: "
+    notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+    print(f"lit_pretrain: {kind}{message[:600]}{without_credentials(notes)}", file=sys.stderr)
     return 1
+
+
+def own_place(error: Exception) -> str:
+    """Where in a person's own files an error came up, as "my_text.py, line 30, in compute: "; else nothing."""
+    # Python, the environment and the suite itself.
+    installed = (os.path.join(sys.base_prefix, ""), os.path.join(sys.prefix, ""), os.path.dirname(__file__) + os.sep)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = frame.filename
+        if not os.path.isfile(file) or file.startswith(installed) or "site-packages" in file:
+            continue
+        here = os.path.join(os.getcwd(), "")
+        return f"{file.removeprefix(here)}, line {frame.lineno}, in {frame.name}: "
+    return ""
 
 
 if __name__ == "__main__":

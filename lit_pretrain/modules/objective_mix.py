@@ -17,6 +17,7 @@ from lit_pretrain.modules.operations import encoder_operations, is_trained, pass
 from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.class_checks import check_class, check_reading, is_measuring
 from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, arrange_batch, passes_run
+from lit_pretrain.objectives.outputs import check_terms
 from lit_pretrain.objectives.vision_objective import VisionObjective
 
 # Pictures from which an objective may take what it must know of the data before the first step.
@@ -195,6 +196,7 @@ def count_terms(
     last = max((place for place, objective in enumerate(objectives) if objective.uneven), default=-1)
     for objective in objectives[: last + 1]:
         counts = objective.count_terms(batch, encoder, generator)
+        check_terms(objective, counts)
         counts_by_name |= {f"{objective.name}/{name}": count for name, count in counts.items()}
     return counts_by_name
 

@@ -15,7 +15,17 @@ from torch import Tensor, nn
 from lit_pretrain.class_paths import build, class_and_file, class_path_of
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.batch import Batch, DataFacts
-from lit_pretrain.objectives.outputs import EncoderPass, ObjectiveOutput, check_batch, check_output, check_pass
+from lit_pretrain.objectives.outputs import (
+    EncoderPass,
+    ObjectiveOutput,
+    check_batch,
+    check_inputs,
+    check_output,
+    check_pass,
+    check_terms,
+    check_unchanged,
+    states,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -213,17 +223,19 @@ def compute_objectives(
         UserError: If an objective returns something else than it should.
     """
     batch = arrange_batch(objectives, batch, generator)
+    before = states(batch)
     passes: dict[str, EncoderPass] = {}
     for objective in objectives:
         made = objective.make_pass(batch, encoder, generator)
         check_pass(objective, made)
+        check_unchanged(objective, "make_pass", batch, before)
         if made is not None:
             passes[objective.name] = made
     run: dict[str, Tensor] = {}
     for objective in objectives:
         name = objective.pass_name or objective.name
         if objective.name in passes and name not in run:
-            run[name] = encoder.forward_features(**passes[objective.name].inputs)
+            run[name] = encode(objective, passes[objective.name], encoder)
     readers = [objective for objective in objectives if objective.name not in passes]
     if readers:
         source = pass_read(objectives)
@@ -236,14 +248,38 @@ def compute_objectives(
         features, targets = run[objective.pass_name or objective.name], passes[objective.name].targets
         outputs[objective.name] = objective.compute(features, targets, batch, encoder)
         check_output(objective, outputs[objective.name], features)
+        check_unchanged(objective, "compute", batch, before)
+        if objective.uneven and not objective.training:
+            # Counted in training if batches are accumulated, which is no time to learn of a mistake.
+            parts = outputs[objective.name].parts or {"loss": features}
+            check_terms(objective, objective.terms(targets, batch), set(parts))
     return outputs
+
+
+def encode(objective: Objective, made: EncoderPass, encoder: Any) -> Tensor:
+    """Features of a pass; an error within the encoder says whose pass it was, and of what."""
+    check_inputs(objective, made, encoder)
+    try:
+        features: Tensor = encoder.forward_features(**made.inputs)
+    except Exception as error:
+        shown = [f"{name} {describe(value)}" for name, value in made.inputs.items()]
+        error.add_note(f"In the pass that {class_and_file(type(objective))} has made, of {', '.join(shown)}.")
+        raise
+    return features
+
+
+def describe(value: Any) -> str:
+    """Shape and type of a tensor, or a value."""
+    return f"{tuple(value.shape)} {str(value.dtype)[6:]}" if isinstance(value, Tensor) else repr(value)
 
 
 def arrange_batch(objectives: Sequence[Objective], batch: Batch, generator: torch.Generator) -> Batch:
     """The clean batch as all objectives of a mix read it; see `Objective.arrange`."""
     for objective in objectives:
-        batch = objective.arrange(batch, generator)
+        clean, before = batch, states(batch)
+        batch = objective.arrange(clean, generator)
         check_batch(objective, batch)
+        check_unchanged(objective, "arrange", clean, before)
     return batch
 
 

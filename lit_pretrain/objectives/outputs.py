@@ -3,7 +3,9 @@
 `Objective` stands above: here objectives are modules of any class.
 """
 
+import inspect
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -51,6 +53,90 @@ def check_batch(objective: nn.Module, batch: Any) -> None:
     """
     if not isinstance(batch, dict):
         raise wrong(objective, "arrange", f"returns {kind_of(batch)}", "return the whole batch, a dict of tensors")
+
+
+def states(batch: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """What tells whether a batch is still as it was, by field: which tensor, and how often it was written to."""
+    # Tensors that were made in inference mode do not count how often they are written to.
+    return {
+        name: (id(value), value._version if isinstance(value, Tensor) and not value.is_inference() else 0)
+        for name, value in batch.items()
+    }
+
+
+def check_unchanged(objective: nn.Module, method: str, batch: dict[str, Any], before: dict[str, tuple[int, int]]) -> None:
+    """Refuse a method that has changed the batch, which the other objectives of the mix read too.
+
+    Args:
+        objective: Whose method it is.
+        method: That was called.
+        batch: That it was handed.
+        before: The batch's `states` before.
+
+    Raises:
+        UserError: In one sentence.
+    """
+    after = states(batch)
+    if after == before:
+        return
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    raise wrong(
+        objective,
+        method,
+        f"changes the batch's own {' and '.join(names)}, which others read too",
+        "make new tensors, as ids.clone(), and return a new dict, as batch | {...}",
+    )
+
+
+@cache
+def signature_of(forward_features: Any) -> inspect.Signature:
+    """The arguments of an encoder's pass."""
+    return inspect.signature(forward_features)
+
+
+def check_inputs(objective: nn.Module, made: EncoderPass, encoder: Any) -> None:
+    """Refuse inputs that the encoder does not take.
+
+    Raises:
+        UserError: In one sentence.
+    """
+    method = getattr(type(encoder), "forward_features", None)
+    if method is None:
+        return
+    signature = signature_of(method)
+    try:
+        signature.bind(encoder, **made.inputs)
+    except TypeError as error:
+        taken = ", ".join(list(signature.parameters)[1:])
+        raise wrong(
+            objective,
+            "make_pass",
+            f"returns inputs that {type(encoder).__name__}.forward_features does not take ({error})",
+            f"it takes {taken}; what compute needs goes into the targets",
+        ) from None
+
+
+def check_terms(objective: nn.Module, terms: Any, parts: "set[str] | None" = None) -> None:
+    """Refuse what does not count the terms of the loss's means.
+
+    Args:
+        objective: That has counted them.
+        terms: What it returns.
+        parts: Names of the means that the loss is the sum of; null if it is not computed yet.
+
+    Raises:
+        UserError: In one sentence.
+    """
+    advice = 'return a dict of scalar tensors, as {"loss": hidden.sum()}'
+    if not isinstance(terms, dict):
+        raise wrong(objective, "terms", f"returns {kind_of(terms)}", advice)
+    for name, count in terms.items():
+        if not is_scalar(count):
+            raise wrong(objective, "terms", f"gives {kind_of(count)} as the number '{name}'", advice)
+    if parts is not None and not terms.keys() <= parts:
+        unknown = " and ".join(f"'{name}'" for name in sorted(terms.keys() - parts))
+        known = " and ".join(f"'{name}'" for name in sorted(parts))
+        raise wrong(objective, "terms", f"counts {unknown}, and the loss is a mean by the name of {known}", "use that")
 
 
 def check_pass(objective: nn.Module, made: Any) -> None:
@@ -117,6 +203,14 @@ def check_output(objective: nn.Module, output: Any, features: Tensor) -> None:
                 f"gives a statistic '{name}' that is not on the features' device",
                 f"make its count with device=features.device, here {features.device.type}",
             )
+    if features.requires_grad and not output.loss.requires_grad:
+        raise wrong(
+            objective,
+            "compute",
+            "returns a loss without a gradient, from which nothing is learned",
+            "leave out .detach(), .item(), argmax and no_grad on the way to it",
+        )
+
 
 
 def check_examples(objective: nn.Module, found: Any, of_words: bool) -> None:

@@ -1,11 +1,14 @@
 """Mistakes in an objective's class: each is one sentence that names class and file, before any training."""
 
+import inspect
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.modules.objective_mix import check_objectives
+from lit_pretrain.modules.objective_mix import check_objectives, count_terms
 from lit_pretrain.objectives import MaskedLanguageModeling, NextSentencePrediction, Objective, Rotation
 from lit_pretrain.objectives.objective import (
     EncoderPass,
@@ -97,6 +100,17 @@ RETURNED = {
         ObjectiveOutput(torch.ones(()), {"loss": (torch.ones((), requires_grad=True), torch.ones(()))}),
         "statistic 'loss' that requires a gradient, .* as .detach",
     ),
+    "no gradient": (
+        "compute",
+        ObjectiveOutput(torch.ones(()), {}),
+        "compute of Mine .* returns a loss without a gradient, from which nothing is learned: leave out .detach",
+    ),
+    "an input that is none": (
+        "make_pass",
+        EncoderPass({"input_ids": torch.ones(2, 3, dtype=torch.long), "hidden": torch.ones(2, 3)}),
+        r"inputs that TextEncoder.forward_features does not take \(got an unexpected keyword argument 'hidden'\): it "
+        "takes input_ids, .* goes into the targets",
+    ),
     "another device": (
         "compute",
         ObjectiveOutput(torch.ones(()), {"loss": (torch.ones(()), torch.ones((), device="meta"))}),
@@ -110,6 +124,62 @@ def test_what_a_method_returns_is_told_at_the_first_batch(method, returned, sent
     mine = type("Mine", (Reversed,), {"__module__": __name__, method: lambda self, *arguments: returned})()
     with pytest.raises(UserError, match=sentence):
         mine(encoder, batch, None)
+
+
+def test_an_error_within_the_encoder_says_whose_pass_it_was(encoder, batch) -> None:
+    made = EncoderPass({"input_ids": torch.ones(2, 3)})
+    mine = type("Mine", (Reversed,), {"__module__": __name__, "make_pass": lambda self, *arguments: made})()
+    with pytest.raises(RuntimeError) as raised:
+        mine(encoder, batch, None)
+    (note,) = raised.value.__notes__
+    assert re.fullmatch(r"In the pass that Mine \(.*\) has made, of input_ids \(2, 3\) float32.", note)
+
+
+def writes(batch):
+    batch["input_ids"][:, 1] = 7
+
+
+def replaces(batch):
+    batch["input_ids"] = batch["input_ids"].clone()
+
+
+def adds(batch):
+    batch["answers"] = batch["input_ids"]
+
+
+@pytest.mark.parametrize("method", ["arrange", "make_pass", "compute"])
+@pytest.mark.parametrize("change", [writes, replaces, adds])
+def test_the_batch_stays_as_it_is(method, change, encoder, batch) -> None:
+    place = list(inspect.signature(getattr(Objective, method)).parameters).index("batch") - 1
+
+    def changing(self, *arguments):
+        made = getattr(Reversed, method)(self, *arguments)
+        change(arguments[place])
+        return made
+
+    mine = type("Mine", (Reversed,), {"__module__": __name__, method: changing})()
+    field = "answers" if change is adds else "input_ids"
+    with pytest.raises(UserError, match=f"^{method} of Mine .* changes the batch's own {field}, which others read too"):
+        mine(encoder, batch, None)
+
+
+TERMS = {
+    "a tensor": (torch.ones(()), r"terms of Mine .* returns a tensor of shape \(\): return a dict of scalar tensors"),
+    "a number": ({"loss": 3}, "terms of Mine .* gives the int 3 as the number 'loss'"),
+    "a vector": ({"loss": torch.ones(2)}, r"gives a tensor of shape \(2,\) as the number 'loss'"),
+    "another mean": ({"swaps": torch.ones(())}, "counts 'swaps', and the loss is a mean by the name of 'loss': use tha"),
+}
+
+
+@pytest.mark.parametrize(("terms", "sentence"), TERMS.values(), ids=TERMS)
+def test_terms_are_looked_at_before_batches_are_accumulated(terms, sentence, encoder, batch) -> None:
+    members = {"__module__": __name__, "uneven": True, "terms": lambda self, targets, batch: terms}
+    mine = type("Mine", (Reversed,), members)().eval()
+    with torch.no_grad(), pytest.raises(UserError, match=sentence):
+        mine(encoder, batch, None)
+    if "mean" not in sentence:
+        with pytest.raises(UserError, match=sentence):
+            count_terms([mine], encoder, batch, None)
 
 
 def test_a_pass_of_other_rows_is_read_by_nobody_else(encoder, vocabulary, batch) -> None:

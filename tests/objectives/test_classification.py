@@ -20,3 +20,20 @@ def test_loss_and_accuracies_by_hand() -> None:
     output.loss.backward()
     # (softmax - one-hot) / 3
     torch.testing.assert_close(logits.grad[0], torch.tensor([1 / 4, -1 / 4]) / 3)
+
+
+def test_tokens_that_do_not_count_change_nothing() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 2, requires_grad=True), torch.tensor([[1, 0, -100], [1, 1, 0]]) == 1
+    counted = torch.tensor([[True, True, False], [True, False, False]])
+    output = classification_output(logits, labels, ["kept", "swapped"], True, counted)
+    alone = classification_output(logits[counted], labels[counted], ["kept", "swapped"], True)
+    torch.testing.assert_close(output.loss, alone.loss)
+    for name, (total, count) in alone.statistics.items():
+        torch.testing.assert_close(output.statistics[name][0], total)
+        assert int(output.statistics[name][1]) == int(count)
+    output.loss.backward()
+    assert logits.grad[~counted].abs().sum() == 0 and logits.grad[counted].abs().min() > 0
+    # Nothing to count, and labels that are none where nothing counts.
+    none = classification_output(logits, torch.full((2, 3), -100), [], True, torch.zeros(2, 3))
+    assert float(none.loss) == 0
