@@ -2,17 +2,21 @@
 
 import importlib
 import json
+import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from guide_objectives import guide_files
+from guide_objectives import PAGE, guide_files
 from small_pictures import picture_config, write_pictures
 from small_training import small_config, write_config
 from text_corpus import write_corpus
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.modules import TextPretraining, VisionPretraining
+from lit_pretrain.objectives import EncoderPass, clean_inputs
 from lit_pretrain.tracking.find import find_checkpoint
 
 STEPS = {"max_steps": 3, "val_check_interval": 3, "log_every_n_steps": 1, "num_sanity_val_steps": 0}
@@ -144,3 +148,33 @@ def test_a_mistake_in_it_is_one_sentence(own, corpus, mistake, capsys):
     assert main(["fit", "--config", str(write_config(own / "own.yaml", config))]) == 2
     (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("lit_pretrain: ")]
     assert sentence in line
+
+
+def test_an_error_in_a_step_ends_with_the_line_of_the_file(own, corpus, capsys):
+    code = "from my_text import Backwards\nclass Mine(Backwards):\n    def compute(self, *arguments):\n        [][1]\n"
+    (own / "mine.py").write_text(code)
+    config = small_config(corpus, trainer=STEPS | {"logger": False, "enable_checkpointing": False})
+    config["model"]["init_args"]["objectives"] = [{"class_path": "mine.Mine"}]
+    assert main(["fit", "--config", str(write_config(own / "own.yaml", config))]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "lit_pretrain: mine.py, line 4, in compute: IndexError: list index out of range"
+
+
+def test_the_lines_for_tokens(own):
+    """What the guide has for a loss of each token is a class with these and a pass."""
+    (body,) = re.findall(r"^    uneven = True\n.*?(?=^\S)", PAGE.read_text(encoding="utf-8"), flags=re.M | re.S)
+    (own / "tokens.py").write_text(f"{guide_files()['my_text.py']}\n\nclass Tokens(Backwards):\n{body}")
+    objective = importlib.import_module("tokens").Tokens(share=1.0)
+    encoder = TextEncoder(30, transformer=TransformerConfig(depth=1, width=16, heads=2))
+    objective.build(encoder, SimpleNamespace(special_ids=[0, 1, 2, 3, 4]))
+    ids = torch.tensor([[2, 7, 8, 3, 9, 3, 0], [2, 7, 3, 0, 0, 0, 0]])
+    batch, shown = {"input_ids": ids, "attention_mask": ids > 0}, ids.roll(1, 0)
+    targets = {"labels": shown != ids, "counted": ids > 4}
+    objective.make_pass = lambda batch, *_: EncoderPass(clean_inputs(batch) | {"input_ids": shown}, targets)
+    output = objective.eval()(encoder, batch, None)
+    assert {name: int(count) for name, (_, count) in output.statistics.items()} == {
+        "loss": 4,
+        "accuracy": 4,
+        "accuracy_kept": 2,
+        "accuracy_changed": 2,
+    }

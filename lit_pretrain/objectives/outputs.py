@@ -64,7 +64,9 @@ def states(batch: dict[str, Any]) -> dict[str, tuple[int, int]]:
     }
 
 
-def check_unchanged(objective: nn.Module, method: str, batch: dict[str, Any], before: dict[str, tuple[int, int]]) -> None:
+def check_unchanged(
+    objective: nn.Module, method: str, batch: dict[str, Any], before: dict[str, tuple[int, int]]
+) -> None:
     """Refuse a method that has changed the batch, which the other objectives of the mix read too.
 
     Args:
@@ -210,7 +212,6 @@ def check_output(objective: nn.Module, output: Any, features: Tensor) -> None:
             "returns a loss without a gradient, from which nothing is learned",
             "leave out .detach(), .item(), argmax and no_grad on the way to it",
         )
-
 
 
 def check_examples(objective: nn.Module, found: Any, of_words: bool) -> None:

@@ -167,7 +167,10 @@ TERMS = {
     "a tensor": (torch.ones(()), r"terms of Mine .* returns a tensor of shape \(\): return a dict of scalar tensors"),
     "a number": ({"loss": 3}, "terms of Mine .* gives the int 3 as the number 'loss'"),
     "a vector": ({"loss": torch.ones(2)}, r"gives a tensor of shape \(2,\) as the number 'loss'"),
-    "another mean": ({"swaps": torch.ones(())}, "counts 'swaps', and the loss is a mean by the name of 'loss': use tha"),
+    "another mean": (
+        {"swaps": torch.ones(())},
+        "counts 'swaps', and the loss is a mean by the name of 'loss'",
+    ),
 }
 
 
