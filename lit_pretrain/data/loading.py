@@ -26,6 +26,8 @@ Key = tuple[int, int]  # epoch, index within it
 # What an evaluation batch has that is there for the number alone: all processes have as many batches, and whatever
 # counts samples leaves these out.
 SURPLUS = "surplus"
+# What an evaluation batch has that is of the general corpus beside the own one.
+REPLAYED = "replayed"
 # What the first of the batches whose gradients are accumulated has of the others: a list of their fields.
 FOLLOWING = "following"
 

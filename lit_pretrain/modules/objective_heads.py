@@ -20,7 +20,7 @@ from lit_pretrain.objectives.objective import Objective
 
 
 @dataclass(frozen=True)
-class Growth:
+class VocabularyGrowth:
     """How a vocabulary has grown.
 
     Attributes:
@@ -40,7 +40,9 @@ class Growth:
         return grown_rows(tensor, self.first, self.replaced) if of_pieces else tensor
 
 
-def take_heads(objectives: Sequence[Objective], start: StartingPoint, growth: Growth | None = None) -> StartingPoint:
+def take_heads(
+    objectives: Sequence[Objective], start: StartingPoint, growth: VocabularyGrowth | None = None
+) -> StartingPoint:
     """Copy the heads that a source has into objectives that are built.
 
     Args:
@@ -85,7 +87,7 @@ def take_heads(objectives: Sequence[Objective], start: StartingPoint, growth: Gr
 
 
 def grown_tensors(
-    tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], growth: Growth | None
+    tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], growth: VocabularyGrowth | None
 ) -> Mapping[str, Tensor]:
     """A source's tensors as a head with a larger vocabulary has them."""
     if growth is None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.backbone.transformer import prepare_transformers
 from lit_pretrain.class_paths import class_path_of, short_name
+from lit_pretrain.data.loading import REPLAYED
 from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.modules.accumulation import Shares
 from lit_pretrain.modules.base import BaseModule
@@ -28,7 +29,7 @@ from lit_pretrain.modules.checkpoints import (
 )
 from lit_pretrain.modules.freezing import FreezingConfig, freeze, unfreezing_steps
 from lit_pretrain.modules.growth import GrowthConfig, check_growth, start_from
-from lit_pretrain.modules.objective_heads import Growth, take_heads
+from lit_pretrain.modules.objective_heads import VocabularyGrowth, take_heads
 from lit_pretrain.modules.objective_mix import (
     any_objectives,
     check_encoder,
@@ -46,6 +47,9 @@ from lit_pretrain.modules.starting_points import StartingPoint, check_start_give
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, compute_objectives, objective_from
 from lit_pretrain.trainer_state import data_module_of
+
+# Under a stage's name, the metrics of a general corpus beside the own one.
+REPLAY = "replay"
 
 
 class Pretraining(BaseModule):
@@ -128,7 +132,7 @@ class Pretraining(BaseModule):
         self.objectives = cast(Sequence[Objective], torch.nn.ModuleList(objectives))
         self.built = False
         # Of the vocabulary, since the weights that are started from.
-        self.growth: Growth | None = None
+        self.vocabulary_growth: VocabularyGrowth | None = None
         self._example_batch: Batch | None = None
 
     def starting_point(
@@ -188,7 +192,7 @@ class Pretraining(BaseModule):
         """Make whatever waits for the data (vocabulary, heads), once; Lightning calls this before every run."""
         if not self.built:
             self.build()
-            self.start = take_heads(self.objectives, self.start, self.growth)
+            self.start = take_heads(self.objectives, self.start, self.vocabulary_growth)
             self.built = True
             self.freeze_parts()
             prepare_transformers(self, self.compile_blocks, self.gradient_checkpointing)
@@ -294,21 +298,28 @@ class Pretraining(BaseModule):
         batch = self.prepare(batch, self.generator_for("augmentation", *parts))
         return count_terms(self.objectives, self.encoder, batch, self.generator_for("corruption", *parts))
 
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
+    def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         """Statistics of one batch, with the same draws in every run and at every step."""
         self.evaluation_step("validation", batch, batch_index)
 
-    def test_step(self, batch: Batch, batch_index: int) -> None:
+    def test_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         """As `validation_step`, on the test data."""
         self.evaluation_step("test", batch, batch_index)
 
     def evaluation_step(self, stage: str, batch: Batch, batch_index: int) -> None:
         """Update a stage's statistics; the seed of its draws is the batch's place, not the run's seed or the rank."""
         batch = self.prepare(batch, None)
+        if batch.get(REPLAYED):
+            stage = f"{stage}/{REPLAY}"
         if batch_index == 0 and stage == "validation":
             self._example_batch = {name: value for name, value in batch.items()}
         outputs = compute_objectives(self.encoder, self.objectives, batch, self.evaluation_generator(batch_index))
         self.count(stage, batch, flatten(outputs, self.objectives))
+
+    def report(self, stage: str) -> None:
+        """As the base's, and of a general corpus beside the own one."""
+        super().report(stage)
+        super().report(f"{stage}/{REPLAY}")
 
     # -- losses and metrics
 

@@ -12,7 +12,7 @@ from lit_pretrain.data.text.new_pieces import is_larger, replaced_pieces
 from lit_pretrain.data.text.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
-from lit_pretrain.modules.objective_heads import Growth
+from lit_pretrain.modules.objective_heads import VocabularyGrowth
 from lit_pretrain.modules.objective_mix import build_on_texts, check_on_texts, cost_on_texts
 from lit_pretrain.modules.pretraining import Pretraining
 from lit_pretrain.objectives.objective import Batch, Objective, clean_inputs
@@ -88,8 +88,8 @@ class TextPretraining(Pretraining):
         if not is_larger(larger, smaller):
             return
         replaced = replaced_pieces(larger, smaller)
-        self.growth = Growth(required(self.encoder.vocabulary_size), smaller.vocabulary_size, replaced)
-        self.encoder.grow_vocabulary(self.growth.first, replaced)
+        self.vocabulary_growth = VocabularyGrowth(required(self.encoder.vocabulary_size), smaller.vocabulary_size, replaced)
+        self.encoder.grow_vocabulary(self.vocabulary_growth.first, replaced)
         self.tokenizer = larger
         if self.lineage:
             self.lineage |= {"new_pieces": str(len(replaced)), "tokenizer_from": smaller.hash}

@@ -44,6 +44,11 @@ class JointDataModule(LightningDataModule):
                 "data.text.new_pieces adds pieces to the vocabulary that a TextPretraining starts from, not to a "
                 "tower's: set it to 0, pretrain on the texts with it first, and let the tower start from that run."
             )
+        if text is not None and text.general is not None:
+            raise UserError(
+                "data.text.replay mixes texts for a pretraining on texts alone: give all of them as data.text, which "
+                "is replayed beside the pairs itself."
+            )
         named = {PAIRS: pairs, "text": text, "vision": vision}
         self.parts: dict[str, Any] = {name: part for name, part in named.items() if part is not None}
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, cast
 import datasets
 import numpy
 import torch
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from lit_pretrain.data.columns import with_column
@@ -21,6 +22,7 @@ from lit_pretrain.data.text.base_tokenizer import WORD_LENGTH, TextTokenizer
 from lit_pretrain.data.text.frequent_ngrams import frequent_ngrams
 from lit_pretrain.data.text.new_pieces import FORMAT as NEW_PIECES_FORMAT
 from lit_pretrain.data.text.new_pieces import check_growing, grown_once
+from lit_pretrain.data.text.replay import MixedDataset, ReplayConfig, ReplayedDataset, settings_of_replay
 from lit_pretrain.data.text.sentence_pairs import PairPlan, PairSettings, RandomNext, find_or_plan, least_documents
 from lit_pretrain.data.text.text_encoding import choose_tokenizer
 from lit_pretrain.data.text.token_cache import TokenCache, cache_fingerprint, open_or_build
@@ -68,6 +70,8 @@ class DocumentDataModule(EpochDataModule):
             unknown. A word takes time with the square of its length.
         new_pieces: Word pieces of the corpus that are added to the tokenizer of `model.init_from`, or to `tokenizer`:
             those that shorten the texts most. Their embeddings begin as the mean of the pieces that they replace.
+        replay: A general corpus that is mixed in, so that what was learned from such texts is not forgotten; both have
+            a validation, and the own one's alone chooses checkpoints.
         **settings: `workers`, `validation_share`, `cache_directory`, `seed`, `delimiter` and `encoding`; see
             `EpochDataModule`.
     """
@@ -97,6 +101,7 @@ class DocumentDataModule(EpochDataModule):
         strip_accents: bool | None = None,
         word_length: int = WORD_LENGTH,
         new_pieces: int = 0,
+        replay: ReplayConfig = ReplayConfig(),  # noqa: B008 (frozen)
         **settings: Any,
     ) -> None:
         super().__init__(batch_size, **settings)
@@ -133,6 +138,20 @@ class DocumentDataModule(EpochDataModule):
         self.resumed_tokenizer: TextTokenizer | None = None
         self.cache: TokenCache | None = None
         self.fingerprint = ""
+        self.replay = replay
+        # The general corpus, in sequences as these are.
+        self.general: DocumentDataModule | None = None
+        if replay.is_given:
+            self.general = DocumentDataModule(
+                **replay.source(),
+                sequence_length=sequence_length,
+                layout=layout,
+                random_next=random_next,
+                short_share=short_share,
+                language=language,
+                batch_size=batch_size,
+                **settings | {"seed": self.seed},
+            )
 
     # -- preparing
 
@@ -165,7 +184,23 @@ class DocumentDataModule(EpochDataModule):
         self.cache = open_or_build(data, self.source.text_column, tokenizer, directory, self.language)
         self.tokenizer, self.vocabulary_size = tokenizer, tokenizer.vocabulary_size
         facts, texts = self.cache.facts, DocumentTexts(data, self.source.text_column)
-        check_known(facts["unknown_pieces"], facts["tokens"], tokenizer, source_name(self.source), texts)
+        of_weights = not self.tokenizer_path and getattr(self._model, "tokenizer", None) is not None
+        check_known(facts["unknown_pieces"], facts["tokens"], tokenizer, source_name(self.source), texts, of_weights)
+        if self.general is not None:
+            self._prepare_general(self.general)
+
+    def _prepare_general(self, general: "DocumentDataModule") -> None:
+        """Prepare the general corpus with the same tokenizer."""
+        general.tokenizer = self.tokenizer
+        with settings_of_replay():
+            general.prepare_data()
+        if general.fingerprint == self.fingerprint:
+            raise UserError(
+                "data.replay is the corpus that is trained on: give one of other texts, such as the weights were "
+                "trained on before."
+            )
+        parts = [self.fingerprint, general.fingerprint, str(self.replay.share)]
+        self.fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def _given_tokenizer(self) -> TextTokenizer | None:
         """The tokenizer that a path or the model brings; null where one is to be trained."""
@@ -214,7 +249,8 @@ class DocumentDataModule(EpochDataModule):
         train, validation = split_rows(self._tokens.documents, self.validation_share, "documents", least)
         if self.document_budget is not None:
             train = budgeted_rows(train, self.document_budget, self.seed, "document_budget", "documents", least)
-        self.train_dataset = self._dataset(train, self.seed, fixed=False)
+        self.own_dataset = self._dataset(train, self.seed, fixed=False)
+        self.train_dataset: DocumentDataset | MixedDataset = self.own_dataset
         # The validation sequences are the same in every run, whatever its seed.
         self.validation_dataset = self._dataset(validation, 0, fixed=True) if len(validation) else None
         if is_first_process():
@@ -227,6 +263,10 @@ class DocumentDataModule(EpochDataModule):
             )
             summary += f", {share_told(facts['unknown_pieces'], facts['tokens'])}"
             say_once(data_line(source_name(self.source), summary, parts, "document"))
+        if self.general is not None:
+            with settings_of_replay():
+                self.general.setup(stage)
+            self.train_dataset = MixedDataset(self.own_dataset, self.general.own_dataset, self.replay.share, self.seed)
 
     @property
     def _tokens(self) -> TokenCache:
@@ -259,11 +299,15 @@ class DocumentDataModule(EpochDataModule):
         labelled = self.layout == "sentence_pairs" and self.pairs.random_next != "never"
         return (*fields, "next_sentence_label") if labelled else fields
 
-    def val_dataloader(self) -> ResumableDataLoader | list:
-        """Every validation sequence once, in the same order always."""
-        return self._in_order(self.validation_dataset)
+    def val_dataloader(self) -> Any:
+        """Every validation sequence once, in the same order always; the general corpus's after the own ones."""
+        own = self._in_order(self.validation_dataset)
+        if self.general is None or self.general.validation_dataset is None:
+            return own
+        replayed = self._in_order(ReplayedDataset(self.general.validation_dataset))
+        return CombinedLoader({"own": own, "replay": replayed}, "sequential")
 
-    def test_dataloader(self) -> ResumableDataLoader | list:
+    def test_dataloader(self) -> Any:
         """The validation sequences: pretraining keeps no third part of a corpus."""
         return self.val_dataloader()
 
@@ -284,7 +328,9 @@ class DocumentDataModule(EpochDataModule):
             "validation_sequences": len(self.validation_dataset) if self.validation_dataset is not None else 0,
         }
         if self.layout == "sentence_pairs":
-            facts["random_share"] = round(float(cast(PairPlan, self.train_dataset.plan(0)).is_random.mean()), 4)
+            facts["random_share"] = round(float(cast(PairPlan, self.own_dataset.plan(0)).is_random.mean()), 4)
+        if self.general is not None:
+            facts |= {f"replay_{name}": value for name, value in self.general.describe().items()}
         return facts
 
 

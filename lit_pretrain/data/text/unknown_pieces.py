@@ -27,7 +27,14 @@ def share_told(unknown: int, total: int) -> str:
     return f"{unknown / max(1, total):.1%} of them unknown"
 
 
-def check_known(unknown: int, total: int, tokenizer: TextTokenizer, source: str, texts: Iterable[str]) -> None:
+def check_known(
+    unknown: int,
+    total: int,
+    tokenizer: TextTokenizer,
+    source: str,
+    texts: Iterable[str],
+    of_weights: bool = False,
+) -> None:
     """Refuse texts that a tokenizer has hardly any pieces for.
 
     Args:
@@ -36,6 +43,7 @@ def check_known(unknown: int, total: int, tokenizer: TextTokenizer, source: str,
         tokenizer: What made them.
         source: What a person knows the texts by.
         texts: Of which some are looked through for an unknown word.
+        of_weights: Whether the weights that are trained on bring the tokenizer, so that no other one will do.
 
     Raises:
         UserError: If more than half of the pieces are unknown.
@@ -48,6 +56,9 @@ def check_known(unknown: int, total: int, tokenizer: TextTokenizer, source: str,
     if limit is not None and len(word) > limit:
         why = f"'{word[:30]}...' has {len(word):,} characters, and words of more than {limit} are not taken apart"
         advice = "set data.word_length for a tokenizer that is trained here, or put spaces between the parts of words"
+    elif of_weights:
+        why = f"it has none for '{word[:30]}', say"
+        advice = "start from weights of texts in this script, or add its pieces by data.new_pieces"
     else:
         why = f"it has none for '{word[:30]}', say"
         advice = "give another data.tokenizer, or null to train one on these texts, or raise data.vocabulary_size"
