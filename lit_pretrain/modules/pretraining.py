@@ -319,7 +319,10 @@ class Pretraining(BaseModule):
     def report(self, stage: str) -> None:
         """As the base's, and of a general corpus beside the own one."""
         super().report(stage)
-        super().report(f"{stage}/{REPLAY}")
+        # Another evaluation may have had such a corpus, and this one none.
+        replayed = self._statistics.get(f"{stage}/{REPLAY}")
+        if replayed is not None and replayed.update_called:
+            super().report(f"{stage}/{REPLAY}")
 
     # -- losses and metrics
 

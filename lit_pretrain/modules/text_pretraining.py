@@ -88,7 +88,9 @@ class TextPretraining(Pretraining):
         if not is_larger(larger, smaller):
             return
         replaced = replaced_pieces(larger, smaller)
-        self.vocabulary_growth = VocabularyGrowth(required(self.encoder.vocabulary_size), smaller.vocabulary_size, replaced)
+        self.vocabulary_growth = VocabularyGrowth(
+            required(self.encoder.vocabulary_size), smaller.vocabulary_size, replaced
+        )
         self.encoder.grow_vocabulary(self.vocabulary_growth.first, replaced)
         self.tokenizer = larger
         if self.lineage:

@@ -173,6 +173,19 @@ def test_heads_of_ours_grow_too_and_training_goes_on_exactly(tmp_path, runs, cap
     assert load_starting_point(str(straight)).tokenizer.vocabulary == pieces
 
 
+def test_another_script_is_told_what_helps(tmp_path, runs, capsys):
+    write_bert(tmp_path / "bert")
+    (tmp_path / "domain.txt").write_text("\n\n".join(["Инсулин и тромбоз. Эмболия."] * 30))
+    config = domain_config(tmp_path, str(tmp_path / "bert"), OBJECTIVES[:1], max_steps=1, val_check_interval=1)
+    path = str(write_config(tmp_path / "script.yaml", config))
+    assert main(["fit", "--config", path, "--data.new_pieces", "0"]) == 2
+    told = capsys.readouterr().err
+    assert "no pieces for 100% of" in told and "'Инсулин'" in told and "add its pieces by data.new_pieces" in told
+    assert main(["fit", "--config", path]) == 0
+    (piece,) = TextPretraining.from_checkpoint("last").tokenizer.encode("Инсулин")
+    assert piece >= OLD
+
+
 def test_ngrams_of_old_pieces_are_refused(tmp_path, runs, capsys):
     config = domain_config(tmp_path, "none", OBJECTIVES[:1], max_steps=1, val_check_interval=1)
     shape = {"transformer": {"depth": 1, "width": 32, "heads": 2}, "ngrams": 2, "ngram_rows": 50}
