@@ -71,17 +71,25 @@ class TextEmbeddings(nn.Module):
                 "the tokenizer that they were trained with."
             )
 
-    def grow_vocabulary(self, first: int, replaced: Sequence[Sequence[int]]) -> None:
-        """Give new pieces rows, each of which is the mean of the rows that it takes the place of; see `grown_rows`.
+    def check_growing(self) -> None:
+        """Refuse new pieces where n-grams of the old ones have embeddings, which new ones would take apart.
 
         Raises:
-            UserError: If n-grams of the old pieces have embeddings, which new ones would take apart.
+            UserError: In one sentence.
         """
         if self.ngrams is not None and self.ngrams.known:
             raise UserError(
                 f"The encoder has embeddings for up to {self.ngrams.longest} word pieces together (ngrams), which new "
                 "pieces would take apart: leave data.new_pieces out, or start from an encoder with ngrams: 1."
             )
+
+    def grow_vocabulary(self, first: int, replaced: Sequence[Sequence[int]]) -> None:
+        """Give new pieces rows, each of which is the mean of the rows that it takes the place of; see `grown_rows`.
+
+        Raises:
+            UserError: If n-grams of the old pieces have embeddings, which new ones would take apart.
+        """
+        self.check_growing()
         if self.ngrams is not None:
             check_vocabulary(first + len(replaced))
         if self.token is None:

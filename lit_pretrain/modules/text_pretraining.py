@@ -52,6 +52,9 @@ class TextPretraining(Pretraining):
             UserError: If sequences are longer than the position table, or objectives need other batches.
         """
         check_on_texts(self.objectives, self.encoder, data)
+        # A training that goes on has grown.
+        if getattr(data, "new_pieces", 0) and data.resumed_tokenizer is None and not self.built:
+            self.encoder.embeddings.check_growing()
 
     def build(self) -> None:
         """Take the tokenizer's vocabulary, check that the data serves the objectives, and make the heads.

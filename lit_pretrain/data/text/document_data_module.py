@@ -168,6 +168,8 @@ class DocumentDataModule(EpochDataModule):
         if self.new_pieces and larger is None:
             check_growing(tokenizer)
         data, source_fingerprint = open_documents(self.source, self.cache_directory / "huggingface")
+        if self.general is not None:
+            self._check_general(self.general.source, source_fingerprint)
         if self.layout == "sentence_pairs" and len(data) < least_documents(self.pairs.random_next):
             raise UserError(
                 f"{source_name(self.source)} is one document, and sentence pairs need a second one for random "
@@ -189,16 +191,21 @@ class DocumentDataModule(EpochDataModule):
         if self.general is not None:
             self._prepare_general(self.general)
 
+    def _check_general(self, source: "DocumentSource", own_fingerprint: str) -> None:
+        """The general corpus must be there, and another than the own one, before either is tokenised."""
+        with settings_of_replay():
+            _, fingerprint = open_documents(source, self.cache_directory / "huggingface")
+        if fingerprint == own_fingerprint:
+            raise UserError(
+                "data.replay is the corpus that is trained on: give one of other texts, such as the weights were "
+                "trained on before."
+            )
+
     def _prepare_general(self, general: "DocumentDataModule") -> None:
         """Prepare the general corpus with the same tokenizer."""
         general.tokenizer = self.tokenizer
         with settings_of_replay():
             general.prepare_data()
-        if general.fingerprint == self.fingerprint:
-            raise UserError(
-                "data.replay is the corpus that is trained on: give one of other texts, such as the weights were "
-                "trained on before."
-            )
         parts = [self.fingerprint, general.fingerprint, str(self.replay.share)]
         self.fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
