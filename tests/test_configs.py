@@ -191,6 +191,12 @@ def test_a_config_for_cpus_trains(path, runs, request):
         sample = "null" if path.stem.startswith("own_") or not texts else str(request.getfixturevalue("speeches"))
         arguments += ["--data.path", sample]
         arguments += ["--model.init_from", str(request.getfixturevalue("bert" if texts else "pretrained"))]
+    if path.stem == "continue":
+        arguments += [
+            "--model.init_from",
+            str(request.getfixturevalue("bert" if path.parent.name == "text" else "pretrained")),
+        ]
+        arguments += ["--data.stored_size", "32"] if path.parent.name == "vision" else []
     if name(path) == "text/imdb":
         # Some speeches have fewer pairs of word pieces than all film reviews: 1.5 GB less.
         arguments += ["--model.encoder.ngram_rows", "2000"]
