@@ -4,6 +4,7 @@ Nothing waits until the disk has what was written: a test's database need not su
 """
 
 import contextlib
+import functools
 import os
 import sqlite3
 from collections.abc import Callable
@@ -52,3 +53,5 @@ def copying(initialize: Callable[[sqlalchemy.Engine], None]) -> Callable[[sqlalc
 
 
 database._initialize_tables = copying(database._initialize_tables)
+# What the newest version of the tables is, MLflow reads out of all migrations for every database.
+database._get_latest_schema_revision = functools.cache(database._get_latest_schema_revision)

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def git_state(directory: Path | None = None) -> dict[str, str]:
     }
 
 
+@cache
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter, as far as they are installed."""
     versions = {"versions.python": platform.python_version()}
