@@ -3,7 +3,9 @@
 That one has started no threads, so that its forks, unlike those of a process with torch's threads, do not stand still.
 """
 
+import contextlib
 import ctypes
+import io
 import multiprocessing
 import os
 import socket
@@ -16,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from process_memory import check_peak
+from process_memory import MUCH, check_peak, collect, give_back
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.cli import lightning_cli
 
 IMPORTED = [
     "lit_pretrain.cli.lightning_cli",
@@ -104,6 +107,59 @@ def _be_command(
     status = main(list(arguments))
     check_peak()
     sys.exit(status)
+
+
+class Commands:
+    """A process forked as above that runs one command after another: what they leave in memory ends with it."""
+
+    def __init__(self) -> None:
+        self._connection, others = children().Pipe()
+        self._process = children().Process(target=_run_commands, args=(others, self._connection))
+        self._process.start()
+        others.close()
+
+    def __call__(self, *arguments: str) -> int:
+        """The exit status of `python -m lit_pretrain ARGUMENTS`, with this process's variables and directory.
+
+        Raises:
+            EOFError: If the process has ended.
+        """
+        self._connection.send((arguments, dict(os.environ), os.getcwd()))
+        status, shown = self._connection.recv()
+        # For whoever reads of a failure.
+        print(shown)
+        return status
+
+    def close(self) -> None:
+        """End it.
+
+        Raises:
+            AssertionError: If it has needed too much memory.
+        """
+        self._connection.close()
+        self._process.join(timeout=60)
+        assert self._process.exitcode == 0
+
+
+def _run_commands(connection: Connection, others: Connection) -> None:
+    others.close()
+    multiprocessing.set_start_method(None, force=True)
+    torch.set_num_threads(1)
+    # It runs as many trainings as a process of tests.
+    lightning_cli.keep_memory = lambda: False
+    give_back()
+    with contextlib.suppress(EOFError):
+        while True:
+            arguments, environment, directory = connection.recv()
+            os.environ.clear()
+            os.environ |= environment
+            os.chdir(directory)
+            shown = io.StringIO()
+            with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+                status = main(list(arguments))
+            connection.send((status, shown.getvalue()))
+            collect(beyond=MUCH)
+    check_peak()
 
 
 def both_ranks(work: Callable[[Path], Any], directory: Path) -> list[Any]:

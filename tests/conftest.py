@@ -1,9 +1,13 @@
 """Fixtures that several folders share, and what holds for every process that runs tests."""
 
+import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import process_memory
 import pytest
 
 # A process a core, so one thread each: before torch is imported, and for the processes that tests start.
@@ -11,25 +15,30 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 # oneDNN keeps the code of the last 1,024 shapes that it has met, which of all tests together are hundreds of megabytes.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+# The compiler for GPUs, which torch imports wherever it is installed: of no use without one, and 75 megabytes.
+if not any((Path("/dev") / name).exists() for name in ("nvidiactl", "kfd", "dri", "dxg")):
+    sys.modules.setdefault("triton", None)
 
-import gc  # noqa: E402
-
-import process_memory  # noqa: E402
-import ready_database  # noqa: E402
-from text_corpus import make_data, write_corpus  # noqa: E402
-
-from lit_pretrain import memory as training_memory  # noqa: E402
-
-# A training in this process would keep its memory from all tests after it; those in processes of their own do.
-training_memory.keep_memory = lambda: False
-
-from lit_pretrain.data import DocumentDataModule  # noqa: E402
+if TYPE_CHECKING:
+    from lit_pretrain.data import DocumentDataModule
 
 MOST_WORKERS = 8
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare a process that runs tests; the one that only hands them out imports nothing, as all would wait for it."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    import ready_database  # noqa: F401
+
+    from lit_pretrain import memory as training_memory
+
+    # A training in this process would keep its memory from all tests after it; those in processes of their own do.
+    training_memory.keep_memory = lambda: False
+
+
 def pytest_xdist_auto_num_workers() -> int:
-    """As many processes as this one may use cores, which need not be all; each takes up to 1.7 gigabytes."""
+    """As many processes as this one may use cores, which need not be all; each takes up to 1.6 gigabytes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MOST_WORKERS)
 
@@ -44,6 +53,8 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The place of the database that is copied."""
+    import ready_database
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ready_database.VARIABLE, str(tmp_path_factory.mktemp("database") / "mlflow.db"))
         yield
@@ -74,10 +85,14 @@ def no_seed_is_left() -> Iterator[None]:
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """The corpus as a file of JSON lines."""
+    from text_corpus import write_corpus
+
     return write_corpus(tmp_path / "corpus.jsonl")
 
 
 @pytest.fixture
-def data(corpus: Path, tmp_path: Path) -> DocumentDataModule:
+def data(corpus: Path, tmp_path: Path) -> "DocumentDataModule":
     """The corpus in sentence pairs of 32 tokens, batches of 8."""
+    from text_corpus import make_data
+
     return make_data(corpus, tmp_path)

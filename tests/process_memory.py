@@ -7,15 +7,15 @@ import sys
 import time
 from pathlib import Path
 
-# Bytes that a process may need at most; what all tests import takes 1.1 GiB of them.
-LIMIT = 2 << 30
+# Bytes that a process may need at most; what all tests import takes 1.0 GiB of them.
+LIMIT = 1_600_000_000
 # From here on it is looked after a test what can be freed. That takes a tenth of a second, as long as many tests, so
 # after short ones it is left for so many seconds.
 MUCH = 19 << 26
 PAUSE = 1.0
 _collected_at = 0.0
 # Names and numbers of glibc's malloc.h, with sizes at which a test's small blocks are still used again.
-SETTINGS = {"M_MMAP_MAX": (-4, 65_536), "M_MMAP_THRESHOLD": (-3, 8 << 20), "M_TRIM_THRESHOLD": (-1, 64 << 20)}
+SETTINGS = {"M_MMAP_MAX": (-4, 65_536), "M_MMAP_THRESHOLD": (-3, 1 << 18), "M_TRIM_THRESHOLD": (-1, 64 << 20)}
 
 
 def give_back() -> None:
@@ -64,6 +64,6 @@ def check_peak() -> None:
     if (found := peak()) > LIMIT:
         forget_peak()
         raise AssertionError(
-            f"Process {os.getpid()} has needed {found / 2**30:.2f} GiB of memory, more than {LIMIT / 2**30} GiB: find "
+            f"Process {os.getpid()} has needed {found / 2**30:.2f} GiB of memory, more than {LIMIT / 2**30:.2f}: find "
             "what keeps it (a fixture, a cache), or use a smaller model."
         )
