@@ -2,6 +2,7 @@
 
 import shutil
 
+import process_memory
 import pyarrow.parquet
 import pytest
 import torch
@@ -160,6 +161,7 @@ def check_precisions(fitted, validated, place):
     settings = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False, "max_steps": 1}
     settings |= {"num_sanity_val_steps": 0, "enable_checkpointing": False, "default_root_dir": place}
     for precision, rounding in {"bf16-mixed": 0.02, "bf16-true": 0.02, "16-true": 0.005, "64-true": 1e-3}.items():
+        process_memory.collect(beyond=process_memory.MUCH)
         module = type(fitted.model).from_checkpoint("last")
         trainer = Trainer(precision=precision, **settings)
         trainer.validate(module, fitted.datamodule, verbose=False)

@@ -190,18 +190,22 @@ def far_permutations(count: int) -> list[list[int]]:
     As the paper's algorithm 1: each is one of those with the largest mean Hamming distance from the ones before it;
     of several, here, the first of those whose nearest is the farthest.
     """
-    entries = bytearray(itertools.chain.from_iterable(itertools.permutations(range(TILES))))
+    places = bytearray(itertools.chain.from_iterable(itertools.permutations(range(TILES))))
     # (9, 9!), so that what is counted of a permutation lies in memory beside that of the next.
-    everything = torch.frombuffer(entries, dtype=torch.uint8).view(-1, TILES).T.contiguous()
+    everything = torch.frombuffer(places, dtype=torch.uint8).view(-1, TILES).T.contiguous()
     # On the CPU, also where a model is built without memory (the meta device).
     total = torch.zeros(everything.shape[1], dtype=torch.int32, device="cpu")
-    least = torch.full_like(total, TILES)
+    least = torch.full_like(total, TILES, dtype=torch.uint8)
     chosen = [0]
     while len(chosen) < count:
-        distance = (everything != everything[:, chosen[-1], None]).sum(dim=0, dtype=torch.int32)
-        total, least = total + distance, torch.minimum(least, distance)
+        # Place by place: what is counted at once fits into a processor's cache.
+        distance = torch.zeros_like(least)
+        for entries in everything:
+            distance += entries != entries[chosen[-1]]
+        total += distance
+        torch.minimum(least, distance, out=least)
         # One that was chosen is at no distance from itself.
-        chosen.append(int(torch.where(least > 0, total * (TILES + 1) + least, -1).argmax()))
+        chosen.append(int((total * (TILES + 1) + least).masked_fill_(least == 0, -1).argmax()))
     return everything[:, chosen].T.tolist()
 
 
