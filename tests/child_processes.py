@@ -29,6 +29,8 @@ IMPORTED = [
     "small_pictures",
     "text_corpus",
     "toy_training",
+    # Last, since it sets aside all that there is by then.
+    "lit_pretrain.studies.preloaded",
 ]
 
 

@@ -12,6 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument("--vocabulary-size", type=positive, default=30_522, help="word pieces")
     text.add_argument("--sequence-length", type=positive, default=128, help="tokens of a sequence")
     text.add_argument("--batch-size", type=positive, default=32, help="sequences of a batch")
+    text.add_argument("--max-documents", type=positive, help="speeches that a whole fit reads (default: all)")
     text.add_argument("--dropout", type=float, default=0.0, help="dropout of both models, attention's included")
     vision = parts.add_parser(
         "vision", help="ViT's training step beside timm's, reading pictures beside torchvision, the objectives' costs"

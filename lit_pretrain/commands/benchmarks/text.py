@@ -50,6 +50,7 @@ def fit_of(arguments: argparse.Namespace, size: str) -> tuple[TextPretraining, D
         vocabulary_size=arguments.vocabulary_size,
         sequence_length=arguments.sequence_length,
         batch_size=arguments.batch_size,
+        max_documents=arguments.max_documents,
     )
     module = our_module(arguments, size, compiled=not arguments.no_compile)
     module.tokenizer = None  # the data's
