@@ -28,6 +28,11 @@ def nearest(word: str, options: Iterable[str]) -> str:
     return f" (did you mean '{matches[0]}'?)" if matches else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, which has an s unless it is one."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def check_number(
     setting: str,
     value: float | None,

@@ -81,7 +81,7 @@ TransformerConfig.layer_scale VisionTransformerConfig.dropout VisionTransformerC
 VisionTransformerConfig.stochastic_depth VisionTransformerConfig.layer_scale
 TextEncoder.segments VisionEncoder.registers
 FineTuning.dropout FineTuning.stochastic_depth FineTuning.head_dropout FineTuning.token_dropout
-FineTuning.label_smoothing
+FineTuning.label_smoothing FineTuning.attention_dropout DocumentDataModule.new_pieces
 BagOfNgrams.token_dropout BagOfWords.token_dropout ContrastiveSpans.token_dropout Colorization.rebalancing
 MaskedLanguageModeling.mask_share MaskedLanguageModeling.random_share
 PatchLocation.gap PatchLocation.jitter PatchLocation.drop_share Jigsaw.gap Jigsaw.jitter Jigsaw.grey_share

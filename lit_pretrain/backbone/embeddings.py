@@ -157,6 +157,6 @@ def check_length(length: int, max_positions: int) -> None:
     if length > max_positions:
         raise UserError(
             f"A sequence of {length} tokens is longer than the position table of {max_positions}: shorten "
-            "data.sequence_length (data.maximum_length of labelled texts), raise encoder.max_positions, or use "
-            "positions: rotary."
+            "data.sequence_length (data.maximum_length of labelled texts), raise encoder.max_positions "
+            "(model.grow.max_positions with model.init_from), or use positions: rotary."
         )

@@ -168,8 +168,11 @@ def explain_class(text: str, section: str, configs: list[str]) -> str | None:
             f"{match.group(1)} is no objective: derive it from lit_pretrain.objectives.Objective, or on pictures from "
             "VisionObjective."
         )
-    guess = nearest(match.group(1).rpartition(".")[2], known_names())
+    names = known_names()
     place = find_key("class_path", configs, match.group(1))
+    if match.group(1) in names:
+        return f"{match.group(1)} is a class of another kind than '{where}' takes: {correct(place)}."
+    guess = nearest(match.group(1).rpartition(".")[2], names)
     return f"No class '{match.group(1)}' can be taken for '{where}'{guess}: {correct(place)}."
 
 
@@ -189,9 +192,6 @@ def explain_value(text: str, section: str, configs: list[str]) -> str | None:
     needs = " or ".join([*kinds, *([f"one of {', '.join(flat)}"] if flat else [])])
     name = key.group(1) if key.group(1).startswith(section) else f"{section}: {key.group(1)}"
     place = find_key(key.group(1), configs, value.group(1))
-    if value.group(1) == "None" and "null" in kinds and place is None:
-        # Of a class within a class jsonargparse 4.47 takes null from a file only.
-        return f"'{name}' cannot be null on the command line: set it in a config file, one more --config."
     return f"'{name}' is {value.group(1)}, but takes {needs}{guess}: {correct(place)}."
 
 

@@ -8,6 +8,7 @@ import contextvars
 import dataclasses
 import json
 import pkgutil
+import re
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, cast
 
@@ -67,6 +68,7 @@ STARTS = {
     "path_or_hub_name": None,
     "source": None,
     "linear_probe_first": False,
+    "new_pieces": 0,
     **{f"grow.{field.name}": None for field in dataclasses.fields(GrowthConfig)},
 }
 # Modules that `predict` takes from their checkpoint, which is all that embedding needs.
@@ -87,6 +89,12 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, **kwargs)
         # Else --trainer.max_step is taken for the one setting that begins so.
         self.allow_abbrev = False
+
+    def parse_args(self, args: Any = None, *rest: Any, **settings: Any) -> Any:
+        """As jsonargparse's, which (4.47) hands a null of the command line down to a class as the text None."""
+        if isinstance(args, list) and len(args) == 1 and str(args[0]).startswith("--"):
+            args = [re.sub(r"^(--[\w.+]+)=None$", r"\1=null", str(args[0]))]
+        return super().parse_args(args, *rest, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Keep the message and raise it."""
@@ -239,10 +247,16 @@ def check_start(settings: Namespace, checkpoint: str, record: dict[str, Any]) ->
             raise UserError(two_beginnings("model.init_from", init_from))
         return
     run_settings, config_settings = (
-        {key: value for key, value in flatten_config(model, "model") if setting_of_start(key) in STARTS}
-        for model in (read_config(str(directory / "config.yaml")).get("model"), settings.model.as_dict())
+        {
+            key: value
+            for section in ("model", "data")
+            for key, value in flatten_config(config.get(section) or {}, section)
+            if setting_of_start(key) in STARTS and (section == "model" or key == "data.new_pieces")
+        }
+        for config in (read_config(str(directory / "config.yaml")), settings.as_dict())
     )
-    for key in sorted(run_settings.keys() | config_settings.keys()):
+    # What is started from is told before how it grows.
+    for key in sorted(run_settings.keys() | config_settings.keys(), key=lambda key: (".init_from" not in key, key)):
         default = STARTS[setting_of_start(key)]
         before, now = run_settings.get(key, default), config_settings.get(key, default)
         if before == now:
@@ -250,7 +264,8 @@ def check_start(settings: Namespace, checkpoint: str, record: dict[str, Any]) ->
         if before is None and key.endswith(".init_from"):
             raise UserError(two_beginnings(key, str(now)))
         raise UserError(
-            f"{key} is {now}, and the run that goes on had {before}, which has had its effect: leave it as it was, or "
+            f"{key} is {'none' if now is None else now}, and the run that goes on had "
+            f"{'none' if before is None else before}, which has had its effect: leave it as it was, or "
             "start a new run without --ckpt_path."
         )
 

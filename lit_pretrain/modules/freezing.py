@@ -7,12 +7,12 @@ pretrained one did not have, is part of the head and never frozen.
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from torch import nn
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
-from lit_pretrain.errors import UserError, check_length
+from lit_pretrain.errors import UserError, check_length, counted
 from lit_pretrain.modules.optimization import in_steps, named_parameters
 
 
@@ -62,24 +62,35 @@ def freeze(
     Raises:
         UserError: If there are fewer blocks.
     """
+    check_blocks(encoder, config)
     if config.blocks == "all":
         frozen: list[nn.Module] = [encoder]
     elif config.blocks == 0:
         frozen = [encoder.embeddings] if config.embeddings else []
     else:
-        blocks = encoder.transformer.blocks
-        if config.blocks > len(blocks):
-            raise UserError(
-                f"model.freeze.blocks is {config.blocks}, and the encoder has {len(blocks)} blocks: give at most "
-                "that, or all."
-            )
-        frozen = [encoder.embeddings, *blocks[: config.blocks]]
+        frozen = [encoder.embeddings, *encoder.transformer.blocks[: config.blocks]]
     for module in frozen:
         module.requires_grad_(False)
     for name, parameter in named_parameters(encoder):
         if name in fresh:
             parameter.requires_grad_(True)
     return frozen
+
+
+def check_blocks(encoder: TextEncoder | VisionEncoder, config: FreezingConfig) -> None:
+    """Refuse to freeze more blocks than there are, which can be told before any data is read.
+
+    Raises:
+        UserError: In one sentence.
+    """
+    if config.blocks in ("all", 0):
+        return
+    depth = len(encoder.transformer.blocks)
+    if cast(int, config.blocks) > depth:
+        raise UserError(
+            f"model.freeze.blocks is {config.blocks}, and the encoder has {counted(depth, 'block')}: give at most "
+            "that, or all."
+        )
 
 
 def unfreezing_steps(encoder: TextEncoder | VisionEncoder, config: FreezingConfig, total_steps: int) -> dict[int, int]:

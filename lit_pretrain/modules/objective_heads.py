@@ -61,8 +61,13 @@ def take_heads(
             continue
         head = own_heads.pop(short_name(objective.settings()["class_path"]), None)
         if head is not None:
-            tensors = grown_tensors(head.tensors, state, growth)
+            # Where the encoder pools otherwise now, what it pooled with may be the head's own.
+            pooler = {name: value for name, value in moved_pooler(objective, start).items() if name in state}
+            pooler = {name: value for name, value in pooler.items() if name not in head.tensors}
+            tensors = grown_tensors(pooler | head.tensors, state, growth)
             reason = difference_of(objective, head.settings["init_args"]) or misfit(state, tensors)
+            if not reason:
+                used |= {objective.huggingface_names()[name].removeprefix("bert.") for name in pooler}
         else:
             names = {ours: theirs.removeprefix("bert.") for ours, theirs in objective.huggingface_names().items()}
             tensors = {
@@ -84,6 +89,16 @@ def take_heads(
     # What has been copied need not be kept in memory.
     start = replace(start, objective_heads=(), format_heads={})
     return replace(start, left_out=left_out, taken_heads=tuple(taken), fresh_heads=tuple(fresh))
+
+
+def moved_pooler(objective: Objective, start: StartingPoint) -> dict[str, Tensor]:
+    """BERT's pooler that the encoder had, by an objective's names for it; empty if either has none.
+
+    An encoder that pools with it has the objective read it there; one that no longer does leaves it to the objective.
+    """
+    names = objective.huggingface_names()
+    named = {ours: theirs.removeprefix("bert.") for ours, theirs in names.items() if ".pooler." in f".{theirs}"}
+    return {ours: start.format_heads[theirs] for ours, theirs in named.items() if theirs in start.format_heads}
 
 
 def grown_tensors(

@@ -157,6 +157,9 @@ def make_optimizer(trained: Iterable[nn.Module | TrainedPart], config: AdamWConf
         trained: Parts; modules are one part together, at the learning rate itself.
         config: AdamW's settings.
         fused: One kernel for all parameters; not with fp16's gradient scaler, which Lightning lets nobody clip then.
+
+    Raises:
+        UserError: If no parameter is trained.
     """
     trained = list(trained)
     modules = [part for part in trained if isinstance(part, nn.Module)]
@@ -184,6 +187,11 @@ def make_optimizer(trained: Iterable[nn.Module | TrainedPart], config: AdamWConf
             for decayed, parameters in parameters_by_decay.items()
             if parameters
         ]
+    if not groups:
+        raise UserError(
+            "Nothing is left to train: all of the encoder is frozen (model.freeze), and nothing else has parameters: "
+            "freeze less of it, or add an objective that has a head."
+        )
     betas = (config.beta1, config.beta2)
     optimizer = AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=fused)
     optimizer.register_load_state_dict_pre_hook(check_state)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
@@ -27,7 +28,7 @@ from lit_pretrain.modules.checkpoints import (
     objective_names,
     take_framing,
 )
-from lit_pretrain.modules.freezing import FreezingConfig, freeze, unfreezing_steps
+from lit_pretrain.modules.freezing import FreezingConfig, check_blocks, freeze, unfreezing_steps
 from lit_pretrain.modules.growth import GrowthConfig, check_growth, start_from
 from lit_pretrain.modules.objective_heads import VocabularyGrowth, take_heads
 from lit_pretrain.modules.objective_mix import (
@@ -120,7 +121,9 @@ class Pretraining(BaseModule):
         start = self.starting_point(encoder, init_from, pretrained, architecture, grow, changes)
         super().__init__(start.encoder, **settings)
         check_encoder(objectives, start.encoder)
-        self.start = start
+        check_blocks(start.encoder, freeze)
+        # Of what the source was fine-tuned for, nothing serves here.
+        self.start = start = start.without_head()
         # Of a training that begins with random weights there is nothing to tell.
         self.lineage = dict(start.lineage) if init_from is not None else {}
         # Parameters of the encoder that the source does not have: they are trained as the heads are.
@@ -131,6 +134,8 @@ class Pretraining(BaseModule):
         self._frozen: list[torch.nn.Module] = []
         self.objectives = cast(Sequence[Objective], torch.nn.ModuleList(objectives))
         self.built = False
+        # Here, or before in a checkpoint that was loaded.
+        self.has_learned = False
         # Of the vocabulary, since the weights that are started from.
         self.vocabulary_growth: VocabularyGrowth | None = None
         self._example_batch: Batch | None = None
@@ -197,11 +202,33 @@ class Pretraining(BaseModule):
             self.freeze_parts()
             prepare_transformers(self, self.compile_blocks, self.gradient_checkpointing)
         if self._trainer is not None and self._trainer.training:
-            # Gradients that never come would keep processes that train together waiting.
-            for parameter in self.idle_parameters().values():
-                parameter.requires_grad_(False)
+            self.freeze_idle()
             self.accumulation.tell_what_is_compared(self.trainer.accumulate_grad_batches, self.objectives)
         super().configure_model()
+
+    def check_measured(self) -> None:
+        """Refuse to measure new heads on weights that are only started from, and say what else of them is new.
+
+        Raises:
+            UserError: If `validate` or `test` is asked for without a checkpoint.
+        """
+        if self.has_learned or self.trainer.state.fn == TrainerFn.FITTING:
+            return
+        if self.lineage.get("init_from") in (None, "scratch"):
+            return
+        fresh = [name.partition(" ")[0] for name in self.start.fresh_heads]
+        if fresh and self.trainer.state.fn != TrainerFn.PREDICTING:
+            raise UserError(
+                f"What is measured would be heads that have learned nothing ({', '.join(fresh)}): name a run by "
+                f"--ckpt_path, or leave out the objectives whose heads {self.lineage['init_from']} does not have."
+            )
+        if self.trainer.is_global_zero:
+            print(self.start.told(), flush=True)
+
+    def freeze_idle(self) -> None:
+        """Stop the gradients of what no objective uses, for which processes that train together would wait."""
+        for parameter in self.idle_parameters().values():
+            parameter.requires_grad_(False)
 
     def freeze_parts(self) -> None:
         """Stop the gradients of what is not trained."""
@@ -215,8 +242,24 @@ class Pretraining(BaseModule):
             module.eval()
         return self
 
+    def on_validation_start(self) -> None:
+        """As the base's, unless new heads would be measured."""
+        self.check_measured()
+        super().on_validation_start()
+
+    def on_test_start(self) -> None:
+        """As `on_validation_start`."""
+        self.check_measured()
+        super().on_test_start()
+
+    def on_predict_start(self) -> None:
+        """As the base's; it says what of the features is new."""
+        self.check_measured()
+        super().on_predict_start()
+
     def on_fit_start(self) -> None:
         """Say what is started from, with what is new and what was left out."""
+        self.has_learned = True
         if self.lineage and self.trainer.ckpt_path is None and self.trainer.is_global_zero:
             print(self.start.told(), flush=True)
 
@@ -406,5 +449,9 @@ class Pretraining(BaseModule):
         # A training that goes on starts from its own checkpoint, to which nothing is new.
         self.lineage, self.fresh = dict(saved.get("lineage") or {}), list(saved.get("fresh") or [])
         self.start = replace(self.start, taken_heads=(), fresh_heads=(), left_out=[])
+        self.has_learned = True
         if self.built:
             self.freeze_parts()
+            if self._trainer is not None and self._trainer.training:
+                # New ones are trained in any case, but for those.
+                self.freeze_idle()

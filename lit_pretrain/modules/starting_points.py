@@ -99,7 +99,10 @@ class StartingPoint:
             parts.append(
                 "its head is taken" + (f", for {named_classes(self.head.classes)}" if self.head.classes else "")
             )
-        return f"The encoder starts from {self.lineage['init_from']}" + (f" ({'; '.join(parts)})." if parts else ".")
+        source = self.lineage["init_from"]
+        if "architecture_from" in self.lineage:
+            source = f"new weights, in the shape of {self.lineage['architecture_from']}"
+        return f"The encoder starts from {source}" + (f" ({'; '.join(parts)})." if parts else ".")
 
     def tell_left_out(self) -> None:
         """Say on stderr which of the source's tensors, its head among them, are not used, if there are any."""
@@ -376,6 +379,9 @@ def with_settings(start: StartingPoint, changes: dict[str, Any]) -> StartingPoin
     if settings["pooling"] != start.encoder.settings()["pooling"]:
         start = start.without_head(f"it reads the pooling {start.encoder.pooling}")
     left_out = [*start.left_out, *sorted(unexpected)]
+    # An objective of pretraining may read BERT's pooler where the encoder does not any more.
+    poolers = {name: start_state[name] for name in unexpected if name.startswith("pooler.dense.")}
+    start = replace(start, format_heads=poolers | start.format_heads)
     fresh = sorted({*missing, *(name for name in start.fresh if name in state)})
     return replace(start, encoder=encoder, fresh=fresh, left_out=left_out)
 

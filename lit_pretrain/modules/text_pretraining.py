@@ -56,6 +56,28 @@ class TextPretraining(Pretraining):
         if getattr(data, "new_pieces", 0) and data.resumed_tokenizer is None and not self.built:
             self.encoder.embeddings.check_growing()
 
+    def check_tokenizer_of_data(self, tokenizer: TextTokenizer | None) -> None:
+        """Refuse a tokenizer that weights or objectives cannot have; the data asks before it tokenises anything.
+
+        Args:
+            tokenizer: The data's, before new pieces are added; null where one is about to be trained.
+
+        Raises:
+            UserError: In one sentence.
+        """
+        if self.built:
+            return
+        if tokenizer is not None:
+            for objective in self.objectives:
+                objective.check_vocabulary(tokenizer)
+            if self.encoder.vocabulary_size is not None:
+                self.encoder.set_vocabulary(tokenizer.vocabulary_size)
+        elif self.encoder.vocabulary_size is not None and self.lineage.get("init_from", "scratch") != "scratch":
+            raise UserError(
+                f"{self.lineage['init_from']} brings no tokenizer, and the pieces of one that is trained here would "
+                "have the embeddings of other ones: set data.tokenizer to that of the weights."
+            )
+
     def build(self) -> None:
         """Take the tokenizer's vocabulary, check that the data serves the objectives, and make the heads.
 

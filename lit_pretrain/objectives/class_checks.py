@@ -33,6 +33,11 @@ def check_class(objective: Any) -> None:
     """
     kind = type(objective)
     shown = class_and_file(kind)
+    if isinstance(objective, dict):
+        raise UserError(
+            "model.objectives holds settings and no objectives, since the model's own constructor does not say of "
+            "which type they are: annotate that argument with Sequence[Objective], and model.encoder likewise."
+        )
     if not isinstance(objective, Objective):
         raise UserError(f"{shown} is no objective: derive it from lit_pretrain.objectives.Objective.")
     if "_modules" not in vars(objective):

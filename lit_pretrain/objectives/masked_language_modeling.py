@@ -109,6 +109,14 @@ class MaskedLanguageModeling(Objective):
         """Attention must go both ways."""
         require_both_sides(self, encoder, "asks for hidden words by what stands on both sides")
 
+    def check_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """There must be a token to hide pieces by."""
+        if getattr(vocabulary, "mask_id", None) is None:
+            raise UserError(
+                f"{type(self).__name__} puts a token in the place of hidden pieces, and the tokenizer has none: start "
+                "from a BERT or a RoBERTa, or take CausalLanguageModeling or ContrastiveSpans."
+            )
+
     def make_pass(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> EncoderPass:
         """Hide positions of the clean batch."""
         positions = self.choose(batch, generator)
@@ -182,11 +190,7 @@ def remember_vocabulary(objective: MaskedLanguageModeling, vocabulary: Vocabular
     """
     if vocabulary is None:
         raise UserError(f"{type(objective).__name__} needs the tokenizer to know its special tokens: pass vocabulary.")
-    if getattr(vocabulary, "mask_id", None) is None:
-        raise UserError(
-            f"{type(objective).__name__} puts a token in the place of hidden pieces, and the tokenizer has none: start "
-            "from a BERT or a RoBERTa, or take CausalLanguageModeling or ContrastiveSpans."
-        )
+    objective.check_vocabulary(vocabulary)
     special = torch.zeros(vocabulary.vocabulary_size, dtype=torch.bool)
     special[list(vocabulary.special_ids)] = True
     objective.mask_id = int(vocabulary.mask_id)

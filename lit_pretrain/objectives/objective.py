@@ -94,6 +94,9 @@ class Objective(nn.Module):
     def check_data(self, encoder: Any, facts: DataFacts) -> None:
         """Raise `UserError` if the data cannot serve this objective, or not at the encoder's size."""
 
+    def check_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Raise `UserError` if this tokenizer lacks what this objective needs, before any text is read."""
+
     def build(self, encoder: Any, vocabulary: Vocabulary | None = None) -> None:
         """Make the head, once the encoder's width and, of texts, the tokenizer are known; may be called again."""
 

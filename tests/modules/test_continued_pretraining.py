@@ -11,7 +11,14 @@ from small_pictures import make_encoder, picture_config, write_pictures
 from small_roberta import small_roberta_tokenizer
 from small_training import small_config, training_of, write_config
 from text_corpus import write_corpus
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, RobertaConfig, RobertaForMaskedLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.backbone import TransformerConfig
@@ -22,6 +29,7 @@ from lit_pretrain.modules.starting_points import load_starting_point
 from lit_pretrain.objectives import (
     BagOfWords,
     CausalLanguageModeling,
+    ContrastiveSpans,
     MaskedImageModeling,
     MaskedLanguageModeling,
     NextSentencePrediction,
@@ -196,6 +204,8 @@ def test_going_on_is_exact_and_tells_where_from(tmp_path, runs, capsys):
     settings = {
         "init_from": directory,
         "objectives": [{"class_path": "MaskedLanguageModeling"}],
+        # New, and nothing that is learned from: trained in neither half.
+        "pooling": "map",
         "layer_decay": 0.5,
         "head_factor": 2.0,
         "freeze": {"blocks": 1},
@@ -287,7 +297,11 @@ def test_starts_that_cannot_be(tmp_path):
     with pytest.raises(UserError, match="model.dropout changes the encoder of model.init_from"):
         VisionPretraining(make_encoder(), [Rotation()], dropout=0.1)
     with pytest.raises(UserError, match=r"freeze.blocks is 3, and the encoder has 2 blocks"):
-        TextPretraining(None, [MaskedLanguageModeling()], init_from=text, freeze=FreezingConfig(3)).configure_model()
+        TextPretraining(None, [MaskedLanguageModeling()], init_from=text, freeze=FreezingConfig(3))
+    spans = TextPretraining(None, [ContrastiveSpans()], init_from=text, freeze=FreezingConfig("all"))
+    spans.configure_model()
+    with pytest.raises(UserError, match="Nothing is left to train"):
+        spans.make_optimizer(False)
 
     causal = public_directory(bert(BertForMaskedLM, is_decoder=True), tmp_path / "causal")
     with pytest.raises(UserError, match="no token sees a later one"):
@@ -306,12 +320,65 @@ def test_starts_that_cannot_be(tmp_path):
         TextPretraining(None, [MaskedLanguageModeling()], init_from=f"{tmp_path / 'pair.ckpt'}:vision")
 
 
+def test_a_pooler_and_a_classifier_that_the_encoder_does_not_have(tmp_path):
+    objectives = [MaskedLanguageModeling(), NextSentencePrediction()]
+    source = TextPretraining(None, objectives, init_from=public_directory(bert(BertForPreTraining), tmp_path / "bert"))
+    source.configure_model()
+    checkpoint = {"state_dict": source.state_dict(), "global_step": 1}
+    source.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "pooler.ckpt")
+    # What the encoder pooled with, the head that reads it goes on with.
+    objectives = [NextSentencePrediction()]
+    module = TextPretraining(None, objectives, init_from=str(tmp_path / "pooler.ckpt"), pooling="mean")
+    module.configure_model()
+    assert module.start.taken_heads == ("next_sentence_prediction",)
+    assert module.start.left_out == ["the head of MaskedLanguageModeling"]
+    for name, value in source.encoder.pooler.state_dict().items():
+        assert torch.equal(objectives[0].pooler.state_dict()[name], value)
+
+    directory = public_directory(bert(BertForSequenceClassification), tmp_path / "classes")
+    module = TextPretraining(None, [MaskedLanguageModeling()], init_from=directory)
+    module.configure_model()
+    told = module.start.told()
+    assert "left out classifier.weight, classifier.bias" in told and "head is taken" not in told
+
+
+def test_weights_without_a_tokenizer_or_a_head(tmp_path, runs, capsys):
+    directory = public_directory(bert(BertForMaskedLM), tmp_path / "bert")
+    model = {"init_from": directory, "objectives": [{"class_path": "MaskedLanguageModeling"}]}
+    data = {"path": "nowhere.jsonl", "layout": "segments", "sequence_length": 24, "vocabulary_size": 20}
+    config = training_of(
+        {"class_path": "TextPretraining", "init_args": model}, {"class_path": "DocumentDataModule", "init_args": data}
+    )
+    (tmp_path / "bert" / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    for file in (tmp_path / "bert").glob("*token*"):
+        file.unlink()
+    (tmp_path / "bert" / "vocab.txt").unlink(missing_ok=True)
+    path = str(write_config(tmp_path / "bare.yaml", config))
+    capsys.readouterr()
+    # One that is trained on the texts would have other pieces in the places of those that were learned.
+    assert main(["fit", "--config", path]) == 2
+    assert "bert brings no tokenizer, and the pieces of one that is trained here" in capsys.readouterr().err
+    small_roberta_tokenizer().save(tmp_path / "other")
+    assert main(["fit", "--config", path, "--data.tokenizer", str(tmp_path / "other")]) == 2
+    assert "weights need the tokenizer that they were trained with" in capsys.readouterr().err
+    corpus = ["--data.path", str(write_corpus(tmp_path / "corpus.jsonl", 12))]
+    named = [*corpus, "--data.tokenizer", str(tmp_path / "tokenizer.json")]
+    assert main(["validate", "--config", path, *named]) == 0
+    assert "heads taken: masked_language_modeling" in capsys.readouterr().out
+    model["objectives"] += [{"class_path": "BagOfWords"}]
+    path = str(write_config(tmp_path / "bag.yaml", config))
+    assert main(["validate", "--config", path, *named]) == 2
+    assert "heads that have learned nothing (bag_of_words)" in capsys.readouterr().err
+
+
 def test_architecture_alone_has_new_weights_and_no_heads(tmp_path):
     directory = public_directory(bert(BertForPreTraining), tmp_path / "bert")
     module = TextPretraining(None, [MaskedLanguageModeling()], init_from=directory, pretrained=False)
     module.configure_model()
     assert module.lineage == {"init_from": "scratch", "architecture_from": directory}
     assert module.tokenizer.hash == TOKENIZER.hash and not module.start.taken_heads
+    assert module.start.told().startswith(f"The encoder starts from new weights, in the shape of {directory} (")
     source = load_starting_point(directory).encoder
     assert not torch.equal(module.encoder.embeddings.token.weight, source.embeddings.token.weight)
     assert isinstance(source.config, TransformerConfig) and source.settings() == module.encoder.settings()

@@ -4,6 +4,7 @@ import numpy
 import pytest
 import torch
 from labelled_texts import SPELLING, make_texts, write_texts
+from small_roberta import small_roberta_tokenizer
 from small_training import training_of, write_config
 from transformers import AutoTokenizer, BertConfig, BertForPreTraining, BertModel
 
@@ -123,6 +124,12 @@ def test_heads_of_ours_grow_too_and_training_goes_on_exactly(tmp_path, runs, cap
     pieces = tokenizer_from_json(torch.load(halves, weights_only=True)["lit_pretrain"]["tokenizer"]).vocabulary
     for file in (runs / "caches" / "tokenizers").glob("*/*"):
         file.unlink()
+    capsys.readouterr()
+    assert main(["fit", "--ckpt_path", "halves", "--data.new_pieces", "2"]) == 2
+    assert "data.new_pieces is 2, and the run that goes on had 3" in capsys.readouterr().err
+    small_roberta_tokenizer().save(tmp_path / "other")
+    assert main(["fit", "--ckpt_path", "halves", "--data.tokenizer", str(tmp_path / "other")]) == 2
+    assert "is not the one at" in capsys.readouterr().err
     assert main(["fit", "--ckpt_path", "halves"]) == 0
     (straight,) = runs.glob("small/straight-*/checkpoints/last.ckpt")
     one, other = (torch.load(file, weights_only=True) for file in (straight, halves))
@@ -181,6 +188,8 @@ def test_another_script_is_told_what_helps(tmp_path, runs, capsys):
     assert main(["fit", "--config", path, "--data.new_pieces", "0"]) == 2
     told = capsys.readouterr().err
     assert "no pieces for 100% of" in told and "'Инсулин'" in told and "add its pieces by data.new_pieces" in told
+    # A few texts are enough to tell.
+    assert not (runs / "caches" / "documents").exists()
     assert main(["fit", "--config", path]) == 0
     (piece,) = TextPretraining.from_checkpoint("last").tokenizer.encode("Инсулин")
     assert piece >= OLD

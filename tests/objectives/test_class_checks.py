@@ -72,6 +72,8 @@ def test_a_mistake_in_a_class_is_one_sentence(change, sentence) -> None:
 
 
 def test_what_is_no_objective_and_a_name_that_another_has() -> None:
+    with pytest.raises(UserError, match=r"annotate that argument with Sequence\[Objective\]"):
+        check_objectives([{"class_path": "MaskedLanguageModeling"}])
     with pytest.raises(UserError, match="Linear .*linear.py.* is no objective: derive it from"):
         check_objectives([nn.Linear(1, 1)])
     with pytest.raises(UserError, match="^Rotation and Mine .*both have the name 'rotation'"):

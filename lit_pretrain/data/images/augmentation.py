@@ -57,7 +57,8 @@ class ImageAugmentation:
         if self.crop != "resized" and stored_size < image_size:
             raise UserError(
                 f"The pictures are {stored_size} pixels wide, smaller than the encoder's image_size of {image_size}: "
-                "set data.stored_size to at least that, or lower encoder.image_size."
+                "set data.stored_size to at least that, or lower encoder.image_size (of model.init_from: start "
+                "from weights of smaller pictures)."
             )
         if self.padding >= stored_size:
             raise UserError(

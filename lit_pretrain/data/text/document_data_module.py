@@ -21,20 +21,22 @@ from lit_pretrain.data.summary import PartSummary, data_line
 from lit_pretrain.data.text.base_tokenizer import WORD_LENGTH, TextTokenizer
 from lit_pretrain.data.text.frequent_ngrams import frequent_ngrams
 from lit_pretrain.data.text.new_pieces import FORMAT as NEW_PIECES_FORMAT
-from lit_pretrain.data.text.new_pieces import check_growing, grown_once
+from lit_pretrain.data.text.new_pieces import check_growing, grown_once, is_larger
 from lit_pretrain.data.text.replay import MixedDataset, ReplayConfig, ReplayedDataset, settings_of_replay
 from lit_pretrain.data.text.sentence_pairs import PairPlan, PairSettings, RandomNext, find_or_plan, least_documents
 from lit_pretrain.data.text.text_encoding import choose_tokenizer
 from lit_pretrain.data.text.token_cache import TokenCache, cache_fingerprint, open_or_build
 from lit_pretrain.data.text.tokenizers_by_kind import load_tokenizer
 from lit_pretrain.data.text.trained_tokenizer import DocumentTexts, TrainedTokenizer, trained_once
-from lit_pretrain.data.text.unknown_pieces import check_known, share_told
+from lit_pretrain.data.text.unknown_pieces import check_known, check_some, share_told
 from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError, check_length, check_number
 from lit_pretrain.required import required
 
 DocumentSeparator = Literal["file", "blank_line"]
 Layout = Literal["sentence_pairs", "segments"]
+# Documents that are looked into before all are tokenised.
+SOME = 100
 
 
 class DocumentDataModule(EpochDataModule):
@@ -139,6 +141,8 @@ class DocumentDataModule(EpochDataModule):
         self.cache: TokenCache | None = None
         self.fingerprint = ""
         self.replay = replay
+        # Whether this is the general corpus of another one.
+        self.replayed = False
         # The general corpus, in sequences as these are.
         self.general: DocumentDataModule | None = None
         if replay.is_given:
@@ -152,6 +156,7 @@ class DocumentDataModule(EpochDataModule):
                 batch_size=batch_size,
                 **settings | {"seed": self.seed},
             )
+            self.general.replayed = True
 
     # -- preparing
 
@@ -167,39 +172,62 @@ class DocumentDataModule(EpochDataModule):
         tokenizer = self._given_tokenizer() if larger is None else larger
         if self.new_pieces and larger is None:
             check_growing(tokenizer)
+        if module is not None and hasattr(module, "check_tokenizer_of_data"):
+            module.check_tokenizer_of_data(tokenizer)
         data, source_fingerprint = open_documents(self.source, self.cache_directory / "huggingface")
+        general = self._open_general(source_fingerprint)
+        self._check_documents(data)
+        if tokenizer is None:
+            tokenizer = self._trained_tokenizer(data, source_fingerprint)
+        elif self.new_pieces and larger is None:
+            self.smaller_tokenizer = tokenizer
+            tokenizer = self._larger_tokenizer(cast(WordPieceTokenizer, tokenizer), data, source_fingerprint)
+        check_some(texts_all_over(data, self.source), tokenizer, source_name(self.source), self._tokenizer_advice)
+        if self.general is not None and general is not None:
+            with settings_of_replay():
+                some = texts_all_over(general, self.general.source)
+                check_some(some, tokenizer, source_name(self.general.source), self.general._tokenizer_advice)
+        self.fingerprint = cache_fingerprint(source_fingerprint, tokenizer, self.language)
+        directory = self.cache_directory / "documents" / self.fingerprint
+        self.cache = open_or_build(data, self.source.text_column, tokenizer, directory, self.language)
+        self.tokenizer, self.vocabulary_size = tokenizer, tokenizer.vocabulary_size
+        facts, texts = self.cache.facts, DocumentTexts(data, self.source.text_column)
+        name, advice = source_name(self.source), self._tokenizer_advice
+        check_known(facts["unknown_pieces"], facts["tokens"], tokenizer, name, texts, advice)
         if self.general is not None:
-            self._check_general(self.general.source, source_fingerprint)
+            self._prepare_general(self.general)
+
+    @property
+    def _tokenizer_advice(self) -> str:
+        """What helps a corpus that the tokenizer has no pieces for, where no other one can be given."""
+        if self.replayed:
+            return "give general texts in the script of those that are trained on"
+        if not self.tokenizer_path and getattr(self._model, "tokenizer", None) is not None:
+            return "start from weights of texts in this script, or add its pieces by data.new_pieces"
+        return ""
+
+    def _check_documents(self, data: datasets.Dataset) -> None:
+        """Pairs with random sentences need two documents."""
         if self.layout == "sentence_pairs" and len(data) < least_documents(self.pairs.random_next):
             raise UserError(
                 f"{source_name(self.source)} is one document, and sentence pairs need a second one for random "
                 "sentences: "
                 "give several documents, or set data.layout to segments and leave out NextSentencePrediction."
             )
-        if tokenizer is None:
-            tokenizer = self._trained_tokenizer(data, source_fingerprint)
-        elif self.new_pieces and larger is None:
-            self.smaller_tokenizer = tokenizer
-            tokenizer = self._larger_tokenizer(cast(WordPieceTokenizer, tokenizer), data, source_fingerprint)
-        self.fingerprint = cache_fingerprint(source_fingerprint, tokenizer, self.language)
-        directory = self.cache_directory / "documents" / self.fingerprint
-        self.cache = open_or_build(data, self.source.text_column, tokenizer, directory, self.language)
-        self.tokenizer, self.vocabulary_size = tokenizer, tokenizer.vocabulary_size
-        facts, texts = self.cache.facts, DocumentTexts(data, self.source.text_column)
-        of_weights = not self.tokenizer_path and getattr(self._model, "tokenizer", None) is not None
-        check_known(facts["unknown_pieces"], facts["tokens"], tokenizer, source_name(self.source), texts, of_weights)
-        if self.general is not None:
-            self._prepare_general(self.general)
 
-    def _check_general(self, source: "DocumentSource", own_fingerprint: str) -> None:
-        """The general corpus must be there, and another than the own one, before either is tokenised."""
+    def _open_general(self, own_fingerprint: str) -> datasets.Dataset | None:
+        """The general corpus, which must serve and be another than the own one, before either is tokenised."""
+        if self.general is None:
+            return None
         with settings_of_replay():
-            _, fingerprint = open_documents(source, self.cache_directory / "huggingface")
+            data, fingerprint = open_documents(self.general.source, self.cache_directory / "huggingface")
+            self.general._check_documents(data)
         if fingerprint == own_fingerprint:
             raise UserError(
                 "data.replay is the corpus that is trained on: give one of other texts, such as the weights were "
                 "trained on before."
             )
+        return data
 
     def _prepare_general(self, general: "DocumentDataModule") -> None:
         """Prepare the general corpus with the same tokenizer."""
@@ -223,7 +251,12 @@ class DocumentDataModule(EpochDataModule):
         """The tokenizer with new pieces of a training that goes on, or of a model that was built; else null."""
         if not self.new_pieces:
             return None
-        return self.resumed_tokenizer or (self._model.tokenizer if getattr(self._model, "built", False) else None)
+        larger = self.resumed_tokenizer or (self._model.tokenizer if getattr(self._model, "built", False) else None)
+        if larger is not None and self.tokenizer_path:
+            named = load_tokenizer(self.tokenizer_path)
+            if not is_larger(larger, named):
+                choose_tokenizer(self.tokenizer_path, named, larger)
+        return larger
 
     @property
     def _model(self) -> Any:
@@ -564,6 +597,13 @@ def open_documents(source: DocumentSource, cache_directory: Path) -> tuple[datas
         str(source.max_documents),
     ]
     return data, hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def texts_all_over(data: datasets.Dataset, source: DocumentSource) -> list[str]:
+    """Some texts of a corpus, at even distances."""
+    count = min(SOME, len(data))
+    rows = data.select([index * len(data) // count for index in range(count)])
+    return [text or "" for text in rows[source.text_column]]
 
 
 def check_text_column(data: datasets.Dataset, source: DocumentSource) -> None:

@@ -27,7 +27,7 @@ from lit_pretrain.data.disk_cache import FACTS, build_once
 from lit_pretrain.data.notices import say_once
 from lit_pretrain.data.text.base_tokenizer import TextTokenizer
 from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, counted
 
 # Changes with the way that pieces are chosen.
 FORMAT = 1
@@ -64,7 +64,7 @@ class Growth:
         words = max(1, self.words)
         shortage = f", fewer than data.new_pieces ({count:,}) since no others save any" if self.pieces < count else ""
         return (
-            f"The tokenizer has {self.pieces:,} new pieces{shortage}: the texts have "
+            f"The tokenizer has {counted(self.pieces, 'new piece')}{shortage}: the texts have "
             f"{self.pieces_before / words:.3f} pieces a word with the old ones and {self.pieces_after / words:.3f} "
             "with the new."
         )

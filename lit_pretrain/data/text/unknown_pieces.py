@@ -3,7 +3,7 @@
 A model that learns from little else reaches a loss of nearly zero and knows nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 import numpy
@@ -15,6 +15,9 @@ from lit_pretrain.errors import UserError
 MOST = 0.5
 # Texts that are looked through for an example.
 LOOKED_AT = 1000
+# Characters of a text's beginning, and the share of unknown pieces in such beginnings that is enough to refuse all.
+LENGTH = 1000
+NEARLY_ALL = 0.75
 
 
 def unknown_pieces(tokens: numpy.ndarray, tokenizer: TextTokenizer) -> int:
@@ -33,7 +36,7 @@ def check_known(
     tokenizer: TextTokenizer,
     source: str,
     texts: Iterable[str],
-    of_weights: bool = False,
+    advice: str = "",
 ) -> None:
     """Refuse texts that a tokenizer has hardly any pieces for.
 
@@ -43,7 +46,7 @@ def check_known(
         tokenizer: What made them.
         source: What a person knows the texts by.
         texts: Of which some are looked through for an unknown word.
-        of_weights: Whether the weights that are trained on bring the tokenizer, so that no other one will do.
+        advice: What to do where no other tokenizer will do, as that of weights; empty for giving another.
 
     Raises:
         UserError: If more than half of the pieces are unknown.
@@ -56,16 +59,34 @@ def check_known(
     if limit is not None and len(word) > limit:
         why = f"'{word[:30]}...' has {len(word):,} characters, and words of more than {limit} are not taken apart"
         advice = "set data.word_length for a tokenizer that is trained here, or put spaces between the parts of words"
-    elif of_weights:
-        why = f"it has none for '{word[:30]}', say"
-        advice = "start from weights of texts in this script, or add its pieces by data.new_pieces"
     else:
         why = f"it has none for '{word[:30]}', say"
-        advice = "give another data.tokenizer, or null to train one on these texts, or raise data.vocabulary_size"
+        advice = (
+            advice or "give another data.tokenizer, or null to train one on these texts, or raise data.vocabulary_size"
+        )
     raise UserError(
         f"The tokenizer has no pieces for {unknown / total:.0%} of what {source} holds ({why}), which would all be one "
         f"and the same: {advice}."
     )
+
+
+def check_some(texts: Sequence[str], tokenizer: TextTokenizer, source: str, advice: str = "") -> None:
+    """As `check_known`, of the beginnings of a few texts, before all of them are tokenised.
+
+    Args:
+        texts: From all over a corpus.
+        tokenizer: What makes the pieces.
+        source: As there.
+        advice: As there.
+
+    Raises:
+        UserError: If nearly all pieces are unknown; where it is a matter of some per cent, all are counted.
+    """
+    beginnings = [text[:LENGTH] for text in texts]
+    pieces = numpy.array([piece for ids in tokenizer.encode_batch(beginnings) for piece in ids], dtype=numpy.int64)
+    unknown = unknown_pieces(pieces, tokenizer)
+    if unknown > NEARLY_ALL * len(pieces):
+        check_known(unknown, len(pieces), tokenizer, source, beginnings, advice)
 
 
 def unknown_word(text: str, tokenizer: TextTokenizer) -> str | None:

@@ -30,7 +30,7 @@ from lit_pretrain.modules.fine_tuning.prediction import answer
 from lit_pretrain.modules.fine_tuning.probe_head import fit_probe_head
 from lit_pretrain.modules.fine_tuning.record import check_record, description_of, record_of, take_record
 from lit_pretrain.modules.fine_tuning.tasks import Task, class_weights_of, count_none, make_task
-from lit_pretrain.modules.freezing import FreezingConfig, freeze, unfreezing_steps
+from lit_pretrain.modules.freezing import FreezingConfig, check_blocks, freeze, unfreezing_steps
 from lit_pretrain.modules.growth import GrowthConfig, check_growth, start_from
 from lit_pretrain.modules.optimization import (
     TrainedPart,
@@ -129,6 +129,7 @@ class FineTuning(BaseModule):
         start = with_settings(start, changes)
         if init_from is not None and isinstance(start.encoder, TextEncoder):
             start.encoder.check_pooling()
+        check_blocks(start.encoder, freeze)
         super().__init__(start.encoder, **settings)
         self.start = start
         self.lineage = dict(start.lineage)

@@ -157,6 +157,26 @@ def test_losses_on_both_and_a_training_that_goes_on(tmp_path, monkeypatch, capsy
     assert "set data.replay.text_column" in capsys.readouterr().err
 
 
+def test_a_general_corpus_that_cannot_serve(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LIT_PRETRAIN_RUNS", str(tmp_path / "runs"))
+    SPELLING.save(tmp_path / "tokenizer")
+    own, other, one = (tmp_path / f"{name}.txt" for name in ("own", "other", "one"))
+    write_words(own, "senate", 20)
+    other.write_text("\n\n".join(["Инсулин и тромбоз. Эмболия."] * 20))
+    one.write_text("The senate pays. The army pays.")
+    trainer = {"max_steps": 1, "val_check_interval": 1, "logger": False, "enable_checkpointing": False}
+    config = small_config(own, trainer, tokenizer=str(tmp_path / "tokenizer"), replay={"path": str(other)})
+    path = str(write_config(tmp_path / "replay.yaml", config))
+    assert main(["fit", "--config", path]) == 2
+    assert "give general texts in the script of those that are trained on" in capsys.readouterr().err
+    assert main(["fit", "--config", path, "--data.replay.path", str(one)]) == 2
+    assert "one.txt is one document" in capsys.readouterr().err
+    # Neither corpus was tokenised for that.
+    assert not (tmp_path / "runs" / "caches" / "documents").exists()
+    # Null on the command line is no corpus, and not one of the name "None".
+    assert main(["fit", "--config", path, "--data.replay.path", "null"]) == 0
+
+
 def test_what_has_no_meaning_is_told(tmp_path):
     with pytest.raises(UserError, match=r"data\.replay\.share is 1"):
         ReplayConfig("general", 1.0)
