@@ -188,5 +188,19 @@ def main() -> None:
     trainer.fit(ToyModule(step_seconds=0.05), ToyData())
 
 
+def be_program(arguments: list[str], environment: dict[str, str], directory: Path, output: Path) -> None:
+    """What a child process does: be this program, in a session of its own, its output going to a file."""
+    os.setsid()
+    os.environ.clear()
+    os.environ |= environment
+    os.chdir(directory)
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    # By which Lightning starts the other process.
+    sys.argv = [__file__, *arguments]
+    main()
+
+
 if __name__ == "__main__":
     main()

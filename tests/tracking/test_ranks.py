@@ -3,39 +3,37 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import toy_training
+from child_processes import children
 
 from lit_pretrain.tracking.find import find_checkpoint, list_runs
 from lit_pretrain.tracking.store import open_store
 
 
 def test_ranks_stop_after_the_same_step_and_one_of_them_writes(tmp_path):
-    root = Path(__file__).parents[2]
-    command = [sys.executable, toy_training.__file__, str(tmp_path / "runs"), str(tmp_path / "progress")]
+    root, log = Path(__file__).parents[2], tmp_path / "log"
+    arguments = [str(tmp_path / "runs"), str(tmp_path / "progress")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+    process = children().Process(target=toy_training.be_program, args=(arguments, environment, tmp_path, log))
+    process.start()
     try:
         deadline = time.monotonic() + 120
         first = tmp_path / "progress-0"
-        while time.monotonic() < deadline and process.poll() is None:
+        while time.monotonic() < deadline and process.is_alive():
             if first.exists() and "step 5" in first.read_text().splitlines():
                 break
             time.sleep(0.02)
         # As a terminal does: to all of them, which are at different places in their step.
         os.killpg(process.pid, signal.SIGINT)
-        exit_code = process.wait(timeout=60)
+        process.join(timeout=60)
+        exit_code = process.exitcode
     finally:
-        if process.poll() is None:
+        if process.is_alive():
             os.killpg(process.pid, signal.SIGKILL)
-    output = (tmp_path / "log").read_text()
+    output = log.read_text()
     assert exit_code == 130, output
     seen = [
         json.loads((tmp_path / f"progress-{rank}").read_text().splitlines()[-1].removeprefix("seen "))

@@ -19,8 +19,11 @@ TEXTS = [
     "A naïve treaty entreats; treaties retreat. ΑΒΓ αβγ",
 ] * 20
 
+# The module alone, without all that its packages import, which takes seconds.
 TRAIN = """
-import json, sys
+import importlib.util, json, sys
+for name in ("lit_pretrain.data", "lit_pretrain.data.text"):
+    sys.modules[name] = importlib.util.module_from_spec(importlib.util.find_spec(name))
 from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 tokenizer = WordPieceTokenizer.train(json.load(open(sys.argv[1])), 120)
 print(json.dumps(tokenizer.vocabulary))
