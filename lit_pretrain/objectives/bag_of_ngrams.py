@@ -133,12 +133,12 @@ class BagOfNgrams(Objective):
 
     def check_encoder(self, encoder: TextEncoder) -> None:
         """There are n-grams; tokens can be hidden of attention that reads a mask alone."""
+        check_hiding(self, encoder)
         if encoder.embeddings.ngrams is None:
             raise UserError(
                 "BagOfNgrams asks for n-grams that the encoder has embeddings for: set encoder.ngrams to 2, or "
                 "leave it out where the encoder is a public one."
             )
-        check_hiding(self, encoder)
 
     def check_data(self, encoder: TextEncoder, facts: DataFacts) -> None:
         """The sequences must be of one text each, and long enough to be cut."""
