@@ -136,17 +136,34 @@ def open_store(uri: str, runs_directory: Path) -> "MlflowClient":
             return client
         make_directory(Path(uri.removeprefix("sqlite:///")).parent)
         with database_lock(runs_directory):
+            check_database(Path(uri.removeprefix("sqlite:///")))
             client = MlflowClient(uri)
             if uri == f"sqlite:///{runs_directory / DATABASE_NAME}":
                 relocate_artifacts(runs_directory)
             return client
-    except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.DatabaseError, OSError, ValueError) as error:
         if uri.startswith("sqlite"):
             raise UserError(
                 f"The database {uri.removeprefix('sqlite:///')} cannot be used ({first_line(error)}): move it away, or "
                 "set LIT_PRETRAIN_RUNS to another place."
             ) from error
         raise unreachable(uri, error) from error
+
+
+def check_database(path: Path) -> None:
+    """Look whether a file is a database that can be read, if it is there; MLflow would try for more than a minute.
+
+    Raises:
+        sqlite3.DatabaseError: If it is not.
+    """
+    if not path.is_file():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=1)) as connection:
+            connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise
 
 
 def relocate_artifacts(runs_directory: Path) -> None:

@@ -69,7 +69,12 @@ def children(tmp_path_factory):
         )
         for name, process in processes.items()
     }
-    return directory / "runs", results
+    # Starting the next run marks the one that could not say how it ended. Other tests go on with the runs, and may be
+    # first.
+    logger = MLflowLogger(experiment="toy", runs_directory=str(directory / "runs"))
+    found = logger.experiment.search_runs([logger.experiment_id])
+    logger.finalize("success")
+    return directory / "runs", results, found
 
 
 def test_exit_codes_are_the_shells(children):
@@ -79,16 +84,11 @@ def test_exit_codes_are_the_shells(children):
 
 
 def test_all_share_the_database_and_the_dead_one_is_found(children):
-    runs, results = children
-    # Starting the next run marks the one that could not say how it ended.
-    logger = MLflowLogger(experiment="toy", runs_directory=str(runs))
-    client = logger.experiment
-    found = client.search_runs([logger.experiment_id])
+    _, results, found = children
     assert len(found) == len(CHILDREN) + 1
     status = {run.data.tags["process.identity"].split("@")[0]: run.info.status for run in found}
     assert status.pop(str(os.getpid())) == "RUNNING"
     assert status == {str(child.process_id): "KILLED" for child in results.values()}
-    logger.finalize("success")
 
 
 def test_what_is_said_on_interruption(children):
@@ -99,7 +99,7 @@ def test_what_is_said_on_interruption(children):
 
 
 def test_interrupted_process_is_gone_on_with_elsewhere(children):
-    runs, results = children
+    runs, results, _ = children
     client = MLflowLogger(experiment="toy", runs_directory=str(runs)).experiment
     for name in ("interrupted", "terminated in a validation"):
         identity = f"{results[name].process_id}@"
