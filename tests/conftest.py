@@ -15,6 +15,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 # oneDNN keeps the code of the last 1,024 shapes that it has met, which of all tests together are hundreds of megabytes.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+# Arrow's own allocator keeps what tables of other tests have had.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 # The compiler for GPUs, which torch imports wherever it is installed: of no use without one, and 75 megabytes.
 if not any((Path("/dev") / name).exists() for name in ("nvidiactl", "kfd", "dri", "dxg")):
     sys.modules.setdefault("triton", None)
