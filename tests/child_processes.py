@@ -164,6 +164,27 @@ def _run_commands(connection: Connection, others: Connection) -> None:
     check_peak()
 
 
+def in_own_process(work: Callable[..., None], *arguments: Any) -> None:
+    """Call a function of a module in a process forked as above, whose memory this one does not keep.
+
+    Raises:
+        AssertionError: If it has raised; its traceback is among this process's errors.
+    """
+    process = children().Process(target=_be_alone, args=(work, arguments))
+    process.start()
+    process.join(timeout=240)
+    try:
+        assert process.exitcode == 0
+    finally:
+        process.kill()
+
+
+def _be_alone(work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    work(*arguments)
+    check_peak()
+
+
 def both_ranks(work: Callable[[Path], Any], directory: Path) -> list[Any]:
     """What two processes that train together by gloo come to.
 

@@ -48,7 +48,7 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_collection_finish() -> None:
     """Leave out of every later search for garbage what stays: all that was imported, which is most of what there is."""
     process_memory.give_back()
-    gc.collect()
+    process_memory.collect()
     gc.freeze()
 
 

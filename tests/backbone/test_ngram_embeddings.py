@@ -100,5 +100,6 @@ def test_an_encoder_starts_as_the_one_without_and_learns_what_order_says() -> No
     ],
 )
 def test_impossible_settings_are_told(settings: dict[str, int], sentence: str) -> None:
+    small = {"vocabulary_size": 20, "transformer": TransformerConfig(depth=1, width=32, heads=2)}
     with pytest.raises(UserError, match=sentence):
-        TextEncoder(**({"vocabulary_size": 20} | settings))
+        TextEncoder(**(small | settings))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from child_processes import Command
+from child_processes import Command, output_of
 from small_pairs import pair_config, write_pairs
 
 from lit_pretrain.__main__ import main
@@ -31,11 +31,11 @@ def rows_of(file):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_chunks_give_the_whole_batchs_gradients_in_any_precision(config, tmp_path, capsys, precision):
+def test_chunks_give_the_whole_batchs_gradients_in_any_precision(config, tmp_path, precision):
     file = tmp_path / "rows.json"
 
     settings = ["--trainer.precision", precision, "--model.chunk_size", "5", "--pairs", "12", "--json", str(file)]
-    assert main(["doctor", "--gradients", "--config", str(config), *settings]) == 0
+    shown = output_of("doctor", "--gradients", "--config", str(config), *settings)
 
     rows = rows_of(file)
     assert f"1 x 12 pairs in chunks of 5, SingleDeviceStrategy, {precision}" in rows["arrangement"]["found"]
@@ -43,7 +43,7 @@ def test_chunks_give_the_whole_batchs_gradients_in_any_precision(config, tmp_pat
     # What mixed precision costs is told beside it, and is what the limits are made of.
     assert ("precision" in rows) == (precision == "bf16-mixed")
     assert ("1.0e-05 is rounding" in rows["gradients"]["found"]) == (precision == "32-true")
-    assert "whole batch" in capsys.readouterr().out
+    assert "whole batch" in shown
     # No run is made of it.
     assert not list((tmp_path / "runs").glob("*.db"))
 
@@ -60,7 +60,7 @@ def test_what_is_replayed_is_left_out(tmp_path, monkeypatch):
     small = ["--data.pairs.max_pictures", "80", "--data.text.max_documents", "40", "--data.vision.max_pictures", "80"]
     small += ["--data.text.vocabulary_size", "400", "--trainer.precision", "32-true"]
 
-    assert main(["doctor", "--gradients", "--config", str(config), *small, "--pairs", "8", "--json", str(file)]) == 0
+    output_of("doctor", "--gradients", "--config", str(config), *small, "--pairs", "8", "--json", str(file))
 
     rows = rows_of(file)
     assert rows["arrangement"]["found"].startswith("1 x 8 pairs") and rows["gradients"]["status"] == "ok"

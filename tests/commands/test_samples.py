@@ -5,6 +5,7 @@ import json
 import tarfile
 import zipfile
 from collections import Counter, defaultdict
+from hashlib import sha256
 from pathlib import Path
 
 import datasets
@@ -91,16 +92,17 @@ def test_the_bundled_emoji_have_words(emoji):
 
 def test_the_bundled_emoji_have_pictures(emoji):
     assert isinstance(emoji.features["image"], datasets.Image)
-    pictures = emoji["image"][:]
-    assert {(picture.size, picture.mode) for picture in pictures} == {((64, 64), "RGB")}
-    pixels = numpy.stack([numpy.asarray(picture) for picture in pictures])
+    pixels = numpy.empty((len(emoji), 64, 64, 3), dtype=numpy.uint8)
+    for place, picture in enumerate(emoji["image"]):
+        assert (picture.size, picture.mode) == ((64, 64), "RGB")
+        pixels[place] = picture
     assert (pixels[:, [0, 0, -1, -1], [0, -1, 0, -1]] == 255).all()
     # The faintest are a white square in grey and the smallest ones.
-    assert (pixels < 250).any(axis=3).sum(axis=(1, 2)).min() > 100
+    assert min((picture < 250).any(axis=2).sum() for picture in pixels) > 100
     # A fallback box, a plain black flag in place of Scotland's, or a family's first member would occur several times.
     names = defaultdict(list)
     for name, picture in zip(emoji["name"], pixels, strict=True):
-        names[picture.tobytes()].append(name)
+        names[sha256(picture).digest()].append(name)
     shared = {name.split()[0] for same in names.values() if len(same) > 1 for name in same}
     assert len(names) == 1899 and shared == {"astronaut", "man", "woman", "family", "flag"}
     # Japan's flag: white, and red in its middle.
