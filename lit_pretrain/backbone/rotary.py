@@ -6,7 +6,7 @@ The rotation is computed by the encoder, which knows what a position is, and han
 import torch
 from torch import Tensor
 
-# Cosines and sines of the angles, each (N, head width / 2).
+# Cosines and sines of the angles, each (N, head width / 2), or (B, 1, N, head width / 2) where texts differ in them.
 Rotation = tuple[Tensor, Tensor]
 
 

@@ -213,23 +213,31 @@ class TextEncoder(nn.Module):
         token_type_ids: Tensor | None = None,
         causal: bool = False,
         padded: bool = True,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Encode word pieces.
 
         Args:
             input_ids: (B, N) integers.
-            attention_mask: (B, N), True or 1 where a token is real; null when all are.
+            attention_mask: (B, N), or as `positions`, True or 1 where a token is real; null when all are.
             token_type_ids: (B, N) segments; null means the first for all.
             causal: Whether a token sees only itself and earlier ones; always so if the encoder is causal. Padding then
                 has to follow the texts.
             padded: Whether the mask may be False or 0 anywhere. Where it is known not to be, attention runs without it.
+            positions: (B, M) integers: of these tokens only, in this order; null means of all. The others are left out
+                of the blocks, and take part as neighbours in n-grams alone.
 
         Returns:
-            (B, N, D) features.
+            (B, N, D) features, or (B, M, D).
         """
         tokens = self.embeddings(input_ids, token_type_ids)
         mask = self.needed_mask(attention_mask, causal, padded)
         rotation = self.rotation(input_ids.shape[1], tokens.device)
+        if positions is not None:
+            tokens = tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
+            if rotation is not None:
+                # (B, 1, M, features), the same for all heads.
+                rotation = rotation[0][positions][:, None], rotation[1][positions][:, None]
         return self.transformer(tokens, mask, causal or self.causal, rotation)
 
     def forward_intermediates(
@@ -283,6 +291,7 @@ class TextEncoder(nn.Module):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         padded: bool = True,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Pooled features (B, D) of word pieces (B, N); see `forward_features`.
 
@@ -290,7 +299,7 @@ class TextEncoder(nn.Module):
         """
         if attention_mask is None and self.pooling == "end_of_text":
             attention_mask = up_to_end_of_text(input_ids)
-        tokens = self.forward_features(input_ids, attention_mask, token_type_ids, padded=padded)
+        tokens = self.forward_features(input_ids, attention_mask, token_type_ids, padded=padded, positions=positions)
         return self.forward_head(tokens, attention_mask)
 
     def no_weight_decay(self) -> set[str]:

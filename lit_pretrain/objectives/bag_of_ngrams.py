@@ -37,8 +37,8 @@ class BagOfNgrams(Objective):
     Args:
         weight: Factor of this loss in the sum.
         draws: N-grams that are drawn from each half.
-        token_dropout: Share of a half's tokens that training hides, others at every step: what is learned from does not
-            hang on a few rare words. Objectives on halves with the same share read one pass.
+        token_dropout: Share of a half's tokens that training leaves out, others at every step: what is learned from
+            does not hang on a few rare words, and costs less. Objectives on halves with the same share read one pass.
     """
 
     name = "bag_of_ngrams"
@@ -125,7 +125,7 @@ class BagOfNgrams(Objective):
 
     def pass_shape(self, encoder: TextEncoder, samples: int, sequence_length: int) -> tuple[int, int]:
         """The halves."""
-        return shape_of_halves(samples, sequence_length)
+        return shape_of_halves(samples, sequence_length, self.token_dropout)
 
     def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
         """Operations of the scores."""

@@ -31,8 +31,8 @@ class BagOfWords(Objective):
 
     Args:
         weight: Factor of this loss in the sum.
-        token_dropout: Share of a half's tokens that training hides, others at every step: what is learned from does not
-            hang on a few rare words. Objectives on halves with the same share read one pass.
+        token_dropout: Share of a half's tokens that training leaves out, others at every step: what is learned from
+            does not hang on a few rare words, and costs less. Objectives on halves with the same share read one pass.
     """
 
     name = "bag_of_words"
@@ -107,7 +107,7 @@ class BagOfWords(Objective):
 
     def pass_shape(self, encoder: TextEncoder, samples: int, sequence_length: int) -> tuple[int, int]:
         """The halves."""
-        return shape_of_halves(samples, sequence_length)
+        return shape_of_halves(samples, sequence_length, self.token_dropout)
 
     def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
         """Operations of the decoder."""

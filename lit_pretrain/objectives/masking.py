@@ -3,6 +3,7 @@
 Everything is batched on the batch's device and shapes do not depend on the draws, so nothing waits for the device.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -158,18 +159,33 @@ def corrupt(
     return input_ids.scatter(1, positions.indices, torch.where(positions.valid, replacement, clean))
 
 
-def hide_tokens(mask: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Word dropout of deep averaging networks (Iyyer et al. 2015, doi:10.3115/v1/P15-1162): neither attention nor
-    pooling sees what is hidden, a new draw every time.
+def visible_tokens(mask: Tensor, share: float, generator: torch.Generator) -> MaskedPositions:
+    """Word dropout of deep averaging networks (Iyyer et al. 2015, doi:10.3115/v1/P15-1162), a new draw every time. What
+    is hidden is left out of the sequence, as in masked autoencoders (He et al. 2022, arXiv:2111.06377), and costs
+    nothing.
 
     Args:
         mask: (B, N), 1 where a token is real. The first of each text, [CLS], is never hidden.
-        share: Probability of being hidden.
+        share: Of each text's tokens, rounded down, that is hidden.
         generator: Source of the draw, on the mask's device.
 
     Returns:
-        (B, N), 1 where a token is real and seen.
+        Positions of what is seen, in their order, as many for each row as the longest text could have: (B, M).
     """
-    visible = torch.rand(mask.shape, generator=generator, device=mask.device, dtype=torch.float32) >= share
-    visible[:, 0] = True
-    return mask * visible.to(mask.dtype)
+    real = mask.to(torch.bool)
+    draw = torch.rand(mask.shape, generator=generator, device=mask.device, dtype=torch.float32)
+    draw[:, 0] = -1.0
+    length = mask.shape[1]
+    longest = seen_length(length, share)
+    order = draw.masked_fill(~real, 2.0).argsort(dim=1)[:, :longest]
+    lengths = real.sum(dim=1, keepdim=True, dtype=torch.float64)
+    counts = lengths - torch.floor(share * lengths)
+    valid = torch.arange(longest, device=mask.device) < counts
+    indices = order.masked_fill(~valid, length).sort(dim=1).values
+    # What is past the end is seen by nobody: any position will do.
+    return MaskedPositions(indices.clamp(max=length - 1), valid)
+
+
+def seen_length(length: int, share: float) -> int:
+    """How many of a text's tokens are seen when a share of them is hidden."""
+    return length - math.floor(share * length)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.batch import DataFacts
-from lit_pretrain.objectives.masking import hide_tokens
+from lit_pretrain.objectives.masking import seen_length, visible_tokens
 from lit_pretrain.objectives.objective import Batch, EncoderPass, Objective
 from lit_pretrain.required import required
 
@@ -18,7 +18,8 @@ HIDDEN_STREAM = 0x5851F42D4C957F2D
 def halves_pass(batch: Batch, generator: torch.Generator, token_dropout: float = 0.0) -> EncoderPass:
     """All first halves, then all second halves, of a clean batch.
 
-    Its targets: `ids` (2 B, N), `mask` of what is seen, and `words`, seen or not, of what is no special token.
+    Its targets: `ids` (2 B, N); `words`, 1 where they are no special token, seen or not; and `mask` (2 B, M), 1 where
+    the features are of a token. Hidden ones are left out, so that M is less than N.
 
     Args:
         batch: Clean batch.
@@ -29,20 +30,22 @@ def halves_pass(batch: Batch, generator: torch.Generator, token_dropout: float =
     ids, mask = cut_in_halves(batch["input_ids"], batch["attention_mask"])
     places = torch.arange(ids.shape[1], device=ids.device)
     words = ((places > 0) & (places < mask.sum(dim=1, keepdim=True) - 1)).to(mask.dtype)
+    # Of an odd number of tokens, the first half has one token less.
+    padded = batch.get("padded", True) or batch["input_ids"].shape[1] % 2 == 1
+    inputs = {"input_ids": ids, "padded": padded}
     if token_dropout:
         same = torch.Generator(mask.device).manual_seed(generator.initial_seed() ^ HIDDEN_STREAM)
-        mask = hide_tokens(mask, token_dropout, same)
-    # Of an odd number of tokens, the first half has one token less.
-    padded = batch.get("padded", True) or batch["input_ids"].shape[1] % 2 == 1 or token_dropout > 0
-    inputs = {"input_ids": ids, "attention_mask": mask, "padded": padded}
+        seen = visible_tokens(mask, token_dropout, same)
+        inputs["positions"], mask = seen.indices, seen.valid.to(mask.dtype)
+    inputs["attention_mask"] = mask
     if "token_type_ids" in batch:
         inputs["token_type_ids"] = torch.zeros_like(ids)
     return EncoderPass(inputs, {"ids": ids, "mask": mask, "words": words})
 
 
-def shape_of_halves(samples: int, sequence_length: int) -> tuple[int, int]:
-    """Sequences that `halves_pass` makes of a batch, and their length; see `Objective.pass_shape`."""
-    return 2 * samples, (sequence_length - 1) // 2 + 2
+def shape_of_halves(samples: int, sequence_length: int, token_dropout: float) -> tuple[int, int]:
+    """Sequences that `halves_pass` makes of a batch, and how much of them is seen; see `Objective.pass_shape`."""
+    return 2 * samples, seen_length((sequence_length - 1) // 2 + 2, token_dropout)
 
 
 def name_of_pass(objective: str, token_dropout: float) -> str:

@@ -8,9 +8,10 @@ from lit_pretrain.objectives.masking import (
     choose_positions,
     choose_whole_words,
     corrupt,
-    hide_tokens,
     masked_counts,
+    seen_length,
     take_while_it_fits,
+    visible_tokens,
 )
 
 
@@ -130,11 +131,20 @@ def test_eighty_ten_ten() -> None:
 
 @pytest.mark.parametrize("kind", [torch.bool, torch.int64])
 def test_a_share_of_the_real_tokens_is_hidden_anew_each_time_but_never_the_first(kind):
-    mask = (torch.arange(400) < torch.tensor([[400], [250]])).to(kind)
+    mask = (torch.arange(401) < torch.tensor([[401], [251], [1]])).to(kind)
     generator = torch.Generator().manual_seed(0)
-    first, second = hide_tokens(mask, 0.3, generator), hide_tokens(mask, 0.3, generator)
-    assert first.dtype == kind and not torch.equal(first, second)
-    assert first[:, 0].all() and not (first.bool() & ~mask.bool()).any()
-    # 650 draws of probability 0.3: three standard deviations are 0.054.
-    assert 1 - first.sum() / mask.sum() == pytest.approx(0.3, abs=0.054)
-    assert torch.equal(first, hide_tokens(mask, 0.3, torch.Generator().manual_seed(0)))
+    first, second = visible_tokens(mask, 0.3, generator), visible_tokens(mask, 0.3, generator)
+    assert not torch.equal(first.indices, second.indices)
+    # Of 401, 251 and 1 tokens 30 % are 120, 75 and none.
+    assert first.valid.sum(dim=1).tolist() == [281, 176, 1] and first.indices.shape == (3, seen_length(401, 0.3))
+    for row, kept in zip(first.indices, first.valid, strict=True):
+        seen = row[kept].tolist()
+        assert seen == sorted(set(seen)) and seen[0] == 0
+    assert first.indices[1][first.valid[1]].max() < 251
+    # Any other token is as likely to be seen as the next: a standard deviation is 0.014.
+    seen = torch.zeros(401)
+    for _ in range(1000):
+        seen[visible_tokens(mask[:1], 0.3, generator).indices[0]] += 1e-3
+    assert (seen[1:] - 0.7).abs().max() < 0.08 and seen[0] == pytest.approx(1.0, abs=1e-3)
+    again = visible_tokens(mask, 0.3, torch.Generator().manual_seed(0))
+    assert torch.equal(first.indices, again.indices) and torch.equal(first.valid, again.valid)

@@ -1,10 +1,13 @@
 """Texts in halves: the cut by hand, what of a half is a word, and what is hidden."""
 
+import math
+
 import pytest
 import torch
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives import BagOfNgrams, BagOfWords, ContrastiveSpans
+from lit_pretrain.objectives.masking import visible_tokens
 from lit_pretrain.objectives.objective import passes_run
 from lit_pretrain.objectives.span_halves import cut_in_halves, halves_pass
 
@@ -45,19 +48,17 @@ def test_objectives_that_share_a_pass_hide_the_same_tokens(texts):
     torch.rand(7, generator=generator)
     second, all_seen = halves_pass(texts, generator, 0.5), halves_pass(texts, generator)
     other = halves_pass(texts, torch.Generator().manual_seed(4), 0.5)
-    mask = first.targets["mask"]
-    assert torch.equal(mask, second.targets["mask"]) and not torch.equal(mask, other.targets["mask"])
-    assert torch.equal(mask, first.inputs["attention_mask"])
+    mask, everything, seen = first.targets["mask"], all_seen.targets["mask"], first.inputs["positions"]
+    assert torch.equal(mask, second.targets["mask"]) and torch.equal(mask, first.inputs["attention_mask"])
+    assert torch.equal(seen, second.inputs["positions"]) and not torch.equal(seen, other.inputs["positions"])
     # What is hidden is tied to no other draw of the same generator: not to those with which masking begins.
-    scores = torch.rand(mask.shape, generator=torch.Generator().manual_seed(3))
-    tied = all_seen.targets["mask"] * (scores >= 0.5).to(mask.dtype)
-    tied[:, 0] = 1
-    assert not torch.equal(mask, tied)
-    # The other half is asked for all its words, and [CLS] is always seen.
+    tied = visible_tokens(everything, 0.5, torch.Generator().manual_seed(3))
+    assert not torch.equal(seen, tied.indices)
+    # The other half is asked for all its words, [CLS] is always seen, and hidden tokens are not computed.
     assert torch.equal(first.targets["words"], all_seen.targets["words"])
-    assert (mask <= all_seen.targets["mask"]).all() and mask[:, 0].all()
-    hidden = 1 - mask.sum() / all_seen.targets["mask"].sum()
-    assert 0.35 < hidden < 0.6
+    assert everything.gather(1, seen)[mask.bool()].all() and not seen[:, 0].any() and mask[:, 0].all()
+    assert mask.sum(dim=1).tolist() == [math.ceil(0.5 * count) for count in everything.sum(dim=1).tolist()]
+    assert mask.shape[1] == math.ceil(0.5 * everything.shape[1])
 
 
 def test_tokens_are_hidden_in_training_only_and_shares_tell_passes_apart(texts):

@@ -13,7 +13,7 @@ from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.operations import encoder_operations, picture_operations
-from lit_pretrain.objectives.masking import hide_tokens
+from lit_pretrain.objectives.masking import visible_tokens
 from lit_pretrain.objectives.objective import Batch, clean_inputs
 
 
@@ -49,11 +49,11 @@ class Texts:
         self.maximum_length, self.truncation = data.text.maximum_length, data.text.truncation
 
     def varied(self, encoder: TextEncoder, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """A training batch's inputs: texts as they are, but for the tokens that are hidden."""
+        """A training batch's inputs: texts as they are, without the tokens that are hidden."""
         inputs = clean_inputs(batch)
         if self.token_dropout:
-            inputs["attention_mask"] = hide_tokens(inputs["attention_mask"], self.token_dropout, generator)
-            inputs["padded"] = True
+            seen = visible_tokens(inputs["attention_mask"], self.token_dropout, generator)
+            inputs |= {"positions": seen.indices, "attention_mask": seen.valid.to(inputs["attention_mask"].dtype)}
         return inputs
 
     def encode(self, encoder: TextEncoder, inputs: dict[str, Tensor]) -> Tensor:

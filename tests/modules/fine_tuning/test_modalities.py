@@ -9,17 +9,27 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.modules.fine_tuning.modalities import make_modality
 
 
-def test_what_is_hidden_changes_nothing():
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_what_is_hidden_changes_nothing(positions):
     torch.manual_seed(0)
-    encoder = TextEncoder(50, transformer=TransformerConfig(depth=2, width=16, heads=2)).eval()
+    encoder = TextEncoder(50, transformer=TransformerConfig(depth=2, width=16, heads=2), positions=positions).eval()
     ids = torch.randint(5, 50, (4, 12))
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "padded": False}
+    lengths = torch.tensor([[12], [12], [7], [4]])
+    batch = {"input_ids": ids, "attention_mask": (torch.arange(12) < lengths).long(), "padded": True}
     texts = make_modality(encoder, ImageAugmentation(), token_dropout=0.5)
     inputs = texts.varied(encoder, batch, torch.Generator().manual_seed(0))
-    assert batch["attention_mask"].all() and inputs["padded"]
-    other = inputs | {"input_ids": torch.where(inputs["attention_mask"] > 0, ids, 7)}
+    # Half of each text is left out, which is the same as hiding it of attention and pooling.
+    assert inputs["attention_mask"].sum(dim=1).tolist() == [6, 6, 4, 2]
+    seen = torch.zeros_like(ids).scatter_reduce_(1, inputs["positions"], inputs["attention_mask"], "amax")
+    assert seen.sum(dim=1).tolist() == [6, 6, 4, 2]
+    torch.testing.assert_close(texts.encode(encoder, inputs), encoder(ids, seen))
+    other = inputs | {"input_ids": torch.where(seen > 0, ids, 7)}
     assert not torch.equal(other["input_ids"], ids)
     torch.testing.assert_close(texts.encode(encoder, other), texts.encode(encoder, inputs))
+    # Texts of one length leave nothing to mask.
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "padded": False}
+    inputs = texts.varied(encoder, batch, torch.Generator().manual_seed(0))
+    assert inputs["attention_mask"].all() and not inputs["padded"]
     # In evaluation everything is seen, and attention needs no mask for that.
     masks = []
     encoder.transformer.blocks[0].register_forward_pre_hook(lambda _, arguments: masks.append(arguments[1]))
