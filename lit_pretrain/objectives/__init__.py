@@ -8,6 +8,7 @@ from lit_pretrain.objectives.classification import classification_output
 from lit_pretrain.objectives.colorization import Colorization
 from lit_pretrain.objectives.contrastive import Contrastive
 from lit_pretrain.objectives.contrastive_spans import ContrastiveSpans
+from lit_pretrain.objectives.feature_distillation import FeatureDistillation
 from lit_pretrain.objectives.jigsaw import Jigsaw
 from lit_pretrain.objectives.masked_image_modeling import MaskedImageModeling
 from lit_pretrain.objectives.masked_language_modeling import MaskedLanguageModeling
@@ -35,6 +36,7 @@ __all__ = [
     "ContrastiveSpans",
     "DataFacts",
     "EncoderPass",
+    "FeatureDistillation",
     "Jigsaw",
     "MaskedImageModeling",
     "MaskedLanguageModeling",

@@ -1,0 +1,149 @@
+"""Feature distillation: what would another, trained encoder say of the whole text? Hints of a teacher (Romero et al.
+2015, arXiv:1412.6550) for pooled features, as of sentence embeddings (Reimers and Gurevych 2020, arXiv:2004.09813).
+
+A student reads half of a text and predicts the teacher's features of all of it. A number for each of the teacher's
+features says more than the words of one other half do, so that a large encoder takes over within minutes what a cheap
+one, that has read far more, has found; or a small one what a large one knows. Reads the same pass as `BagOfWords`.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lit_pretrain.backbone.float32 import at_least_float32
+from lit_pretrain.backbone.pooling import mean_pool
+from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
+from lit_pretrain.errors import UserError
+from lit_pretrain.objectives.batch import DataFacts
+from lit_pretrain.objectives.objective import Batch, EncoderPass, Objective, ObjectiveOutput, Vocabulary
+from lit_pretrain.objectives.span_halves import check_halves, check_hiding, halves_pass, name_of_pass, shape_of_halves
+from lit_pretrain.required import required
+
+# Share of the present batch in the running statistics, once there have been more batches than its inverse.
+MOMENTUM = 0.01
+# Added to variances: a feature that is the same for all texts is asked for as 0.
+EPSILON = 1e-6
+
+
+class FeatureDistillation(Objective):
+    """Predict a teacher's pooled features of a text from the mean of a half's features.
+
+    The loss is the mean of squared errors of features that are standardised over a batch (in evaluation by running
+    statistics): the share of their variance that is not explained, 1 for who knows nothing.
+
+    Args:
+        teacher: A trained text encoder with the same tokenizer, as `model.init_from` names it. It is frozen, stays out
+            of checkpoints, and is not needed to use what was trained.
+        weight: Factor of this loss in the sum.
+        token_dropout: Share of a half's tokens that training leaves out, others at every step. Objectives on halves
+            with the same share read one pass.
+        teacher_width: The teacher's features; null finds it out.
+    """
+
+    name = "feature_distillation"
+    training_settings = ("token_dropout", "weight")
+    uses_pooling = False
+    mean: Tensor
+    variance: Tensor
+    batches: Tensor
+
+    def __init__(
+        self, teacher: str, weight: float = 1.0, token_dropout: float = 0.0, teacher_width: int | None = None
+    ) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.weight = weight
+        self.token_dropout = token_dropout
+        self.teacher_width = teacher_width
+        self.pass_name = name_of_pass("FeatureDistillation", token_dropout)
+        self.predictor: nn.Linear | None = None
+        # In a tuple, so that its weights are no parameters of ours; with the hash of its tokenizer.
+        self._teacher: tuple[TextEncoder, str | None] | None = None
+
+    def check_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """The teacher is there, reads texts, and knows these word pieces."""
+        self.load_teacher(vocabulary)
+
+    def load_teacher(self, vocabulary: Vocabulary | None) -> TextEncoder:
+        """The teacher, frozen and in evaluation mode; read once.
+
+        Args:
+            vocabulary: What the student reads; null where that was compared before.
+
+        Raises:
+            UserError: If it cannot be read, is of pictures, or reads other word pieces.
+        """
+        from lit_pretrain.modules.starting_points import load_starting_point  # it imports the objectives
+
+        if self._teacher is None:
+            start = load_starting_point(self.teacher)
+            if not isinstance(start.encoder, TextEncoder):
+                raise UserError(
+                    f"FeatureDistillation.teacher is {self.teacher}, an encoder of pictures: name one of texts."
+                )
+            self._teacher = start.encoder.eval().requires_grad_(False), getattr(start.tokenizer, "hash", None)
+        teacher, tokenizer = self._teacher
+        if vocabulary is not None and tokenizer != getattr(vocabulary, "hash", None):
+            raise UserError(
+                f"FeatureDistillation.teacher {self.teacher} reads other word pieces than the encoder that is trained: "
+                "train it with data.tokenizer set to the tokenizer of these weights, or start both from encoders that "
+                "share one."
+            )
+        return teacher
+
+    def build(self, encoder: TextEncoder, vocabulary: Vocabulary | None = None) -> None:
+        """Make the predictor. What a checkpoint tells of the teacher is believed, so that it need not be there."""
+        if self.predictor is None:
+            if self.teacher_width is None:
+                self.teacher_width = self.load_teacher(vocabulary).width
+            self.predictor = nn.Linear(encoder.width, self.teacher_width)
+            initialise(self.predictor)
+            self.register_buffer("mean", torch.zeros(self.teacher_width))
+            self.register_buffer("variance", torch.ones(self.teacher_width))
+            self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+
+    def make_pass(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> EncoderPass:
+        """All first halves, then all second halves."""
+        return halves_pass(batch, generator, self.token_dropout if self.training else 0.0)
+
+    @torch.no_grad()
+    def standardised_features(self, batch: Batch, device: torch.device) -> Tensor:
+        """The teacher's features of whole texts, (B, its width), float32, by the mean and variance over texts."""
+        teacher = self.load_teacher(None).to(device)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "padded") if name in batch}
+        features = at_least_float32(teacher(**inputs))
+        mean, variance = (at_least_float32(part) for part in (self.mean, self.variance))
+        if self.training:
+            mean, variance = features.mean(dim=0), features.var(dim=0, unbiased=False)
+            self.batches += 1
+            share = (1.0 / self.batches).clamp(min=MOMENTUM)
+            self.mean.lerp_(mean.to(self.mean.dtype), share.to(self.mean.dtype))
+            self.variance.lerp_(variance.to(self.variance.dtype), share.to(self.variance.dtype))
+        return (features - mean) * (variance + EPSILON).rsqrt()
+
+    def compute(
+        self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: TextEncoder
+    ) -> ObjectiveOutput:
+        """Mean squared error over all halves and features. Each process standardises by its own batch."""
+        target = self.standardised_features(batch, features.device).repeat(2, 1)
+        prediction = at_least_float32(required(self.predictor)(mean_pool(features, targets["mask"])))
+        loss = nn.functional.mse_loss(prediction, target.to(prediction.dtype))
+        halves = torch.full((), float(len(target)), device=loss.device)
+        return ObjectiveOutput(loss, {"loss": (loss.detach() * halves, halves)})
+
+    def pass_shape(self, encoder: TextEncoder, samples: int, sequence_length: int) -> tuple[int, int]:
+        """The halves."""
+        return shape_of_halves(samples, sequence_length, self.token_dropout)
+
+    def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
+        """Operations of the predictor; the teacher's, which learns nothing, are not counted."""
+        return 4.0 * samples * encoder.width * required(self.teacher_width)
+
+    def check_encoder(self, encoder: TextEncoder) -> None:
+        """Tokens can be hidden of attention that reads a mask alone."""
+        check_hiding(self, encoder)
+
+    def check_data(self, encoder: TextEncoder, facts: DataFacts) -> None:
+        """The sequences must be of one text each, long enough to be cut, and no longer than the teacher reads."""
+        check_halves("FeatureDistillation", facts)
+        if self._teacher is not None:
+            self._teacher[0].check_length(required(facts.sequence_length))
