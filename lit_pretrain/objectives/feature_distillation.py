@@ -6,12 +6,16 @@ features says more than the words of one other half do, so that a large encoder 
 one, that has read far more, has found; or a small one what a large one knows. Reads the same pass as `BagOfWords`.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
+from lit_pretrain.data.text.base_tokenizer import TextTokenizer
+from lit_pretrain.data.text.text_encoding import TextSettings, batch_of
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.objective import Batch, EncoderPass, Objective, ObjectiveOutput, Vocabulary
@@ -22,6 +26,46 @@ from lit_pretrain.required import required
 MOMENTUM = 0.01
 # Added to variances: a feature that is the same for all texts is asked for as 0.
 EPSILON = 1e-6
+# Pieces of a teacher without a position table for one of the student's: nobody cuts words that much finer.
+LONGEST_TEXT = 8
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained encoder; no module, so that its weights are nobody's parameters.
+
+    Attributes:
+        encoder: Frozen, in evaluation mode.
+        tokenizer: What it reads.
+    """
+
+    encoder: TextEncoder
+    tokenizer: TextTokenizer
+
+    def features(self, batch: Batch, vocabulary: Vocabulary, device: torch.device) -> Tensor:
+        """Pooled features (B, its width) of a clean batch of word pieces; without gradients.
+
+        Args:
+            batch: Of the student.
+            vocabulary: Whose word pieces these are.
+            device: Where the features are wanted.
+        """
+        names = ("input_ids", "attention_mask", "token_type_ids", "padded")
+        known = getattr(vocabulary, "hash", None) == self.tokenizer.hash
+        inputs = batch if known else self.read_again(batch, vocabulary)
+        inputs = {name: inputs[name] for name in names if name in inputs}
+        inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        with torch.no_grad():
+            return self.encoder.to(device)(**inputs)
+
+    def read_again(self, batch: Batch, vocabulary: Vocabulary) -> Batch:
+        """The batch's texts in the teacher's own word pieces, cut to the positions that it has."""
+        mask = batch["attention_mask"].to(torch.bool)
+        rows = zip(batch["input_ids"].tolist(), mask.sum(dim=1).tolist(), strict=True)
+        texts = [vocabulary.decode(ids[:length]) for ids, length in rows]
+        learned = self.encoder.positions == "learned"
+        longest = self.encoder.max_positions if learned else LONGEST_TEXT * mask.shape[1]
+        return batch_of({"text": texts}, self.tokenizer, TextSettings(("text",), longest))
 
 
 class FeatureDistillation(Objective):
@@ -31,8 +75,9 @@ class FeatureDistillation(Objective):
     statistics): the share of their variance that is not explained, 1 for who knows nothing.
 
     Args:
-        teacher: A trained text encoder with the same tokenizer, as `model.init_from` names it. It is frozen, stays out
-            of checkpoints, and is not needed to use what was trained.
+        teacher: A trained text encoder, as `model.init_from` names it. It is frozen, stays out of checkpoints, and is
+            not needed to use what was trained. One with another tokenizer is given the text of the word pieces again,
+            for which a step waits for the device.
         weight: Factor of this loss in the sum.
         token_dropout: Share of a half's tokens that training leaves out, others at every step. Objectives on halves
             with the same share read one pass.
@@ -56,21 +101,18 @@ class FeatureDistillation(Objective):
         self.teacher_width = teacher_width
         self.pass_name = name_of_pass("FeatureDistillation", token_dropout)
         self.predictor: nn.Linear | None = None
-        # In a tuple, so that its weights are no parameters of ours; with the hash of its tokenizer.
-        self._teacher: tuple[TextEncoder, str | None] | None = None
+        self._teacher: Teacher | None = None
+        self._vocabulary: Vocabulary | None = None
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """The teacher is there, reads texts, and knows these word pieces."""
-        self.load_teacher(vocabulary)
+        """The teacher is there, and reads texts."""
+        self.find_teacher()
 
-    def load_teacher(self, vocabulary: Vocabulary | None) -> TextEncoder:
-        """The teacher, frozen and in evaluation mode; read once.
-
-        Args:
-            vocabulary: What the student reads; null where that was compared before.
+    def find_teacher(self) -> Teacher:
+        """The teacher, read once.
 
         Raises:
-            UserError: If it cannot be read, is of pictures, or reads other word pieces.
+            UserError: If it cannot be read, is of pictures, or has no tokenizer.
         """
         from lit_pretrain.modules.starting_points import load_starting_point  # it imports the objectives
 
@@ -80,21 +122,20 @@ class FeatureDistillation(Objective):
                 raise UserError(
                     f"FeatureDistillation.teacher is {self.teacher}, an encoder of pictures: name one of texts."
                 )
-            self._teacher = start.encoder.eval().requires_grad_(False), getattr(start.tokenizer, "hash", None)
-        teacher, tokenizer = self._teacher
-        if vocabulary is not None and tokenizer != getattr(vocabulary, "hash", None):
-            raise UserError(
-                f"FeatureDistillation.teacher {self.teacher} reads other word pieces than the encoder that is trained: "
-                "train it with data.tokenizer set to the tokenizer of these weights, or start both from encoders that "
-                "share one."
-            )
-        return teacher
+            if start.tokenizer is None:
+                raise UserError(
+                    f"FeatureDistillation.teacher {self.teacher} brings no tokenizer, without which nobody knows what "
+                    "it reads: put tokenizer.json or vocab.txt into its directory."
+                )
+            self._teacher = Teacher(start.encoder.eval().requires_grad_(False), start.tokenizer)
+        return self._teacher
 
     def build(self, encoder: TextEncoder, vocabulary: Vocabulary | None = None) -> None:
         """Make the predictor. What a checkpoint tells of the teacher is believed, so that it need not be there."""
+        self._vocabulary = vocabulary
         if self.predictor is None:
             if self.teacher_width is None:
-                self.teacher_width = self.load_teacher(vocabulary).width
+                self.teacher_width = self.find_teacher().encoder.width
             self.predictor = nn.Linear(encoder.width, self.teacher_width)
             initialise(self.predictor)
             self.register_buffer("mean", torch.zeros(self.teacher_width))
@@ -108,9 +149,7 @@ class FeatureDistillation(Objective):
     @torch.no_grad()
     def standardised_features(self, batch: Batch, device: torch.device) -> Tensor:
         """The teacher's features of whole texts, (B, its width), float32, by the mean and variance over texts."""
-        teacher = self.load_teacher(None).to(device)
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "padded") if name in batch}
-        features = at_least_float32(teacher(**inputs))
+        features = at_least_float32(self.find_teacher().features(batch, required(self._vocabulary), device))
         mean, variance = (at_least_float32(part) for part in (self.mean, self.variance))
         if self.training:
             mean, variance = features.mean(dim=0), features.var(dim=0, unbiased=False)
@@ -143,7 +182,5 @@ class FeatureDistillation(Objective):
         check_hiding(self, encoder)
 
     def check_data(self, encoder: TextEncoder, facts: DataFacts) -> None:
-        """The sequences must be of one text each, long enough to be cut, and no longer than the teacher reads."""
+        """The sequences must be of one text each, and long enough to be cut."""
         check_halves("FeatureDistillation", facts)
-        if self._teacher is not None:
-            self._teacher[0].check_length(required(facts.sequence_length))

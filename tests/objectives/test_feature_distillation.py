@@ -11,7 +11,10 @@ from text_corpus import write_corpus
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
+from lit_pretrain.data.text.text_encoding import TextSettings, batch_of
+from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 from lit_pretrain.objectives import FeatureDistillation
+from lit_pretrain.objectives.feature_distillation import Teacher
 
 
 def make(width: int, objective: FeatureDistillation, vocabulary) -> tuple[TextEncoder, TextEncoder]:
@@ -22,7 +25,7 @@ def make(width: int, objective: FeatureDistillation, vocabulary) -> tuple[TextEn
         for size in (16, width)
     )
     vocabulary.hash = "same"
-    objective._teacher = teacher.eval().requires_grad_(False), "same"
+    objective._teacher = Teacher(teacher.eval().requires_grad_(False), vocabulary)
     objective.build(student, vocabulary)
     return student, teacher
 
@@ -81,12 +84,8 @@ def test_a_student_learns_from_a_run_and_outlives_it(tmp_path, monkeypatch, caps
     encoder["transformer"] = {"width": 24, "depth": 1, "heads": 2}
     student = str(write_config(tmp_path / "student.yaml", config))
     capsys.readouterr()
-    for arguments, sentence in (
-        (["--data.vocabulary_size", "80"], "reads other word pieces than the encoder that is trained"),
-        (["--model.objectives.teacher", "nobody"], "nobody"),
-    ):
-        assert main(["fit", "--config", student, name, "refused", *arguments]) == 2
-        assert sentence in capsys.readouterr().err
+    assert main(["fit", "--config", student, name, "refused", "--model.objectives.teacher", "nobody"]) == 2
+    assert "nobody" in capsys.readouterr().err
     assert main(["fit", "--config", student, name, "student"]) == 0
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     (run,) = client.search_runs(["1"], "attributes.run_name = 'student'")
@@ -105,3 +104,19 @@ def test_a_student_learns_from_a_run_and_outlives_it(tmp_path, monkeypatch, caps
     settings["init_from"] = "student"
     tuned = str(write_config(tmp_path / "tuned.yaml", config))
     assert main(["fit", "--config", tuned, name, "tuned", "--trainer.max_steps", "1"]) == 0
+
+
+def test_a_teacher_with_another_tokenizer_reads_the_text_of_the_pieces():
+    texts = ["The senate pays.", "Our nation considers a fair wage, and the army needs new roads.", "Peace"]
+    first, second = (WordPieceTokenizer.train(iter(texts * 3), size, lowercase=True) for size in (70, 90))
+    assert first.hash != second.hash
+    torch.manual_seed(0)
+    for positions in ("learned", "rotary"):
+        transformer = TransformerConfig(depth=1, width=16, heads=2)
+        encoder = TextEncoder(second.vocabulary_size, transformer=transformer, positions=positions, max_positions=64)
+        teacher = Teacher(encoder.eval(), second)
+        settings = TextSettings(("text",), 64)
+        student, own = (batch_of({"text": texts}, tokenizer, settings) for tokenizer in (first, second))
+        device = torch.device("cpu")
+        expected = teacher.features(own, second, device)
+        torch.testing.assert_close(teacher.features(student, first, device), expected)
