@@ -64,6 +64,7 @@ GIVEN = {
     "VisionPretraining": lambda: {"encoder": vision(), "objectives": [Rotation()]},
     "ContrastivePretraining": lambda: {"text_encoder": text(), "vision_encoder": vision()},
     "FineTuning": lambda: {"encoder": text()},
+    "FeatureDistillation": lambda: {"teacher": "a"},
     "PairDataModule": lambda: {"caption_columns": ["caption"]},
     "ZeroShot": lambda: {"data": None},
     "LabelEfficiencySettings": lambda: STUDY | {"fine_tuning": "a", "encoders": {"b": None}, "label_budgets": [1]},
@@ -82,7 +83,8 @@ VisionTransformerConfig.stochastic_depth VisionTransformerConfig.layer_scale
 TextEncoder.segments VisionEncoder.registers
 FineTuning.dropout FineTuning.stochastic_depth FineTuning.head_dropout FineTuning.token_dropout
 FineTuning.label_smoothing FineTuning.attention_dropout DocumentDataModule.new_pieces
-BagOfNgrams.token_dropout BagOfWords.token_dropout ContrastiveSpans.token_dropout Colorization.rebalancing
+BagOfNgrams.token_dropout BagOfWords.token_dropout ContrastiveSpans.token_dropout FeatureDistillation.token_dropout
+Colorization.rebalancing
 MaskedLanguageModeling.mask_share MaskedLanguageModeling.random_share
 PatchLocation.gap PatchLocation.jitter PatchLocation.drop_share Jigsaw.gap Jigsaw.jitter Jigsaw.grey_share
 DocumentDataModule.short_share DocumentDataModule.validation_share DocumentDataModule.workers
@@ -100,7 +102,8 @@ AdamWConfig.beta1 AdamWConfig.beta2 ScheduleConfig.final MixingConfig.probabilit
 ImageAugmentation.smallest_area ImageAugmentation.flip TransformerConfig.dropout TransformerConfig.attention_dropout
 TransformerConfig.stochastic_depth FineTuning.head_dropout FineTuning.token_dropout FineTuning.label_smoothing
 FineTuning.dropout FineTuning.stochastic_depth BagOfNgrams.token_dropout BagOfWords.token_dropout
-ContrastiveSpans.token_dropout Colorization.rebalancing Colorization.cell_share MaskedLanguageModeling.probability
+ContrastiveSpans.token_dropout FeatureDistillation.token_dropout Colorization.rebalancing Colorization.cell_share
+MaskedLanguageModeling.probability
 MaskedLanguageModeling.mask_share MaskedLanguageModeling.random_share MaskedImageModeling.mask_ratio PatchLocation.gap
 PatchLocation.jitter PatchLocation.drop_share Jigsaw.gap Jigsaw.jitter Jigsaw.grey_share
 ReplacedTokenDetection.generator_width_share

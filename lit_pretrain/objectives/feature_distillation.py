@@ -16,8 +16,9 @@ from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
 from lit_pretrain.data.text.base_tokenizer import TextTokenizer
 from lit_pretrain.data.text.text_encoding import TextSettings, batch_of
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.objectives.batch import DataFacts
+from lit_pretrain.objectives.gathering import gather_rows
 from lit_pretrain.objectives.objective import Batch, EncoderPass, Objective, ObjectiveOutput, Vocabulary
 from lit_pretrain.objectives.span_halves import check_halves, check_hiding, halves_pass, name_of_pass, shape_of_halves
 from lit_pretrain.required import required
@@ -86,6 +87,7 @@ class FeatureDistillation(Objective):
 
     name = "feature_distillation"
     training_settings = ("token_dropout", "weight")
+    compares_batch = True
     uses_pooling = False
     mean: Tensor
     variance: Tensor
@@ -95,6 +97,7 @@ class FeatureDistillation(Objective):
         self, teacher: str, weight: float = 1.0, token_dropout: float = 0.0, teacher_width: int | None = None
     ) -> None:
         super().__init__()
+        check_number("FeatureDistillation.teacher_width", teacher_width, least=1)
         self.teacher = teacher
         self.weight = weight
         self.token_dropout = token_dropout
@@ -105,8 +108,9 @@ class FeatureDistillation(Objective):
         self._vocabulary: Vocabulary | None = None
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """The teacher is there, and reads texts."""
-        self.find_teacher()
+        """The teacher is there, and reads texts; what was trained before may be used without it."""
+        if self.teacher_width is None:
+            self.find_teacher()
 
     def find_teacher(self) -> Teacher:
         """The teacher, read once.
@@ -152,7 +156,8 @@ class FeatureDistillation(Objective):
         features = at_least_float32(self.find_teacher().features(batch, required(self._vocabulary), device))
         mean, variance = (at_least_float32(part) for part in (self.mean, self.variance))
         if self.training:
-            mean, variance = features.mean(dim=0), features.var(dim=0, unbiased=False)
+            everyone = gather_rows(features)
+            mean, variance = everyone.mean(dim=0), everyone.var(dim=0, unbiased=False)
             self.batches += 1
             share = (1.0 / self.batches).clamp(min=MOMENTUM)
             self.mean.lerp_(mean.to(self.mean.dtype), share.to(self.mean.dtype))
@@ -162,7 +167,7 @@ class FeatureDistillation(Objective):
     def compute(
         self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: TextEncoder
     ) -> ObjectiveOutput:
-        """Mean squared error over all halves and features. Each process standardises by its own batch."""
+        """Mean squared error over all halves and features, which training standardises by all processes' batches."""
         target = self.standardised_features(batch, features.device).repeat(2, 1)
         prediction = at_least_float32(required(self.predictor)(mean_pool(features, targets["mask"])))
         loss = nn.functional.mse_loss(prediction, target.to(prediction.dtype))

@@ -99,6 +99,10 @@ def test_a_student_learns_from_a_run_and_outlives_it(tmp_path, monkeypatch, caps
     # What was learned is used, and gone on with, without the teacher.
     for teacher in (tmp_path / "runs").glob("**/teacher-*/checkpoints"):
         shutil.rmtree(teacher)
+    capsys.readouterr()
+    assert main(["predict", "--ckpt_path", "student"]) == 0
+    assert main(["validate", "--ckpt_path", "student"]) == 2
+    assert "teacher" in capsys.readouterr().err
     settings["objectives"] = [{"class_path": "BagOfWords"}]
     del settings["encoder"], config["data"]["init_args"]["vocabulary_size"]
     settings["init_from"] = "student"
