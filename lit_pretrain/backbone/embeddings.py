@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.backbone.ngram_embeddings import NgramEmbeddings, check_vocabulary
+from lit_pretrain.backbone.row_look_up import look_up
 from lit_pretrain.errors import UserError
 
 
@@ -98,6 +99,14 @@ class TextEmbeddings(nn.Module):
             rows = grown_rows(self.token.weight, first, replaced)
         self.token = nn.Embedding.from_pretrained(rows, freeze=not self.token.weight.requires_grad)
 
+    def sparse_tables(self, tied: bool) -> set[str]:
+        """Tables of which a step reads some rows; see `lit_pretrain.modules.sparse_embeddings.sparse_tables`.
+
+        Args:
+            tied: Whether the token table predicts word pieces too, and so is read as a whole.
+        """
+        return set() if tied or self.token is None else {"token.weight"}
+
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Embed word pieces.
 
@@ -114,7 +123,7 @@ class TextEmbeddings(nn.Module):
         if self.token is None:
             raise UserError("The encoder has no vocabulary yet: give vocabulary_size, or call set_vocabulary first.")
         length = input_ids.shape[1]
-        tokens = self.token(input_ids)
+        tokens = look_up(input_ids, self.token.weight)
         if self.ngrams is not None:
             tokens = tokens + self.ngrams(input_ids)
         if self.position is not None:

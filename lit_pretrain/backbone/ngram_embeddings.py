@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lit_pretrain.backbone.row_look_up import look_up
 from lit_pretrain.errors import UserError
 
 LONGEST = 3
@@ -63,8 +64,12 @@ class NgramEmbeddings(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Embed what ends at each token of (B, N) word pieces; (B, N, D)."""
-        first, *others = (functional.embedding(rows, self.table, padding_idx=0) for rows in self.rows_of(input_ids))
+        first, *others = (look_up(rows, self.table, padding_idx=0) for rows in self.rows_of(input_ids))
         return sum(others, start=first)
+
+    def sparse_tables(self, tied: bool) -> set[str]:
+        """Tables of which a step reads some rows; see `lit_pretrain.modules.sparse_embeddings.sparse_tables`."""
+        return {"table"}
 
     def rows_of(self, input_ids: Tensor) -> list[Tensor]:
         """(B, N) rows from 1 of the n-grams that end at each token, for n = 2, then 3; 0 for those without a row."""

@@ -176,7 +176,8 @@ def trained(module: torch.nn.Module) -> dict[str, Tensor]:
 
 def gradient_of(parameter: Tensor) -> Tensor:
     """A copy on the CPU, zero where there is none."""
-    return (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).detach().float().cpu().clone()
+    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.to_dense()
+    return gradient.detach().float().cpu().clone()
 
 
 def gather_values(own: Any) -> list[Any]:

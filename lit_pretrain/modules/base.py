@@ -21,6 +21,7 @@ from lit_pretrain.class_paths import arguments_of
 from lit_pretrain.data.loading import SURPLUS
 from lit_pretrain.data.randomness import default_seed, derive_seed
 from lit_pretrain.errors import check_number
+from lit_pretrain.modules import sparse_embeddings
 from lit_pretrain.modules.accumulation import Accumulation
 from lit_pretrain.modules.clipping import clip_gradients
 from lit_pretrain.modules.optimization import (
@@ -140,6 +141,8 @@ class BaseModule(LightningModule):
         self._used_rates: dict[str, float] = {}
         self._watched: WatchedLosses | None = None
         self.accumulation = Accumulation()
+        # Whatever reads the weights reads them as they are.
+        self.register_state_dict_pre_hook(sparse_embeddings.settle)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """As nn.Module's, which `to` calls, but what metrics count stays in float32 under `bf16-true` and `16-true`."""
@@ -158,6 +161,8 @@ class BaseModule(LightningModule):
         """
         if self._trainer is not None:
             remember_dimensions(self)
+            if self.optimizer_config.sparse_embeddings and self.trainer.training:
+                sparse_embeddings.begin(self, self._trainer.strategy)
             prepare_for(self._trainer.strategy, self)
 
     def setup(self, stage: str) -> None:
@@ -168,6 +173,11 @@ class BaseModule(LightningModule):
         """
         precision: Any = self.trainer.precision_plugin
         precision.convert_input = unchanged
+
+    def teardown(self, stage: str) -> None:
+        """Leave a module whose tables are ordinary ones, and up to date."""
+        if stage == TrainerFn.FITTING:
+            sparse_embeddings.end(self)
 
     # -- optimiser
 
@@ -188,6 +198,7 @@ class BaseModule(LightningModule):
         """AdamW over what is trained, and its schedule over the trainer's steps."""
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         optimizer = self.make_optimizer(fused=not scaled)
+        sparse_embeddings.send_first(self)
         steps = total_steps(self.trainer)
         if not is_fast_run(self.trainer):
             self.schedule_config.check(steps)
@@ -197,6 +208,14 @@ class BaseModule(LightningModule):
     def make_optimizer(self, fused: bool) -> torch.optim.Optimizer:
         """AdamW with one learning rate for all."""
         return make_optimizer(self.trained_modules(), self.optimizer_config, fused)
+
+    def on_after_backward(self) -> None:
+        """Gather the rows of sparse gradients where an optimiser step follows; collective.
+
+        Before anything looks at gradients: an fp16 scaler must find in all processes the same.
+        """
+        if self.optimizer_config.sparse_embeddings and not self.trainer.fit_loop.epoch_loop._should_accumulate():
+            sparse_embeddings.gather_gradients(self.parameters())
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -236,6 +255,7 @@ class BaseModule(LightningModule):
 
     def on_validation_start(self) -> None:
         """Gather what FSDP shards, see `gathered`; collective."""
+        sparse_embeddings.settle(self)
         self._gather()
 
     def on_validation_end(self) -> None:

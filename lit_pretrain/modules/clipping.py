@@ -9,13 +9,16 @@ nothing of what moves, and are clipped by themselves: they do reach the optimise
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn import Parameter
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
 
@@ -43,12 +46,30 @@ def clip_gradients(trainer: Trainer, optimizer: Optimizer, value: float, algorit
 def clip_all(trainer: Trainer, optimizer: Optimizer, value: float, kind: GradClipAlgorithmType) -> None:
     """As `clip_gradients`, whatever has a gradient."""
     plugin = trainer.precision_plugin
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if any(parameter.grad is not None and parameter.grad.is_sparse for parameter in parameters):
+        clip_rows(parameters, value, kind)
+        return
     if isinstance(trainer.strategy.model, FullyShardedDataParallel) and kind == GradClipAlgorithmType.NORM:
         trainer.strategy.model.clip_grad_norm_(value)
     elif getattr(plugin, "scaler", None) is None:
         Precision.clip_gradients(plugin, optimizer, value, kind)
     else:
         plugin.clip_gradients(optimizer, value, kind)
+
+
+def clip_rows(parameters: Iterable[Parameter], value: float, kind: GradClipAlgorithmType) -> None:
+    """Clip gradients of which some are sparse, which torch refuses, by the numbers that they hold; the others are 0."""
+    numbers = []
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            # Equal rows must be one before their squares are summed.
+            parameter.grad = parameter.grad.coalesce()
+            numbers.append(SimpleNamespace(grad=parameter.grad.values()))
+        else:
+            numbers.append(SimpleNamespace(grad=parameter.grad))
+    clip: Callable[..., Any] = clip_grad_norm_ if kind == GradClipAlgorithmType.NORM else clip_grad_value_
+    clip(numbers, value)
 
 
 @contextlib.contextmanager

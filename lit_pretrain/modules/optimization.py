@@ -17,12 +17,14 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
+from lit_pretrain.backbone.row_look_up import has_sparse_gradient
 from lit_pretrain.errors import UserError, check_length, check_number, is_share
+from lit_pretrain.modules.sparse_embeddings import ROW_MOMENT, SparseAdamW
 
 # What FSDP and its activation checkpointing put into the names of what they wrap.
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 # What a parameter group holds beside AdamW's keys.
-OWN_KEYS = ("rate_factor", "unfreeze_at", "label")
+OWN_KEYS = ("rate_factor", "unfreeze_at", "label", "sparse")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class AdamWConfig:
         beta1: Decay rate of the mean of gradients.
         beta2: Decay rate of the mean of squared gradients.
         epsilon: Added to the root of the mean of squares.
+        sparse_embeddings: Update embedding tables only at the rows that a batch has read, with one mean of squares a
+            row and no mean of gradients. Tables are those of n-grams, and of word pieces unless an objective predicts
+            them by the same table; not with strategies that shard parameters.
     """
 
     learning_rate: float = 1e-3
@@ -42,6 +47,7 @@ class AdamWConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-6
+    sparse_embeddings: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot train."""
@@ -150,8 +156,9 @@ class TrainedPart:
 def make_optimizer(trained: Iterable[nn.Module | TrainedPart], config: AdamWConfig, fused: bool = True) -> AdamW:
     """AdamW over whatever is trained: each trainable parameter once, at the first part that has it.
 
-    Every part makes a group that decays and one that does not (1-d parameters, and what `no_weight_decay()` names),
-    with the keys `rate_factor`, `unfreeze_at` and `label` beside AdamW's own.
+    Every part makes a group that decays and one that does not (1-d parameters, and what `no_weight_decay()` names), and
+    the same of tables that have sparse gradients, with the keys `rate_factor`, `unfreeze_at`, `label` and `sparse`
+    beside AdamW's own.
 
     Args:
         trained: Parts; modules are one part together, at the learning rate itself.
@@ -169,12 +176,14 @@ def make_optimizer(trained: Iterable[nn.Module | TrainedPart], config: AdamWConf
     seen: set[int] = set()
     for part in parts:
         exempt = undecayed_parameters(part.module)
-        parameters_by_decay: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        kinds = [(decayed, sparse) for sparse in (False, True) for decayed in (True, False)]
+        parameters_by_kind: dict[tuple[bool, bool], list[nn.Parameter]] = {kind: [] for kind in kinds}
         for name, parameter in named_parameters(part.module):
             if not parameter.requires_grad or id(parameter) in seen or not (part.names is None or name in part.names):
                 continue
             seen.add(id(parameter))
-            parameters_by_decay[dimensions_of(parameter) > 1 and id(parameter) not in exempt].append(parameter)
+            decayed = dimensions_of(parameter) > 1 and id(parameter) not in exempt
+            parameters_by_kind[decayed, has_sparse_gradient(parameter)].append(parameter)
         groups += [
             {
                 "params": parameters,
@@ -183,8 +192,9 @@ def make_optimizer(trained: Iterable[nn.Module | TrainedPart], config: AdamWConf
                 "rate_factor": part.rate_factor,
                 "unfreeze_at": part.start,
                 "label": part.label,
+                "sparse": sparse,
             }
-            for decayed, parameters in parameters_by_decay.items()
+            for (decayed, sparse), parameters in parameters_by_kind.items()
             if parameters
         ]
     if not groups:
@@ -193,7 +203,8 @@ def make_optimizer(trained: Iterable[nn.Module | TrainedPart], config: AdamWConf
             "freeze less of it, or add an objective that has a head."
         )
     betas = (config.beta1, config.beta2)
-    optimizer = AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=fused)
+    kind = SparseAdamW if any(group["sparse"] for group in groups) else AdamW
+    optimizer = kind(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=fused)
     optimizer.register_load_state_dict_pre_hook(check_state)
     own = [{key: group[key] for key in OWN_KEYS} for group in groups]
 
@@ -216,13 +227,24 @@ def check_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     Raises:
         UserError: In one sentence.
     """
+    had, has = (
+        any(group.get("sparse") for group in groups) for groups in (state["param_groups"], optimizer.param_groups)
+    )
+    if had != has:
+        raise UserError(
+            f"The checkpoint's training had optimizer.sparse_embeddings {str(had).lower()}, whose moments have other "
+            f"shapes than this one's: resume with optimizer.sparse_embeddings {str(had).lower()}, or start a new "
+            "training from its weights (init_from)."
+        )
     saved = [name for group in state["param_groups"] for name in group["params"]]
     sizes = [len(group["params"]) for group in state["param_groups"]]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     fits = sizes == [len(group["params"]) for group in optimizer.param_groups]
     for name, parameter in zip(saved, parameters, strict=False):
         moment = state["state"].get(name, {}).get("exp_avg")
+        row_moment = state["state"].get(name, {}).get(ROW_MOMENT)
         fits = fits and (moment is None or moment.numel() == parameter.numel())
+        fits = fits and (row_moment is None or len(row_moment) == len(parameter))
     if not fits:
         raise UserError(
             "The checkpoint's optimiser state is of other parameter groups than this config's: resume with the "

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.ngram_embeddings import NONE, ngram_pieces
 from lit_pretrain.backbone.pooling import mean_pool
+from lit_pretrain.backbone.row_look_up import look_up
 from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.batch import DataFacts
@@ -84,7 +85,7 @@ class BagOfNgrams(Objective):
         # Places that a half leaves empty stay as columns that no softmax sees: to drop them would wait for the device.
         has_row = (paired > 0).flatten()
         owner = torch.arange(len(paired), device=paired.device).repeat_interleave(paired.shape[1])
-        scores = pooled @ required(self.decoder)(everyone.flatten()).T.to(pooled.dtype)
+        scores = pooled @ look_up(everyone.flatten(), required(self.decoder).weight).T.to(pooled.dtype)
         with torch.autocast(scores.device.type, enabled=False):
             scores = at_least_float32(scores)
             # Finite, so that texts without any known n-gram have no NaN.
@@ -93,6 +94,10 @@ class BagOfNgrams(Objective):
             total = torch.where(has_row, scores.logsumexp(dim=1)[owner] - own, 0.0).sum()
         count = has_row.sum()
         return ObjectiveOutput(global_mean(total, count, self.training), {"loss": (total.detach(), count)})
+
+    def sparse_tables(self, tied: bool) -> set[str]:
+        """Tables of which a step reads some rows: those of the drawn n-grams."""
+        return set() if self.decoder is None else {"decoder.weight"}
 
     def terms(self, targets: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The drawn n-grams."""
@@ -106,12 +111,13 @@ class BagOfNgrams(Objective):
         encoder_pass = self.make_pass(batch, encoder, generator)
         pooled = mean_pool(encoder.forward_features(**encoder_pass.inputs), encoder_pass.targets["mask"])
         keys = required(encoder.embeddings.ngrams).keys
-        scores = pooled @ required(self.decoder).weight[1:][keys != NONE].T
+        # What no n-gram has lies at the end. Of a view: a copy of the table would be the peak of a training's memory.
+        scores = pooled[:count] @ required(self.decoder).weight[1 : 1 + int((keys != NONE).sum())].T
         first, second = encoder_pass.targets["ids"].chunk(2)
         words = encoder_pass.targets["words"].chunk(2)[0].to(torch.bool)
         rows_of_second = torch.cat(required(encoder.embeddings.ngrams).rows_of(second), dim=1).tolist()
         rows = []
-        for row, scored in enumerate(scores[: min(count, len(first))]):
+        for row, scored in enumerate(scores[: len(first)]):
             best = (scored.topk(min(12, len(scored))).indices + 1).tolist()
             named = {candidate: vocabulary.decode(ngram_pieces(int(keys[candidate - 1]))) for candidate in best}
             rows.append(

@@ -29,6 +29,7 @@ class CausalLanguageModeling(Objective):
     """
 
     name = "causal_language_modeling"
+    ties_embeddings = True
     uses_pooling = False
     uneven = True
     perplexities = ("loss",)

@@ -45,6 +45,7 @@ class MaskedLanguageModeling(Objective):
     """
 
     name = "masked_language_modeling"
+    ties_embeddings = True
     training_settings: ClassVar[tuple[str, ...]] = (
         "probability",
         "whole_word",

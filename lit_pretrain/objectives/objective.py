@@ -79,6 +79,8 @@ class Objective(nn.Module):
     training_settings: ClassVar[tuple[str, ...]] = ("weight",)
     # Whether samples are compared with the others of their batch, so that a larger batch is another task.
     compares_batch: ClassVar[bool] = False
+    # Whether word pieces are predicted by the encoder's own table of them, so that all of its rows have a gradient.
+    ties_embeddings: ClassVar[bool] = False
     weight: float = 1.0
 
     @property

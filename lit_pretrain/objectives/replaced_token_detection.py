@@ -44,6 +44,7 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
     """
 
     name = "replaced_token_detection"
+    ties_embeddings = True
     training_settings = (
         "probability",
         "whole_word",

@@ -11,12 +11,14 @@ from labelled_texts import TOKENIZER, make_encoder, make_texts, write_texts
 from lightning.pytorch import Callback
 from small_pictures import COLORS, draw
 
+from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.data import LabelledDataModule
 from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.data.loading import ResumableDataLoader
 from lit_pretrain.data.randomness import derive_seed
 from lit_pretrain.modules import FineTuning, TextPretraining, VisionPretraining
 from lit_pretrain.modules.fine_tuning.picture_mixing import MixingConfig, mix_pictures
+from lit_pretrain.modules.optimization import AdamWConfig
 from lit_pretrain.objectives import (
     BagOfWords,
     CausalLanguageModeling,
@@ -40,7 +42,7 @@ class Watch(Callback):
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         names, parameters = zip(*pl_module.named_parameters(), strict=True)
-        self.gradients.append({name: one.grad.clone() for name, one in pl_module.named_parameters()})
+        self.gradients.append({name: one.grad.to_dense().clone() for name, one in pl_module.named_parameters()})
         if self.loss_of is not None:
             found = torch.autograd.grad(self.loss_of(pl_module, trainer.datamodule), parameters)
             self.expected.append(dict(zip(names, found, strict=True)))
@@ -50,6 +52,14 @@ def text(directory, batch_size, *objectives, layout="sentence_pairs", **settings
     """Without any draws: every token that can be is hidden."""
     data = text_corpus.make_data(directory / "texts.json", directory, layout=layout, batch_size=batch_size, **settings)
     return TextPretraining(text_corpus.make_encoder(), list(objectives), seed=0), data
+
+
+def rows(directory, batch_size):
+    """Tables with sparse gradients, but in one batch of all."""
+    data = text_corpus.make_data(directory / "texts.json", directory, layout="segments", batch_size=batch_size)
+    encoder = TextEncoder(transformer=TransformerConfig(depth=0, width=16), positions="rotary", ngrams=2, ngram_rows=60)
+    optimizer = AdamWConfig(sparse_embeddings=batch_size < 24)
+    return TextPretraining(encoder, [BagOfWords()], seed=0, optimizer=optimizer), data
 
 
 def colors(directory, batch_size):
@@ -78,6 +88,7 @@ CASES = {
     "BERT": lambda *rest: text(*rest, MaskedLanguageModeling(**HIDDEN), NextSentencePrediction(weight=0.5)),
     "causal and words": lambda *rest: text(*rest, CausalLanguageModeling(), BagOfWords(weight=2.0), layout="segments"),
     "colours": colors,
+    "rows": rows,
     "weighted classes": lambda *rest: labelled(*rest, "label", class_weights=WEIGHTS, label_smoothing=0.1),
     "several classes": lambda *rest: labelled(*rest, "topics", class_weights=WEIGHTS),
     "numbers": lambda *rest: labelled(*rest, "score"),
