@@ -110,13 +110,12 @@ def gather_gradients(parameters: Iterable[nn.Parameter]) -> None:
         parameter.grad = mean_of_processes(parameter, gradient) if together() else gradient
 
 
-def mean_of_processes(table: nn.Parameter, gradient: Tensor | None) -> Tensor | None:
-    """The mean of all processes' gradients (V, D), some of which may have none; collective."""
+def mean_of_processes(table: nn.Parameter, gradient: Tensor | None) -> Tensor:
+    """The mean of all processes' gradients (V, D), without rows where none has any; collective."""
     own = 0 if gradient is None else len(gradient.values())
     numbers = gather_rows(torch.tensor([own], device=table.device)).tolist()
-    most = max(numbers)
-    if most == 0:
-        return gradient
+    # Of one row at least: nothing cannot be sent.
+    most = max(1, *numbers)
     rows = torch.zeros(most, dtype=torch.int64, device=table.device)
     values = torch.zeros(most, table.shape[1], dtype=table.dtype, device=table.device)
     if gradient is not None:
