@@ -21,7 +21,7 @@ from lit_pretrain.class_paths import arguments_of
 from lit_pretrain.data.loading import SURPLUS
 from lit_pretrain.data.randomness import default_seed, derive_seed
 from lit_pretrain.errors import check_number
-from lit_pretrain.modules import sparse_embeddings
+from lit_pretrain.modules import muon, sparse_embeddings
 from lit_pretrain.modules.accumulation import Accumulation
 from lit_pretrain.modules.clipping import clip_gradients
 from lit_pretrain.modules.optimization import (
@@ -163,6 +163,8 @@ class BaseModule(LightningModule):
             remember_dimensions(self)
             if self.optimizer_config.sparse_embeddings and self.trainer.training:
                 sparse_embeddings.begin(self, self._trainer.strategy)
+            if self.optimizer_config.algorithm == "muon" and self.trainer.training:
+                muon.check_strategy(self, self._trainer.strategy)
             prepare_for(self._trainer.strategy, self)
 
     def setup(self, stage: str) -> None:

@@ -1,4 +1,4 @@
-"""AdamW with BERT's parameter groups, and learning-rate schedules in steps or as shares of the training.
+"""AdamW with BERT's parameter groups, alone or beside Muon, and learning-rate schedules in steps or as shares.
 
 AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with epsilon 1e-6, decay 0.01 on matrices only and linear warm-up
 then linear decay is BERT's recipe; cosine and constant-then-decay (Zhai et al. 2022, arXiv:2106.04560) are the usual
@@ -19,12 +19,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.backbone.row_look_up import has_sparse_gradient
 from lit_pretrain.errors import UserError, check_length, check_number, is_share
+from lit_pretrain.modules import muon
 from lit_pretrain.modules.sparse_embeddings import ROW_MOMENT, SparseAdamW
 
 # What FSDP and its activation checkpointing put into the names of what they wrap.
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 # What a parameter group holds beside AdamW's keys.
-OWN_KEYS = ("rate_factor", "unfreeze_at", "label", "sparse")
+OWN_KEYS = ("rate_factor", "unfreeze_at", "label", "sparse", "muon")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class AdamWConfig:
         beta1: Decay rate of the mean of gradients.
         beta2: Decay rate of the mean of squared gradients.
         epsilon: Added to the root of the mean of squares.
+        algorithm: `adamw`, or `muon` for the matrices inside the blocks and AdamW for all else; one learning rate
+            serves both (`lit_pretrain.modules.muon`). Not with strategies that shard parameters.
+        momentum: Decay rate of Muon's mean of gradients; null for its authors' 0.95.
         sparse_embeddings: Update embedding tables only at the rows that a batch has read, with one mean of squares a
             row and no mean of gradients. Tables are those of n-grams, and of word pieces unless an objective predicts
             them by the same table; not with strategies that shard parameters.
@@ -47,6 +51,8 @@ class AdamWConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-6
+    algorithm: Literal["adamw", "muon"] = "adamw"
+    momentum: float | None = None
     sparse_embeddings: bool = False
 
     def __post_init__(self) -> None:
@@ -56,6 +62,12 @@ class AdamWConfig:
         check_number("optimizer.beta1", self.beta1, least=0, below=1)
         check_number("optimizer.beta2", self.beta2, least=0, below=1)
         check_number("optimizer.epsilon", self.epsilon, above=0)
+        check_number("optimizer.momentum", self.momentum, least=0, below=1)
+        if self.momentum is not None and self.algorithm != "muon":
+            raise UserError(
+                "optimizer.momentum is Muon's, and optimizer.algorithm is adamw, whose own is optimizer.beta1: leave "
+                "it out, or set optimizer.algorithm to muon."
+            )
 
 
 @dataclass(frozen=True)
@@ -157,8 +169,8 @@ def make_optimizer(trained: Iterable[nn.Module | TrainedPart], config: AdamWConf
     """AdamW over whatever is trained: each trainable parameter once, at the first part that has it.
 
     Every part makes a group that decays and one that does not (1-d parameters, and what `no_weight_decay()` names), and
-    the same of tables that have sparse gradients, with the keys `rate_factor`, `unfreeze_at`, `label` and `sparse`
-    beside AdamW's own.
+    the same of tables that have sparse gradients and of what Muon trains, with the keys `rate_factor`, `unfreeze_at`,
+    `label`, `sparse` and `muon` beside the algorithm's own.
 
     Args:
         trained: Parts; modules are one part together, at the learning rate itself.
@@ -173,17 +185,20 @@ def make_optimizer(trained: Iterable[nn.Module | TrainedPart], config: AdamWConf
     parts = [TrainedPart(nn.ModuleList(modules))] if modules else []
     parts += [part for part in trained if isinstance(part, TrainedPart)]
     groups: list[dict[str, Any]] = []
+    muon_settings = muon.SETTINGS | ({} if config.momentum is None else {"momentum": config.momentum})
     seen: set[int] = set()
     for part in parts:
         exempt = undecayed_parameters(part.module)
-        kinds = [(decayed, sparse) for sparse in (False, True) for decayed in (True, False)]
-        parameters_by_kind: dict[tuple[bool, bool], list[nn.Parameter]] = {kind: [] for kind in kinds}
+        matrices = {id(matrix) for matrix in muon.block_matrices(part.module)} if config.algorithm == "muon" else ()
+        kinds = [(decayed, kind) for kind in ("", "sparse", "muon") for decayed in (True, False)]
+        parameters_by_kind: dict[tuple[bool, str], list[nn.Parameter]] = {kind: [] for kind in kinds}
         for name, parameter in named_parameters(part.module):
             if not parameter.requires_grad or id(parameter) in seen or not (part.names is None or name in part.names):
                 continue
             seen.add(id(parameter))
             decayed = dimensions_of(parameter) > 1 and id(parameter) not in exempt
-            parameters_by_kind[decayed, has_sparse_gradient(parameter)].append(parameter)
+            kind = "muon" if id(parameter) in matrices else "sparse" if has_sparse_gradient(parameter) else ""
+            parameters_by_kind[decayed, kind].append(parameter)
         groups += [
             {
                 "params": parameters,
@@ -192,9 +207,11 @@ def make_optimizer(trained: Iterable[nn.Module | TrainedPart], config: AdamWConf
                 "rate_factor": part.rate_factor,
                 "unfreeze_at": part.start,
                 "label": part.label,
-                "sparse": sparse,
+                "sparse": kind == "sparse",
+                "muon": kind == "muon",
+                **(muon_settings if kind == "muon" else {}),
             }
-            for (decayed, sparse), parameters in parameters_by_kind.items()
+            for (decayed, kind), parameters in parameters_by_kind.items()
             if parameters
         ]
     if not groups:
@@ -203,8 +220,9 @@ def make_optimizer(trained: Iterable[nn.Module | TrainedPart], config: AdamWConf
             "freeze less of it, or add an objective that has a head."
         )
     betas = (config.beta1, config.beta2)
-    kind = SparseAdamW if any(group["sparse"] for group in groups) else AdamW
-    optimizer = kind(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=fused)
+    kinds_of_groups = {name for group in groups for name in ("sparse", "muon") if group[name]}
+    algorithm = muon.MuonWithAdamW if "muon" in kinds_of_groups else SparseAdamW if kinds_of_groups else AdamW
+    optimizer = algorithm(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=fused)
     optimizer.register_load_state_dict_pre_hook(check_state)
     own = [{key: group[key] for key in OWN_KEYS} for group in groups]
 
@@ -227,15 +245,18 @@ def check_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     Raises:
         UserError: In one sentence.
     """
-    had, has = (
-        any(group.get("sparse") for group in groups) for groups in (state["param_groups"], optimizer.param_groups)
-    )
-    if had != has:
-        raise UserError(
-            f"The checkpoint's training had optimizer.sparse_embeddings {str(had).lower()}, whose moments have other "
-            f"shapes than this one's: resume with optimizer.sparse_embeddings {str(had).lower()}, or start a new "
-            "training from its weights (init_from)."
+    for key, setting, values in (
+        ("sparse", "optimizer.sparse_embeddings", ("false", "true")),
+        ("muon", "optimizer.algorithm", ("adamw", "muon")),
+    ):
+        had, has = (
+            any(group.get(key) for group in groups) for groups in (state["param_groups"], optimizer.param_groups)
         )
+        if had != has:
+            raise UserError(
+                f"The checkpoint's training had {setting} {values[had]}, whose moments have other shapes than this "
+                f"one's: resume with {setting} {values[had]}, or start a new training from its weights (init_from)."
+            )
     saved = [name for group in state["param_groups"] for name in group["params"]]
     sizes = [len(group["params"]) for group in state["param_groups"]]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
