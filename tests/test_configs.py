@@ -200,6 +200,9 @@ def test_a_config_for_cpus_trains(path, runs, command, request):
         sample = "null" if path.stem.startswith("own_") or not texts else str(request.getfixturevalue("speeches"))
         arguments += ["--data.path", sample]
         arguments += ["--model.init_from", str(request.getfixturevalue("bert" if texts else "pretrained"))]
+    if name(path) == "text/imdb_minilm":
+        bert = str(request.getfixturevalue("bert"))
+        arguments += ["--model.init_from", bert, "--model.objectives.teacher", bert]
     if path.stem == "continue":
         arguments += [
             "--model.init_from",
