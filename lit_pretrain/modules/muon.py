@@ -1,9 +1,10 @@
 """Muon for the matrices inside the blocks, AdamW for all else (`optimizer.algorithm: muon`).
 
 Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) moves a matrix by the nearest orthogonal one of its mean
-gradient, so that all directions of it learn alike. Scaled by 0.2 times the root of the larger side its steps are as
-large as AdamW's (Liu et al. 2025, arXiv:2502.16982): both have one learning rate, and one that was found for AdamW
-serves. Embeddings, heads, norms and biases are no such maps between features and stay with AdamW, as there.
+gradient, so that all directions of it learn alike. Scaled by the root of the larger side the root mean square of a step
+is the learning rate, as AdamW's is at first, so that both have one learning rate. Liu et al. 2025 (arXiv:2502.16982)
+take 0.2 of that, which is AdamW's in long trainings; in those of minutes it was too little (docs/results/log.md).
+Embeddings, heads, norms and biases are no such maps between features and stay with AdamW, as there.
 
 The step of the matrices is `torch.optim.Muon`'s. Queries, keys and values are one matrix here, and are moved as one.
 """
@@ -21,8 +22,10 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.modules.clipping import without_gradients
 from lit_pretrain.modules.sparse_embeddings import SparseAdamW
 
+# Of torch's "match_rms_adamw", which is 0.2 times the root of the larger side.
+STEP_FACTOR = 5.0
 # What a group of matrices has in the place of AdamW's settings of the same names.
-SETTINGS = {"nesterov": True, "eps": 1e-7, "adjust_lr_fn": "match_rms_adamw"}
+SETTINGS: dict[str, Any] = {"nesterov": True, "eps": 1e-7, "adjust_lr_fn": "match_rms_adamw"}
 
 
 def block_matrices(module: nn.Module) -> Iterator[nn.Parameter]:
@@ -69,8 +72,12 @@ class MuonWithAdamW(SparseAdamW):
         groups = self._matrix_groups()
         with without_gradients(matrix for group in groups for matrix in group["params"]):
             super().step()
-        # Loading a state makes new groups and moments.
-        self._matrices.param_groups, self._matrices.state = groups, self.state
+        # Loading a state makes new groups and moments. The decay of a step is AdamW's.
+        self._matrices.state = self.state
+        self._matrices.param_groups = [
+            group | {"lr": group["lr"] * STEP_FACTOR, "weight_decay": group["weight_decay"] / STEP_FACTOR}
+            for group in groups
+        ]
         self._matrices.step()
         for group in groups:
             for matrix in group["params"]:

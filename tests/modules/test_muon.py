@@ -33,7 +33,8 @@ def test_matrices_of_blocks_by_torchs_muon_and_all_else_by_adamw():
     rest = [one for one in encoders[1].parameters() if not any(one is matrix for matrix in matrices)]
     rates = {id(one): 0.005 for one in encoders[1].embeddings.parameters()}
     theirs = [
-        torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        # A root mean square of 1 in the place of 0.2; the decay is that of the rate itself.
+        torch.optim.Muon(matrices, lr=5e-2, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(
             [
                 {"params": [one], "lr": rates.get(id(one), 1e-2), "weight_decay": 0.1 if one.ndim > 1 else 0.0}
@@ -75,7 +76,7 @@ def test_a_step_is_as_large_as_adamws():
         moved.append([(new - old).square().mean().sqrt().item() / 1e-2 for new, old in zip(after, before, strict=True)])
     assert all(one == pytest.approx(1.0, abs=0.05) for one in moved[0])
     # Of few texts the gradient has directions that are missing.
-    assert all(0.05 < one < 0.3 for one in moved[1])
+    assert all(0.25 < one < 1.5 for one in moved[1])
 
 
 def fit(module, data, checkpoint=None, **settings):
