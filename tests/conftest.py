@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """As many processes as this one may use cores, which need not be all; each takes up to 1.7 gigabytes."""
+    """As many processes as this one may use cores, which need not be all; each takes up to 1.5 gigabytes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MOST_WORKERS)
 
