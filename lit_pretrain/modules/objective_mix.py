@@ -14,6 +14,7 @@ from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.accumulation import Shares
 from lit_pretrain.modules.operations import encoder_operations, is_trained, passes_of
+from lit_pretrain.modules.teachers import give_teachers
 from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.class_checks import check_class, check_reading, is_measuring
 from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, arrange_batch, passes_run
@@ -88,6 +89,7 @@ def build_on_texts(objectives: Iterable[Objective], encoder: TextEncoder, tokeni
     Raises:
         UserError: If sequence length and position table, or data and objectives do not fit.
     """
+    give_teachers(objectives)
     if data is not None:
         check_on_texts(objectives, encoder, data)
     for objective in objectives:

@@ -15,6 +15,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.modules.objective_heads import VocabularyGrowth
 from lit_pretrain.modules.objective_mix import build_on_texts, check_on_texts, cost_on_texts
 from lit_pretrain.modules.pretraining import Pretraining
+from lit_pretrain.modules.teachers import give_teachers
 from lit_pretrain.objectives.objective import Batch, Objective, clean_inputs
 from lit_pretrain.objectives.outputs import check_examples
 from lit_pretrain.required import required
@@ -68,6 +69,7 @@ class TextPretraining(Pretraining):
         if self.built:
             return
         if tokenizer is not None:
+            give_teachers(self.objectives)
             for objective in self.objectives:
                 objective.check_vocabulary(tokenizer)
             if self.encoder.vocabulary_size is not None:

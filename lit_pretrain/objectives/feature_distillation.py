@@ -6,7 +6,8 @@ features says more than the words of one other half do, so that a large encoder 
 one, that has read far more, has found; or a small one what a large one knows. Reads the same pass as `BagOfWords`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,7 @@ from torch import Tensor, nn
 from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
-from lit_pretrain.data.text.base_tokenizer import TextTokenizer
-from lit_pretrain.data.text.text_encoding import TextSettings, batch_of
-from lit_pretrain.errors import UserError, check_number
+from lit_pretrain.errors import check_number
 from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.gathering import gather_rows
 from lit_pretrain.objectives.objective import Batch, EncoderPass, Objective, ObjectiveOutput, Vocabulary
@@ -27,46 +26,17 @@ from lit_pretrain.required import required
 MOMENTUM = 0.01
 # Added to variances: a feature that is the same for all texts is asked for as 0.
 EPSILON = 1e-6
-# Pieces of a teacher without a position table for one of the student's: nobody cuts words that much finer.
-LONGEST_TEXT = 8
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """A trained encoder; no module, so that its weights are nobody's parameters.
+class Teacher(Protocol):
+    """What is asked of a trained encoder; see `lit_pretrain.modules.teachers`."""
 
-    Attributes:
-        encoder: Frozen, in evaluation mode.
-        tokenizer: What it reads.
-    """
-
-    encoder: TextEncoder
-    tokenizer: TextTokenizer
+    @property
+    def width(self) -> int:
+        """Its features."""
 
     def features(self, batch: Batch, vocabulary: Vocabulary, device: torch.device) -> Tensor:
-        """Pooled features (B, its width) of a clean batch of word pieces; without gradients.
-
-        Args:
-            batch: Of the student.
-            vocabulary: Whose word pieces these are.
-            device: Where the features are wanted.
-        """
-        names = ("input_ids", "attention_mask", "token_type_ids", "padded")
-        known = getattr(vocabulary, "hash", None) == self.tokenizer.hash
-        inputs = batch if known else self.read_again(batch, vocabulary)
-        inputs = {name: inputs[name] for name in names if name in inputs}
-        inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-        with torch.no_grad():
-            return self.encoder.to(device)(**inputs)
-
-    def read_again(self, batch: Batch, vocabulary: Vocabulary) -> Batch:
-        """The batch's texts in the teacher's own word pieces, cut to the positions that it has."""
-        mask = batch["attention_mask"].to(torch.bool)
-        rows = zip(batch["input_ids"].tolist(), mask.sum(dim=1).tolist(), strict=True)
-        texts = [vocabulary.decode(ids[:length]) for ids, length in rows]
-        learned = self.encoder.positions == "learned"
-        longest = self.encoder.max_positions if learned else LONGEST_TEXT * mask.shape[1]
-        return batch_of({"text": texts}, self.tokenizer, TextSettings(("text",), longest))
+        """Pooled features (B, width) of a clean batch of the student's word pieces, without gradients."""
 
 
 class FeatureDistillation(Objective):
@@ -104,6 +74,8 @@ class FeatureDistillation(Objective):
         self.teacher_width = teacher_width
         self.pass_name = name_of_pass("FeatureDistillation", token_dropout)
         self.predictor: nn.Linear | None = None
+        # What reads a teacher by its name: the module's, which knows of runs and files.
+        self.load_teacher: Callable[[str], Teacher] | None = None
         self._teacher: Teacher | None = None
         self._vocabulary: Vocabulary | None = None
 
@@ -113,25 +85,9 @@ class FeatureDistillation(Objective):
             self.find_teacher()
 
     def find_teacher(self) -> Teacher:
-        """The teacher, read once.
-
-        Raises:
-            UserError: If it cannot be read, is of pictures, or has no tokenizer.
-        """
-        from lit_pretrain.modules.starting_points import load_starting_point  # it imports the objectives
-
+        """The teacher, read once."""
         if self._teacher is None:
-            start = load_starting_point(self.teacher)
-            if not isinstance(start.encoder, TextEncoder):
-                raise UserError(
-                    f"FeatureDistillation.teacher is {self.teacher}, an encoder of pictures: name one of texts."
-                )
-            if start.tokenizer is None:
-                raise UserError(
-                    f"FeatureDistillation.teacher {self.teacher} brings no tokenizer, without which nobody knows what "
-                    "it reads: put tokenizer.json or vocab.txt into its directory."
-                )
-            self._teacher = Teacher(start.encoder.eval().requires_grad_(False), start.tokenizer)
+            self._teacher = required(self.load_teacher)(self.teacher)
         return self._teacher
 
     def build(self, encoder: TextEncoder, vocabulary: Vocabulary | None = None) -> None:
@@ -139,7 +95,7 @@ class FeatureDistillation(Objective):
         self._vocabulary = vocabulary
         if self.predictor is None:
             if self.teacher_width is None:
-                self.teacher_width = self.find_teacher().encoder.width
+                self.teacher_width = self.find_teacher().width
             self.predictor = nn.Linear(encoder.width, self.teacher_width)
             initialise(self.predictor)
             self.register_buffer("mean", torch.zeros(self.teacher_width))

@@ -13,8 +13,8 @@ from lit_pretrain.__main__ import main
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.data.text.text_encoding import TextSettings, batch_of
 from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
+from lit_pretrain.modules.teachers import TextTeacher
 from lit_pretrain.objectives import FeatureDistillation
-from lit_pretrain.objectives.feature_distillation import Teacher
 
 
 def make(width: int, objective: FeatureDistillation, vocabulary) -> tuple[TextEncoder, TextEncoder]:
@@ -25,7 +25,7 @@ def make(width: int, objective: FeatureDistillation, vocabulary) -> tuple[TextEn
         for size in (16, width)
     )
     vocabulary.hash = "same"
-    objective._teacher = Teacher(teacher.eval().requires_grad_(False), vocabulary)
+    objective.load_teacher = lambda name: TextTeacher(teacher.eval().requires_grad_(False), vocabulary)
     objective.build(student, vocabulary)
     return student, teacher
 
@@ -118,7 +118,7 @@ def test_a_teacher_with_another_tokenizer_reads_the_text_of_the_pieces():
     for positions in ("learned", "rotary"):
         transformer = TransformerConfig(depth=1, width=16, heads=2)
         encoder = TextEncoder(second.vocabulary_size, transformer=transformer, positions=positions, max_positions=64)
-        teacher = Teacher(encoder.eval(), second)
+        teacher = TextTeacher(encoder.eval(), second)
         settings = TextSettings(("text",), 64)
         student, own = (batch_of({"text": texts}, tokenizer, settings) for tokenizer in (first, second))
         device = torch.device("cpu")

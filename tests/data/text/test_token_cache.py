@@ -95,8 +95,8 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
     process.start()
     _, small, large = (answers.get(timeout=120) for _ in range(3))
     process.join()
-    # 3 MB of text more, whose pieces as objects would be over 40 MB.
-    assert large - small < 20
+    # 3 MB of text more, whose pieces as objects would be over 40 MB; the peak is counted to some 10 MB.
+    assert large - small < 30
 
 
 def build_slowly(directory, seconds, answers):
