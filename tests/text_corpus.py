@@ -9,6 +9,7 @@ from lightning import Callback
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.data import DocumentDataModule
+from lit_pretrain.trainer import Trainer
 
 SUBJECTS = ["the senate", "a farmer", "our nation", "the treasury", "every citizen", "the army"]
 VERBS = ["pays", "protects", "remembers", "considers", "builds", "needs"]
@@ -55,3 +56,12 @@ class StopAt3(Callback):
         """After the third step."""
         if trainer.global_step == 3:
             trainer.should_stop = True
+
+
+def fit(module, data, checkpoint=None, **settings):
+    """Six steps."""
+    defaults = {"max_steps": 6, "limit_val_batches": 0, "num_sanity_val_steps": 0, "precision": "32-true"}
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(**{"accelerator": "cpu", "devices": 1} | defaults | quiet | settings)
+    trainer.fit(module, data, ckpt_path=checkpoint)
+    return trainer

@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
-from text_corpus import make_data, write_corpus
+from text_corpus import fit, make_data, write_corpus
 from torch import nn
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
@@ -12,7 +12,6 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.modules import TextPretraining, muon
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, TrainedPart, make_optimizer, make_scheduler
 from lit_pretrain.objectives import MaskedLanguageModeling
-from lit_pretrain.trainer import Trainer
 
 CONFIG = AdamWConfig(learning_rate=1e-2, weight_decay=0.1, algorithm="muon")
 
@@ -77,15 +76,6 @@ def test_a_step_is_as_large_as_adamws():
     assert all(one == pytest.approx(1.0, abs=0.05) for one in moved[0])
     # Of few texts the gradient has directions that are missing.
     assert all(0.25 < one < 1.5 for one in moved[1])
-
-
-def fit(module, data, checkpoint=None, **settings):
-    """Six steps."""
-    defaults = {"max_steps": 6, "limit_val_batches": 0, "num_sanity_val_steps": 0, "precision": "32-true"}
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = Trainer(**{"accelerator": "cpu", "devices": 1} | defaults | quiet | settings)
-    trainer.fit(module, data, ckpt_path=checkpoint)
-    return trainer
 
 
 def test_resumed_bit_for_bit_by_what_wrote_the_checkpoint(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
-from text_corpus import make_data, write_corpus
+from text_corpus import fit, make_data, write_corpus
 from torch import nn
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
@@ -18,7 +18,6 @@ from lit_pretrain.modules import TextPretraining, sparse_embeddings
 from lit_pretrain.modules.clipping import clip_gradients
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, make_optimizer, make_scheduler
 from lit_pretrain.objectives import BagOfNgrams, BagOfWords, MaskedLanguageModeling
-from lit_pretrain.trainer import Trainer
 
 WIDTH, STEPS, CLIP = 8, 9, 0.7
 CONFIG = AdamWConfig(learning_rate=0.1, weight_decay=0.5, beta2=0.9)
@@ -122,15 +121,6 @@ def make_module(*objectives, sparse=True):
     encoder = TextEncoder(transformer=transformer, positions="rotary", ngrams=2, ngram_rows=60)
     config = AdamWConfig(learning_rate=1e-2, weight_decay=0.3, sparse_embeddings=sparse)
     return TextPretraining(encoder, objectives, seed=0, optimizer=config)
-
-
-def fit(module, data, checkpoint=None, **settings):
-    """Six steps."""
-    defaults = {"max_steps": 6, "limit_val_batches": 0, "num_sanity_val_steps": 0, "precision": "32-true"}
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = Trainer(**{"accelerator": "cpu", "devices": 1} | defaults | quiet | settings)
-    trainer.fit(module, data, ckpt_path=checkpoint)
-    return trainer
 
 
 @pytest.fixture
