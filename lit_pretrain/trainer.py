@@ -1,5 +1,6 @@
 """Lightning's Trainer with the defaults of this suite: precision by hardware, an MLflow logger, useful callbacks."""
 
+import contextlib
 from typing import Any, Literal
 
 import lightning
@@ -20,6 +21,7 @@ from lightning.pytorch.plugins import _PLUGIN_INPUT, Precision
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_pretrain.callbacks import (
     BestCheckpoint,
@@ -123,11 +125,19 @@ class Trainer(lightning.Trainer):
             key=lambda one: 0 if isinstance(one, RunRecorder) else 1 if isinstance(one, Timer) else 2
         )
 
+    def _run(self, model: Any, *arguments: Any, **settings: Any) -> Any:
+        if isinstance(model, BaseModule) and self.state.fn == TrainerFn.FITTING:
+            check_average(model, callbacks_of(self))
+        return super()._run(model, *arguments, **settings)
+
     def save_checkpoint(self, filepath: Any, weights_only: bool | None = False, storage_options: Any = None) -> None:
         """As Lightning's: everything is saved unless `weights_only` is true."""
+        average = None
         if isinstance(self.lightning_module, BaseModule):
             self.lightning_module.shard_again()
-        super().save_checkpoint(filepath, weights_only, storage_options)
+            average = self.lightning_module.average
+        with contextlib.nullcontext() if average is None else average.set_aside():
+            super().save_checkpoint(filepath, weights_only, storage_options)
 
 
 def check_averaging(callbacks: list[Callback]) -> None:
@@ -150,6 +160,20 @@ def check_averaging(callbacks: list[Callback]) -> None:
             )
         if isinstance(callback, WeightAveraging):
             callback._use_buffers = False
+
+
+def check_average(module: BaseModule, callbacks: list[Callback]) -> None:
+    """Refuse two averages of the same weights.
+
+    Raises:
+        UserError: If the module averages its weights, and a callback does too.
+    """
+    others = [type(callback).__name__ for callback in callbacks if isinstance(callback, WeightAveraging)]
+    if others and module.average_config.decay is not None:
+        raise UserError(
+            f"model.average.decay is {module.average_config.decay}, and {others[0]} among trainer.callbacks averages "
+            "the same weights: leave one of the two out."
+        )
 
 
 def with_atomic_checkpoints(given: _PLUGIN_INPUT | list[_PLUGIN_INPUT] | None) -> list[_PLUGIN_INPUT]:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from lightning import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import Metric
@@ -23,6 +24,7 @@ from lit_pretrain.data.randomness import default_seed, derive_seed
 from lit_pretrain.errors import check_number
 from lit_pretrain.modules import muon, sparse_embeddings
 from lit_pretrain.modules.accumulation import Accumulation
+from lit_pretrain.modules.averaging import AVERAGE, AverageConfig, WeightAverage, load_averages, with_averages
 from lit_pretrain.modules.clipping import clip_gradients
 from lit_pretrain.modules.optimization import (
     AdamWConfig,
@@ -102,6 +104,8 @@ class BaseModule(LightningModule):
         seed: Source of every draw in training; null takes seed_everything's.
         gradient_checkpointing: Whether the blocks' activations are computed again in the backward pass instead of kept:
             less memory for about a third more time.
+        average: Whether the weights are averaged over the steps; what is evaluated, exported and started from is the
+            average then.
     """
 
     # A TextEncoder, a VisionEncoder or what has their protocol; none where two towers have one each.
@@ -122,6 +126,7 @@ class BaseModule(LightningModule):
         compile_blocks: bool = False,
         seed: int | None = None,
         gradient_checkpointing: bool = False,
+        average: AverageConfig = AverageConfig(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -141,6 +146,10 @@ class BaseModule(LightningModule):
         self._used_rates: dict[str, float] = {}
         self._watched: WatchedLosses | None = None
         self.accumulation = Accumulation()
+        self.average_config = average
+        # Since the first step of a training, until the next call of the trainer.
+        self.average: WeightAverage | None = None
+        self._saved_average: dict[str, Any] | None = None
         # Whatever reads the weights reads them as they are.
         self.register_state_dict_pre_hook(sparse_embeddings.settle)
 
@@ -175,11 +184,14 @@ class BaseModule(LightningModule):
         """
         precision: Any = self.trainer.precision_plugin
         precision.convert_input = unchanged
+        self.average = self._saved_average = None
 
     def teardown(self, stage: str) -> None:
-        """Leave a module whose tables are ordinary ones, and up to date."""
+        """Leave a module whose tables are ordinary ones, and up to date, and whose weights are the averages."""
         if stage == TrainerFn.FITTING:
             sparse_embeddings.end(self)
+            if self.average is not None:
+                self.average.apply()
 
     # -- optimiser
 
@@ -210,6 +222,16 @@ class BaseModule(LightningModule):
     def make_optimizer(self, fused: bool) -> torch.optim.Optimizer:
         """AdamW with one learning rate for all."""
         return make_optimizer(self.trained_modules(), self.optimizer_config, fused)
+
+    def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
+        """As Lightning's; then `bound`, and the average."""
+        super().optimizer_step(*arguments, **settings)
+        self.bound()
+        if self.average is not None:
+            self.average.update()
+
+    def bound(self) -> None:
+        """Bring parameters back within their bounds after an optimiser step."""
 
     def on_after_backward(self) -> None:
         """Gather the rows of sparse gradients where an optimiser step follows; collective.
@@ -256,13 +278,17 @@ class BaseModule(LightningModule):
     # -- evaluation
 
     def on_validation_start(self) -> None:
-        """Gather what FSDP shards, see `gathered`; collective."""
+        """Take the averages of a training, and gather what FSDP shards, see `gathered`; collective."""
         sparse_embeddings.settle(self)
+        if self.average is not None:
+            self.average.apply()
         self._gather()
 
     def on_validation_end(self) -> None:
-        """Shard it again; collective."""
+        """Shard it again, and take what is trained; collective."""
         self.shard_again()
+        if self.average is not None:
+            self.average.restore()
 
     def on_test_start(self) -> None:
         """As `on_validation_start`."""
@@ -310,6 +336,24 @@ class BaseModule(LightningModule):
         self._reported_step = self.trainer.global_step
         for stage in self._training_stages():
             del self._statistics[stage]
+        self.begin_average()
+
+    def begin_average(self) -> None:
+        """Average from here, or go on with the averages of the training that is resumed; collective."""
+        decay, saved, resumed = self.average_config.decay, self._saved_average, self.trainer.ckpt_path is not None
+        if decay is not None:
+            self.average = WeightAverage(self, self.trainer.strategy, decay, saved)
+            if resumed and saved is None:
+                rank_zero_info(
+                    "The checkpoint has no averages of the weights (model.average): they begin at step "
+                    f"{self.trainer.global_step}."
+                )
+        elif saved is not None:
+            rank_zero_info(
+                "The checkpoint has averages of the weights, which end here: set model.average.decay to go on with "
+                "them."
+            )
+        self._saved_average = None
 
     def on_train_end(self) -> None:
         """Look at the last step's loss too, and report the steps since the last report.
@@ -405,11 +449,21 @@ class BaseModule(LightningModule):
             for stage in stages:
                 self._statistics[stage].reset()
         checkpoint[SUMS] = {stage: self._statistics[stage].total_sums() for stage in stages}
+        if self.average is not None:
+            checkpoint[AVERAGE] = self.average.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the sums since the last report, if a training is resumed."""
+        """Take the sums since the last report and the averages, if a training is resumed; else only the latter.
+
+        Collective where the strategy has loaded the weights already, as FSDP's does.
+        """
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self._earlier_sums = dict(checkpoint.get(SUMS, {}))
+            self._saved_average = checkpoint.get(AVERAGE)
+        elif "state_dict" in checkpoint:
+            checkpoint["state_dict"] = with_averages(checkpoint)["state_dict"]
+        elif AVERAGE in checkpoint:
+            load_averages(self, self.trainer.strategy, checkpoint[AVERAGE])
 
     # -- the watch over the loss
 

@@ -9,6 +9,7 @@ from torch import nn
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.class_paths import class_named, short_name
 from lit_pretrain.errors import UserError
+from lit_pretrain.modules.averaging import with_averages
 from lit_pretrain.tracking.find import find_checkpoint, read_run_file, run_directory_of_checkpoint
 from lit_pretrain.tracking.paths import RUN_FILE_NAME, shown_path
 
@@ -46,7 +47,10 @@ def take_framing(encoder: TextEncoder | VisionEncoder, record: dict[str, Any]) -
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of ours, mapped and read without running any pickled code; anything else is a `UserError`."""
+    """A checkpoint of ours, mapped and read without running any pickled code; anything else is a `UserError`.
+
+    Its weights are the averages where it has some.
+    """
     if not Path(path).is_file():
         raise UserError(f"There is no checkpoint at {path}: give a .ckpt file from a run's checkpoints folder.")
     try:
@@ -56,7 +60,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read as a checkpoint ({reason}): give an undamaged one.") from error
     if "lit_pretrain" not in checkpoint:
         raise UserError(f"{path} was not written by lit_pretrain: give one from a run's checkpoints folder.")
-    return checkpoint
+    return with_averages(checkpoint)
 
 
 def checkpoint_of(kind: type, reference: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:

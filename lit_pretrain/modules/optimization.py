@@ -273,9 +273,9 @@ def check_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
         )
 
 
-def named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def named_parameters(module: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
     """As nn.Module's, with the names of before FSDP and activation checkpointing wrapped any module inside."""
-    for name, parameter in module.named_parameters():
+    for name, parameter in module.named_parameters(remove_duplicate=remove_duplicate):
         for wrapper in WRAPPERS:
             name = name.replace(wrapper, "")
         yield name, parameter

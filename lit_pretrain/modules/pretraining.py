@@ -78,8 +78,8 @@ class Pretraining(BaseModule):
         architecture: timm's name for the ViT whose weights a file holds, where `init_from` is one without a config.json
             beside it.
         grow: How large the encoder of `init_from` becomes: more blocks, positions or pixels.
-        **settings: `optimizer`, `schedule`, `gradient_clip_norm`, `compile_blocks`, `seed` and
-            `gradient_checkpointing`; see `BaseModule`.
+        **settings: `optimizer`, `schedule`, `gradient_clip_norm`, `compile_blocks`, `seed`,
+            `gradient_checkpointing` and `average`; see `BaseModule`.
     """
 
     # Builds the encoder that a checkpoint describes; what is started from has to hold one.

@@ -87,6 +87,11 @@ def prepare_for(strategy: Strategy, module: nn.Module) -> None:
             strategy.kwargs["auto_wrap_policy"] = BlockPolicy(module)
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP has wrapped a module, or a part of it."""
+    return bool(FullyShardedDataParallel.fsdp_modules(model))
+
+
 @contextmanager
 def gathered(model: nn.Module, writeback: bool = False) -> Iterator[None]:
     """Within this, each process has all parameters of a module that FSDP shards, and runs it by itself; collective.

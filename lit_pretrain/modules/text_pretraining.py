@@ -30,7 +30,7 @@ class TextPretraining(Pretraining):
         objectives: Pretext tasks; their losses are added with their weights.
         **settings: `init_from`, `pretrained`, `pooling`, `dropout`, `attention_dropout`, `stochastic_depth`, `freeze`,
             `layer_decay`, `head_factor`, `architecture` and `grow`; see `Pretraining`. `optimizer`, `schedule`,
-            `gradient_clip_norm`, `compile_blocks`, `seed` and `gradient_checkpointing`; see `BaseModule`.
+            `gradient_clip_norm`, `compile_blocks`, `seed`, `gradient_checkpointing` and `average`; see `BaseModule`.
     """
 
     encoder: TextEncoder

@@ -14,6 +14,7 @@ from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.backbone.transformer import Block
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import ContrastivePretraining, TextPretraining
+from lit_pretrain.modules.averaging import AVERAGE, AverageConfig
 from lit_pretrain.modules.optimization import AdamWConfig
 from lit_pretrain.objectives import Contrastive, MaskedLanguageModeling, NextSentencePrediction
 from lit_pretrain.trainer import Trainer
@@ -46,7 +47,7 @@ def make(name, directory, processes):
         encoder = TextEncoder(transformer=TransformerConfig(depth=2, width=32, heads=2), max_positions=32)
         objectives = [MaskedLanguageModeling(), NextSentencePrediction()]
         data = make_texts(directory / "texts.json", directory, sequence_length=16, batch_size=BATCH // processes)
-        return TextPretraining(encoder, objectives, **settings), data
+        return TextPretraining(encoder, objectives, average=AverageConfig(0.9), **settings), data
     module = ContrastivePretraining(
         **make_encoders(),
         share_weights=name,
@@ -58,16 +59,14 @@ def make(name, directory, processes):
     return module, make_pairs(directory / "pairs.parquet", directory / "caches", batch_size=BATCH // processes)
 
 
-def train(name, directory, strategy):
+def make_trainer(name, strategy, steps=2):
     """Two steps, in chunks, and a validation."""
-    processes = 1 if strategy == "auto" else 2
-    module, data = make(name, directory, processes)
-    trainer = Trainer(
+    return Trainer(
         accelerator="cpu",
-        devices=processes,
+        devices=1 if strategy == "auto" else 2,
         strategy=OnProcessors(process_group_backend="gloo") if strategy == "fsdp" else strategy,
         precision="32-true",
-        max_steps=2,
+        max_steps=steps,
         val_check_interval=2,
         num_sanity_val_steps=0,
         logger=False,
@@ -75,6 +74,12 @@ def train(name, directory, strategy):
         enable_checkpointing=False,
         enable_progress_bar=False,
     )
+
+
+def train(name, directory, strategy):
+    """What comes of it, and a checkpoint."""
+    module, data = make(name, directory, 1 if strategy == "auto" else 2)
+    trainer = make_trainer(name, strategy)
     trainer.fit(module, data)
     units = [one for one in module.modules() if isinstance(one, FullyShardedDataParallel)]
     trainer.save_checkpoint(directory / f"{name}-{strategy}.ckpt")
@@ -85,9 +90,20 @@ def train(name, directory, strategy):
     }
 
 
+def load_shards(directory):
+    """Validation's figures of a checkpoint with averages, and another that goes on from it for a step."""
+    path = directory / "text-fsdp.ckpt"
+    (measured,) = make_trainer("text", "fsdp").validate(*make("text", directory, 2), ckpt_path=path, verbose=False)
+    trainer = make_trainer("text", "fsdp", steps=3)
+    trainer.fit(*make("text", directory, 2), ckpt_path=path)
+    trainer.save_checkpoint(directory / "resumed.ckpt")
+    return measured
+
+
 def train_all(directory):
     """What one of two processes does."""
-    return {name: train(name, directory, "fsdp") for name in CASES} | {"text, ddp": train("text", directory, "ddp")}
+    results = {name: train(name, directory, "fsdp") for name in CASES} | {"text, ddp": train("text", directory, "ddp")}
+    return results | {"loaded": load_shards(directory)}
 
 
 @pytest.fixture(scope="module")
@@ -113,15 +129,33 @@ def ranks(directory, whole):
 def test_two_shards_train_what_one_process_trains(ranks, whole, directory, name):
     # What is masked depends on the processes, so that texts are compared with as many by DDP.
     like, alike = ("ddp", ranks[0]["text, ddp"]) if name == "text" else ("auto", whole[name])
-    expected = torch.load(directory / f"{name}-{like}.ckpt", weights_only=True)["state_dict"]
-    found = torch.load(directory / f"{name}-fsdp.ckpt", weights_only=True)["state_dict"]
-    assert found.keys() == expected.keys()
+    expected, found = (contents(directory / f"{name}-{one}.ckpt") for one in (like, "fsdp"))
+    assert found.keys() == expected.keys() and (name == "text") == any(key.startswith("average ") for key in found)
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5, msg=key)
     for rank in ranks:
         assert rank[name]["blocks"] == CASES[name]
         assert rank[name]["parameters"] == alike["parameters"]
         assert rank[name]["metrics"] == pytest.approx(alike["metrics"], rel=1e-3, abs=1e-4)
+
+
+def contents(path):
+    """Weights, and averages of those of them that are averaged."""
+    saved = torch.load(path, weights_only=True)
+    averages = saved.get(AVERAGE, {"weights": {}})["weights"]
+    return saved["state_dict"] | {f"average {name}": value for name, value in averages.items()}
+
+
+def test_averages_are_loaded_into_shards(ranks, directory):
+    for rank in ranks:
+        assert rank["loaded"]["validation/loss"] == pytest.approx(rank["text"]["metrics"]["validation/loss"], rel=1e-5)
+    before, after = (contents(directory / f"{name}.ckpt") for name in ("text-fsdp", "resumed"))
+    names = [name for name in before if name.startswith("average ")]
+    # The third step's decay, by which the average has taken in the weights that the resumed training went on with.
+    for name in names:
+        expected = 0.25 * before[name] + 0.75 * after[name.removeprefix("average ")]
+        torch.testing.assert_close(after[name], expected, msg=name)
+    assert any(not torch.equal(before[name], after[name]) for name in names)
 
 
 def test_what_would_train_a_model_in_every_process_is_refused():

@@ -75,8 +75,8 @@ class ContrastivePretraining(TwoTowers):
         chunk_size: Pairs whose activations are held at a time, for batches that do not fit the memory: the loss and its
             gradients stay those of the whole batch, for one more forward pass. Null holds all.
         augmentation: What is varied of pictures in training. Mirroring is off: captions may tell left from right.
-        **settings: `optimizer`, `schedule`, `gradient_clip_norm`, `compile_blocks`, `seed` and
-            `gradient_checkpointing`; see `BaseModule`.
+        **settings: `optimizer`, `schedule`, `gradient_clip_norm`, `compile_blocks`, `seed`,
+            `gradient_checkpointing` and `average`; see `BaseModule`.
     """
 
     def __init__(
@@ -205,9 +205,8 @@ class ContrastivePretraining(TwoTowers):
         parts += [TrainedPart(objective) for replay in self.replays.values() for objective in replay.objectives]
         return make_optimizer(parts, self.optimizer_config, fused)
 
-    def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
-        """As Lightning's; the temperature stays within its bounds, in whatever is saved next too."""
-        super().optimizer_step(*arguments, **settings)
+    def bound(self) -> None:
+        """The temperature stays within its bounds, in whatever is saved next too."""
         self.objective.clamp()
 
     # -- steps

@@ -80,8 +80,8 @@ class FineTuning(BaseModule):
         architecture: timm's name for the ViT whose weights a file holds, where `init_from` is one without a config.json
             beside it; with the tag of its training ("vit_base_patch16_224.mae"), which decides the colours' mean.
         grow: How large the encoder of `init_from` becomes: more blocks, positions or pixels.
-        **settings: `optimizer`, `schedule`, `gradient_clip_norm`, `compile_blocks`, `seed` and
-            `gradient_checkpointing`; see `BaseModule`.
+        **settings: `optimizer`, `schedule`, `gradient_clip_norm`, `compile_blocks`, `seed`,
+            `gradient_checkpointing` and `average`; see `BaseModule`.
     """
 
     def __init__(
