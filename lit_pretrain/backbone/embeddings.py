@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.backbone.ngram_embeddings import NgramEmbeddings, check_vocabulary
+from lit_pretrain.backbone.norms import NormKind, make_norm
 from lit_pretrain.backbone.row_look_up import look_up
 from lit_pretrain.errors import UserError
 
@@ -25,6 +26,8 @@ class TextEmbeddings(nn.Module):
         dropout: Dropout after it.
         ngrams: Pieces of the longest n-grams that have embeddings too; 1 for none.
         ngram_rows: How many n-grams have one.
+        norm_kind: `layer` or `rms`.
+        norm_bias: Whether a layer norm has a bias.
     """
 
     def __init__(
@@ -39,6 +42,8 @@ class TextEmbeddings(nn.Module):
         dropout: float = 0.0,
         ngrams: int = 1,
         ngram_rows: int = 100_000,
+        norm_kind: NormKind = "layer",
+        norm_bias: bool = True,
     ) -> None:
         super().__init__()
         self.width = width
@@ -47,7 +52,7 @@ class TextEmbeddings(nn.Module):
         self.position = nn.Embedding(max_positions, width) if positions == "learned" else None
         self.segment = nn.Embedding(segments, width) if segments else None
         self.ngrams = NgramEmbeddings(ngrams, ngram_rows, width) if ngrams != 1 else None
-        self.norm = nn.LayerNorm(width, eps=norm_epsilon) if norm else nn.Identity()
+        self.norm = make_norm(width, norm_epsilon, norm_kind, norm_bias) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         if vocabulary_size is not None:
             self.set_vocabulary(vocabulary_size)

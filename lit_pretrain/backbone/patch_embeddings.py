@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from lit_pretrain.backbone.norms import NormKind, make_norm
 from lit_pretrain.errors import UserError
 
 Grid = tuple[int, int]
@@ -52,6 +53,8 @@ class PatchEmbeddings(nn.Module):
         norm_epsilon: float = 1e-6,
         bias: bool = True,
         dropout: float = 0.0,
+        norm_kind: NormKind = "layer",
+        norm_bias: bool = True,
     ) -> None:
         super().__init__()
         self.patch_size, self.channels, self.width = patch_size, channels, width
@@ -66,7 +69,7 @@ class PatchEmbeddings(nn.Module):
             self.position = nn.Parameter(torch.empty(1, self.positioned_prefix + grid_size**2, width))
         else:
             self.register_buffer("fixed_position", sincos_positions(self.grid, width), persistent=False)
-        self.norm = nn.LayerNorm(width, eps=norm_epsilon) if norm else nn.Identity()
+        self.norm = make_norm(width, norm_epsilon, norm_kind, norm_bias) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.initialise()
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.backbone.config import TransformerConfig
-from lit_pretrain.backbone.transformer import make_activation
+from lit_pretrain.backbone.transformer import make_activation, norm_of
 
 Pooling = Literal["cls", "mean", "pooler", "map", "end_of_text"]
 
@@ -35,7 +35,7 @@ class AttentionPooling(nn.Module):
     """One learned query attends to all real tokens, then a feed-forward with a residual connection.
 
     Args:
-        config: Of the Transformer before it, whose width, heads, feed-forward and norm epsilon it takes.
+        config: Of the Transformer before it, whose width, heads, feed-forward and norms it takes.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -45,7 +45,7 @@ class AttentionPooling(nn.Module):
 
         # timm's annotations want classes and take whatever makes a module.
         layers: dict[str, Any] = {
-            "norm_layer": partial(nn.LayerNorm, eps=config.norm_epsilon),
+            "norm_layer": lambda width, **_: norm_of(config, width),
             "act_layer": partial(make_activation, config.activation),
         }
         self.attention = AttentionPoolLatent(

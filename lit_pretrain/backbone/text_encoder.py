@@ -26,8 +26,11 @@ from lit_pretrain.backbone.rotary import Rotation, rotation_for
 from lit_pretrain.backbone.transformer import Transformer, initialise
 from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.required import required
-from lit_pretrain.weights import huggingface_bert
+from lit_pretrain.weights import huggingface_text
 from lit_pretrain.weights.public import PublicWeights
+
+# Of all layers, or of global and of local ones; empty without rotary positions.
+Rotations = tuple[Rotation, ...]
 
 
 class TextEncoder(nn.Module):
@@ -44,6 +47,7 @@ class TextEncoder(nn.Module):
         pooling: How `forward_head` makes one vector: `mean`, `cls`, `pooler` (BERT's dense and tanh), `map` or
             `end_of_text` (CLIP's, with `causal`).
         rotary_base: Base of the rotary frequencies.
+        local_rotary_base: Base of those of local layers (`transformer.attention_window`); null for the same.
         causal: Whether a token never sees later ones, so that padding, which follows a text, needs no mask (CLIP).
         ngrams: Pieces of the longest n-grams that have embeddings of their own, added to the tokens'; 1 for none.
         ngram_rows: How many n-grams have one: the most frequent ones of the corpus, when training starts.
@@ -63,6 +67,7 @@ class TextEncoder(nn.Module):
         causal: bool = False,
         ngrams: int = 1,
         ngram_rows: int = 100_000,
+        local_rotary_base: float | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -73,12 +78,18 @@ class TextEncoder(nn.Module):
         ):
             check_number(f"encoder.{name}", value, least=least)
         check_number("encoder.rotary_base", rotary_base, above=0)
+        check_number("encoder.local_rotary_base", local_rotary_base, above=0)
         config = transformer if size is None else transformer.sized(size)
         head_width = config.width // config.resolved_heads
         if positions == "rotary" and head_width % 2:
             raise UserError(
                 f"Rotary positions turn pairs of features, but a head has {head_width}: choose width and heads so that "
                 "their quotient is even."
+            )
+        if local_rotary_base is not None and (positions != "rotary" or config.attention_window is None):
+            raise UserError(
+                f"encoder.local_rotary_base is {local_rotary_base}, of rotary positions in local layers: set "
+                "encoder.positions to rotary and transformer.attention_window, or leave it out."
             )
         self.width = config.width
         self.positions = positions
@@ -87,6 +98,7 @@ class TextEncoder(nn.Module):
         self.embedding_norm = embedding_norm
         self.pooling = pooling
         self.rotary_base = rotary_base
+        self.local_rotary_base = local_rotary_base
         self.causal = causal
         self.ngrams = ngrams
         self.ngram_rows = ngram_rows
@@ -101,6 +113,8 @@ class TextEncoder(nn.Module):
             dropout=config.dropout,
             ngrams=ngrams,
             ngram_rows=ngram_rows,
+            norm_kind=config.norm,
+            norm_bias=config.norm_bias,
         )
         self.transformer = Transformer(config)
         self.pooler: BertPooler | AttentionPooling | None = None
@@ -111,7 +125,7 @@ class TextEncoder(nn.Module):
         initialise(self)
         if vocabulary_size is not None:
             self.set_vocabulary(vocabulary_size)
-        self._rotation: dict[torch.device, Rotation] = {}
+        self._rotations: dict[torch.device, Rotations] = {}
         self.check_pooling()
 
     # -- what it is made of
@@ -150,7 +164,7 @@ class TextEncoder(nn.Module):
     def settings(self) -> dict[str, Any]:
         """Arguments that build this encoder again, primitives only; `TextEncoder.from_settings` reads them."""
         names = ["positions", "max_positions", "segments", "embedding_norm", "pooling", "rotary_base", "causal"]
-        names += ["ngrams", "ngram_rows"]
+        names += ["ngrams", "ngram_rows", "local_rotary_base"]
         settings = {"vocabulary_size": self.vocabulary_size, "transformer": asdict(self.config)}
         return settings | {name: getattr(self, name) for name in names}
 
@@ -186,23 +200,23 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path_or_hub_name: str | Path) -> "TextEncoder":
-        """Load a public BERT, RoBERTa or DistilBERT, in evaluation mode; what is left out, as heads are, is said.
+        """Load a public BERT, RoBERTa, DistilBERT or ModernBERT, in evaluation mode; what is left out is said.
 
         Args:
             path_or_hub_name: A directory in the format of transformers, or a name on the hub; see
-                `lit_pretrain.weights.huggingface_bert.load_weights`.
+                `lit_pretrain.weights.huggingface_text.load_weights`.
 
         Raises:
-            UserError: If a file is missing, the model is not a BERT, or its tensors do not match its config.
+            UserError: If a file is missing, the model is none of these, or its tensors do not match its config.
         """
-        weights = huggingface_bert.load_weights(path_or_hub_name)
+        weights = huggingface_text.load_weights(path_or_hub_name)
         weights.report_left_out()
         return cls.from_public(weights)
 
     def save_pretrained(self, directory: str | Path, heads: tuple[nn.Module, ...] = ()) -> None:
-        """Write weights that transformers loads; see `lit_pretrain.weights.huggingface_bert.save_weights`."""
+        """Write weights that transformers loads; see `lit_pretrain.weights.huggingface_text.save_weights`."""
         settings = self.settings() | {"transformer": asdict(self.config.resolved())}
-        huggingface_bert.save_weights(settings, self.state_dict(), directory, heads)
+        huggingface_text.save_weights(settings, self.state_dict(), directory, heads)
 
     # -- timm's protocol
 
@@ -232,13 +246,12 @@ class TextEncoder(nn.Module):
         """
         tokens = self.embeddings(input_ids, token_type_ids)
         mask = self.needed_mask(attention_mask, causal, padded)
-        rotation = self.rotation(input_ids.shape[1], tokens.device)
+        rotations = self.rotations(input_ids.shape[1], tokens.device)
         if positions is not None:
             tokens = tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
-            if rotation is not None:
-                # (B, 1, M, features), the same for all heads.
-                rotation = rotation[0][positions][:, None], rotation[1][positions][:, None]
-        return self.transformer(tokens, mask, causal or self.causal, rotation)
+            # (B, 1, M, features), the same for all heads.
+            rotations = tuple((cosine[positions][:, None], sine[positions][:, None]) for cosine, sine in rotations)
+        return self.transformer(tokens, mask, causal or self.causal, *rotations, positions=positions)
 
     def forward_intermediates(
         self,
@@ -264,8 +277,8 @@ class TextEncoder(nn.Module):
         """
         tokens = self.embeddings(input_ids, token_type_ids)
         mask = self.needed_mask(attention_mask, causal, padded)
-        rotation = self.rotation(input_ids.shape[1], tokens.device)
-        return self.transformer.forward_intermediates(tokens, indices, mask, causal or self.causal, rotation)
+        rotations = self.rotations(input_ids.shape[1], tokens.device)
+        return self.transformer.forward_intermediates(tokens, indices, mask, causal or self.causal, *rotations)
 
     def needed_mask(self, attention_mask: Tensor | None, causal: bool = False, padded: bool = True) -> Tensor | None:
         """The mask, or None where nothing is padded or no token sees the padding that follows it.
@@ -338,18 +351,26 @@ class TextEncoder(nn.Module):
         if self.positions == "learned":
             check_length(sequence_length, self.max_positions)
 
-    def rotation(self, length: int, device: torch.device) -> Rotation | None:
-        """Rotary cosines and sines (`length`, head width / 2) for `length` tokens; None for learned positions.
+    def rotations(self, length: int, device: torch.device) -> Rotations:
+        """What `make_rotations` gives for `length` tokens.
 
-        They are the beginning of a table that is kept for each device and made anew for the longest text so far.
+        They are the beginning of tables that are kept for each device and made anew for the longest text so far.
         """
-        if self.positions == "learned":
-            return None
-        table = self._rotation.get(device)
-        if table is None or len(table[0]) < length:
+        tables = self._rotations.get(device)
+        if tables is None or (tables and len(tables[0][0]) < length):
             # Evaluation may come first, and what inference mode makes cannot be saved for a backward pass later.
             with torch.inference_mode(False), torch.no_grad():
-                places = torch.arange(length, device=device)
-                table = rotation_for(places, self.width // self.config.resolved_heads, self.rotary_base)
-            self._rotation[device] = table
-        return table[0][:length], table[1][:length]
+                tables = self.make_rotations(length, device, self.width // self.config.resolved_heads)
+            self._rotations[device] = tables
+        return tuple((cosine[:length], sine[:length]) for cosine, sine in tables)
+
+    def make_rotations(self, length: int, device: torch.device, head_width: int) -> Rotations:
+        """Rotary cosines and sines (`length`, `head_width` / 2), as a Transformer takes them.
+
+        Those of all layers; or those of global layers, then of local ones; none for learned positions.
+        """
+        if self.positions == "learned":
+            return ()
+        places = torch.arange(length, device=device)
+        bases = [self.rotary_base] if self.local_rotary_base is None else [self.rotary_base, self.local_rotary_base]
+        return tuple(rotation_for(places, head_width, base) for base in bases)

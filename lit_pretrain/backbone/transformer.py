@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lit_pretrain.backbone.attention import attend
+from lit_pretrain.backbone.attention import attend, attend_locally, worth_blocks
 from lit_pretrain.backbone.config import TransformerConfig
+from lit_pretrain.backbone.norms import make_norm
 from lit_pretrain.backbone.rotary import Rotation, rotate
 from lit_pretrain.errors import UserError
 
@@ -30,14 +31,20 @@ class QuickGELU(nn.Module):
 
 
 def make_activation(name: str) -> nn.Module:
-    """The activation of a feed-forward by its name in `TransformerConfig`; of `swiglu` that of the gate."""
+    """The activation of a feed-forward by its name in `TransformerConfig`; of one with a gate that of the gate."""
     kinds: dict[str, Callable[[], nn.Module]] = {
         "gelu": nn.GELU,
         "gelu_tanh": partial(nn.GELU, approximate="tanh"),
         "quick_gelu": QuickGELU,
         "swiglu": nn.SiLU,
+        "geglu": nn.GELU,
     }
     return kinds[name]()
+
+
+def norm_of(config: TransformerConfig, width: int | None = None) -> nn.Module:
+    """A norm as a Transformer's settings say, over its own width unless another is given."""
+    return make_norm(config.width if width is None else width, config.norm_epsilon, config.norm, config.norm_bias)
 
 
 class Attention(nn.Module):
@@ -53,11 +60,16 @@ class Attention(nn.Module):
         self.key_norm: nn.Module | None = None
         if config.query_key_norm:
             head_width = config.width // self.heads
-            self.query_norm = nn.LayerNorm(head_width, eps=config.norm_epsilon)
-            self.key_norm = nn.LayerNorm(head_width, eps=config.norm_epsilon)
+            self.query_norm = norm_of(config, head_width)
+            self.key_norm = norm_of(config, head_width)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None, causal: bool, rotation: Rotation | None) -> Tensor:
-        """Mix tokens of shape (B, N, D); `mask` is boolean, broadcastable to (B, heads, N, N), True where attended."""
+    def forward(
+        self, tokens: Tensor, mask: Tensor | None, causal: bool, rotation: Rotation | None, window: int | None = None
+    ) -> Tensor:
+        """Mix tokens of shape (B, N, D).
+
+        `mask` is boolean, broadcastable to (B, heads, N, N), True where attended; with a `window` (B, 1, 1, N).
+        """
         batch, length, width = tokens.shape
         query, key, value = (
             self.query_key_value(tokens).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
@@ -66,7 +78,11 @@ class Attention(nn.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
-        mixed = attend(query, key, value, mask, causal, self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        if window is None:
+            mixed = attend(query, key, value, mask, causal, dropout)
+        else:
+            mixed = attend_locally(query, key, value, mask, window, dropout)
         return self.projection(mixed.transpose(1, 2).reshape(batch, length, width))
 
 
@@ -75,7 +91,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.gated = config.activation == "swiglu"
+        self.gated = config.gated
         inner = config.resolved_feed_forward_width * (2 if self.gated else 1)
         self.expand = nn.Linear(config.width, inner, bias=config.bias)
         self.activation = make_activation(config.activation)
@@ -117,20 +133,21 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each with a residual connection and a layer norm.
+    """Attention and feed-forward, each with a residual connection and a norm.
 
     Args:
         config: The Transformer's settings.
         drop_path: Probability that a branch is skipped for a sample in training.
+        attention_norm: Whether there is a norm of the attention.
     """
 
-    def __init__(self, config: TransformerConfig, drop_path: float = 0.0) -> None:
+    def __init__(self, config: TransformerConfig, drop_path: float = 0.0, attention_norm: bool = True) -> None:
         super().__init__()
         self.pre_norm = config.norm_order == "pre"
         self.attention = Attention(config)
-        self.attention_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+        self.attention_norm = norm_of(config) if attention_norm else nn.Identity()
         self.feed_forward = FeedForward(config)
-        self.feed_forward_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+        self.feed_forward_norm = norm_of(config)
         self.attention_branch = self._branch(config, drop_path)
         self.feed_forward_branch = self._branch(config, drop_path)
 
@@ -150,16 +167,25 @@ class Block(nn.Module):
         return nn.Sequential(*steps)
 
     def forward(
-        self, tokens: Tensor, mask: Tensor | None = None, causal: bool = False, rotation: Rotation | None = None
+        self,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        rotation: Rotation | None = None,
+        window: int | None = None,
     ) -> Tensor:
-        """Map (B, N, D) to (B, N, D); see `Transformer.forward` for the arguments."""
+        """Map (B, N, D) to (B, N, D); see `Attention.forward` for the arguments."""
         if self.pre_norm:
-            mixed = self.attention(self.attention_norm(tokens), mask, causal, rotation)
+            mixed = self.attention(self.attention_norm(tokens), mask, causal, rotation, window)
             tokens = tokens + self.attention_branch(mixed)
             return tokens + self.feed_forward_branch(self.feed_forward(self.feed_forward_norm(tokens)))
-        mixed = self.attention(tokens, mask, causal, rotation)
+        mixed = self.attention(tokens, mask, causal, rotation, window)
         tokens = self.attention_norm(tokens + self.attention_branch(mixed))
         return self.feed_forward_norm(tokens + self.feed_forward_branch(self.feed_forward(tokens)))
+
+
+# What a block is given beside the tokens: mask, causality, rotation, and the window where attention is cut into blocks.
+View = tuple[Tensor | None, bool, Rotation | None] | tuple[Tensor | None, bool, Rotation | None, int]
 
 
 class Transformer(nn.Module):
@@ -174,9 +200,11 @@ class Transformer(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         rates = [config.stochastic_depth * index / max(1, config.depth - 1) for index in range(config.depth)]
-        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
+        self.blocks = nn.ModuleList(
+            Block(config, rate, index > 0 or config.first_attention_norm) for index, rate in enumerate(rates)
+        )
         normalise = config.norm_order == "pre" and config.final_norm
-        self.final_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon) if normalise else nn.Identity()
+        self.final_norm = norm_of(config) if normalise else nn.Identity()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory: recompute each block's activations in the backward pass."""
@@ -198,6 +226,8 @@ class Transformer(nn.Module):
         attention_mask: Tensor | None = None,
         causal: bool = False,
         rotation: Rotation | None = None,
+        local_rotation: Rotation | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Run every block.
 
@@ -206,13 +236,16 @@ class Transformer(nn.Module):
             attention_mask: (B, N) boolean, True where a token is real; null when all are.
             causal: Whether a token sees only itself and the tokens before it.
             rotation: Rotary positions, from `lit_pretrain.backbone.rotary.rotation_for`.
+            local_rotation: Those of local layers; null for the same.
+            positions: (B, N) integers, where the tokens stand, for the windows of local layers; null where they are
+                consecutive.
 
         Returns:
             (B, N, D) tokens; finite for a row without any real token too.
         """
-        mask = self._mask(attention_mask, causal)
-        for block in self.blocks:
-            tokens = self._run(block, tokens, mask, causal, rotation)
+        views = self._views(tokens, attention_mask, causal, rotation, local_rotation, positions)
+        for block, view in zip(self.blocks, views, strict=True):
+            tokens = self._run(block, tokens, view)
         return self.final_norm(tokens)
 
     def forward_intermediates(
@@ -222,6 +255,7 @@ class Transformer(nn.Module):
         attention_mask: Tensor | None = None,
         causal: bool = False,
         rotation: Rotation | None = None,
+        local_rotation: Rotation | None = None,
     ) -> list[Tensor]:
         """Outputs of some blocks; those after the last one asked for do not run.
 
@@ -232,6 +266,7 @@ class Transformer(nn.Module):
             attention_mask: As for `forward`.
             causal: As for `forward`.
             rotation: As for `forward`.
+            local_rotation: As for `forward`.
 
         Returns:
             (B, N, D) for every index; the last block's has gone through the final norm, the others' have not.
@@ -249,20 +284,52 @@ class Transformer(nn.Module):
         if not self.blocks:
             return [self.final_norm(tokens) for _ in indices]
         places = [index % depth for index in indices]
-        mask = self._mask(attention_mask, causal)
+        views = self._views(tokens, attention_mask, causal, rotation, local_rotation)
         outputs: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks[: max(places, default=-1) + 1]):
-            tokens = self._run(block, tokens, mask, causal, rotation)
+            tokens = self._run(block, tokens, views[index])
             outputs[index] = self.final_norm(tokens) if index == depth - 1 else tokens
         return [outputs[index] for index in places]
 
-    def _run(
-        self, block: nn.Module, tokens: Tensor, mask: Tensor | None, causal: bool, rotation: Rotation | None
-    ) -> Tensor:
+    def _run(self, block: nn.Module, tokens: Tensor, view: View) -> Tensor:
         """One block, its activations kept or to be recomputed."""
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, tokens, mask, causal, rotation, use_reentrant=False)
-        return block(tokens, mask, causal, rotation)
+            return checkpoint(block, tokens, *view, use_reentrant=False)
+        return block(tokens, *view)
+
+    def _views(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None,
+        causal: bool,
+        rotation: Rotation | None,
+        local_rotation: Rotation | None,
+        positions: Tensor | None = None,
+    ) -> list[View]:
+        """What each block is given beside the tokens."""
+        mask, window = self._mask(attention_mask, causal), self.config.attention_window
+        everything: View = (mask, causal, rotation)
+        if window is None:
+            return [everything] * len(self.blocks)
+        rotation = rotation if local_rotation is None else local_rotation
+        length = tokens.shape[1]
+        # An exported graph serves any length, which nothing may depend on.
+        known_length = positions is None and not torch.compiler.is_exporting()
+        if known_length and length <= window + 1:
+            local: View = (mask, causal, rotation)
+        elif known_length and not causal and worth_blocks(length, window):
+            local = (mask, causal, rotation, window)
+        else:
+            places = torch.arange(length, device=tokens.device)[None] if positions is None else positions
+            seen = ((places[:, :, None] - places[:, None, :]).abs() <= window)[:, None]
+            if mask is not None:
+                # A token sees itself, so that no row is empty.
+                seen = (seen & mask) | torch.eye(length, dtype=torch.bool, device=tokens.device)
+            elif causal:
+                seen = seen & torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
+            local = (seen, causal, rotation)
+        windows = [self.config.window_of(index) for index in range(len(self.blocks))]
+        return [everything if window is None else local for window in windows]
 
     @staticmethod
     def _mask(attention_mask: Tensor | None, causal: bool) -> Tensor | None:

@@ -17,7 +17,7 @@ from lit_pretrain.backbone.float32 import Float32State
 from lit_pretrain.backbone.patch_embeddings import PatchEmbeddings
 from lit_pretrain.backbone.pooling import AttentionPooling, mean_pool
 from lit_pretrain.backbone.public_weights import copy_public_weights
-from lit_pretrain.backbone.transformer import Transformer, initialise
+from lit_pretrain.backbone.transformer import Transformer, initialise, norm_of
 from lit_pretrain.errors import UserError
 from lit_pretrain.weights import huggingface_vit, timm_vit
 from lit_pretrain.weights.public import PublicWeights
@@ -74,6 +74,11 @@ class VisionEncoder(Float32State):
         if norm_after_pooling:
             config = replace(config, final_norm=False)
         check_settings(image_size, patch_size, channels, registers, class_token, pooling, mean, std)
+        if config.attention_window is not None:
+            raise UserError(
+                f"transformer.attention_window is {config.attention_window}, which counts tokens along a text, and "
+                "patches lie in rows and columns: leave it out."
+            )
         if positions == "sincos" and config.width % 4:
             raise UserError(
                 f"Sine-cosine positions need a width that is a multiple of 4, and transformer.width is {config.width}: "
@@ -98,7 +103,7 @@ class VisionEncoder(Float32State):
         self.prefix_tokens = int(class_token) + registers
         self.transformer = Transformer(config)
         self.pooler = AttentionPooling(config) if pooling == "map" else None
-        self.pooled_norm = nn.LayerNorm(self.width, eps=config.norm_epsilon) if norm_after_pooling else nn.Identity()
+        self.pooled_norm = norm_of(config) if norm_after_pooling else nn.Identity()
         initialise(self)
         self.embeddings = PatchEmbeddings(
             patch_size,
@@ -113,6 +118,8 @@ class VisionEncoder(Float32State):
             config.norm_epsilon,
             patch_bias,
             config.dropout,
+            config.norm,
+            config.norm_bias,
         )
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)

@@ -183,7 +183,7 @@ def check_depth(encoder: TextEncoder | VisionEncoder, config: GrowthConfig) -> N
     if (config.norm_order or given.norm_order) == "pre":
         return
     ends_in_norm = given.norm_order == "pre" and given.final_norm
-    if depth == 0 and not ends_in_norm and not isinstance(encoder.embeddings.norm, nn.LayerNorm):
+    if depth == 0 and not ends_in_norm and isinstance(encoder.embeddings.norm, nn.Identity):
         raise UserError(
             "Blocks of norm_order: post would normalise what the encoder of model.init_from does not (it has no block "
             "and embedding_norm: false), and so change its outputs: set model.grow.norm_order to pre."
@@ -217,6 +217,8 @@ def move_last_norm(
         last = "embeddings.norm"
     end = f"transformer.blocks.{grown.config.depth - 1}.feed_forward_norm"
     for kind, neutral in (("weight", torch.ones_like), ("bias", torch.zeros_like)):
+        if f"{last}.{kind}" not in tensors:
+            continue
         tensors[f"{end}.{kind}"] = given = tensors.pop(f"{last}.{kind}")
         if last != "transformer.final_norm":
             # In the place of the final norm is the first new block's.

@@ -40,10 +40,9 @@ def encoder_operations(encoder: TextEncoder | VisionEncoder, tokens: int) -> flo
     if isinstance(encoder, VisionEncoder):
         patch = encoder.channels * encoder.patch_size**2
         operations += 2.0 * tokens * patch * encoder.width * passes_of(below, False)
-    blocks = encoder.transformer.blocks
-    for block in blocks:
+    for index, block in enumerate(encoder.transformer.blocks):
         trained = is_trained(block)
-        forward = tokens * encoder.config.forward_flops_per_token(tokens) / len(blocks)
+        forward = tokens * encoder.config.block_flops_per_token(index, tokens)
         operations += forward * passes_of(trained, below)
         below = below or trained
     return operations

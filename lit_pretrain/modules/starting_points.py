@@ -18,7 +18,7 @@ from lit_pretrain.modules.checkpoints import TWO_TOWERS, encoder_class_named, lo
 from lit_pretrain.required import required
 from lit_pretrain.tracking.find import find_checkpoint, split_tower
 from lit_pretrain.tracking.paths import RUN_FILE_NAME, shown_path
-from lit_pretrain.weights import huggingface_bert, huggingface_vit, open_clip, timm_vit
+from lit_pretrain.weights import huggingface_text, huggingface_vit, open_clip, timm_vit
 from lit_pretrain.weights.files import read_once
 from lit_pretrain.weights.open_clip_settings import HEAD_WIDTH, TowerName
 from lit_pretrain.weights.public import LinearHead, PublicTower, PublicWeights, shortened
@@ -29,7 +29,7 @@ TOWERS: dict[str, type[TextEncoder] | type[VisionEncoder]] = {"text": TextEncode
 GROWN = "grown_from_"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 # What a directory of public weights says that it holds: transformers' model_type, timm's architecture.
-BERT_TYPES = tuple(huggingface_bert.FAMILIES)
+BERT_TYPES = huggingface_text.TYPES
 PUBLIC_TYPES = (*BERT_TYPES[1:], *huggingface_vit.KINDS, *huggingface_vit.PAIRS)
 
 
@@ -262,7 +262,7 @@ def open_directory(directory: Path, tower: TowerName | None = None, named: bool 
     if config.get("model_type") in BERT_TYPES:
         named = any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
         tokenizer = load_tokenizer(directory) if named else None
-        return of_public(huggingface_bert.load_weights(directory), TextEncoder, tokenizer, shown_path(directory))
+        return of_public(huggingface_text.load_weights(directory), TextEncoder, tokenizer, shown_path(directory))
     kind = config.get("model_type")
     if kind in huggingface_vit.PAIRS or kind == "clip_text_model" or (named and kind in huggingface_vit.KINDS):
         return open_tower_of_transformers(directory, tower or ("text" if kind == "clip_text_model" else "vision"))

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from lit_pretrain.backbone.norms import NormKind, make_norm
 from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
 from lit_pretrain.backbone.transformer import make_activation
 from lit_pretrain.objectives.linear_cross_entropy import CrossEntropy, linear_cross_entropy
@@ -12,14 +13,17 @@ from lit_pretrain.required import required
 class LanguageModelingHead(nn.Module):
     """Dense, GELU, layer norm, then a decoder tied to the token embedding plus a bias (arXiv:1810.04805, as released).
 
-    GELU in the form that the encoder has, as in transformers; the exact one for an encoder with another activation.
+    GELU in the form that the encoder has, as in transformers; the exact one for an encoder with another activation. The
+    norm is of the encoder's kind.
 
     Args:
         input_width: Features of a token.
         embedding_width: Width of the token embedding that the decoder is tied to.
         vocabulary_size: Number of word pieces.
-        norm_epsilon: Epsilon of the layer norm.
+        norm_epsilon: Epsilon of the norm.
         activation: The encoder's.
+        norm_kind: `layer` or `rms`.
+        norm_bias: Whether a layer norm has a bias.
     """
 
     def __init__(
@@ -29,11 +33,13 @@ class LanguageModelingHead(nn.Module):
         vocabulary_size: int,
         norm_epsilon: float,
         activation: str = "gelu",
+        norm_kind: NormKind = "layer",
+        norm_bias: bool = True,
     ) -> None:
         super().__init__()
         self.dense = nn.Linear(input_width, embedding_width)
         self.activation = make_activation(activation if "gelu" in activation else "gelu")
-        self.norm = nn.LayerNorm(embedding_width, eps=norm_epsilon)
+        self.norm = make_norm(embedding_width, norm_epsilon, norm_kind, norm_bias)
         self.bias = nn.Parameter(torch.zeros(vocabulary_size))
         initialise(self)
 
@@ -42,7 +48,8 @@ class LanguageModelingHead(nn.Module):
         """A head that fits an encoder, from features of `input_width` (null: the encoder's own)."""
         width = encoder.width if input_width is None else input_width
         config = encoder.config
-        return cls(width, encoder.width, required(encoder.vocabulary_size), config.norm_epsilon, config.activation)
+        norm = (config.norm_epsilon, config.activation, config.norm, config.norm_bias)
+        return cls(width, encoder.width, required(encoder.vocabulary_size), *norm)
 
     def transform(self, features: Tensor) -> Tensor:
         """Map (..., D) to (..., embedding width), what the decoder reads."""

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.backbone.float32 import at_least_float32
-from lit_pretrain.backbone.rotary import rotation_for
 from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
 from lit_pretrain.backbone.transformer import Transformer
 from lit_pretrain.errors import UserError, check_number
@@ -97,13 +96,11 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
     def generate(self, inputs: dict[str, Any], encoder: TextEncoder) -> Tensor:
         """The generator's features (B, N, generator width) of a masked input."""
         tokens = self.projection(encoder.embeddings(inputs["input_ids"], inputs.get("token_type_ids")))
-        rotation = None
-        if encoder.positions == "rotary":
-            config = required(self.generator).config
-            places = torch.arange(tokens.shape[1], device=tokens.device)
-            rotation = rotation_for(places, config.width // config.resolved_heads, encoder.rotary_base)
+        config = required(self.generator).config
+        head_width = config.width // config.resolved_heads
+        rotations = encoder.make_rotations(tokens.shape[1], tokens.device, head_width)
         mask = inputs.get("attention_mask") if inputs.get("padded", True) else None
-        return required(self.generator)(tokens, mask, rotation=rotation)
+        return required(self.generator)(tokens, mask, False, *rotations)
 
     def hide(self, batch: Batch, generator: torch.Generator) -> tuple[MaskedPositions, Tensor, Tensor]:
         """Draw the hidden positions, the masked input (B, N), and the numbers (B, K) in [0, 1) that samples are of."""

@@ -317,19 +317,24 @@ def find_directory(path_or_hub_name: str | Path) -> Path:
         ) from error
 
 
+def read_json(path: Path) -> dict:
+    """A directory's config.json."""
+    if not path.is_file():
+        raise UserError(f"{path.parent} has no {path.name}: give a directory in Hugging Face's BERT format.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): download the checkpoint again.") from error
+
+
 def read_config(directory: Path) -> dict:
     """The directory's config.json, if it describes a BERT."""
     path = directory / "config.json"
-    if not path.is_file():
-        raise UserError(f"{directory} has no config.json: give a directory in Hugging Face's BERT format.")
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): download the checkpoint again.") from error
+    config = read_json(path)
     if config.get("model_type", "bert") not in FAMILIES:
         raise UserError(
-            f"{path} describes a '{config['model_type']}', not a BERT, a RoBERTa or a DistilBERT, which TextEncoder "
-            "loads: give one of these."
+            f"{path} describes a '{config['model_type']}', not a BERT, a RoBERTa, a DistilBERT or a ModernBERT, which "
+            "TextEncoder loads: give one of these."
         )
     if config.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(f"{path} asks for {config['position_embedding_type']} positions, which BERT's encoder lacks.")
@@ -474,6 +479,9 @@ def refuse_what_bert_lacks(settings: dict[str, Any]) -> None:
         ("bias: false", not transformer["bias"]),
         ("layer_scale", transformer["layer_scale"] is not None),
         ("query_key_norm: true", transformer["query_key_norm"]),
+        (f"norm: {transformer['norm']}", transformer["norm"] != "layer"),
+        ("norm_bias: false", not transformer["norm_bias"]),
+        (f"attention_window: {transformer['attention_window']}", transformer["attention_window"] is not None),
         (f"activation: {transformer['activation']}", transformer["activation"] not in ACTIVATIONS.values()),
         ("embedding_norm: false", not settings["embedding_norm"]),
         ("no vocabulary", settings["vocabulary_size"] is None),

@@ -282,6 +282,10 @@ def refuse_what_timm_lacks(settings: dict[str, Any]) -> None:
         "embedding_norm: true and patch_bias: true": settings["embedding_norm"] and settings["patch_bias"],
         f"norm_epsilon: {epsilon} (only {' and '.join(map(str, epsilons))})": epsilon not in epsilons,
         "activation: swiglu and pooling: map": gated and settings["pooling"] == "map",
+        "activation: geglu": transformer["activation"] == "geglu",
+        f"norm: {transformer['norm']}": transformer["norm"] != "layer",
+        "norm_bias: false": not transformer["norm_bias"],
+        "first_attention_norm: false": not transformer["first_attention_norm"],
     }
     names = [name for name, present in lacking.items() if present]
     if names:

@@ -95,7 +95,8 @@ def test_rotations_made_in_inference_mode_serve_a_training_and_any_length() -> N
     encoder(IDS, REAL).sum().backward()
     assert encoder.transformer.blocks[0].attention.query_key_value.weight.grad.abs().sum() > 0
     # A longer text makes a longer table, whose beginning is the same.
-    before, after = encoder.rotation(4, IDS.device), (encoder.rotation(9, IDS.device), encoder.rotation(4, IDS.device))
+    (before,) = encoder.rotations(4, IDS.device)
+    after = [*encoder.rotations(9, IDS.device), *encoder.rotations(4, IDS.device)]
     for part, expected in enumerate(rotation_for(torch.arange(9), 8)):
         assert torch.equal(after[0][part], expected)
         assert torch.equal(before[part], expected[:4]) and torch.equal(after[1][part], expected[:4])

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from lit_pretrain.backbone.rotary import rotation_for
 from lit_pretrain.commands.exports.card import Loading
 from lit_pretrain.commands.exports.check import (
     Difference,
@@ -75,13 +74,12 @@ class TextGraph(Graph):
     ) -> tuple[Tensor, ...]:
         """All (B, N) int64."""
         encoder = self.encoder
-        tokens, rotation = encoder.embeddings(input_ids, token_type_ids), None
-        if encoder.positions == "rotary":
-            # The encoder keeps its rotations by length, and here the length is a symbol.
-            positions = torch.arange(input_ids.shape[1])
-            rotation = rotation_for(positions, encoder.width // encoder.config.resolved_heads, encoder.rotary_base)
+        tokens = encoder.embeddings(input_ids, token_type_ids)
+        # The encoder keeps its rotations by length, and here the length is a symbol.
+        head_width = encoder.width // encoder.config.resolved_heads
+        rotations = encoder.make_rotations(input_ids.shape[1], input_ids.device, head_width)
         mask = encoder.needed_mask(attention_mask)
-        return self.finish(encoder.transformer(tokens, mask, self.causal, rotation), attention_mask)
+        return self.finish(encoder.transformer(tokens, mask, self.causal, *rotations), attention_mask)
 
 
 class PictureGraph(Graph):

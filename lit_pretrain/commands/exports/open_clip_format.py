@@ -154,7 +154,11 @@ def refuse_what_clip_lacks(text: TextEncoder, vision: VisionEncoder) -> None:
         config = encoder.config
         normed = config.final_norm or getattr(encoder, "norm_after_pooling", False)
         lacking[tower] |= {
-            f"activation: {config.activation}": config.activation == "swiglu",
+            f"activation: {config.activation}": config.gated,
+            f"norm: {config.norm}": config.norm != "layer",
+            "norm_bias: false": not config.norm_bias,
+            "first_attention_norm: false": not config.first_attention_norm,
+            f"attention_window: {config.attention_window}": config.attention_window is not None,
             "query_key_norm: true": config.query_key_norm,
             f"norm_order: {config.norm_order}": config.norm_order != "pre",
             "final_norm: false": not normed,

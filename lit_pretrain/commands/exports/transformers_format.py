@@ -1,9 +1,10 @@
-"""Text in Hugging Face's format: a BERT that `transformers` loads, with its tokenizer and the heads that BERT has.
+"""Text in Hugging Face's format: a BERT or a ModernBERT that `transformers` loads, with its tokenizer and heads.
 
 A classifier goes into `BertForSequenceClassification`, which reads tanh(W h + b) of the first token. That is our
 pooling `pooler`; our `cls` (the first token as it is) is the same with W a small multiple s of the identity and the
 classifier divided by s, for tanh(x) = x - x^3 / 3 + ... is x to the last bit of fp32 where x is small enough. A mean
-over tokens has no place there: then the encoder is a `BertModel`, and the classifier lies beside it in a folder.
+over tokens has no place there: then the encoder is a `BertModel`, and the classifier lies beside it in a folder. So it
+does beside a `ModernBertModel`, for ModernBERT's classifiers have a layer, GELU and a norm before them.
 """
 
 import json
@@ -34,6 +35,7 @@ from lit_pretrain.objectives import CausalLanguageModeling, MaskedLanguageModeli
 from lit_pretrain.required import required
 from lit_pretrain.weights.files import write_checkpoint
 from lit_pretrain.weights.huggingface_bert import CLASSIFIER_FOLDER, PROBLEMS, SMALL
+from lit_pretrain.weights.huggingface_text import is_modern
 
 PACKAGES = ("transformers",)
 # Where the projection of a tower of a contrastive pretraining lies, of which BertModel has none.
@@ -45,10 +47,17 @@ def library() -> str:
     return named_version("transformers")
 
 
+def goes_out_modern(subject: Subject) -> bool:
+    """Whether it is a ModernBERT there, and no BERT."""
+    return is_modern(subject.encoder.settings())
+
+
 def heads_of(subject: Subject) -> list[Any]:
-    """The pretraining heads that BERT's classes in transformers have a place for."""
+    """The pretraining heads that the classes in transformers have a place for."""
     kinds: list[type] = [NextSentencePrediction]
-    if subject.encoder.config.activation == "gelu":
+    if goes_out_modern(subject):
+        kinds = [MaskedLanguageModeling]
+    elif subject.encoder.config.activation == "gelu":
         # transformers gives the head the encoder's activation, and ours is always GELU.
         kinds.append(CausalLanguageModeling if subject.causal else MaskedLanguageModeling)
     # Kinds of these with a head of their own, as replaced token detection has, name no tensors.
@@ -58,6 +67,8 @@ def heads_of(subject: Subject) -> list[Any]:
 
 def architecture_of(subject: Subject) -> str:
     """The class of transformers' that loads the export."""
+    if goes_out_modern(subject):
+        return "ModernBertForMaskedLM" if heads_of(subject) else "ModernBertModel"
     if subject.has_classifier:
         fits = subject.encoder.pooling in ("pooler", "cls")
         return "BertForSequenceClassification" if fits else "BertModel"
@@ -78,6 +89,12 @@ def write(subject: Subject, directory: Path) -> None:
     Raises:
         UserError: If BERT has no place for something of the encoder; the sentence says for what.
     """
+    modern = goes_out_modern(subject)
+    if modern and subject.causal:
+        raise UserError(
+            "Hugging Face's ModernBERT has no place for tokens that see only those before them, as all objectives here "
+            "asked for; --format onnx holds any encoder."
+        )
     try:
         subject.encoder.save_pretrained(directory, tuple(heads_of(subject)))
     except UserError as error:
@@ -87,7 +104,11 @@ def write(subject: Subject, directory: Path) -> None:
     config["architectures"] = [architecture]
     tokenizer = required(subject.tokenizer)
     config["pad_token_id"] = tokenizer.pad_id
-    config["is_decoder"] = subject.causal
+    if modern:
+        config |= {"cls_token_id": tokenizer.cls_id, "sep_token_id": tokenizer.sep_id}
+        config |= {"bos_token_id": tokenizer.cls_id, "eos_token_id": tokenizer.sep_id}
+    else:
+        config["is_decoder"] = subject.causal
     if subject.has_classifier:
         weight, bias = subject.classifier()
         if architecture == "BertForSequenceClassification":
@@ -139,6 +160,16 @@ def label_settings(subject: Subject) -> dict:
     }
 
 
+def is_bare(architecture: str) -> bool:
+    """Whether a class has no head."""
+    return architecture in ("BertModel", "ModernBertModel")
+
+
+def has_pooler(subject: Subject) -> bool:
+    """Whether the encoder has BERT's pooler."""
+    return subject.encoder.pooling == "pooler"
+
+
 def loading(subject: Subject) -> Loading:
     """How the export is used."""
     architecture = architecture_of(subject)
@@ -146,8 +177,8 @@ def loading(subject: Subject) -> Loading:
         'tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")',
         'inputs = tokenizer(["one text", "and another"], padding=True, truncation=True, return_tensors="pt")',
     ]
-    if architecture == "BertModel":
-        pooler = "" if subject.encoder.pooling == "pooler" else ", add_pooling_layer=False"
+    if is_bare(architecture):
+        pooler = ", add_pooling_layer=False" if architecture == "BertModel" and not has_pooler(subject) else ""
         lines.append(f'model = AutoModel.from_pretrained("DIRECTORY"{pooler})')
         imported = "AutoModel"
     else:
@@ -166,11 +197,16 @@ def notes(subject: Subject, architecture: str) -> list[str]:
         "pooler": "pooler_output",
     }
     sentences.append(f"The embedding of a text is {how[pooling]}.")
-    if subject.has_classifier and architecture == "BertModel":
+    if subject.has_classifier and is_bare(architecture):
+        theirs = (
+            "ModernBERT's classes in transformers what another layer makes of it"
+            if goes_out_modern(subject)
+            else "BERT's classes in transformers the first token only"
+        )
         sentences.append(
-            f"The classifier reads the pooling '{pooling}', and BERT's classes in transformers the first token only, "
-            f"so its weight and bias lie in {CLASSIFIER_FOLDER}/model.safetensors, its labels in "
-            f"{CLASSIFIER_FOLDER}/config.json, and logits = embedding @ weight.T + bias; --format onnx has all in one."
+            f"The classifier reads the pooling '{pooling}', and {theirs}, so its weight and bias lie in "
+            f"{CLASSIFIER_FOLDER}/model.safetensors, its labels in {CLASSIFIER_FOLDER}/config.json, and logits = "
+            "embedding @ weight.T + bias; --format onnx has all in one."
         )
     if architecture == "BertForSequenceClassification" and pooling == "cls":
         sentences.append(
@@ -186,7 +222,8 @@ def notes(subject: Subject, architecture: str) -> list[str]:
         sentences.append("A token sees only those before it (is_decoder: true), as in its pretraining.")
     left_out = [type(objective).__name__ for objective in subject.objectives if objective not in heads_of(subject)]
     if left_out:
-        sentences.append(f"Left out, for BERT has no place for it: the head of {' and of '.join(left_out)}.")
+        family = "ModernBERT" if goes_out_modern(subject) else "BERT"
+        sentences.append(f"Left out, for {family} has no place for it: the head of {' and of '.join(left_out)}.")
     return sentences
 
 
@@ -204,9 +241,10 @@ def check(subject: Subject, directory: Path) -> list[Difference]:
 
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(directory)
-        bare = load(directory, "AutoModel", add_pooling_layer=subject.encoder.pooling == "pooler")
+        settings = {} if goes_out_modern(subject) else {"add_pooling_layer": has_pooler(subject)}
+        bare = load(directory, "AutoModel", **settings)
         architecture = architecture_of(subject)
-        whole = None if architecture == "BertModel" else load(directory, architecture)
+        whole = None if is_bare(architecture) else load(directory, architecture)
     differences = []
     for batch in seeded_texts(subject):
         inputs = dict(tokenizer(batch.first, batch.second, padding=True, return_tensors="pt"))
@@ -217,7 +255,10 @@ def check(subject: Subject, directory: Path) -> list[Difference]:
         tokens = theirs.last_hidden_state
         pairs = {
             "token_features": (real_tokens(ours["token_features"], inputs), real_tokens(tokens, inputs)),
-            "pooled_embedding": (ours["pooled_embedding"], pooled(subject, tokens, theirs.pooler_output, inputs)),
+            "pooled_embedding": (
+                ours["pooled_embedding"],
+                pooled(subject, tokens, theirs.get("pooler_output"), inputs),
+            ),
         }
         if subject.projection is not None:
             weight = load_file(directory / PROJECTION_FOLDER / "model.safetensors")["weight"]

@@ -1,4 +1,4 @@
-"""Byte-pair encodings of public weights: CLIP's (Radford et al. 2021, arXiv:2103.00020) and RoBERTa's.
+"""Byte-pair encodings of public weights: CLIP's (Radford et al. 2021, arXiv:2103.00020), RoBERTa's and ModernBERT's.
 
 CLIP's is read from a tokenizer.json, as the hub's CLIP repositories have, or made of the vocabulary that `open_clip`
 brings in its package. Both put texts in lower case and make white space single. open_clip passes texts through `ftfy`
@@ -10,7 +10,7 @@ import gzip
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
@@ -23,6 +23,8 @@ from lit_pretrain.errors import UserError
 ENDS = (("<|startoftext|>", "<|endoftext|>"), ("<start_of_text>", "<end_of_text>"))
 # RoBERTa's, in the order of their ids.
 ROBERTA_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+# ModernBERT's, by what they are for in the same order.
+MODERNBERT_TOKENS = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 END_OF_WORD = "</w>"
 # Merges that CLIP uses, of more in the file: with 256 bytes, each inside and at the end of a word, 49,406 pieces.
@@ -53,7 +55,10 @@ class BytePairTokenizer(TextTokenizer):
             raise UserError(f"{source} is a {kind} tokenizer, not the byte-pair encoding of CLIP.")
         ends = next((ends for ends in ENDS if all(tokenizer.token_to_id(end) is not None for end in ends)), None)
         if ends is None:
-            raise UserError(f"{source} has neither {' nor '.join(ENDS[0])}: use the tokenizer of a CLIP.")
+            raise UserError(
+                f"{source} has neither {' nor '.join(ENDS[0])}, nor RoBERTa's {ROBERTA_TOKENS[0]}, nor ModernBERT's "
+                f"{MODERNBERT_TOKENS[0]}: use the tokenizer of one of these."
+            )
         super().__init__(tokenizer, *ends, source)
         # As open_clip fills sequences up; nothing reads what comes after the end.
         self.pad_id = 0
@@ -88,11 +93,11 @@ class BytePairTokenizer(TextTokenizer):
         return next((cls(from_merges(path)) for path in paths if path.is_file()), None)
 
 
-class RobertaTokenizer(TextTokenizer):
-    """RoBERTa's tokenizer (Liu et al. 2019, arXiv:1907.11692): pieces of bytes, those that begin a word with a space.
+class BytePieceTokenizer(TextTokenizer):
+    """Pieces of bytes, those that begin a word with a space, and special tokens by which pieces can be hidden.
 
     Args:
-        tokenizer: A BPE tokenizer of the `tokenizers` library with RoBERTa's five special tokens.
+        tokenizer: A BPE tokenizer of the `tokenizers` library with the five special tokens.
         source: Where it comes from, for error messages.
 
     Raises:
@@ -100,39 +105,75 @@ class RobertaTokenizer(TextTokenizer):
     """
 
     model = "BPE"
-    separators = 2
+    # What begins a text, fills it up, ends it, stands for what has no piece, and hides a piece.
+    tokens: ClassVar[tuple[str, str, str, str, str]]
+    # Whose they are.
+    family: ClassVar[str]
 
     def __init__(self, tokenizer: Tokenizer, source: str = "the tokenizer") -> None:
         kind = kind_of(tokenizer)
-        missing = [token for token in ROBERTA_TOKENS if tokenizer.token_to_id(token) is None]
+        missing = [token for token in self.tokens if tokenizer.token_to_id(token) is None]
         if kind != self.model or missing:
             lacking = f"without {' and '.join(missing)}" if missing else ""
-            raise UserError(f"{source} is a {kind} tokenizer {lacking}, not RoBERTa's: use the one of its weights.")
-        super().__init__(tokenizer, "<s>", "</s>")
-        ids = ids_of(tokenizer, ROBERTA_TOKENS)
+            raise UserError(
+                f"{source} is a {kind} tokenizer {lacking}, not {self.family}'s: use the one of its weights."
+            )
+        super().__init__(tokenizer, self.tokens[0], self.tokens[2], source)
+        ids = ids_of(tokenizer, self.tokens)
         self.cls_id, self.pad_id, self.sep_id, self.unk_id, self.mask_id = ids
         self.special_ids = sorted(ids)
 
     @cached_property
     def continuation_mask(self) -> numpy.ndarray:
         """(V,) booleans, True where a piece continues a word: no white space begins it, as RoBERTa's authors do."""
-        special = set(ROBERTA_TOKENS)
-        return numpy.array([piece[:1] not in WHITE_SPACE and piece not in special for piece in self.vocabulary])
+        special = set(self.tokens)
+        # Some have pieces of several spaces as they are.
+        begins = [piece[:1] in WHITE_SPACE or piece[:1].isspace() for piece in self.vocabulary]
+        return numpy.array(
+            [not one and piece not in special for one, piece in zip(begins, self.vocabulary, strict=True)]
+        )
+
+    def transformers_config(self) -> dict[str, Any]:
+        """Special tokens by what each is for."""
+        begin, pad, end, unknown, mask = self.tokens
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_input_names": ["input_ids", "attention_mask"],
+            "model_max_length": 512,
+            **{f"{name}_token": begin for name in ("bos", "cls")},
+            **{f"{name}_token": end for name in ("eos", "sep")},
+            "pad_token": pad,
+            "unk_token": unknown,
+            "mask_token": mask,
+        }
+
+
+class RobertaTokenizer(BytePieceTokenizer):
+    """RoBERTa's tokenizer (Liu et al. 2019, arXiv:1907.11692), with two tokens between a pair's texts."""
+
+    separators = 2
+    tokens = ROBERTA_TOKENS
+    family = "RoBERTa"
 
     def post_processor(self) -> Any:
         """The tokens that begin, part and end texts."""
         return processors.RobertaProcessing(("</s>", self.sep_id), ("<s>", self.cls_id))
 
-    def transformers_config(self) -> dict[str, Any]:
-        """Special tokens by what each is for."""
-        return {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_input_names": ["input_ids", "attention_mask"],
-            "model_max_length": 512,
-            **{f"{name}_token": "<s>" for name in ("bos", "cls")},
-            **{f"{name}_token": "</s>" for name in ("eos", "sep")},
-            **{f"{name}_token": f"<{name}>" for name in ("pad", "unk", "mask")},
-        }
+
+class ModernBertTokenizer(BytePieceTokenizer):
+    """ModernBERT's tokenizer (Warner et al. 2024, arXiv:2412.13663): OLMo's pieces of bytes, BERT's special tokens."""
+
+    tokens = MODERNBERT_TOKENS
+    family = "ModernBERT"
+
+    def post_processor(self) -> Any:
+        """The tokens that begin and end texts."""
+        begin, _, end, _, _ = self.tokens
+        return processors.TemplateProcessing(
+            single=[begin, "$A", end],
+            pair=[begin, "$A", end, "$B", end],
+            special_tokens=[(begin, self.cls_id), (end, self.sep_id)],
+        )
 
 
 def from_merges(path: Path) -> Tokenizer:

@@ -6,12 +6,18 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from lit_pretrain.data.text.base_tokenizer import TextTokenizer
-from lit_pretrain.data.text.byte_pair_tokenizer import ROBERTA_TOKENS, BytePairTokenizer, RobertaTokenizer
+from lit_pretrain.data.text.byte_pair_tokenizer import (
+    MODERNBERT_TOKENS,
+    ROBERTA_TOKENS,
+    BytePairTokenizer,
+    ModernBertTokenizer,
+    RobertaTokenizer,
+)
 from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer, read_tokenizer
 
 
 def load_tokenizer(path: str | Path) -> TextTokenizer:
-    """Read BERT's, RoBERTa's or CLIP's tokenizer from a directory or its file.
+    """Read BERT's, RoBERTa's, ModernBERT's or CLIP's tokenizer from a directory or its file.
 
     Raises:
         UserError: If there is none, or it is of another kind.
@@ -26,8 +32,12 @@ def tokenizer_from_json(text: str) -> TextTokenizer:
     return kind_of(tokenizer)(tokenizer)
 
 
-def kind_of(tokenizer: Tokenizer) -> type[WordPieceTokenizer | RobertaTokenizer | BytePairTokenizer]:
+def kind_of(
+    tokenizer: Tokenizer,
+) -> type[WordPieceTokenizer | RobertaTokenizer | ModernBertTokenizer | BytePairTokenizer]:
     """Which of ours a tokenizer of the library is, by its model and its special tokens."""
     if json.loads(tokenizer.to_str())["model"]["type"] != BytePairTokenizer.model:
         return WordPieceTokenizer
-    return RobertaTokenizer if tokenizer.token_to_id(ROBERTA_TOKENS[0]) is not None else BytePairTokenizer
+    if tokenizer.token_to_id(ROBERTA_TOKENS[0]) is not None:
+        return RobertaTokenizer
+    return ModernBertTokenizer if tokenizer.token_to_id(MODERNBERT_TOKENS[0]) is not None else BytePairTokenizer

@@ -26,8 +26,9 @@ TowerName = Literal["text", "vision"]
 DEFAULT_WIDTH = 256
 # What the blocks must have alike to be the same modules.
 SHARED_PARTS = ["depth", "width", "heads", "feed_forward_width", "activation", "bias", "attention_dropout"]
-SHARED_PARTS += ["query_key_norm"]
+SHARED_PARTS += ["query_key_norm", "norm", "norm_bias"]
 SHARED_BLOCKS = (*SHARED_PARTS, "norm_order", "norm_epsilon", "dropout", "stochastic_depth", "layer_scale")
+SHARED_BLOCKS += ("first_attention_norm",)
 
 
 @dataclass(frozen=True)
