@@ -102,6 +102,16 @@ def test_rotations_made_in_inference_mode_serve_a_training_and_any_length() -> N
         assert torch.equal(before[part], expected[:4]) and torch.equal(after[1][part], expected[:4])
 
 
+def test_two_bases_need_local_layers_with_rotary_positions() -> None:
+    local = TransformerConfig(depth=2, width=16, heads=2, attention_window=1)
+    encoder = TextEncoder(20, transformer=local, positions="rotary", local_rotary_base=7.0)
+    (_, (_, sine)), again = encoder.rotations(4, IDS.device), TextEncoder.from_settings(encoder.settings())
+    assert torch.equal(sine, rotation_for(torch.arange(4), 8, 7.0)[1]) and again.local_rotary_base == 7.0
+    for settings in ({"transformer": local}, {"transformer": SMALL, "positions": "rotary"}):
+        with pytest.raises(UserError, match="of rotary positions in local layers: set encoder.positions to rotary and"):
+            TextEncoder(20, local_rotary_base=7.0, **settings)
+
+
 def test_the_vocabulary_may_wait_but_not_change() -> None:
     encoder = TextEncoder(transformer=SMALL)
     assert encoder.vocabulary_size is None

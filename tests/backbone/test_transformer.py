@@ -161,6 +161,78 @@ def test_activation_checkpointing_gives_the_same_gradients_for_less_memory() -> 
     assert most[1] < most[0] / 2
 
 
+def windows_by_hand(places: torch.Tensor, window: int, real: torch.Tensor, causal: bool) -> torch.Tensor:
+    """(B, 1, N, N), who sees whom: real tokens that are near, and oneself."""
+    distance = places[:, None, :] - places[:, :, None]
+    seen = (distance.abs() <= window) & real[:, None, :] & ((distance <= 0) | (not causal))
+    return (seen | torch.eye(places.shape[1], dtype=torch.bool))[:, None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("way", ["consecutive", "causal", "some places", "recomputed"])
+def test_local_layers_see_what_is_near_and_global_ones_everything(way: str, dtype: torch.dtype) -> None:
+    causal = way == "causal"
+    config = {"norm_order": "pre", "attention_window": 3, "global_every": 2, "depth": 4, "query_key_norm": True}
+    ours = random_transformer(**config).to(dtype)
+    ours.set_grad_checkpointing(way == "recomputed")
+    for length in (3, 8, 23):
+        tokens = torch.randn(3, length, 24, dtype=dtype, requires_grad=True)
+        real = torch.arange(length) < torch.tensor([[length], [length // 2], [0]])
+        real[2, 0] = True
+        places = torch.arange(length).expand(3, -1)
+        if way == "some places":
+            places = torch.stack([torch.randperm(3 * length)[:length] for _ in range(3)])
+        turns, local_turns = rotation_for(torch.arange(3 * length), 8), rotation_for(torch.arange(3 * length), 8, 7.0)
+        given = [tuple(part[places][:, None] for part in turn) for turn in (turns, local_turns)]
+        out = ours(tokens, real, causal, *given, positions=places if way == "some places" else None)
+        expected = tokens
+        for index, block in enumerate(ours.blocks):
+            window = 3 if index % 2 else 10**6
+            expected = block(expected, windows_by_hand(places, window, real, causal), False, given[index % 2])
+        expected = ours.final_norm(expected)
+        tolerance = {"atol": 0.1, "rtol": 0.1} if dtype == torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-5}
+        torch.testing.assert_close(out[real], expected[real], **tolerance)
+        gradients = [torch.autograd.grad(one[real].float().sin().sum(), tokens)[0] for one in (out, expected)]
+        assert out.isfinite().all() and gradients[0].isfinite().all()
+        if dtype == torch.float32:
+            torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+        if way == "consecutive":
+            # Nothing is padded: no mask is given.
+            everything = torch.ones_like(real)
+            torch.testing.assert_close(
+                ours(tokens, None, False, *given), ours(tokens, everything, False, *given), **tolerance
+            )
+
+
+def test_attention_in_blocks_holds_no_more_scores_than_the_window_needs() -> None:
+    ours, tokens = random_transformer(attention_window=4, global_every=3, depth=1), torch.randn(1, 256, 24)
+    most = []
+    for window in (None, 4):
+        with torch.no_grad(), LiveBytes() as live:
+            ours.blocks[0].bfloat16()(tokens.bfloat16(), None, False, None, window)
+        most.append(live.most)
+    assert most[1] < most[0] / 4
+
+
+def test_norms_and_gates_by_hand() -> None:
+    rms = random_transformer(norm="rms", norm_epsilon=0.5, query_key_norm=True)
+    assert not [name for name in rms.state_dict() if "norm" in name and name.endswith("bias")]
+    norm, tokens = rms.blocks[0].attention_norm, torch.randn(2, 5, 24)
+    expected = tokens / (tokens.square().mean(-1, keepdim=True) + 0.5).sqrt() * norm.weight
+    torch.testing.assert_close(norm(tokens), expected)
+    modern = random_transformer(norm_order="pre", norm_bias=False, first_attention_norm=False, activation="geglu")
+    assert {name for name in modern.state_dict() if "norm" in name} == {
+        "blocks.0.feed_forward_norm.weight",
+        "blocks.1.attention_norm.weight",
+        "blocks.1.feed_forward_norm.weight",
+        "final_norm.weight",
+    }
+    layer = modern.blocks[0].feed_forward
+    gate, features = (tokens @ layer.expand.weight.T + layer.expand.bias).chunk(2, dim=-1)
+    expected = (torch.nn.functional.gelu(gate) * features) @ layer.contract.weight.T + layer.contract.bias
+    torch.testing.assert_close(layer(tokens), expected)
+
+
 def test_layer_scale_and_stochastic_depth_act_on_the_branches() -> None:
     tokens = torch.randn(64, 3, 24)
     silent = random_transformer(norm_order="pre", layer_scale=1e-5)
@@ -221,11 +293,19 @@ def test_flops_of_one_token_by_hand() -> None:
     # Per block: 4 x 64^2 projections and 2 x 64 x 256 feed-forward multiply-adds, and 2 x 10 x 64 for attention.
     config = TransformerConfig(depth=3, width=64)
     assert config.forward_flops_per_token(10) == 2 * 3 * (4 * 64**2 + 2 * 64 * 256 + 2 * 10 * 64)
+    # A gate is one matrix more; of local layers, the second and the third, a window of 2 + 1 + 2 tokens counts.
+    gated = TransformerConfig(depth=4, width=64, activation="geglu", attention_window=2)
+    assert gated.forward_flops_per_token(10) == 2 * (4 * (4 * 64**2 + 3 * 64 * 256) + 2 * (2 * 10 + 2 * 5) * 64)
+    assert gated.forward_flops_per_token(4) == 2 * 4 * (4 * 64**2 + 3 * 64 * 256 + 2 * 4 * 64)
 
 
 def test_shapes_that_cannot_be_built_are_one_sentence() -> None:
     with pytest.raises(UserError, match="not a multiple"):
         TransformerConfig(width=100, heads=3)
+    with pytest.raises(UserError, match=r"transformer\.attention_window is 0: give at least 1"):
+        TransformerConfig(attention_window=0)
+    with pytest.raises(UserError, match="and norm_order: post has none there: leave it out"):
+        TransformerConfig(first_attention_norm=False)
     with pytest.raises(UserError, match="did you mean 'medium'"):
         TransformerConfig().sized("medum")
     assert TransformerConfig().sized("large").resolved_feed_forward_width == 4096

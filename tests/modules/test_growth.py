@@ -63,6 +63,13 @@ ENCODERS = {
     "pre, causal": lambda: text(
         {"depth": 1, "norm_order": "pre"}, embedding_norm=False, causal=True, pooling="end_of_text"
     ),
+    "post, RMS": lambda: text({"depth": 1, "norm": "rms"}),
+    "pre, as ModernBERT": lambda: text(
+        {"depth": 2, "norm_order": "pre", "activation": "geglu", "norm_bias": False, "first_attention_norm": False}
+        | {"attention_window": 1, "global_every": 2},
+        positions="rotary",
+        local_rotary_base=7.0,
+    ),
     "no block, post": lambda: text({"depth": 0}, positions="rotary", segments=0, ngrams=2, ngram_rows=4),
     "no block, pre": lambda: text({"depth": 0, "norm_order": "pre", "norm_epsilon": 1e-5}, embedding_norm=False),
     "pictures": lambda: pictures({"layer_scale": 1e-5}, pooling="map", registers=2),

@@ -9,10 +9,12 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.modules.fine_tuning.modalities import make_modality
 
 
+@pytest.mark.parametrize("local", [{}, {"attention_window": 2}], ids=["global", "local"])
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
-def test_what_is_hidden_changes_nothing(positions):
+def test_what_is_hidden_changes_nothing(positions, local):
     torch.manual_seed(0)
-    encoder = TextEncoder(50, transformer=TransformerConfig(depth=2, width=16, heads=2), positions=positions).eval()
+    transformer = TransformerConfig(depth=2, width=16, heads=2, **local)
+    encoder = TextEncoder(50, transformer=transformer, positions=positions).eval()
     ids = torch.randint(5, 50, (4, 12))
     lengths = torch.tensor([[12], [12], [7], [4]])
     batch = {"input_ids": ids, "attention_mask": (torch.arange(12) < lengths).long(), "padded": True}
