@@ -1,5 +1,7 @@
 """The text encoder: pooling, positions, segments, timm's protocol, and what it refuses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fake_device import NoWaiting, to_fake_cuda
@@ -135,10 +137,13 @@ def test_order_matters_with_either_positions() -> None:
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
 def test_nothing_stays_on_the_cpu_when_the_encoder_is_on_a_gpu(positions: str) -> None:
     mode = FakeTensorMode()
-    encoder = to_fake_cuda(TextEncoder(20, transformer=SMALL, positions=positions, pooling="map"), mode)
+    # With rotary positions in windows too, which are cut into blocks where attention goes both ways.
+    config = SMALL if positions == "learned" else replace(SMALL, attention_window=1)
+    encoder = to_fake_cuda(TextEncoder(20, transformer=config, positions=positions, pooling="map"), mode)
     with mode, NoWaiting():
         ids = torch.ones(2, 4, dtype=torch.long, device="cuda")
         tokens = encoder.forward_features(ids, ids.bool(), ids, causal=True)
+        assert encoder.forward_features(ids, ids.bool(), ids).device.type == "cuda"
         assert encoder.forward_head(tokens, ids.bool()).device.type == "cuda"
 
 

@@ -18,6 +18,7 @@ import torch
 import yaml
 from clip_models import QUICK, make_clip, write_clip
 from safetensors.torch import load_file, save_file
+from small_modernbert import save_modernbert
 from small_pairs import TRANSFORMER, make_pairs, make_rows, write_pairs
 from small_pictures import draw, make_pictures, write_pictures
 from small_pictures import make_encoder as make_picture_encoder
@@ -25,7 +26,15 @@ from small_roberta import small_roberta_tokenizer
 from small_training import small_config, write_config
 from text_corpus import make_data, make_encoder, write_corpus
 from tokenizers import normalizers, pre_tokenizers
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, RobertaConfig, RobertaModel, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    ModernBertForMaskedLM,
+    RobertaConfig,
+    RobertaModel,
+    pipeline,
+)
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
@@ -39,6 +48,7 @@ from lit_pretrain.evaluation.pair_embedder import PairEmbedder
 from lit_pretrain.modules import ContrastivePretraining, FineTuning, TextPretraining, VisionPretraining
 from lit_pretrain.modules.contrastive.towers import TowerConfig
 from lit_pretrain.modules.optimization import AdamWConfig
+from lit_pretrain.modules.starting_points import load_starting_point
 from lit_pretrain.objectives import (
     CausalLanguageModeling,
     Contrastive,
@@ -94,7 +104,10 @@ class Made:
         return found
 
     def rotary(self, path: Path) -> Path:
-        encoder = make_encoder(positions="rotary", segments=0, ngrams=3, ngram_rows=97)
+        """With all that BERT has not, local layers among it."""
+        transformer = {"depth": 2, "width": 32, "heads": 2, "norm": "rms", "attention_window": 4}
+        others = {"positions": "rotary", "local_rotary_base": 99.0, "segments": 0, "ngrams": 3, "ngram_rows": 97}
+        encoder = TextEncoder(transformer=TransformerConfig(**transformer), **others)
         module = TextPretraining(encoder, [ReplacedTokenDetection()], seed=0)
         return fit(module, make_data(self.corpus, self.directory), path)
 
@@ -128,6 +141,17 @@ class Made:
         columns = {"text_pair_column": "next", "label_column": "kind"}
         source = str(self.directory / "roberta")
         return self.tuned(path, init_from=source, pooling="cls", maximum_length=64, **columns)
+
+    def modern(self, path: Path) -> Path:
+        """A public ModernBERT that goes on, with its head."""
+        source = save_modernbert(ModernBertForMaskedLM, self.directory / "modernbert")
+        module = TextPretraining(init_from=str(source), objectives=[MaskedLanguageModeling(whole_word=True)], seed=0)
+        return fit(module, make_data(self.corpus, self.directory), path)
+
+    def modern_pairs(self, path: Path) -> Path:
+        self("modern")
+        columns = {"text_pair_column": "next", "label_column": "kind"}
+        return self.tuned(path, init_from=str(self.directory / "modernbert"), token_dropout=0.3, **columns)
 
     def several(self, path: Path) -> Path:
         return self.tuned(path, init_from=str(self("pooler")), label_column="kinds")
@@ -329,6 +353,31 @@ def test_masks_alone_need_no_second_head(made, tmp_path):
     config = json.loads((target / "config.json").read_text())
     assert config["architectures"] == ["BertForMaskedLM"]
     assert len(pipeline("fill-mask", model=str(target))("the [MASK] pays.")) == 5
+
+
+def test_a_modernbert_goes_on_is_tuned_and_stays_one(made, tmp_path, capsys):
+    made("modern")
+    told = capsys.readouterr()
+    assert "(heads taken: masked_language_modeling)" in told.out + told.err
+    target = export(made("modern"), tmp_path / "modern")
+    printed = capsys.readouterr().out
+    assert "ModernBertForMaskedLM" in printed and "word_logits" in printed
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    module = TextPretraining.from_checkpoint(made("modern"))
+    assert inputs["input_ids"][0].tolist()[::-1][0] == tokenizer.pad_token_id == module.tokenizer.pad_id > 250
+    assert len(pipeline("fill-mask", model=str(target))("the [MASK] pays.")) == 5
+    # An export is a start as the public directory is.
+    start = load_starting_point(str(target))
+    assert set(start.format_heads) > {"cls.predictions.bias"} and start.tokenizer.hash == module.tokenizer.hash
+
+    target = export(made("modern_pairs"), tmp_path / "pairs")
+    pairs = [("The army pays a fair wage.", "The army builds."), ("A farmer needs peace abroad.", "It pays.")]
+    module = FineTuning.from_checkpoint(made("modern_pairs"))
+    for one, other in zip(answers_again(target, module, pairs), module.predict(pairs), strict=True):
+        assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
+    assert (target / "classifier/model.safetensors").exists()
+    assert json.loads((target / "config.json").read_text())["architectures"] == ["ModernBertModel"]
 
 
 def test_what_was_taught_causally_is_exported_so(made, tmp_path, capsys):
@@ -616,7 +665,7 @@ def test_what_cannot_be_exported_is_one_sentence(made, tmp_path, monkeypatch, ca
         return errors
 
     rotary = refused("rotary")
-    assert "positions: rotary and ngrams: 3; --format onnx" in rotary
+    assert "positions: rotary and norm: rms and attention_window: 4 and ngrams: 3; --format onnx" in rotary
     assert "--format timm does not hold: take hf or onnx" in refused("run", "--format", "timm")
     assert "--format hf does not hold: take timm or onnx" in refused("masked", "--format", "hf")
     assert "There is no last.ckpt" in refused("last")
