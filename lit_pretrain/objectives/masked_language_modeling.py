@@ -115,7 +115,7 @@ class MaskedLanguageModeling(Objective):
         if getattr(vocabulary, "mask_id", None) is None:
             raise UserError(
                 f"{type(self).__name__} puts a token in the place of hidden pieces, and the tokenizer has none: start "
-                "from a BERT or a RoBERTa, or take CausalLanguageModeling or ContrastiveSpans."
+                "from a BERT, RoBERTa or ModernBERT, or take CausalLanguageModeling or ContrastiveSpans."
             )
 
     def make_pass(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> EncoderPass:

@@ -3,6 +3,7 @@
 Beyond torch's limit blocks would run uncompiled with nothing but a line in the log.
 """
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +72,23 @@ def test_31_lengths_of_fine_tuning_are_two_graphs_and_evaluation_is_one_more(com
         with torch.no_grad():
             module.logits({"input_ids": ids, "attention_mask": ids.bool()})
     assert compiled.graphs == 3
+
+
+def test_local_layers_are_few_graphs_and_compute_the_same(compiled) -> None:
+    config = TransformerConfig(depth=3, norm_order="pre", first_attention_norm=False, attention_window=4, **SMALL)
+    encoder = TextEncoder(9, transformer=config, positions="rotary", local_rotary_base=99.0)
+    eager = copy.deepcopy(encoder)
+    encoder.compile_blocks()
+    for length in range(4, 40, 4):
+        ids = torch.randint(9, (4, length))
+        real = torch.arange(length) < torch.tensor([[length], [length], [length // 2], [1]])
+        for one in (encoder, eager):
+            one(ids, real).square().sum().backward()
+    for one, other in zip(encoder.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=1e-4)
+    # The first block, which has no norm, and the local ones: with the mask of all for short texts, with their own, and
+    # cut into blocks; each for one length and then for any.
+    assert compiled.graphs <= 8
 
 
 @pytest.mark.parametrize("recomputed", [False, True])

@@ -52,8 +52,8 @@ class DocumentDataModule(EpochDataModule):
         text_column: Column that holds the text.
         document_separator: For text files: `file` (a document a file) or `blank_line`; null takes `file` for several
             files and `blank_line` for one.
-        tokenizer: Directory or file of BERT's or RoBERTa's tokenizer; null takes that of the weights that are started
-            from, or else trains one on the corpus.
+        tokenizer: Directory or file of BERT's, RoBERTa's or ModernBERT's tokenizer; null takes that of the weights that
+            are started from, or else trains one on the corpus.
         vocabulary_size: Word pieces of a trained tokenizer at most.
         lowercase: Whether a trained tokenizer drops case.
         language: Two-letter code for the rules that split sentences.
