@@ -1,12 +1,13 @@
 """Checkpoints of this suite: read without running pickled code, and compared with what a config builds."""
 
+import inspect
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
-from lit_pretrain.backbone import TextEncoder, VisionEncoder
+from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
 from lit_pretrain.class_paths import class_named, short_name
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.averaging import with_averages
@@ -23,11 +24,20 @@ NO_SHAPE = ("crop_share",)
 def difference(name: str, saved: Any, ours: Any) -> list[str]:
     """Where two nested settings differ, as "encoder.transformer.width (256 there, 128 here)"."""
     if isinstance(saved, dict) and isinstance(ours, dict):
-        # A setting that is off here and unknown there came after the checkpoint.
-        known = saved.keys() | {key for key, value in ours.items() if value not in (None, False)}
+        # A setting that is off or at its default here and unknown there came after the checkpoint.
+        known = saved.keys() | {
+            key for key, value in ours.items() if not (value in (None, False) or is_default(key, value))
+        }
         keys = sorted(known.difference(NO_SHAPE))
         return [line for key in keys for line in difference(f"{name}.{key}", saved.get(key), ours.get(key))]
     return [] if saved == ours else [f"{name} ({saved} there, {ours} here)"]
+
+
+def is_default(name: str, value: object) -> bool:
+    """Whether a setting is what encoders and their Transformers have where it is not given."""
+    kinds = (TextEncoder, VisionEncoder, TransformerConfig, VisionTransformerConfig)
+    found = (inspect.signature(kind).parameters.get(name) for kind in kinds)
+    return any(parameter.default == value for parameter in found if parameter is not None)
 
 
 def take_framing(encoder: TextEncoder | VisionEncoder, record: dict[str, Any]) -> None:

@@ -33,6 +33,13 @@ def test_differences_are_named_and_settings_that_came_later_are_none():
     assert difference("encoder", {}, {"causal": True}) == ["encoder.causal (None there, True here)"]
     assert difference("encoder", {"causal": True}, {"causal": False}) == ["encoder.causal (True there, False here)"]
     assert difference("encoder", {"gone": 1}, {}) == ["encoder.gone (1 there, None here)"]
+    # Of encoders those came later whose default is on.
+    ours, theirs = (make_text(vocabulary_size=9).settings() for _ in range(2))
+    for name in ("norm", "norm_bias", "first_attention_norm", "global_every", "attention_window"):
+        del theirs["transformer"][name]
+    assert difference("encoder", theirs, ours) == []
+    ours["transformer"]["norm"] = "rms"
+    assert difference("encoder", theirs, ours) == ["encoder.transformer.norm (None there, rms here)"]
 
 
 OWN = """
