@@ -20,6 +20,7 @@ ROOMS = (
     ("callbacks",),
     ("evaluation",),
     ("modules",),
+    ("comparison",),
     ("data", "objectives", "tracking"),
     ("backbone", "measures"),
     ("weights",),

@@ -103,20 +103,25 @@ class Throughput(Callback):
         step = trainer.global_step
         if step != self._logged_step and step % log_interval_of(trainer) == 0:
             self._logged_step = step
-            self._log(trainer, self.rates(self._window, trainer.world_size))
+            # With the totals so far: a training that is killed has cost something too.
+            self._log(trainer, self.rates(self._window, trainer.world_size) | self._shown_totals())
             self._window = Amount()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log means over the whole training and totals, those of the parts before a resume included."""
         rates = self.rates(self.mean, trainer.world_size)
         summary = {f"{name}_mean": value for name, value in rates.items()}
-        summary |= {
+        self._log(trainer, summary | self._shown_totals())
+
+    def _shown_totals(self) -> dict[str, float]:
+        """All work since the training began, what was not counted left out."""
+        totals = {
             "throughput/total_samples": self.totals["samples"],
             "throughput/total_tokens": self.totals["tokens"],
             "throughput/total_petaflops": self.totals["flops"] / 1e15,
             "throughput/total_hours": self.totals["seconds"] / 3600,
         }
-        self._log(trainer, {name: value for name, value in summary.items() if value})
+        return {name: value for name, value in totals.items() if value}
 
     def rates(self, amount: Amount, world_size: int = 1) -> dict[str, float]:
         """Rates of all ranks together, from the work of one; empty if nothing was counted."""

@@ -9,8 +9,8 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.paths import write_atomically
 
 
-def check_writable(path: Path) -> None:
-    """See that the JSON file can be written, before anything slow.
+def check_writable(path: Path, option: str = "--json") -> None:
+    """See that the file of an option can be written, before anything slow.
 
     Raises:
         UserError: If it cannot be written.
@@ -21,7 +21,7 @@ def check_writable(path: Path) -> None:
         if not there:  # a command that fails leaves no empty file
             path.unlink()
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): give another file to --json.") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}): give another file to {option}.") from error
 
 
 def write_json(path: str | Path, content: Any) -> None:
