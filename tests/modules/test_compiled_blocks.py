@@ -79,7 +79,7 @@ def test_local_layers_are_few_graphs_and_compute_the_same(compiled) -> None:
     encoder = TextEncoder(9, transformer=config, positions="rotary", local_rotary_base=99.0)
     eager = copy.deepcopy(encoder)
     encoder.compile_blocks()
-    for length in range(4, 40, 4):
+    for length in (4, 12, 16, 28):
         ids = torch.randint(9, (4, length))
         real = torch.arange(length) < torch.tensor([[length], [length], [length // 2], [1]])
         for one in (encoder, eager):

@@ -44,7 +44,9 @@ def make(name, directory, processes):
     settings = {"optimizer": AdamWConfig(learning_rate=3e-3, weight_decay=10.0), "seed": 0}
     settings["gradient_checkpointing"] = processes > 1
     if name == "text":
-        encoder = TextEncoder(transformer=TransformerConfig(depth=2, width=32, heads=2), max_positions=32)
+        # The second block is local.
+        modern = {"norm_order": "pre", "activation": "geglu", "norm_bias": False, "attention_window": 4}
+        encoder = TextEncoder(transformer=TransformerConfig(2, 32, 2, **modern), max_positions=32)
         objectives = [MaskedLanguageModeling(), NextSentencePrediction()]
         data = make_texts(directory / "texts.json", directory, sequence_length=16, batch_size=BATCH // processes)
         return TextPretraining(encoder, objectives, average=AverageConfig(0.9), **settings), data

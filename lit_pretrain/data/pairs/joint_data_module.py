@@ -11,9 +11,9 @@ from lit_pretrain.data.images.image_data_module import ImageDataModule
 from lit_pretrain.data.loading import ResumableDataLoader, overfits
 from lit_pretrain.data.pairs.pair_data_module import PairDataModule
 from lit_pretrain.data.text.base_tokenizer import TextTokenizer
+from lit_pretrain.data.text.byte_pair_tokenizer import BytePairTokenizer
 from lit_pretrain.data.text.document_data_module import DocumentDataModule
 from lit_pretrain.data.text.tokenizers_by_kind import load_tokenizer
-from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError
 
 PAIRS = "pairs"
@@ -168,9 +168,9 @@ def share_tokenizer(pairs: PairDataModule, texts: DocumentDataModule, model_toke
                 f"{model_tokenizer.hash}: set it to null to take the model's own."
             )
     texts.tokenizer = model_tokenizer or next(iter(named.values()), None)
-    if not isinstance(texts.tokenizer, WordPieceTokenizer | None):
+    if isinstance(texts.tokenizer, BytePairTokenizer):
         raise UserError(
-            "Captions have CLIP's tokenizer, and tasks on texts hide words by the special tokens of word pieces: leave "
+            "Captions have CLIP's tokenizer, and tasks on texts hide words by special tokens that it has not: leave "
             "data.text and model.text_replay out."
         )
     texts.prepare_data()

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 from small_joint import make_joint, make_texts, write_joint
+from small_modernbert import modern_tokenizer
 from small_pairs import make_pairs, write_tokenizer
 
 from lit_pretrain.data import JointDataModule
@@ -65,7 +66,8 @@ def test_captions_have_the_texts_tokenizer(joint, directory, tmp_path):
     # What either part names is both parts'.
     named = write_tokenizer(tmp_path / "named")
     pair_settings = (directory / "pairs.parquet", tmp_path)
-    for text, pair in (({"tokenizer": named}, {}), ({}, {"tokenizer": named})):
+    modern_tokenizer().save(tmp_path / "modern")
+    for text, pair in (({"tokenizer": named}, {}), ({}, {"tokenizer": str(tmp_path / "modern")})):
         data = JointDataModule(make_pairs(*pair_settings, **pair), make_texts(directory, **text))
         data.prepare_data()
         assert data.parts["text"].tokenizer.hash == data.tokenizer.hash != texts.tokenizer.hash
