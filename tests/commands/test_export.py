@@ -379,6 +379,13 @@ def test_a_modernbert_goes_on_is_tuned_and_stays_one(made, tmp_path, capsys):
     assert (target / "classifier/model.safetensors").exists()
     assert json.loads((target / "config.json").read_text())["architectures"] == ["ModernBertModel"]
 
+    causal = TextPretraining(
+        init_from=str(made.directory / "modernbert"), objectives=[CausalLanguageModeling()], seed=0
+    )
+    path = fit(causal, make_data(made.corpus, made.directory), tmp_path / "causal.ckpt", steps=1)
+    assert main(["export", "--ckpt", str(path), "--to", str(tmp_path / "causal")]) == 2
+    assert "ModernBERT has no place for tokens that see only those before them" in capsys.readouterr().err
+
 
 def test_what_was_taught_causally_is_exported_so(made, tmp_path, capsys):
     target = export(made("causal"), tmp_path / "causal")
