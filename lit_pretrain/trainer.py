@@ -41,11 +41,12 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.modules.base import BaseModule
 from lit_pretrain.modules.strategies import check_strategy
 from lit_pretrain.precision import MatmulPrecision, resolve_matmul_precision, resolve_precision
+from lit_pretrain.required import required
 from lit_pretrain.tracking.checkpoint_io import AtomicCheckpointIO
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.tracking.paths import resolve_runs_directory
 from lit_pretrain.tracking.run_record import RunRecorder
-from lit_pretrain.trainer_state import callbacks_of
+from lit_pretrain.trainer_state import callbacks_of, is_fast_run
 
 
 class Trainer(lightning.Trainer):
@@ -128,6 +129,7 @@ class Trainer(lightning.Trainer):
     def _run(self, model: Any, *arguments: Any, **settings: Any) -> Any:
         if isinstance(model, BaseModule) and self.state.fn == TrainerFn.FITTING:
             check_average(model, callbacks_of(self))
+            check_budget(model, self)
         return super()._run(model, *arguments, **settings)
 
     def save_checkpoint(self, filepath: Any, weights_only: bool | None = False, storage_options: Any = None) -> None:
@@ -174,6 +176,32 @@ def check_average(module: BaseModule, callbacks: list[Callback]) -> None:
             f"model.average.decay is {module.average_config.decay}, and {others[0]} among trainer.callbacks averages "
             "the same weights: leave one of the two out."
         )
+
+
+def check_budget(module: BaseModule, trainer: lightning.Trainer) -> None:
+    """Let the clock alone end a training that has a budget.
+
+    Raises:
+        UserError: If steps or epochs end it too, or `max_time` does before.
+    """
+    budget = module.schedule_config.budget
+    if budget is None or is_fast_run(trainer):
+        return
+    for name in ("max_steps", "max_epochs"):
+        limit = getattr(trainer, name)
+        if limit not in (None, -1):
+            raise UserError(
+                f"model.schedule.budget {budget} ends the training by the clock, and trainer.{name} is {limit}: leave "
+                f"one of the two out (trainer.{name}: -1)."
+            )
+    for timer in callbacks_of(trainer):
+        if isinstance(timer, Timer) and timer._duration is not None and timer._duration < required(module.clock.budget):
+            raise UserError(
+                f"trainer.max_time ends the training before model.schedule.budget {budget} is over, and its learning "
+                "rate low: raise the one, or lower the other."
+            )
+    # Lightning's own end, where none is given, is 1,000 epochs.
+    trainer.fit_loop.max_epochs = -1
 
 
 def with_atomic_checkpoints(given: _PLUGIN_INPUT | list[_PLUGIN_INPUT] | None) -> list[_PLUGIN_INPUT]:

@@ -13,6 +13,7 @@ from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder,
 from lit_pretrain.class_paths import arguments_of
 from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.errors import UserError, check_length, is_share
+from lit_pretrain.modules.averaging import AverageConfig
 from lit_pretrain.modules.contrastive.replay import TextReplay, VisionReplay
 from lit_pretrain.modules.contrastive.towers import TowerConfig
 from lit_pretrain.modules.fine_tuning.picture_mixing import MixingConfig
@@ -26,7 +27,16 @@ from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 PUBLIC = [
     vars(package)[name] for package in (backbone, callbacks, data, modules, objectives) for name in package.__all__
 ]
-PUBLIC += [AdamWConfig, ScheduleConfig, FreezingConfig, TowerConfig, MixingConfig, ImageAugmentation, MLflowLogger]
+PUBLIC += [
+    AdamWConfig,
+    ScheduleConfig,
+    AverageConfig,
+    FreezingConfig,
+    TowerConfig,
+    MixingConfig,
+    ImageAugmentation,
+    MLflowLogger,
+]
 PUBLIC += [TextReplay, VisionReplay, LabelEfficiencySettings, ScalingSettings]
 # What has no settings of its own: bases, what is handed from function to function, and a Transformer's own config.
 NO_SETTINGS = {

@@ -56,6 +56,9 @@ class ProgressBar(RichProgressBar):
             if key in trainer.callback_metrics:
                 metrics.pop(key, None)
                 metrics[name] = f"{float(trainer.callback_metrics[key]):.3f}"
+        clock = getattr(pl_module, "clock", None)
+        if clock is not None and clock.budget is not None:
+            metrics["of the time"] = f"{clock.share:.0%}"
         throughput = next((callback for callback in callbacks_of(trainer) if isinstance(callback, Throughput)), None)
         if throughput is not None and throughput.tokens_per_second:
             metrics["tokens/s"] = f"{throughput.tokens_per_second:,.0f}"

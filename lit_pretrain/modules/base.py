@@ -21,11 +21,12 @@ from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.class_paths import arguments_of
 from lit_pretrain.data.loading import SURPLUS
 from lit_pretrain.data.randomness import default_seed, derive_seed
-from lit_pretrain.errors import check_number
+from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.modules import muon, sparse_embeddings
 from lit_pretrain.modules.accumulation import Accumulation
 from lit_pretrain.modules.averaging import AVERAGE, AverageConfig, WeightAverage, load_averages, with_averages
 from lit_pretrain.modules.clipping import clip_gradients
+from lit_pretrain.modules.clock import CLOCK, TrainingClock
 from lit_pretrain.modules.optimization import (
     AdamWConfig,
     ScheduleConfig,
@@ -35,9 +36,9 @@ from lit_pretrain.modules.optimization import (
     remember_dimensions,
 )
 from lit_pretrain.modules.statistics import MeanStatistics
-from lit_pretrain.modules.steps import total_steps
+from lit_pretrain.modules.steps import total_steps, training_share
 from lit_pretrain.modules.strategies import gathered, prepare_for
-from lit_pretrain.objectives.objective import Batch
+from lit_pretrain.objectives.objective import Batch, Objective
 from lit_pretrain.required import required
 from lit_pretrain.trainer_state import is_fast_run, log_interval_of
 
@@ -98,7 +99,7 @@ class BaseModule(LightningModule):
     Args:
         encoder: Module with `forward_features`, `forward_head` and `settings`; null where a subclass has several.
         optimizer: AdamW's settings.
-        schedule: Learning rate over the training.
+        schedule: Learning rate over the training, which a time may end.
         gradient_clip_norm: Largest norm of all gradients together; null for no clipping.
         compile_blocks: Whether torch.compile is applied to the Transformers' blocks.
         seed: Source of every draw in training; null takes seed_everything's.
@@ -145,6 +146,9 @@ class BaseModule(LightningModule):
         self._reported_step = 0
         self._used_rates: dict[str, float] = {}
         self._watched: WatchedLosses | None = None
+        self.clock = TrainingClock(schedule.seconds)
+        # What of the objectives changes over the training.
+        self._varying: list[Objective] = []
         self.accumulation = Accumulation()
         self.average_config = average
         # Since the first step of a training, until the next call of the trainer.
@@ -185,6 +189,7 @@ class BaseModule(LightningModule):
         precision: Any = self.trainer.precision_plugin
         precision.convert_input = unchanged
         self.average = self._saved_average = None
+        self.clock = TrainingClock(self.schedule_config.seconds)
 
     def teardown(self, stage: str) -> None:
         """Leave a module whose tables are ordinary ones, and up to date, and whose weights are the averages."""
@@ -214,9 +219,9 @@ class BaseModule(LightningModule):
         optimizer = self.make_optimizer(fused=not scaled)
         sparse_embeddings.send_first(self)
         steps = total_steps(self.trainer)
-        if not is_fast_run(self.trainer):
+        if not is_fast_run(self.trainer) and isinstance(steps, int):
             self.schedule_config.check(steps)
-        scheduler = make_scheduler(optimizer, self.schedule_config, steps)
+        scheduler = make_scheduler(optimizer, self.schedule_config, steps, self.clock)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def make_optimizer(self, fused: bool) -> torch.optim.Optimizer:
@@ -224,11 +229,15 @@ class BaseModule(LightningModule):
         return make_optimizer(self.trained_modules(), self.optimizer_config, fused)
 
     def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
-        """As Lightning's; then `bound`, and the average."""
+        """As Lightning's; then `bound`, the average, and the end of a training whose time is over; collective."""
         super().optimizer_step(*arguments, **settings)
         self.bound()
         if self.average is not None:
             self.average.update()
+        self.clock.end_step()
+        if self.clock.is_over:
+            # Before callbacks ask whether this is the last step.
+            self.trainer.should_stop = True
 
     def bound(self) -> None:
         """Bring parameters back within their bounds after an optimiser step."""
@@ -277,6 +286,11 @@ class BaseModule(LightningModule):
 
     # -- evaluation
 
+    def on_validation_model_eval(self) -> None:
+        """As Lightning's; before callbacks begin, so that what they do does not count as time of training."""
+        self.clock.pause()
+        super().on_validation_model_eval()
+
     def on_validation_start(self) -> None:
         """Take the averages of a training, and gather what FSDP shards, see `gathered`; collective."""
         sparse_embeddings.settle(self)
@@ -289,6 +303,7 @@ class BaseModule(LightningModule):
         self.shard_again()
         if self.average is not None:
             self.average.restore()
+        self.clock.go_on()
 
     def on_test_start(self) -> None:
         """As `on_validation_start`."""
@@ -337,6 +352,13 @@ class BaseModule(LightningModule):
         for stage in self._training_stages():
             del self._statistics[stage]
         self.begin_average()
+        self._varying = [part for part in self.modules() if isinstance(part, Objective) and part.varies]
+        self.clock.start()
+
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        """Tell objectives that change over the training how much of it is over; the same for all batches of a step."""
+        for objective in self._varying:
+            objective.training_share = training_share(self.trainer)
 
     def begin_average(self) -> None:
         """Average from here, or go on with the averages of the training that is resumed; collective."""
@@ -449,6 +471,7 @@ class BaseModule(LightningModule):
             for stage in stages:
                 self._statistics[stage].reset()
         checkpoint[SUMS] = {stage: self._statistics[stage].total_sums() for stage in stages}
+        checkpoint[CLOCK] = {"seconds": self.clock.seconds}
         if self.average is not None:
             checkpoint[AVERAGE] = self.average.state()
 
@@ -460,10 +483,28 @@ class BaseModule(LightningModule):
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self._earlier_sums = dict(checkpoint.get(SUMS, {}))
             self._saved_average = checkpoint.get(AVERAGE)
+            self._take_time(checkpoint.get(CLOCK))
         elif "state_dict" in checkpoint:
             checkpoint["state_dict"] = with_averages(checkpoint)["state_dict"]
         elif AVERAGE in checkpoint:
             load_averages(self, self.trainer.strategy, checkpoint[AVERAGE])
+
+    def _take_time(self, saved: dict[str, float] | None) -> None:
+        """Count on from the time of the training that is resumed.
+
+        Raises:
+            UserError: If none is left.
+        """
+        self.clock.seconds = 0.0 if saved is None else saved["seconds"]
+        if self.clock.budget is None:
+            return
+        if saved is None:
+            rank_zero_info("The checkpoint does not tell how long it was trained: schedule.budget counts from here.")
+        if self.clock.is_over:
+            raise UserError(
+                f"The run has trained for {self.clock.seconds:.0f} seconds, and model.schedule.budget "
+                f"{self.schedule_config.budget} allows no more: raise it to go on."
+            )
 
     # -- the watch over the loss
 

@@ -93,7 +93,9 @@ def check_blocks(encoder: TextEncoder | VisionEncoder, config: FreezingConfig) -
         )
 
 
-def unfreezing_steps(encoder: TextEncoder | VisionEncoder, config: FreezingConfig, total_steps: int) -> dict[int, int]:
+def unfreezing_steps(
+    encoder: TextEncoder | VisionEncoder, config: FreezingConfig, total_steps: int | float
+) -> dict[int, int]:
     """From which step on each layer is trained; see `optimization.layers_of` for the layers' numbers.
 
     Args:

@@ -1,8 +1,8 @@
-"""AdamW with BERT's parameter groups, alone or beside Muon, and learning-rate schedules in steps or as shares.
+"""AdamW with BERT's parameter groups, alone or beside Muon, and learning-rate schedules by the step or by the clock.
 
 AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with epsilon 1e-6, decay 0.01 on matrices only and linear warm-up
-then linear decay is BERT's recipe; cosine and constant-then-decay (Zhai et al. 2022, arXiv:2106.04560) are the usual
-alternatives.
+then linear decay is BERT's recipe; cosine and constant-then-decay (Zhai et al. 2022, arXiv:2106.04560; as "warm-up,
+stable, decay" Hu et al. 2024, arXiv:2404.06395) are the usual alternatives.
 """
 
 import math
@@ -18,8 +18,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.backbone.row_look_up import has_sparse_gradient
-from lit_pretrain.errors import UserError, check_length, check_number, is_share
+from lit_pretrain.errors import UserError, check_length, check_number, counted, is_share
 from lit_pretrain.modules import muon
+from lit_pretrain.modules.clock import TrainingClock, seconds_of
 from lit_pretrain.modules.sparse_embeddings import ROW_MOMENT, SparseAdamW
 
 # What FSDP and its activation checkpointing put into the names of what they wrap.
@@ -75,17 +76,24 @@ class ScheduleConfig:
     """The learning rate over the training, as a factor of its highest value.
 
     Args:
-        shape: After the warm-up `linear` or `cosine` decay to `final`, or `constant_then_decay`: constant, then linear.
+        shape: After the warm-up `linear` or `cosine` decay to `final`, or `constant_then_decay`: warm-up, stable,
+            decay.
         warm_up: Steps (an integer) or share of all steps (0.1; 1.0 is the whole training, 1 one step) to rise linearly
             from 0.
-        decay: Steps or share, as of `warm_up`, of the final linear decay of `constant_then_decay`.
+        decay: Steps or share, as of `warm_up`, of the final decay of `constant_then_decay`.
         final: Factor at the end, from 0 to 1.
+        decay_shape: Of that decay: `linear`, or `sqrt`, 1 minus the root of its share that is over (Haegele et al.
+            2024, arXiv:2405.18392).
+        budget: Time to train for ("30m", "1h30m", "2d"; evaluation does not count), in the place of steps or epochs:
+            when it is over the rate is `final`, and the training ends. `warm_up` and `decay` are shares of it.
     """
 
     shape: Literal["linear", "cosine", "constant_then_decay"] = "linear"
     warm_up: int | float = 0.1
     decay: int | float = 0.2
     final: float = 0.0
+    decay_shape: Literal["linear", "sqrt"] = "linear"
+    budget: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is no length, and shares that are more than the whole."""
@@ -98,6 +106,28 @@ class ScheduleConfig:
                 f"schedule.warm_up {self.warm_up} and schedule.decay {self.decay} are shares of one training: give two "
                 "whose sum is at most 1."
             )
+        if self.decay_shape != "linear" and not decays:
+            raise UserError(
+                f"schedule.decay_shape is {self.decay_shape}, and schedule.shape {self.shape} has no decay of its own: "
+                "set it to constant_then_decay, or leave decay_shape out."
+            )
+        if self.seconds is None:
+            return
+        for name, length in {"warm_up": self.warm_up, **({"decay": self.decay} if decays else {})}.items():
+            if length and not is_share(length):
+                raise UserError(
+                    f"schedule.{name} is {counted(int(length), 'step')}, and schedule.budget {self.budget} may be over "
+                    "before: give a share of the time (0.1)."
+                )
+
+    @property
+    def seconds(self) -> float | None:
+        """The budget in seconds, or null.
+
+        Raises:
+            UserError: If it is no time.
+        """
+        return None if self.budget is None else seconds_of(str(self.budget), "schedule.budget")
 
     def check(self, total_steps: int) -> None:
         """Refuse a schedule that is longer than the training, and would end before its rate was reached.
@@ -134,13 +164,38 @@ class ScheduleConfig:
         decay = total_steps - warm_up
         if self.shape == "constant_then_decay":
             decay = min(in_steps(self.decay, total_steps), decay)
-        progress = min(1.0, max(0.0, (step - (total_steps - decay)) / max(1, decay)))
+        return self._decayed((step - (total_steps - decay)) / max(1, decay))
+
+    def factor_at(self, share: float) -> float:
+        """Factor of the learning rate when so much of the budget is over, from 0 to 1."""
+        if share < self.warm_up:
+            return share / self.warm_up
+        decay = 1.0 - self.warm_up
+        if self.shape == "constant_then_decay":
+            decay = min(self.decay, decay)
+        return self._decayed((share - (1.0 - decay)) / decay if decay else float(share >= 1.0))
+
+    def _decayed(self, progress: float) -> float:
+        """Factor when so much of the decay is over; below 0 before it has begun."""
+        progress = min(1.0, max(0.0, progress))
+        if self.decay_shape == "sqrt":
+            progress = math.sqrt(progress)
         remaining = 0.5 * (1 + math.cos(math.pi * progress)) if self.shape == "cosine" else 1.0 - progress
         return self.final + (1.0 - self.final) * remaining
 
 
-def in_steps(length: int | float, total_steps: int) -> int:
-    """A length given in steps or as a share of all steps, in steps; see `errors.is_share`."""
+def in_steps(length: int | float, total_steps: int | float) -> int:
+    """A length given in steps or as a share of all steps, in steps; see `errors.is_share`.
+
+    Raises:
+        UserError: If it is a share of steps whose number nobody knows.
+    """
+    if is_share(length) and math.isinf(total_steps):
+        raise UserError(
+            f"The clock ends this training (model.schedule.budget), so that {length} of its steps cannot be told: give "
+            "freeze.unfreeze_every and unlock_after as whole numbers of steps, or trainer.max_steps in the place of "
+            "the budget."
+        )
     return round(length * total_steps) if is_share(length) else int(length)
 
 
@@ -378,12 +433,26 @@ def rates_of(optimizer: Optimizer) -> dict[str, float]:
     return rates
 
 
-def make_scheduler(optimizer: Optimizer, config: ScheduleConfig, total_steps: int) -> LambdaLR:
-    """The schedule over so many optimiser steps, to be stepped after each; groups wait for their `unfreeze_at`."""
+def make_scheduler(
+    optimizer: Optimizer, config: ScheduleConfig, total_steps: int | float, clock: TrainingClock | None = None
+) -> LambdaLR:
+    """The schedule, to be stepped after each optimiser step; groups wait for their `unfreeze_at`.
+
+    Args:
+        optimizer: Its learning rates are the highest.
+        config: The schedule.
+        total_steps: Optimiser steps of the whole training; infinite where the clock ends it.
+        clock: Which `config.budget` is laid over.
+    """
+
+    def factor(step: int) -> float:
+        if clock is not None and clock.budget is not None:
+            return config.factor_at(clock.share)
+        return config.factor(step, int(total_steps))
 
     def factor_of(group: dict[str, Any]) -> Callable[[int], float]:
         first = group.get("unfreeze_at", 0)
-        return lambda step: config.factor(step, total_steps) if step >= first else 0.0
+        return lambda step: factor(step) if step >= first else 0.0
 
     return StepSchedule(optimizer, [factor_of(group) for group in optimizer.param_groups])
 

@@ -17,6 +17,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary, global_mean
 from lit_pretrain.objectives.picture_panels import grid
+from lit_pretrain.objectives.rates import Rate, check_rate, rate_at
 from lit_pretrain.objectives.vision_objective import Shortcut, VisionObjective
 from lit_pretrain.required import required
 
@@ -84,7 +85,8 @@ class MaskedImageModeling(VisionObjective):
     """Reconstruct the pixels of hidden patches from those that are left.
 
     Args:
-        mask_ratio: Share of the patches that is hidden, drawn for each picture by itself.
+        mask_ratio: Share of the patches that is hidden, drawn for each picture by itself; two are the first and the
+            last one of the training.
         decoder_depth: Blocks of the decoder (8 in the paper, where 1 fine-tunes almost as well).
         decoder_width: Its width (512 in the paper), a multiple of 4.
         decoder_heads: Its attention heads; null means one for every 64 features, at least one.
@@ -99,7 +101,7 @@ class MaskedImageModeling(VisionObjective):
 
     def __init__(
         self,
-        mask_ratio: float = 0.75,
+        mask_ratio: Rate = 0.75,
         decoder_depth: int = 2,
         decoder_width: int = 128,
         decoder_heads: int | None = None,
@@ -107,8 +109,7 @@ class MaskedImageModeling(VisionObjective):
         weight: float = 1.0,
     ) -> None:
         super().__init__()
-        if not 0.0 < mask_ratio < 1.0:
-            raise UserError(f"MaskedImageModeling.mask_ratio is {mask_ratio}: give a share between 0 and 1.")
+        check_rate("MaskedImageModeling.mask_ratio", mask_ratio)
         if decoder_depth < 1:
             raise UserError(f"MaskedImageModeling.decoder_depth is {decoder_depth}: give at least 1.")
         heads = max(1, decoder_width // 64) if decoder_heads is None else decoder_heads
@@ -118,6 +119,7 @@ class MaskedImageModeling(VisionObjective):
                 "decoder_heads that divide it."
             )
         self.mask_ratio = mask_ratio
+        self.varies = isinstance(mask_ratio, list)
         self.decoder_depth = decoder_depth
         self.decoder_width = decoder_width
         self.decoder_heads = decoder_heads
@@ -139,15 +141,11 @@ class MaskedImageModeling(VisionObjective):
 
     def check_data(self, encoder: "VisionEncoder", facts: DataFacts) -> None:
         """At least one patch must be hidden, and one kept."""
-        if not 0 < self.kept_of(encoder.patches) < encoder.patches:
+        if not all(0 < kept_of(encoder.patches, rate_at(self.mask_ratio, end)) < encoder.patches for end in (0.0, 1.0)):
             raise UserError(
                 f"MaskedImageModeling.mask_ratio {self.mask_ratio} of the {encoder.patches} patches of a picture "
                 "hides none or all of them: change it, or take a smaller encoder.patch_size."
             )
-
-    def kept_of(self, patches: int) -> int:
-        """Number of patches that the encoder sees."""
-        return round(patches * (1.0 - self.mask_ratio))
 
     # -- what is seen and asked
 
@@ -156,7 +154,8 @@ class MaskedImageModeling(VisionObjective):
         images = encoder.normalize(batch["images"])
         shape = len(images), encoder.patches
         scores = torch.rand(shape, generator=generator, device=images.device, dtype=torch.float32)
-        kept, hidden = scores.argsort(dim=1).tensor_split([self.kept_of(encoder.patches)], dim=1)
+        number = kept_of(encoder.patches, self.rate_now(self.mask_ratio))
+        kept, hidden = scores.argsort(dim=1).tensor_split([number], dim=1)
         return EncoderPass({"images": images, "keep": kept}, {"images": images, "kept": kept, "hidden": hidden})
 
     def patches_asked(self, targets: dict[str, Tensor], patch_size: int) -> Tensor:
@@ -188,12 +187,12 @@ class MaskedImageModeling(VisionObjective):
     # -- costs and pictures
 
     def pass_shape(self, encoder: "VisionEncoder", samples: int, sequence_length: int) -> tuple[int, int]:
-        """Every picture once, with the kept patches only."""
-        return samples, encoder.prefix_tokens + self.kept_of(encoder.patches)
+        """Every picture once, with the kept patches only, on average over the training."""
+        return samples, encoder.prefix_tokens + kept_of(encoder.patches, rate_at(self.mask_ratio, 0.5))
 
     def forward_flops(self, encoder: "VisionEncoder", samples: int, sequence_length: int) -> float:
         """Operations of the decoder, which sees all patches."""
-        hidden = encoder.patches - self.kept_of(encoder.patches)
+        hidden = encoder.patches - kept_of(encoder.patches, rate_at(self.mask_ratio, 0.5))
         return samples * required(self.decoder).forward_flops(encoder.prefix_tokens + encoder.patches, hidden)
 
     @torch.no_grad()
@@ -247,6 +246,11 @@ class MaskedImageModeling(VisionObjective):
         return {
             "positions_only": Shortcut(position[hidden].flatten(0, 1), (quarters + 1e-4 * noise).argmax(dim=1), 4),
         }
+
+
+def kept_of(patches: int, mask_ratio: float) -> int:
+    """Number of patches that the encoder sees."""
+    return round(patches * (1.0 - mask_ratio))
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:

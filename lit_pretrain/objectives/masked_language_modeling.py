@@ -29,6 +29,7 @@ from lit_pretrain.objectives.objective import (
     global_mean,
     require_both_sides,
 )
+from lit_pretrain.objectives.rates import Rate, check_rate, rate_at
 from lit_pretrain.required import required
 
 
@@ -36,7 +37,8 @@ class MaskedLanguageModeling(Objective):
     """Predict hidden word pieces from both sides.
 
     Args:
-        probability: Share of a sequence's positions that is hidden, at least one position.
+        probability: Share of a sequence's positions that is hidden, at least one position; two are the first and the
+            last one of the training.
         whole_word: Hide all pieces of a word together.
         mask_share: Share of hidden positions that becomes [MASK].
         random_share: Share that becomes a random ordinary token; the rest is left as it is.
@@ -67,7 +69,7 @@ class MaskedLanguageModeling(Objective):
 
     def __init__(
         self,
-        probability: float = 0.15,
+        probability: Rate = 0.15,
         whole_word: bool = False,
         mask_share: float = 0.8,
         random_share: float = 0.1,
@@ -75,8 +77,7 @@ class MaskedLanguageModeling(Objective):
         weight: float = 1.0,
     ) -> None:
         super().__init__()
-        if not 0.0 < probability < 1.0:
-            raise UserError(f"MaskedLanguageModeling.probability is {probability}: give a share between 0 and 1.")
+        check_rate(f"{type(self).__name__}.probability", probability)
         check_number(f"{type(self).__name__}.max_predictions", max_predictions, least=1)
         if not (mask_share >= 0 and random_share >= 0 and mask_share + random_share <= 1 + 1e-9):
             raise UserError(
@@ -84,6 +85,7 @@ class MaskedLanguageModeling(Objective):
                 "sum is at most 1."
             )
         self.probability = probability
+        self.varies = isinstance(probability, list)
         self.whole_word = whole_word
         self.mask_share = mask_share
         self.random_share = random_share
@@ -101,7 +103,8 @@ class MaskedLanguageModeling(Objective):
         """Draw the positions to hide."""
         input_ids, attention_mask = batch["input_ids"], batch["attention_mask"].to(torch.bool)
         candidates = attention_mask & ~self.special[input_ids]
-        counts, largest = masked_counts(attention_mask, candidates, self.probability, self.max_predictions)
+        probability = self.rate_now(self.probability)
+        counts, largest = masked_counts(attention_mask, candidates, probability, self.max_predictions)
         if self.whole_word:
             return choose_whole_words(candidates, self.continuation[input_ids], counts, largest, generator)
         return choose_positions(candidates, counts, largest, generator)
@@ -175,8 +178,8 @@ class MaskedLanguageModeling(Objective):
         return rows
 
     def forward_flops(self, encoder: TextEncoder, samples: int, sequence_length: int) -> float:
-        """Operations of the head at the hidden positions."""
-        hidden = max(1, round(self.probability * sequence_length))
+        """Operations of the head at the hidden positions, on average over the training."""
+        hidden = max(1, round(rate_at(self.probability, 0.5) * sequence_length))
         return required(self.head).forward_flops(samples * min(hidden, self.max_predictions or hidden))
 
     def huggingface_names(self) -> dict[str, str]:

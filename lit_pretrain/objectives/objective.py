@@ -26,6 +26,7 @@ from lit_pretrain.objectives.outputs import (
     check_unchanged,
     states,
 )
+from lit_pretrain.objectives.rates import Rate, rate_at
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -82,6 +83,13 @@ class Objective(nn.Module):
     # Whether word pieces are predicted by the encoder's own table of them, so that all of its rows have a gradient.
     ties_embeddings: ClassVar[bool] = False
     weight: float = 1.0
+    # Whether this changes over the training; then `training_share` is how much of it is over, before every step.
+    varies: bool = False
+    training_share: float = 0.0
+
+    def rate_now(self, rate: Rate) -> float:
+        """A share that may change over the training; in evaluation always the last one, so that figures compare."""
+        return rate_at(rate, self.training_share if self.training else 1.0)
 
     @property
     def loss_factors(self) -> dict[str, float]:

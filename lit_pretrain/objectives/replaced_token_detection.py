@@ -27,6 +27,7 @@ from lit_pretrain.objectives.objective import (
     clean_inputs,
     global_mean,
 )
+from lit_pretrain.objectives.rates import Rate
 from lit_pretrain.required import required
 
 
@@ -34,7 +35,7 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
     """Tell which tokens a small generator has replaced.
 
     Args:
-        probability: Share of positions that the generator fills in.
+        probability: Share of positions that the generator fills in; two are the first and the last one of the training.
         whole_word: Hide all pieces of a word together.
         generator_width_share: The generator's width over the encoder's (the paper: 1/4 to 1/3).
         discriminator_weight: Factor of the discriminator's loss beside the generator's (the paper: 50).
@@ -61,7 +62,7 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
 
     def __init__(
         self,
-        probability: float = 0.15,
+        probability: Rate = 0.15,
         whole_word: bool = False,
         generator_width_share: float = 0.25,
         discriminator_weight: float = 50.0,

@@ -163,13 +163,19 @@ def prepare(requests: list[tuple[str, list[str], list[str]]]) -> list[tuple[dict
 
 
 def check_config(name: str, config: dict[str, Any]) -> None:
-    """A study needs checkpoints and MLflow."""
+    """A study needs checkpoints and MLflow, and an end by steps."""
     if config["trainer"].get("enable_checkpointing") is False:
         raise UserError(
             f"{name}: trainer.enable_checkpointing is false: a study goes on from checkpoints, so leave it."
         )
     if config["trainer"].get("fast_dev_run"):
         raise UserError(f"{name}: trainer.fast_dev_run logs nothing: set trainer.max_steps to a small number instead.")
+    schedule = config.get("model", {}).get("init_args", {}).get("schedule") or {}
+    if schedule.get("budget") is not None:
+        raise UserError(
+            f"{name}: model.schedule.budget is {schedule['budget']}, and a study compares trainings by their steps, "
+            "which the clock leaves open: set trainer.max_steps instead."
+        )
 
 
 def check_test_data(name: str, config: dict[str, Any], metric: str) -> None:

@@ -43,7 +43,9 @@ def train(corpus, directory, checkpoint=None, decay=DECAY, objective=MaskedLangu
     encoder = TextEncoder(transformer=TransformerConfig(width=16, depth=2, heads=2), positions="rotary", **ngrams)
     optimizer = AdamWConfig(learning_rate=1e-2, weight_decay=0.3, sparse_embeddings=bool(ngrams))
     module = {"optimizer": optimizer, "seed": 0, "average": AverageConfig(decay)} | settings
-    module = TextPretraining(encoder, [objective()], **module)
+    # What changes over the training is resumed too.
+    rate = {"probability": [0.5, 0.15]} if objective is MaskedLanguageModeling else {}
+    module = TextPretraining(encoder, [objective(**rate)], **module)
     saver = ModelCheckpoint(directory, "{step}", save_top_k=-1, every_n_train_steps=1, monitor=None)
     weights = Weights()
     settings = {"callbacks": [saver, weights], "enable_checkpointing": True, "accumulate_grad_batches": 2}

@@ -36,6 +36,23 @@ def test_constant_then_decay_by_hand() -> None:
     assert factors(config, 10) == [0.5] + [1.0] * 6 + [0.75, 0.5, 0.25]
 
 
+def test_constant_then_a_decay_by_the_root_by_hand() -> None:
+    config = ScheduleConfig("constant_then_decay", warm_up=0.2, decay=0.4, decay_shape="sqrt")
+    assert factors(config, 10) == [0.5] + [1.0] * 6 + [0.5, 0.292893, 0.133975]
+    with pytest.raises(UserError, match="decay_shape is sqrt, and schedule.shape cosine has no decay of its own"):
+        ScheduleConfig("cosine", decay_shape="sqrt")
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine", "constant_then_decay"])
+@pytest.mark.parametrize("warm_up", [0.0, 0.2, 1.0])
+def test_by_the_clock_as_by_many_steps(shape: str, warm_up: float) -> None:
+    settings = {"warm_up": warm_up, "decay": 0.0 if warm_up == 1.0 else 0.4, "final": 0.1}
+    by_steps, by_clock = ScheduleConfig(shape, **settings), ScheduleConfig(shape, **settings, budget="1h")
+    for step in range(10_000):
+        assert by_clock.factor_at(step / 10_000) == pytest.approx(by_steps.factor(step, 10_000), abs=2e-3)
+    assert by_clock.factor_at(1.0) == pytest.approx(0.1)
+
+
 def test_shares_equal_steps_and_the_end_stays_at_the_end() -> None:
     assert factors(ScheduleConfig(warm_up=0.1), 50) == factors(ScheduleConfig(warm_up=5), 50)
     assert ScheduleConfig(final=0.1).factor(80, 50) == pytest.approx(0.1)

@@ -23,6 +23,7 @@ PIPELINES = {"BertForMaskedLM": "fill-mask", "BertForPreTraining": "fill-mask", 
 SETTINGS = {
     "trainer.max_steps": "optimiser steps planned",
     "trainer.max_epochs": "epochs planned",
+    "model.schedule.budget": "training time planned",
     "seed_everything": "seed of everything",
     "model.seed": "seed of the model's draws",
     "data.seed": "seed of the data's order",

@@ -8,7 +8,7 @@ import torch
 from lit_pretrain.data.loading import SURPLUS
 from lit_pretrain.modules.contrastive.panels import search_panels
 from lit_pretrain.modules.contrastive.validation import Gallery, gallery_figures, suggestions
-from lit_pretrain.modules.steps import total_steps
+from lit_pretrain.modules.steps import training_share
 from lit_pretrain.objectives.objective import Batch
 from lit_pretrain.tracking.run_record import validates_training
 
@@ -54,7 +54,7 @@ class ContrastiveEvaluation:
         self._latest = stage, gallery
         figures = gallery_figures(gallery, module.objective, module.batch_size)
         trainer = module.trainer
-        if validates_training(trainer) and trainer.global_step >= TOO_EARLY * total_steps(trainer):
+        if validates_training(trainer) and training_share(trainer) >= TOO_EARLY:
             pictures, width = len(gallery.pictures), module.embedding_width
             self._say(trainer, suggestions(figures, self.training_means, module.objective, pictures, width))
         return figures

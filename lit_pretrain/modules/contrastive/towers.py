@@ -81,7 +81,7 @@ class TowerConfig:
         """Whether the encoder is never trained."""
         return self.locked and self.unlock_after is None
 
-    def first_step(self, total_steps: int, name: str) -> int:
+    def first_step(self, total_steps: int | float, name: str) -> int:
         """Optimiser step from which on the encoder is trained.
 
         Raises:
