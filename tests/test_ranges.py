@@ -20,6 +20,7 @@ from lit_pretrain.modules.fine_tuning.picture_mixing import MixingConfig
 from lit_pretrain.modules.freezing import FreezingConfig
 from lit_pretrain.modules.objective_mix import check_objectives
 from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, in_steps
+from lit_pretrain.modules.short_sequences import ShortSequencesConfig
 from lit_pretrain.objectives import MaskedLanguageModeling, Objective, Rotation
 from lit_pretrain.studies.settings import LabelEfficiencySettings, ScalingSettings
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
@@ -31,13 +32,14 @@ PUBLIC += [
     AdamWConfig,
     ScheduleConfig,
     AverageConfig,
+    ShortSequencesConfig,
     FreezingConfig,
     TowerConfig,
     MixingConfig,
     ImageAugmentation,
     MLflowLogger,
 ]
-PUBLIC += [TextReplay, VisionReplay, LabelEfficiencySettings, ScalingSettings]
+PUBLIC += [AverageConfig, ShortSequencesConfig, TextReplay, VisionReplay, LabelEfficiencySettings, ScalingSettings]
 # What has no settings of its own: bases, what is handed from function to function, and a Transformer's own config.
 NO_SETTINGS = {
     "Objective",

@@ -15,6 +15,8 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.modules.objective_heads import VocabularyGrowth
 from lit_pretrain.modules.objective_mix import build_on_texts, check_on_texts, cost_on_texts
 from lit_pretrain.modules.pretraining import Pretraining
+from lit_pretrain.modules.short_sequences import ShortSequencesConfig, cut
+from lit_pretrain.modules.steps import training_share
 from lit_pretrain.modules.teachers import give_teachers
 from lit_pretrain.objectives.objective import Batch, Objective, clean_inputs
 from lit_pretrain.objectives.outputs import check_examples
@@ -28,6 +30,7 @@ class TextPretraining(Pretraining):
     Args:
         encoder: The text encoder, whose vocabulary may wait for the tokenizer; null with `init_from`.
         objectives: Pretext tasks; their losses are added with their weights.
+        short_sequences: Whether sequences are cut into shorter ones in the first part of the training.
         **settings: `init_from`, `pretrained`, `pooling`, `dropout`, `attention_dropout`, `stochastic_depth`, `freeze`,
             `layer_decay`, `head_factor`, `architecture` and `grow`; see `Pretraining`. `optimizer`, `schedule`,
             `gradient_clip_norm`, `compile_blocks`, `seed`, `gradient_checkpointing` and `average`; see `BaseModule`.
@@ -41,9 +44,11 @@ class TextPretraining(Pretraining):
         self,
         encoder: TextEncoder | None = None,
         objectives: Sequence[Objective] = (),
+        short_sequences: ShortSequencesConfig = ShortSequencesConfig(),  # noqa: B008 (frozen)
         **settings: Any,
     ) -> None:
         super().__init__(encoder, objectives, **settings)
+        self.short_sequences = short_sequences
         self.tokenizer: TextTokenizer | None = self.start.tokenizer
 
     def check_data(self, data: Any) -> None:
@@ -53,6 +58,7 @@ class TextPretraining(Pretraining):
             UserError: If sequences are longer than the position table, or objectives need other batches.
         """
         check_on_texts(self.objectives, self.encoder, data)
+        self.short_sequences.check(self.objectives, data)
         # A training that goes on has grown.
         if getattr(data, "new_pieces", 0) and data.resumed_tokenizer is None and not self.built:
             self.encoder.embeddings.check_growing()
@@ -122,6 +128,14 @@ class TextPretraining(Pretraining):
         self.tokenizer = larger
         if self.lineage:
             self.lineage |= {"new_pieces": str(len(replaced)), "tokenizer_from": smaller.hash}
+
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        """As the base's, and cut sequences as `short_sequences` says."""
+        super().on_train_batch_start(batch, batch_index)
+        short = self.short_sequences
+        if short.parts > 1 and training_share(self.trainer) < short.until:
+            # In place, so that whoever is handed the batch as it ends sees what was trained on.
+            batch.update(cut(batch, short.parts, self.tokenizer))
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """Pooled features of the clean texts: `sample_id` (B,) and `embedding` (B, D), float32."""
