@@ -12,6 +12,7 @@ from small_training import small_config, start, write_config
 from text_corpus import write_corpus
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.modules.averaging import AVERAGE
 
 SLOWLY = ("--trainer.callbacks+", "text_corpus.Slow")
 # Epochs of about 25 steps; a save every 10, so that the last one before the kill lies within an epoch.
@@ -27,8 +28,11 @@ def configs(tmp_path_factory):
     masked = {"class_path": "MaskedImageModeling", "init_args": {"decoder_depth": 1, "decoder_width": 32}}
     turned = {"class_path": "Rotation", "init_args": {"views": "random"}}
     objectives = [masked, turned, {"class_path": "Colorization"}]
+    text = small_config(corpus, trainer=STEPS)
+    # Saved while validations have the averages in the place of the weights.
+    text["model"]["init_args"]["average"] = {"decay": 0.9}
     return {
-        "text": write_config(directory / "text.yaml", small_config(corpus, trainer=STEPS)),
+        "text": write_config(directory / "text.yaml", text),
         "pictures": write_config(directory / "pictures.yaml", picture_config(pictures, objectives, trainer=STEPS)),
     }
 
@@ -60,11 +64,13 @@ def fit_here(runs, *arguments):
 
 
 def weights(directory):
-    """Everything a checkpoint says of model and optimiser."""
+    """Everything a checkpoint says of model, optimiser and averages."""
     (path,) = directory.glob("small/*/checkpoints/last.ckpt")
     loaded = torch.load(path, weights_only=True)
     (optimizer,) = loaded["optimizer_states"]
     states = {f"{k}/{name}": value for k, state in optimizer["state"].items() for name, value in state.items()}
+    averages = loaded.get(AVERAGE, {"weights": {}})["weights"]
+    states |= {f"average/{name}": value for name, value in averages.items()}
     return loaded["global_step"], loaded["state_dict"] | states
 
 

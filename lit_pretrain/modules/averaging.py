@@ -155,6 +155,7 @@ def with_averages(checkpoint: dict[str, Any]) -> dict[str, Any]:
     if AVERAGE not in checkpoint:
         return checkpoint
     state = checkpoint["state_dict"]
-    weights = {name: value.to(state[name].dtype) for name, value in checkpoint[AVERAGE]["weights"].items()}
+    averages = checkpoint[AVERAGE]["weights"]
+    weights = {name: value.to(state[name].dtype) for name, value in averages.items() if name in state}
     rest = {key: value for key, value in checkpoint.items() if key != AVERAGE}
     return rest | {"state_dict": state | weights}

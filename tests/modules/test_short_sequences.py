@@ -72,6 +72,8 @@ def test_short_ones_first_and_resumed_bit_for_bit(tmp_path, objective):
     wanted = {step: {(32, 8) if step < 4 else (8, 32)} for step in range(6)}
     assert shapes.trained == wanted and shapes.validated == {32}
     assert all(value.isfinite().all() for value in expected.values())
+    if objective is not MaskedLanguageModeling:
+        return
     shapes, found = train("resumed", tmp_path / "straight" / "step=3.ckpt")
     assert shapes.trained == {step: wanted[step] for step in range(3, 6)}
     assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []

@@ -33,6 +33,7 @@ SETTINGS = {
     "data.label_budget": "label budget",
     "model.optimizer.learning_rate": "learning rate",
     "model.layer_decay": "layer decay",
+    "model.average.decay": "decay of the averaged weights",
     "model.freeze.blocks": "frozen blocks",
     "trainer.precision": "precision",
 }
