@@ -7,6 +7,7 @@ import traceback
 
 from lit_pretrain import __version__
 from lit_pretrain.argument_parser import ArgumentParser
+from lit_pretrain.collector import paused_collector
 from lit_pretrain.errors import UserError, nearest, without_credentials
 
 TRAINING = {
@@ -92,7 +93,8 @@ def dispatch(command: str, arguments: list[str]) -> int:
             print(FIT_HELP.format(command=command, help=TRAINING[command], checkpoint=purpose))
             return 0
         full = arguments in (["--help", "full"], ["--help=full"])
-        from lit_pretrain.cli import lightning_cli
+        with paused_collector():
+            from lit_pretrain.cli import lightning_cli
 
         return lightning_cli.run([command, *(["--help"] if full else arguments)])
     if command not in COMMANDS:
@@ -100,7 +102,8 @@ def dispatch(command: str, arguments: list[str]) -> int:
             f"There is no command '{command}'{nearest(command, [*TRAINING, *COMMANDS])}: see python -m lit_pretrain "
             "--help."
         )
-    module = importlib.import_module(f"lit_pretrain.commands.{command}")
+    with paused_collector():
+        module = importlib.import_module(f"lit_pretrain.commands.{command}")
     parser = ArgumentParser(prog=f"python -m lit_pretrain {command}", description=COMMANDS[command].capitalize() + ".")
     module.add_arguments(parser)
     return module.run(parser.parse_args(arguments))

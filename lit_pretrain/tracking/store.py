@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 from urllib.request import getproxies, proxy_bypass, url2pathname
 
+from lit_pretrain.collector import paused_collector
 from lit_pretrain.errors import UserError, without_credentials
 from lit_pretrain.tracking.find import RunRecord, list_runs
 from lit_pretrain.tracking.paths import ARTIFACTS_NAME, DATABASE_NAME, make_directory, remove_unfinished, safe_name
@@ -124,9 +125,10 @@ def open_store(uri: str, runs_directory: Path) -> "MlflowClient":
     """
     prepare_mlflow()
     check_reachable(uri)
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
-    from sqlalchemy.exc import SQLAlchemyError
+    with paused_collector():
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+        from sqlalchemy.exc import SQLAlchemyError
 
     prepare_mlflow()  # once more for the levels, which the import has set
     try:
@@ -135,7 +137,8 @@ def open_store(uri: str, runs_directory: Path) -> "MlflowClient":
             client.search_experiments(max_results=1)
             return client
         make_directory(Path(uri.removeprefix("sqlite:///")).parent)
-        with database_lock(runs_directory):
+        # Much of MLflow is only imported by the first client of a database.
+        with database_lock(runs_directory), paused_collector():
             check_database(Path(uri.removeprefix("sqlite:///")))
             client = MlflowClient(uri)
             if uri == f"sqlite:///{runs_directory / DATABASE_NAME}":

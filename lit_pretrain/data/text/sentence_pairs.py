@@ -283,11 +283,16 @@ def truncate_pair(
     draw: random.Random, first: tuple[int, int], second: tuple[int, int], room: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Cut the longer side (B on a tie), at the front or the back with equal chance, a token at a time."""
-    (a_start, a_end), (b_start, b_end) = first, second
-    while (a_end - a_start) + (b_end - b_start) > room:
+    # Counted, and cut at the end: it is most of the work of planning, before the first step of every epoch.
+    a_length, b_length = first[1] - first[0], second[1] - second[0]
+    a_front = b_front = 0
+    while a_length + b_length > room:
         front = draw.random() < 0.5
-        if a_end - a_start > b_end - b_start:
-            a_start, a_end = (a_start + 1, a_end) if front else (a_start, a_end - 1)
+        if a_length > b_length:
+            a_length -= 1
+            a_front += front
         else:
-            b_start, b_end = (b_start + 1, b_end) if front else (b_start, b_end - 1)
-    return (a_start, a_end), (b_start, b_end)
+            b_length -= 1
+            b_front += front
+    a_start, b_start = first[0] + a_front, second[0] + b_front
+    return (a_start, a_start + a_length), (b_start, b_start + b_length)
