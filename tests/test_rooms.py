@@ -25,7 +25,7 @@ ROOMS = (
     ("backbone", "measures"),
     ("weights",),
     # Foundations; what stands on `errors` is above it, and all may be asked for the version and the samples.
-    ("argument_parser", "class_paths", "hub", "memory", "picture_facts", "precision", "quiet", "yaml_files"),
+    ("argument_parser", "class_paths", "collector", "hub", "memory", "picture_facts", "precision", "quiet", "yaml_files"),
     ("errors", "required", "samples", "trainer_state"),
     ("lit_pretrain",),
 )
