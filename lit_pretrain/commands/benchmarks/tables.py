@@ -30,8 +30,8 @@ class Column:
     factor: float = 1.0
 
     def shown(self, row: Row) -> str:
-        """A row's figure."""
-        return self.form.format(row[self.key] * self.factor)
+        """A row's figure; a dash for one that it does not have."""
+        return "-" if row[self.key] is None else self.form.format(row[self.key] * self.factor)
 
 
 MILLISECONDS = Column("ms", "milliseconds_per_step")
