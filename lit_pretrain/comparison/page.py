@@ -35,7 +35,7 @@ pre{background:var(--soft);padding:.6rem .8rem;border-radius:6px;overflow-x:auto
 .tile{background:var(--soft);border-radius:8px;padding:.6rem .8rem}
 .tile b{display:block;font-size:1.25rem;line-height:1.3}
 .tile span{color:var(--dim);font-size:.85rem}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr));gap:1rem 1.6rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr));gap:1rem 1.6rem}
 figure{margin:0}
 figcaption{font-size:.85rem}
 svg{display:block;width:100%;height:auto}

@@ -22,9 +22,15 @@ VALUE_WIDTH = 14
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
+def shown_number(value: float, digits: int = 4) -> str:
+    """A number with so many digits, large ones whole."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.{digits}g}"
+
+
 def shown_mean(mean: Mean) -> str:
     """A mean and its interval."""
-    return f"{mean.value:.4g}" if mean.half_width is None else f"{mean.value:.4g} ± {mean.half_width:.2g}"
+    value = shown_number(mean.value)
+    return value if mean.half_width is None else f"{value} ± {shown_number(mean.half_width, 2)}"
 
 
 def shown_amount(number: float | None) -> str:

@@ -12,7 +12,7 @@ from small_training import small_config
 from text_corpus import write_corpus
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.tracking.find import find_run, list_runs
+from lit_pretrain.tracking.find import find_run
 
 ENCODER = {
     "class_path": "VisionEncoder",
@@ -92,9 +92,45 @@ def test_the_page_in_a_browser(home, tmp_path, capsys):
         assert words in shown
 
 
+def sections(text: str) -> list[str]:
+    """Names of a page's parts."""
+    return re.findall(r'<section id="([\w-]+)"', text)
+
+
+def test_the_page_of_a_run_in_a_browser(home, tmp_path, capsys):
+    name = NAMES["a"]
+    run = find_run(name, with_checkpoints=True)
+    assert main(["report", name]) == 0
+    page = run.directory / "report.html"
+    assert page.name in capsys.readouterr().out
+    text = page.read_text()
+    assert "<b>bold" not in text and not re.search(r"(?:src|href)=\"(?!data:|#)|<script", text)
+    shown, console = open_page(page, tmp_path / "profile", width=400)
+    assert console == []
+    (measured,) = (part for part in sections(shown) if part.startswith("measured-"))
+    expected = ["lineage", "figures", "curves", "speed", measured, "data", "settings", "next"]
+    assert sections(shown) == expected
+    # Scratch, the pretraining and itself; confusion and calibration of the test, and its mistakes.
+    assert shown.count('class="box') == 3 and shown.count('src="data:image/png;base64,') == 3
+    for words in ("By class", "test/accuracy", "public weights", "60 samples", "over samples", "Begun "):
+        assert (words in shown) == (words != "public weights"), words
+    # Its test is called as it is, so it is called by its id.
+    assert f"python -m lit_pretrain predict --ckpt_path {run.run_id[:8]}:best --data.path new_pictures/" in shown
+    assert "python -m lit_pretrain report rotated" in shown
+
+
+def test_pages_of_pretrainings_show_what_was_filled_in(home, tmp_path):
+    for name, parts, words in (
+        ("texts", {"examples"}, ["masked language modeling, step 4", "evaluate texts:best --config configs/finetune"]),
+        ("rotated", {"panels"}, ["fine-tune it", "--model.init_from rotated:best", NAMES["b"], "elsewhere"]),
+    ):
+        assert main(["report", name, "--output", str(tmp_path / f"{name}.html")]) == 0
+        text = (tmp_path / f"{name}.html").read_text()
+        assert parts < set(sections(text)), sections(text)
+        assert all(word in text for word in words)
+
+
 def test_mistakes_are_one_sentence(home, capsys):
-    twins = [record for record in list_runs() if record.run_name == "texts"]
-    assert len(twins) == 1
     for arguments, sentence in (
         (["nonesuch"], "is called 'nonesuch'"),
         (["texts", "--metric", "accuracyy"], "None of these runs has the figure 'accuracyy'"),
@@ -104,3 +140,5 @@ def test_mistakes_are_one_sentence(home, capsys):
         assert main(["compare", *arguments]) == 2
         told = capsys.readouterr().err
         assert sentence in told and told.count("\n") == 1
+    assert main(["report", "nonesuch"]) == main(["report", "texts", "--output", "no/place.html"]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
