@@ -82,7 +82,8 @@ CASES = {
             "VisionPretraining",
             encoder=OLD_PICTURES,
             objectives=[
-                part(name) for name in ("Rotation", "PatchLocation", "Colorization", "MaskedImageModeling", "Jigsaw")
+                part(name)
+                for name in ("Rotation", "PatchLocation", "Colorization", "MaskedImageModeling", "Jigsaw", "LeJEPA")
             ],
         ),
         pictures(),

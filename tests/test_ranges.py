@@ -88,7 +88,7 @@ AdamWConfig.weight_decay AdamWConfig.beta1 AdamWConfig.beta2
 ScheduleConfig.warm_up ScheduleConfig.decay ScheduleConfig.final
 FreezingConfig.blocks MixingConfig.mixup MixingConfig.cutmix MixingConfig.probability MixingConfig.switch_probability
 ImageAugmentation.padding ImageAugmentation.flip ImageAugmentation.brightness ImageAugmentation.contrast
-ImageAugmentation.saturation
+ImageAugmentation.saturation ImageAugmentation.grey LeJEPA.patch_dropout
 TransformerConfig.depth TransformerConfig.dropout TransformerConfig.attention_dropout TransformerConfig.stochastic_depth
 TransformerConfig.layer_scale VisionTransformerConfig.dropout VisionTransformerConfig.attention_dropout
 VisionTransformerConfig.stochastic_depth VisionTransformerConfig.layer_scale
@@ -111,7 +111,8 @@ ANY = ("seed", "save_top_k", "target")
 # Shares and rates, of which more than all is nothing.
 MORE_THAN_ALL = """
 AdamWConfig.beta1 AdamWConfig.beta2 ScheduleConfig.final MixingConfig.probability MixingConfig.switch_probability
-ImageAugmentation.smallest_area ImageAugmentation.flip TransformerConfig.dropout TransformerConfig.attention_dropout
+ImageAugmentation.smallest_area ImageAugmentation.flip ImageAugmentation.grey LeJEPA.patch_dropout
+LeJEPA.gaussianity_share TransformerConfig.dropout TransformerConfig.attention_dropout
 TransformerConfig.stochastic_depth FineTuning.head_dropout FineTuning.token_dropout FineTuning.label_smoothing
 FineTuning.dropout FineTuning.stochastic_depth BagOfNgrams.token_dropout BagOfWords.token_dropout
 ContrastiveSpans.token_dropout FeatureDistillation.token_dropout Colorization.rebalancing Colorization.cell_share

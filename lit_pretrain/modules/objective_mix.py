@@ -17,6 +17,7 @@ from lit_pretrain.modules.operations import encoder_operations, is_trained, pass
 from lit_pretrain.modules.teachers import give_teachers
 from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.class_checks import check_class, check_reading, is_measuring
+from lit_pretrain.objectives.lejepa import LeJEPA
 from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, arrange_batch, passes_run
 from lit_pretrain.objectives.outputs import check_terms
 from lit_pretrain.objectives.vision_objective import VisionObjective
@@ -149,6 +150,8 @@ def build_on_pictures(
             objective.check_data(encoder, known)
     for objective in objectives:
         objective.build(encoder)
+        if isinstance(objective, LeJEPA):
+            objective.vary = augmentation.vary
         if facts is not None and is_measuring(objective):
             objective.measure(encoder.frame(measured_pictures(data.train_dataset)))
 

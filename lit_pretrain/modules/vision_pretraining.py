@@ -62,8 +62,9 @@ class VisionPretraining(Pretraining):
     def prepare(self, batch: Batch, generator: torch.Generator | None) -> Batch:
         """Crop, flip and recolour a batch's uint8 pictures to floats in [0, 1] of the encoder's size."""
         if generator is None:
-            return batch | {"images": self.encoder.frame(batch["images"])}
-        return batch | {"images": self.augmentation.vary(batch["images"], self.encoder.image_size, generator)}
+            return batch | {"images": self.encoder.frame(batch["images"]), "stored_images": batch["images"]}
+        varied = self.augmentation.vary(batch["images"], self.encoder.image_size, generator)
+        return batch | {"images": varied, "stored_images": batch["images"]}
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """Pooled features of the pictures' middles: `sample_id` (B,) and `embedding` (B, D), float32."""

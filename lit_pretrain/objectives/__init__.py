@@ -10,6 +10,7 @@ from lit_pretrain.objectives.contrastive import Contrastive
 from lit_pretrain.objectives.contrastive_spans import ContrastiveSpans
 from lit_pretrain.objectives.feature_distillation import FeatureDistillation
 from lit_pretrain.objectives.jigsaw import Jigsaw
+from lit_pretrain.objectives.lejepa import LeJEPA
 from lit_pretrain.objectives.masked_image_modeling import MaskedImageModeling
 from lit_pretrain.objectives.masked_language_modeling import MaskedLanguageModeling
 from lit_pretrain.objectives.next_sentence_prediction import NextSentencePrediction
@@ -38,6 +39,7 @@ __all__ = [
     "EncoderPass",
     "FeatureDistillation",
     "Jigsaw",
+    "LeJEPA",
     "MaskedImageModeling",
     "MaskedLanguageModeling",
     "NextSentencePrediction",

@@ -40,11 +40,13 @@ class PictureBatch(TypedDict, total=False):
     Attributes:
         images: (B, 3, S, S) floats in [0, 1], S being the encoder's image size, cropped, flipped and recoloured; uint8
             of their stored size as the loader gives them.
+        stored_images: The latter, kept beside the former for objectives that draw views of their own.
         sample_id: (B,) integers, the picture's number in its data.
         label: (B,) integers, the class; only if `data.label_column` is set. Pretraining is not to learn from it.
     """
 
     images: Tensor
+    stored_images: Tensor
     sample_id: Tensor
     label: Tensor
 

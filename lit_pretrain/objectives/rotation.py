@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lit_pretrain.backbone.transformer import initialise
 from lit_pretrain.objectives.classification import classification_output
+from lit_pretrain.objectives.layout_exchange import exchange_layouts
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary
 from lit_pretrain.objectives.picture_panels import Caption, grid
 from lit_pretrain.objectives.picture_shortcuts import border_features, color_layout_features, compression_features
@@ -36,13 +37,21 @@ class Rotation(VisionObjective):
         views: `all` turns each picture by all four angles in one batch, which RotNet found best, so that four times as
             many pictures pass through the encoder; `random` by one each.
         weight: Factor of this loss in the sum.
+        layout: `exchanged` gives each picture the layout of colours of another one, turned at random, so that where it
+            is bright tells nothing of the angle; `own` leaves it.
     """
 
     name = "rotation"
-    training_settings = ("views", "weight")
+    training_settings = ("layout", "views", "weight")
 
-    def __init__(self, views: Literal["all", "random"] = "all", weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        views: Literal["all", "random"] = "all",
+        weight: float = 1.0,
+        layout: Literal["own", "exchanged"] = "own",
+    ) -> None:
         super().__init__()
+        self.layout = layout
         self.views = views
         self.weight = weight
         self.classifier: nn.Linear | None = None
@@ -58,12 +67,14 @@ class Rotation(VisionObjective):
 
         Args:
             images: (B, C, S, S).
-            generator: Draws the angles if `views` is `random`.
+            generator: Draws the angles if `views` is `random`, and the layouts that are exchanged.
 
         Returns:
             Turned pictures and labels (M,), the number of quarter turns anticlockwise: the four views of the first
             picture, then those of the second, and so on (M = 4 B), or a view of each (M = B).
         """
+        if self.layout == "exchanged":
+            images = exchange_layouts(images, generator)
         views = torch.stack([torch.rot90(images, turns, dims=(2, 3)) for turns in range(len(ANGLES))], dim=1)
         if self.views == "all":
             return views.flatten(0, 1), torch.arange(len(ANGLES), device=images.device).repeat(len(images))

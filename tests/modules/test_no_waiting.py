@@ -28,6 +28,7 @@ from lit_pretrain.objectives import (
     Contrastive,
     ContrastiveSpans,
     Jigsaw,
+    LeJEPA,
     MaskedImageModeling,
     MaskedLanguageModeling,
     NextSentencePrediction,
@@ -93,7 +94,7 @@ MODULES = {
     ),
     "pictures": lambda: VisionPretraining(
         vision_encoder(),
-        [Rotation(), PatchLocation(), Colorization(), MaskedImageModeling(decoder_width=16), Jigsaw(8)],
+        [Rotation(), PatchLocation(), Colorization(), MaskedImageModeling(decoder_width=16), Jigsaw(8), LeJEPA(2)],
         VARIED,
     ),
     "pictures, other modes": lambda: VisionPretraining(

@@ -16,6 +16,7 @@ from lit_pretrain.objectives import (
     Colorization,
     ContrastiveSpans,
     Jigsaw,
+    LeJEPA,
     MaskedImageModeling,
     MaskedLanguageModeling,
     NextSentencePrediction,
@@ -70,6 +71,7 @@ PICTURE_OBJECTIVES = [
     lambda: Colorization(cell_share=0.5),
     MaskedImageModeling,
     lambda: Jigsaw(8),
+    lambda: LeJEPA(views=2, directions=8, hidden_width=16, projection_width=8),
 ]
 
 

@@ -1,13 +1,16 @@
 """Rotation: directions by hand on a numbered picture, the order of the views, the loss, and what could leak."""
 
+import numpy
 import pytest
 import torch
 from fake_device import NoWaiting, to_fake_cuda
 from photographs import crops
+from scipy.fft import dctn
 from small_classifier import accuracy
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lit_pretrain.backbone import VisionEncoder, VisionTransformerConfig
+from lit_pretrain.objectives.layout_exchange import FREQUENCIES, exchange_layouts
 from lit_pretrain.objectives.rotation import Rotation
 
 QUARTER_TURNS = [
@@ -134,6 +137,27 @@ def test_compression_tells_crops_at_one_phase_from_crops_at_any() -> None:
     assert found[None] < 0.33 and found[2] > 0.6
 
 
+def test_exchanged_layouts_tell_no_angle_and_leave_the_contours() -> None:
+    encoder = make_encoder(32)
+    images = crops(300, 32)
+    found = {
+        layout: accuracy(built(encoder, layout=layout).shortcuts(encoder, {"images": images}, draws())["color_layout"])
+        for layout in ("own", "exchanged")
+    }
+    assert found["own"] > 0.34 and found["exchanged"] < 0.3, found
+    # By scipy's cosine transform: what is low is another picture's, what is high is the picture's own.
+    lengths = 0.2 + 0.2 * images  # far from where colours are cut off
+    own, mixed = (
+        dctn(part.numpy(), axes=(2, 3), norm="ortho") for part in (lengths, exchange_layouts(lengths, draws()))
+    )
+    high = numpy.ones_like(own, dtype=bool)
+    high[..., :FREQUENCIES, :FREQUENCIES] = False
+    numpy.testing.assert_allclose(mixed[high], own[high], atol=1e-4)
+    # A quarter turn keeps the mean of every channel.
+    numpy.testing.assert_allclose(*(numpy.sort(part[..., 0, 0], axis=0) for part in (own, mixed)), atol=1e-3)
+    assert not numpy.allclose(mixed[..., 0, 0], own[..., 0, 0])
+
+
 def test_panel_shows_every_view_and_the_answer() -> None:
     encoder = make_encoder()
     batch = {"images": crops(6, 16)}
@@ -145,10 +169,10 @@ def test_panel_shows_every_view_and_the_answer() -> None:
     assert 2 * 96 < pictures["random"].height < 3 * 96 + 200
 
 
-@pytest.mark.parametrize("views", ["all", "random"])
-def test_nothing_stays_on_the_cpu_when_the_model_is_on_a_gpu(views) -> None:
+@pytest.mark.parametrize("views, layout", [("all", "own"), ("random", "exchanged")])
+def test_nothing_stays_on_the_cpu_when_the_model_is_on_a_gpu(views, layout) -> None:
     encoder = make_encoder()
-    objective = built(encoder, views=views)
+    objective = built(encoder, views=views, layout=layout)
     mode = FakeTensorMode()
     to_fake_cuda(encoder, mode)
     to_fake_cuda(objective, mode)
@@ -162,5 +186,5 @@ def test_nothing_stays_on_the_cpu_when_the_model_is_on_a_gpu(views) -> None:
 
 def test_settings_build_it_again() -> None:
     settings = Rotation("random", weight=2.0).settings()
-    assert settings == {"class_path": "Rotation", "init_args": {"views": "random", "weight": 2.0}}
+    assert settings == {"class_path": "Rotation", "init_args": {"views": "random", "weight": 2.0, "layout": "own"}}
     assert Rotation(**settings["init_args"]).settings() == settings

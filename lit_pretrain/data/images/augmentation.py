@@ -33,6 +33,7 @@ class ImageAugmentation:
         brightness: Largest relative change of brightness; 0 for none.
         contrast: Largest relative change of contrast.
         saturation: Largest relative change of saturation.
+        grey: Probability that a picture loses its colours.
     """
 
     crop: Literal["random", "resized", "center"] = "random"
@@ -42,13 +43,15 @@ class ImageAugmentation:
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
+    grey: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what is no probability, area or strength."""
         for name in ("padding", "brightness", "contrast", "saturation"):
             check_number(f"augmentation.{name}", getattr(self, name), least=0)
-        if not 0.0 <= self.flip <= 1.0:
-            raise UserError(f"augmentation.flip is {self.flip}: give a probability from 0 to 1.")
+        for name in ("flip", "grey"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"augmentation.{name} is {getattr(self, name)}: give a probability from 0 to 1.")
         if not 0.0 < self.smallest_area <= 1.0:
             raise UserError(f"augmentation.smallest_area is {self.smallest_area}: give a share above 0, at most 1.")
 
@@ -103,6 +106,10 @@ class ImageAugmentation:
             if strength := getattr(self, name):
                 factor = torch.rand(batch, 1, 1, 1, generator=generator, device=device, dtype=torch.float32)
                 draws[name] = (1.0 + strength * (2.0 * factor - 1.0)).clamp_(min=0.0)
+        if self.grey:
+            draws["grey"] = (
+                torch.rand(batch, 1, 1, 1, generator=generator, device=device, dtype=torch.float32) < self.grey
+            )
         return draws
 
     def apply(self, images: Tensor, image_size: int, draws: dict[str, Tensor]) -> Tensor:
@@ -131,7 +138,7 @@ class ImageAugmentation:
 
 
 def recolour(views: Tensor, draws: dict[str, Tensor]) -> Tensor:
-    """Brightness, contrast and saturation, in this order, each by a factor of the picture's own, where there is one."""
+    """Brightness, contrast and saturation, in this order, by factors of the picture's own, and grey, where drawn."""
     if "brightness" in draws:
         views = (views * draws["brightness"]).clamp_(0.0, 1.0)
     if "contrast" in draws:
@@ -139,6 +146,8 @@ def recolour(views: Tensor, draws: dict[str, Tensor]) -> Tensor:
         views = torch.lerp(mean, views, draws["contrast"]).clamp_(0.0, 1.0)
     if "saturation" in draws:
         views = torch.lerp(grey(views), views, draws["saturation"]).clamp_(0.0, 1.0)
+    if "grey" in draws:
+        views = torch.where(draws["grey"], grey(views), views)
     return views
 
 
