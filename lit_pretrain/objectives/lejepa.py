@@ -7,7 +7,7 @@ SIGReg: along random directions the embeddings of a batch must be distributed as
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as functional
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # Where the characteristic functions are compared: 17 points from 0 to 3, as the authors'. The other half is its mirror.
 KNOTS, LARGEST_FREQUENCY = 17, 3.0
+VARIANCE_EPSILON = 1e-5
 
 
 class LeJEPA(VisionObjective):
@@ -47,7 +48,8 @@ class LeJEPA(VisionObjective):
         gaussianity_share: Weight of the Gaussian form (lambda of the paper, 0.02 to 0.05).
         directions: Along which the form is tested, others at every step.
         projection_width: Of the embeddings, few (16 to 64) as the paper has them.
-        hidden_width: Of the projector between the encoder's features and the embeddings.
+        hidden_width: Of the projector between the encoder's features and the embeddings; it has batch normalisation,
+            which takes out what all pictures have in common from the first step.
         weight: Factor of this loss in the sum.
     """
 
@@ -96,14 +98,16 @@ class LeJEPA(VisionObjective):
             width, hidden = encoder.width, self.hidden_width
             self.projector = nn.Sequential(
                 nn.Linear(width, hidden),
-                nn.LayerNorm(hidden),
+                BatchStandardisation(),
                 nn.GELU(),
                 nn.Linear(hidden, hidden),
-                nn.LayerNorm(hidden),
+                BatchStandardisation(),
                 nn.GELU(),
                 nn.Linear(hidden, self.projection_width),
             )
             initialise(self)
+            # Embeddings begin with a variance of about 1, where the test of Gaussianity has the steepest slope.
+            nn.init.normal_(cast(nn.Linear, self.projector[-1]).weight, std=hidden**-0.5)
 
     def kept_of(self, patches: int) -> int:
         """Patches of a view that the encoder sees in training."""
@@ -206,6 +210,16 @@ class LeJEPA(VisionObjective):
             for row in found
         ]
         return grid([list(row) for row in views.transpose(0, 1)], captions)
+
+
+class BatchStandardisation(nn.Module):
+    """Batch normalisation by the present batch, over all processes in training, without parameters of its own."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, D) with mean 0 and variance 1 over the samples."""
+        everyone = gather_rows(features) if self.training else features
+        variance, mean = torch.var_mean(at_least_float32(everyone), dim=0, unbiased=False)
+        return ((features - mean) * (variance + VARIANCE_EPSILON).rsqrt()).to(features.dtype)
 
 
 def sigreg(embeddings: Tensor, directions: Tensor) -> Tensor:
