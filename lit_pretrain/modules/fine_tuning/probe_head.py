@@ -43,7 +43,10 @@ def fit_probe_head(module: Any) -> None:
         if batch.pop(SURPLUS, False) or (place and int(place * share) == int((place - 1) * share)):
             continue
         moved = move_data_to_device(batch, module.device)
-        parts.append((place, module.features(moved).float(), moved["label"]))
+        # As the steps will be: no hook before the first of them is within the trainer's precision by itself.
+        with module.trainer.precision_plugin.forward_context():
+            features = module.features(moved)
+        parts.append((place, features.float(), moved["label"]))
     module.train(training)
     if processes > 1:
         parts_of_processes: list[Any] = [None] * processes

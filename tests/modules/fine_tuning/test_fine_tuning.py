@@ -260,8 +260,11 @@ def test_a_probe_of_some_samples_sees_all_labels_of_a_sorted_file(texts, tmp_pat
     monkeypatch.setattr(
         probe_head, "fit_linear_probe", lambda features, labels, c: seen.append(labels) or fitted(features, labels, c)
     )
-    module = from_scratch(make_text_encoder(pooling="mean"), linear_probe_first=True)
-    trainer(max_steps=1).fit(module, data)
+    module, reduced = from_scratch(make_text_encoder(pooling="mean"), linear_probe_first=True), []
+    module.encoder.register_forward_hook(lambda *_: reduced.append(torch.is_autocast_enabled("cpu")))
+    trainer(max_steps=1, precision="bf16-mixed").fit(module, data)
+    # The features are read in the precision of the steps.
+    assert len(reduced) > 6 and all(reduced)
     (labels,) = seen
     # 90 training samples in 18 batches, every third of which is taken.
     shares = torch.bincount(torch.cat([batch["label"] for batch in data.evaluation_loader("train")])) / 90
