@@ -85,7 +85,7 @@ class LeJEPA(VisionObjective):
         self.weight = weight
         self.projector: nn.Sequential | None = None
         # How uint8 pictures are varied: the module's augmentation; without one, views are mirrored or not.
-        self.vary: Callable[[Tensor, int, torch.Generator], Tensor] | None = None
+        self.vary: Callable[[Tensor, int, torch.Generator | None], Tensor] | None = None
 
     @property
     def loss_factors(self) -> dict[str, float]:
@@ -97,10 +97,10 @@ class LeJEPA(VisionObjective):
         if self.projector is None:
             width, hidden = encoder.width, self.hidden_width
             self.projector = nn.Sequential(
-                nn.Linear(width, hidden),
+                nn.Linear(width, hidden, bias=False),  # the means are taken out
                 BatchStandardisation(),
                 nn.GELU(),
-                nn.Linear(hidden, hidden),
+                nn.Linear(hidden, hidden, bias=False),
                 BatchStandardisation(),
                 nn.GELU(),
                 nn.Linear(hidden, self.projection_width),
@@ -124,7 +124,7 @@ class LeJEPA(VisionObjective):
             )
             return torch.where(flips < 0.5, images, images.flip(-1))
         stored = batch.get("stored_images", (images * 255.0).round().to(torch.uint8))
-        return torch.stack([self.vary(stored, size, required(generator)) for _ in range(self.views)])
+        return torch.stack([self.vary(stored, size, generator) for _ in range(self.views)])
 
     def make_pass(self, batch: Batch, encoder: "VisionEncoder", generator: torch.Generator | None) -> EncoderPass:
         """All pictures' first views, then all second ones, and so on; and the directions of the test."""
@@ -157,7 +157,7 @@ class LeJEPA(VisionObjective):
                 distributed.broadcast(directions, src=0)
                 everyone = gather_rows(embeddings.transpose(0, 1)).transpose(0, 1)
             gaussianity = sigreg(everyone, directions)
-        count = torch.full((), float(embeddings.shape[1]), device=embeddings.device)
+        count = torch.full((), embeddings.shape[1], device=embeddings.device)
         found = nearest(embeddings[0].detach(), embeddings[1].detach())
         right = (found == torch.arange(len(found), device=found.device)).sum()
         loss = (1.0 - self.gaussianity_share) * invariance + self.gaussianity_share * gaussianity
@@ -165,7 +165,7 @@ class LeJEPA(VisionObjective):
             "loss": (loss.detach() * count, count),
             "invariance": (invariance.detach() * count, count),
             "gaussianity": (gaussianity.detach() * count, count),
-            "accuracy": (right.to(count.dtype), count),
+            "accuracy": (right, count),
         }
         return ObjectiveOutput(loss, statistics)
 

@@ -124,7 +124,7 @@ def test_an_objective_that_does_not_fit_is_said_and_left_out(tmp_path, capsys):
         (["contrastive", "--shapes", "smal"], "There is no shape 'smal' (did you mean 'small'?)"),
         (["contrastive", "--caption-tokens", "78"], "--caption-tokens is 78: give lengths from 3 to 77"),
         (["contrastive", "--batch-size", "1"], "--batch-size is 1"),
-        (["fine-tuning", "--texts", "99999"], "--texts is 99999, and the speeches have 25,488 paragraphs"),
+        (["fine-tuning", "--texts", "99999"], "--texts is 99999, and the bundled speeches have 25,488 paragraphs"),
         (["fine-tuning", "--weights", "nowhere"], "nowhere"),
         ([], "the following arguments are required"),
         (["vision", "--rounds", "0"], "argument --rounds: '0' is no whole number from 1 on"),

@@ -132,6 +132,9 @@ def test_two_processes_are_as_one(ranks, directory, name):
     alone = train(name, directory, 1)
     shared = ranks[0][name]
     for key, value in alone["after"].items():
+        if name == "lejepa" and key == "encoder.transformer.final_norm.bias":
+            # The projector's batch normalisation takes it out: its gradient is nothing but rounding.
+            continue
         torch.testing.assert_close(shared["after"][key], value, rtol=1e-3, atol=1e-5, msg=key)
     if name != "lejepa":
         assert shared["metrics"] == pytest.approx(alone["metrics"], rel=1e-4)

@@ -68,7 +68,7 @@ class ImageAugmentation:
                 f"augmentation.padding is {self.padding}, as much as the pictures' {stored_size} pixels: lower it."
             )
 
-    def vary(self, images: Tensor, image_size: int, generator: torch.Generator) -> Tensor:
+    def vary(self, images: Tensor, image_size: int, generator: torch.Generator | None) -> Tensor:
         """The training's view of a batch.
 
         Args:
@@ -81,7 +81,7 @@ class ImageAugmentation:
         """
         return self.apply(images, image_size, self.draw(images, image_size, generator))
 
-    def draw(self, images: Tensor, image_size: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, images: Tensor, image_size: int, generator: torch.Generator | None) -> dict[str, Tensor]:
         """What `apply` is to do to each picture: a few numbers for each, (B, ...) by name.
 
         A batch that is varied in parts is so drawn as a whole, and does not depend on how it is parted.
