@@ -1,7 +1,7 @@
 """Python's collector of garbage, paused while there is none to find.
 
 An import makes hundreds of thousands of objects, and all of them stay. Whenever enough are new, Python looks through
-them for cycles that nobody needs any more: a seventh of the seconds that `fit` took until its first step.
+them for cycles that nobody needs any more, in vain (docs/results/speed.md).
 """
 
 import gc

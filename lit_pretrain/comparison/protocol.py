@@ -12,6 +12,8 @@ from lit_pretrain.comparison.runs import Run
 Protocol = dict[str, str]
 
 SAMPLES = ("samples", "sequences", "pictures")
+# Of objectives whose samples are compared with the others of their batch: each figure depends on its size.
+COMPARES_BATCH = ("contrastive", "lejepa", "bag_of_ngrams")
 HASHES = ("data", "training data", "tokenizer")
 LIMITS = {"validation": "limit_val_batches", "test": "limit_test_batches"}
 
@@ -84,12 +86,13 @@ def pretext(run: Run, tail: str) -> dict[str, str | None]:
             continue
         settings.append(f"{name} {value}")
     objectives = run.parameters.get("model_facts.objectives")
-    in_batch = "contrastive" in (objective or objectives or run.parameters.get("model", "")).lower()
+    name = (objective or objectives or run.parameters.get("model", "")).lower()
+    in_batch = any(word in name for word in COMPARES_BATCH)
     return {
         "objectives": objectives if not objective else None,
         "objectives' settings": ", ".join(settings) or None,
         "tokenizer": run.fact("tokenizer_hash"),
-        "batch size": run.parameters.get("data.batch_size") if in_batch and tail.endswith("loss") else None,
+        "batch size": run.parameters.get("data.batch_size") if in_batch else None,
     }
 
 

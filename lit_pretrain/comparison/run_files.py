@@ -70,6 +70,8 @@ class RunFiles:
 
     def __init__(self, store: RunStore, directories: Mapping[str, Path], scratch: Path) -> None:
         self.store, self.directories, self.scratch = store, directories, scratch
+        # Runs whose files could not be fetched, or not all of them.
+        self.out_of_reach: list[str] = []
 
     def of(self, run: Run) -> Path:
         """The directory that has a run's files, as far as they can be had."""
@@ -85,8 +87,8 @@ class RunFiles:
                     if artifact.path in SHOWN:
                         self.store.client.download_artifacts(run.run_id, artifact.path, str(place))
             except (MlflowException, OSError):
-                # The page is of what there is; the store of artifacts may be out of reach from here.
-                return place
+                # The page is of what there is, and says so.
+                self.out_of_reach.append(run.name)
         return place
 
 

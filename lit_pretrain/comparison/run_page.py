@@ -76,6 +76,9 @@ def run_page(run: Run, store: RunStore, records: Sequence[RunRecord]) -> str:
             section("settings", "Settings", settings(run)),
             section("next", "Next", *command_lines(commands)),
         ]
+    if files.out_of_reach:
+        text = f"Files that the store of artifacts did not give, of: {', '.join(files.out_of_reach)}."
+        parts.append(paragraph(text, "dim"))
     if budget.left_out:
         text = f"Pictures that are left out, for their size or since they cannot be read: {', '.join(budget.left_out)}."
         parts.append(paragraph(text, "dim"))

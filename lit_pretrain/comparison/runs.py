@@ -51,7 +51,9 @@ class Run:
     @property
     def source_id(self) -> str | None:
         """Id of the run whose checkpoint it measured; null for one that trains."""
-        return self.tags.get("source.run_id") if self.stage in MEASURING else None
+        # Fresh weights have the shape of a run, and nothing of what it has learned.
+        measuring = self.stage in MEASURING and self.tags.get("fresh_weights") != "true"
+        return self.tags.get("source.run_id") if measuring else None
 
     @property
     def seed(self) -> str:
@@ -160,7 +162,7 @@ class RunStore:
 
     def measurements_of(self, run_id: str) -> list[Run]:
         """Runs that measured a run's checkpoints, the latest first."""
-        return list(self.search(f"tags.`source.run_id` = '{run_id}'"))
+        return [run for run in self.search(f"tags.`source.run_id` = '{run_id}'") if run.source_id == run_id]
 
     def started_from(self, run_id: str) -> list[Run]:
         """Runs that trained on from a run's weights, the latest first."""

@@ -9,6 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from lit_pretrain.comparison.groups import compare
 from lit_pretrain.comparison.lineage import lineage_words, starts_of
+from lit_pretrain.comparison.protocol import protocol_of, why_not_comparable
 from lit_pretrain.comparison.runs import RunStore
 from lit_pretrain.comparison.selection import select
 from lit_pretrain.comparison.settings import short_names, shortened
@@ -220,3 +221,27 @@ def test_names_in_little_room():
     assert short_names(names, least=2)["data.replay.share"] == "replay.share"
     assert shortened("a-very-long-name-of-a-run", 11) == "a-ver…a-run" and shortened("short", 5) == "short"
     assert [shown_amount(number) for number in (None, 0.25, 1234, 4.587e6)] == ["–", "0.25", "1.23k", "4.59M"]
+
+
+def test_fresh_weights_of_a_runs_shape_are_no_measurement_of_it(client):
+    run = log_run(client, "trained")
+    log_measurement(client, run, {"evaluate/knn_accuracy": 0.5})
+    fresh = log_measurement(client, run, {"evaluate/knn_accuracy": 0.25})
+    client.set_tag(fresh, "fresh_weights", "true")
+    store = RunStore(client)
+    (measurement,) = store.measurements_of(run)
+    assert measurement.metrics["evaluate/knn_accuracy"] == 0.5
+    assert store.run(fresh).source_id is None
+
+
+@pytest.mark.parametrize("objective", ["LeJEPA", "ContrastiveSpans", "BagOfNgrams"])
+def test_figures_that_compare_a_batch_need_batches_of_one_size(client, objective):
+    names = {"LeJEPA": "lejepa", "ContrastiveSpans": "contrastive_spans", "BagOfNgrams": "bag_of_ngrams"}
+    metric = f"validation/{names[objective]}/accuracy"
+    store, protocols = RunStore(client), []
+    for size in ("32", "64"):
+        settings = {"model": "Pretraining", "model_facts.task": None, "model_facts.objectives": names[objective]}
+        settings |= {f"model.objectives.{objective}.weight": "1.0", "data.batch_size": size}
+        run = store.run(log_run(client, size, settings=settings, curves={f"best/{metric}": {5: 0.5}}))
+        protocols.append(protocol_of(run, metric))
+    assert why_not_comparable(*protocols) == "batch size 64, not 32"

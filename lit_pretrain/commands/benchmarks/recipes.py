@@ -25,11 +25,11 @@ from lit_pretrain.commands.benchmarks.tables import Column, Row, table_of
 from lit_pretrain.commands.output import check_writable, write_json
 from lit_pretrain.errors import UserError, nearest
 from lit_pretrain.precision import resolve_precision
+from lit_pretrain.tracking.best import direction
 from lit_pretrain.tracking.paths import DATABASE_NAME
 
 # Where a run says by what its checkpoints are compared, "validation/loss = 4.12".
 MONITOR_TAG = "checkpoint.best_score"
-FALLING = ("loss", "perplexity", "error")
 COLUMNS = (
     Column("to reach", "target", "{:.4g}"),
     Column("old, min", "old_minutes", "{:.2f}"),
@@ -117,7 +117,7 @@ class Curve:
     @property
     def falls(self) -> bool:
         """Whether less is better."""
-        return self.metric.endswith(FALLING)
+        return direction(self.metric) == "min"
 
     def minutes_to(self, target: float) -> float | None:
         """When the figure is first as good as the target, evenly between two validations; null if it never is.
