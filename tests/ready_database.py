@@ -1,5 +1,7 @@
 """New databases of MLflow: its seventy migrations are run for the first test that needs one, and copied for others.
 
+On the way a copy of an earlier version is kept, as an earlier MLflow would have made it.
+
 Nothing waits until the disk has what was written: a test's database need not survive a loss of power.
 """
 
@@ -15,11 +17,14 @@ from lit_pretrain.tracking.store import prepare_mlflow
 # MLflow reads its settings when it is imported.
 prepare_mlflow()
 
+import alembic.command  # noqa: E402
 import mlflow.store.db.utils as database  # noqa: E402
 import sqlalchemy  # noqa: E402
 
 # Where the copy lies, for this process and those it starts.
 VARIABLE = "LIT_PRETRAIN_TESTS_DATABASE"
+# Versions before the newest: one lacks tables that the newest has, the other has all of them and differs in columns.
+EARLIER = ("head-5", "head-1")
 
 
 @sqlalchemy.event.listens_for(sqlalchemy.Engine, "connect")
@@ -43,6 +48,14 @@ def copying(initialize: Callable[[sqlalchemy.Engine], None]) -> Callable[[sqlalc
                 with contextlib.closing(sqlite3.connect(ready)) as made:
                     made.backup(new)
                 return
+            for revision in EARLIER if empty else ():
+                database.InitialBase.metadata.create_all(engine)
+                with engine.begin() as connection:
+                    config = database._get_alembic_config(str(engine.url))
+                    config.attributes["connection"] = connection
+                    alembic.command.upgrade(config, revision)
+                Path(f"{ready}.{revision}").unlink(missing_ok=True)
+                new.execute("VACUUM INTO ?", [f"{ready}.{revision}"])
             initialize(engine)
             if empty:
                 part = Path(f"{ready}.{os.getpid()}")
@@ -50,6 +63,24 @@ def copying(initialize: Callable[[sqlalchemy.Engine], None]) -> Callable[[sqlalc
                 part.replace(ready)
 
     return make_tables
+
+
+def earlier_database(path: Path, revision: str) -> None:
+    """Write a database of an earlier version, one of `EARLIER`, with an experiment and a run in it."""
+    ready = Path(f"{os.environ[VARIABLE]}.{revision}")
+    if not ready.exists():
+        database._initialize_tables(sqlalchemy.create_engine(f"sqlite:///{path}"))
+    path.write_bytes(ready.read_bytes())
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(
+            "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage) VALUES (7, ?, ?, ?)",
+            ("before", path.parent.as_uri(), "active"),
+        )
+        connection.execute(
+            "INSERT INTO runs (run_uuid, name, experiment_id, status, lifecycle_stage, start_time, source_type, "
+            "user_id, artifact_uri) VALUES (?, 'old', 7, 'FINISHED', 'active', 1, 'LOCAL', 'me', ?)",
+            ("a" * 32, path.parent.as_uri()),
+        )
 
 
 database._initialize_tables = copying(database._initialize_tables)

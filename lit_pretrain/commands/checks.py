@@ -193,6 +193,7 @@ def check_runs_directory(runs: str | None = None) -> list[Row]:
 
 def check_database(runs: str | None = None) -> list[Row]:
     """MLflow's store: reachable, sound, and of a version this MLflow can use."""
+    from lit_pretrain.tracking.schema import schema_of
     from lit_pretrain.tracking.store import open_store, resolve_tracking_uri
 
     directory = resolve_runs_directory(runs)
@@ -210,6 +211,10 @@ def check_database(runs: str | None = None) -> list[Row]:
                 answer = connection.execute("pragma quick_check").fetchone()[0]
             if answer != "ok":
                 raise sqlite3.DatabaseError(answer)
+            if schema_of(local)[0] == "older":
+                # Looking changes nothing.
+                advice = "nothing to do: the next command that opens it keeps a copy and upgrades it"
+                return [Row("database", WARN, f"{shown_path(local)} has the tables of an earlier MLflow", advice)]
         experiments = len(open_store(uri, directory).search_experiments())
     except UserError as error:
         return [Row("database", FAIL, str(error), "see the message")]

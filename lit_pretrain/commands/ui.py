@@ -29,9 +29,12 @@ def run(arguments: argparse.Namespace) -> int:
             "with --runs."
         )
     check_port(arguments.host, arguments.port)
+    from lit_pretrain.tracking.schema import bring_up_to_date
     from lit_pretrain.tracking.store import end_all_dead_runs, prepare_mlflow
 
     prepare_mlflow()
+    # The server would only say so in its log.
+    bring_up_to_date(database, runs_directory)
     # The server's queue of jobs is for evaluations of language models, which are none of ours.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")

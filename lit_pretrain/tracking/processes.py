@@ -170,6 +170,12 @@ class Presence:
         self._file.close()
 
 
+def is_worked_on(directory: Path) -> bool:
+    """Whether another process of this machine, or one whose locks are seen here, works on the run of a directory."""
+    sign = directory / ALIVE_NAME
+    return directory not in Presence._own and sign.is_file() and _is_locked(sign)
+
+
 def _is_locked(path: Path) -> bool:
     """Whether somebody works on the run of this file."""
     if fcntl is None:

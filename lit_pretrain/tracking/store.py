@@ -19,6 +19,7 @@ from lit_pretrain.errors import UserError, without_credentials
 from lit_pretrain.tracking.find import RunRecord, list_runs
 from lit_pretrain.tracking.paths import ARTIFACTS_NAME, DATABASE_NAME, make_directory, remove_unfinished, safe_name
 from lit_pretrain.tracking.processes import host_name, process_identity, state_of
+from lit_pretrain.tracking.schema import bring_up_to_date
 from lit_pretrain.tracking.writer import GONE, Operation, first_line, is_gone, is_refusal
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ PROCESS_TAG = "process.identity"
 # MLflow's own limit.
 TAG_LIMIT = 5000
 CONNECT_SECONDS = 5.0
+# What MLflow says of a database that is not of its version.
+OLD_SCHEMA = "out-of-date database schema"
 # Without it MLflow's page takes an experiment for one on chat bots, and hides the charts behind a switch.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
@@ -139,7 +142,9 @@ def open_store(uri: str, runs_directory: Path) -> "MlflowClient":
         make_directory(Path(uri.removeprefix("sqlite:///")).parent)
         # Much of MLflow is only imported by the first client of a database.
         with database_lock(runs_directory), paused_collector():
-            check_database(Path(uri.removeprefix("sqlite:///")))
+            database = Path(uri.removeprefix("sqlite:///"))
+            check_database(database)
+            bring_up_to_date(database, runs_directory)
             client = MlflowClient(uri)
             if uri == f"sqlite:///{runs_directory / DATABASE_NAME}":
                 relocate_artifacts(runs_directory)
@@ -149,6 +154,12 @@ def open_store(uri: str, runs_directory: Path) -> "MlflowClient":
             raise UserError(
                 f"The database {uri.removeprefix('sqlite:///')} cannot be used ({first_line(error)}): move it away, or "
                 "set LIT_PRETRAIN_RUNS to another place."
+            ) from error
+        if OLD_SCHEMA in str(error):
+            address = without_credentials(uri)
+            raise UserError(
+                f"The database {address} has the tables of another MLflow than the one that is installed here: back it "
+                f"up and run mlflow db upgrade {address}, or install the MLflow that it was made with."
             ) from error
         raise unreachable(uri, error) from error
 
