@@ -22,6 +22,7 @@ COMMANDS = {
     "export": "write a checkpoint for transformers, timm or onnxruntime, checked there, with a model card",
     "compare": "put runs side by side: comparable figures, settings that differ, where they come from, cost",
     "report": "write the page of a run: figures, curves, lineage, pictures, settings, what to do next",
+    "register": "put a model into MLflow's registry, to be served: labels, numbers or embeddings",
     "ui": "open MLflow's pages on the runs",
     "sync": "send what runs have logged and the tracking store has not taken",
     "doctor": "check this machine: versions, devices, directories, database, a second of training",

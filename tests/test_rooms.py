@@ -18,7 +18,7 @@ ROOMS = (
     ("cli",),
     ("trainer",),
     ("callbacks",),
-    ("evaluation",),
+    ("evaluation", "serving"),
     ("modules",),
     ("comparison",),
     ("data", "objectives", "tracking"),

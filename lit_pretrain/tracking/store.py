@@ -32,6 +32,14 @@ TAG_LIMIT = 5000
 CONNECT_SECONDS = 5.0
 # What MLflow says of a database that is not of its version.
 OLD_SCHEMA = "out-of-date database schema"
+# Where a database notes with their whole paths in which files something lies.
+PLACES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
 # Without it MLflow's page takes an experiment for one on chat bots, and hides the charts behind a switch.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
@@ -200,7 +208,9 @@ def relocate_artifacts(runs_directory: Path) -> None:
                     # Somewhere of a person's choice, or the same directory by another of its names.
                     continue
                 start = f"{former.as_uri()}/"
-                for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+                for table, column in PLACES:
+                    if not connection.execute(f"PRAGMA table_info({table})").fetchall():
+                        continue  # of an earlier schema
                     connection.execute(
                         f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
                         (f"{artifacts.as_uri()}/", len(start) + 1, len(start), start),
