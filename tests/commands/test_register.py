@@ -41,7 +41,9 @@ def fine_tuning(home: Path, **data: object) -> dict:
             "init_args": {
                 "path": str(home / "texts.parquet"),
                 "tokenizer": str(home / "bert"),
+                "maximum_length": 16,
                 "batch_size": 7,
+                "validation_share": 0.25,
                 **data,
             },
         },
@@ -63,7 +65,7 @@ def picture_classes(home: Path) -> dict:
 
 # What is trained, which table is predicted, more for `predict` and for `register`.
 KINDS = {
-    "classes": (lambda home: fine_tuning(home, maximum_length=24), "texts", [], ["--alias", "champion"]),
+    "classes": (lambda home: fine_tuning(home), "texts", [], ["--alias", "champion"]),
     "pairs": (
         lambda home: fine_tuning(home, text_column="other", text_pair_column="text", label_column="score"),
         "texts",
@@ -151,7 +153,7 @@ def champion(home):
     return predicted(home, "classes")
 
 
-def check_equal(answers: list[dict], written: dict[str, list]) -> None:
+def check_equal(answers: list[dict], written: dict[str, list], tolerance: float = 1e-6) -> None:
     """Hold answers, a dictionary a row, against the columns of a file."""
     assert len(answers) == len(written["sample_id"])
     for name in answers[0]:
@@ -159,7 +161,7 @@ def check_equal(answers: list[dict], written: dict[str, list]) -> None:
         if name == "label":
             assert answered == written[name]
         else:
-            numpy.testing.assert_allclose(answered, written[name], atol=1e-6, rtol=0)
+            numpy.testing.assert_allclose(answered, written[name], atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "classes"])
@@ -174,25 +176,18 @@ def test_a_registered_model_answers_as_predict(home, name, capfd):
     model, table = load(home, f"models:/a {name}.1/1"), rows_of(home, name)
     inputs = model.metadata.get_input_schema().input_names()
     assert inputs == (["other", "text"] if name == "pairs" else [table.columns[0]])
-    answers = model.predict(table[inputs].sample(frac=1.0, random_state=0)).sort_index().to_dict("records")
-    # The same rows, whatever is beside them in their batches, but for what bf16 rounds.
-    same = model.predict(table[inputs]).to_dict("records")
-    check_equal(same, written)
-    if name != "picture-classes":
-        check_equal(answers, written)
+    check_equal(model.predict(table[inputs]).to_dict("records"), written)
     assert not capfd.readouterr().err
 
-    # As a server has it.
-    requested = table[inputs].head(2)
+    # As a server has it: few rows, pictures in base64. What is beside them in a batch matters to bf16 alone.
+    requested = table[inputs].iloc[[2, 0]]
     if "image" in inputs:
         requested = requested.assign(image=[base64.b64encode(content).decode() for content in requested["image"]])
     body = json.dumps({"dataframe_records": requested.to_dict("records")})
     response = invocations(body, "application/json", model, model.metadata.get_input_schema())
     assert response.status == 200
-    served = json.loads(response.response)["predictions"]
-    check_equal(served, {column: values[:2] for column, values in written.items()}) if "bf16" not in str(
-        model.metadata.flavors
-    ) and name != "picture-classes" else None
+    written = {column: [values[2], values[0]] for column, values in written.items()}
+    check_equal(json.loads(response.response)["predictions"], written, 0.02 if name == "picture-classes" else 1e-6)
 
 
 def test_it_is_served(home, champion):
@@ -228,17 +223,17 @@ def test_it_is_served(home, champion):
 
 
 def test_the_version_knows_where_it_comes_from(home, champion, capsys):
-    client, record = client_of(home), find_run("classes")
+    client, record = client_of(home), find_run("classes", with_checkpoints=True)
     version = client.get_model_version_by_alias("speeches", "champion")
     assert version.run_id == record.run_id and "`gives`, `takes`" in version.description
-    run, model = client.get_run(record.run_id), client.get_logged_model(version.model_id)
+    model_id = version.source.removeprefix("models:/")
+    run, model = client.get_run(record.run_id), client.get_logged_model(model_id)
     assert version.tags["data_fingerprint"] == run.data.params["data_facts.data_fingerprint"]
     assert version.tags["tokenizer_hash"] == TOKENIZER.hash and version.tags["step"] == "1"
-    assert [output.model_id for output in run.outputs.model_outputs] == [version.model_id]
+    assert [output.model_id for output in run.outputs.model_outputs] == [model_id]
     measured = {metric.key: metric.value for metric in model.metrics}
     assert measured["validation/loss"] == run.data.metrics["validation/loss"] and str(model.status) == "READY"
 
-    files = Path(client.download_artifacts(record.run_id, "config.yaml")).parent  # both lie beside each other
     files = Path(re.sub("^file://", "", model.artifact_location))
     requirements = (files / "requirements.txt").read_text().splitlines()
     assert requirements == pinned_requirements()
@@ -317,7 +312,7 @@ def test_what_is_wrong_is_one_sentence(home, champion, capsys):
     assert "no two towers: leave the tower out" in told("classes", "--name", "speeches", "--tower", "text")
 
     # Before its first checkpoint is whole, and beside another of its name.
-    record = find_run("classes")
+    record = find_run("classes", with_checkpoints=True)
     empty = record.directory.parent / "empty-12345678"
     shutil.copytree(record.directory, empty, ignore=shutil.ignore_patterns("*.ckpt", "checkpoints.json"))
     content = json.loads((empty / "run.json").read_text())
@@ -348,7 +343,7 @@ def test_a_moved_runs_directory_takes_its_models_along(home, champion, tmp_path,
     version = client.get_model_version("speeches", "1")
     place = client.get_model_version_download_uri("speeches", "1")
     assert place.startswith(runs.as_uri()) and Path(place.removeprefix("file://"), "MLmodel").is_file()
-    assert client.get_logged_model(version.model_id).artifact_location == place
+    assert client.get_logged_model(version.source.removeprefix("models:/")).artifact_location == place
 
     # Where no file can be put, nothing is left in the registry either.
     models = Path(place.removeprefix("file://")).parents[1]
