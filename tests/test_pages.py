@@ -36,7 +36,6 @@ STAND_INS = ("finetune/own_text", "contrastive/quickstart", "quickstart", "visio
 STAND_INS = tuple(f"configs/{name}.yaml" for name in STAND_INS)
 # What a command needs beside the options that a line names.
 NEEDED = {"evaluate": ["RUN"], "search": ["--ckpt", "RUN"], "export": ["--ckpt", "RUN", "--to", "DIR"]}
-NEEDED["register"] = ["RUN", "--name", "N"]
 PATH = re.compile(r"(?:configs|docs|findings|lit_pretrain|tests)/[\w.*{},/-]*[\w*}/]")
 SECTIONS = {"seed_everything", "trainer", "model", "data", "ckpt_path"}
 
