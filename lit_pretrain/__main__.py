@@ -106,7 +106,8 @@ def dispatch(command: str, arguments: list[str]) -> int:
         )
     with paused_collector():
         module = importlib.import_module(f"lit_pretrain.commands.{command}")
-    parser = ArgumentParser(prog=f"python -m lit_pretrain {command}", description=COMMANDS[command].capitalize() + ".")
+    description = f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}."
+    parser = ArgumentParser(prog=f"python -m lit_pretrain {command}", description=description)
     module.add_arguments(parser)
     return module.run(parser.parse_args(arguments))
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from registered_models import check_registered
 from small_pictures import picture_config, write_pictures
 from small_training import small_config, write_config
 from text_corpus import write_corpus
@@ -90,6 +91,7 @@ def test_new_texts_are_read_with_the_tokenizer_of_the_checkpoint(place, tmp_path
     assert main(["predict", "--ckpt_path", run.run_id, "--data.path", str(tmp_path / "lines.txt")]) == 0
     found = last_prediction()
     assert found["text"] == ["The senate pays new roads."] and len(found["embedding"][0]) == 32
+    check_registered(place / "runs", run.run_id, {"text": found["text"]}, found)
     # Measured on other texts, too.
     (tmp_path / "other.jsonl").write_text("".join(json.dumps({"text": f"A {n}. B {n}. C."}) + "\n" for n in range(30)))
     assert main(["test", "--ckpt_path", run.run_id, "--data.path", str(tmp_path / "other.jsonl")]) == 0
@@ -105,3 +107,5 @@ def test_one_picture_alone_is_embedded(place, tmp_path):
     red = torch.tensor([200, 30, 40]).view(1, 3, 1, 1).expand(1, 3, 16, 16) / 255
     expected = encoder(encoder.normalize(red))[0]
     assert torch.allclose(torch.tensor(found["embedding"][0]), expected, atol=1e-5)
+    rows = {"image": [(tmp_path / "one.png").read_bytes()]}
+    check_registered(place / "runs", str(find_checkpoint("last", "pictures")), rows, found)

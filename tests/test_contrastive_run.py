@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
+from registered_models import check_registered
 from small_pairs import pair_config, write_pairs, write_tokenizer
 from small_pictures import COLORS, write_pictures
 from small_training import write_config
@@ -118,6 +119,12 @@ def test_predict_embeds_pictures_or_texts_alone(place, module):
     apple = torch.tensor(COLORS["apple"], dtype=torch.uint8)[None, :, None, None].expand(1, 3, 16, 16)
     row = names.index("apple-24.png")
     torch.testing.assert_close(embeddings_of(pictures)[row : row + 1], embedder.embed_pictures([apple]))
+
+    # And so does what is registered.
+    rows = {"image": [(place / "folder" / name).read_bytes() for name in names]}
+    check_registered(place / "runs", "colors", rows, pictures.to_pydict(), "--tower", "image")
+    rows = {"text": ["this is apple", None, "this is leaf", "this is sea"]}
+    check_registered(place / "runs", "colors:text", rows, texts.to_pydict())
 
     # And of the training's own source, as it was.
     assert main(["predict", "--ckpt_path", "colors"]) == 0
@@ -279,6 +286,8 @@ def test_mistakes_get_one_sentence(place, tmp_path, capsys):
             ["evaluate", "colors", "--config", str(place / "colors.yaml")],
             "colors.yaml are pairs, which have no classes",
         ),
+        (["register", "colors", "--name", "colors"], "does one of them: give --tower text or --tower image"),
+        (["register", "colors:text", "--name", "colors", "--tower", "image"], "colors:text name two towers"),
         (["evaluate", "colors:text", "--protocol", "zero-shot"], "zero-shot is measured on pictures"),
         (["evaluate", "colors", "--protocol", "knn", "--templates", "{}"], "--templates is for the protocol zero-shot"),
         (["predict", "--config", str(place / "colors.yaml")], "predict without a checkpoint would use towers"),

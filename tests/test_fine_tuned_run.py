@@ -9,6 +9,7 @@ import torch
 from labelled_texts import TOKENIZER, make_texts, write_texts
 from labelled_texts import make_encoder as make_text_encoder
 from lightning import Callback
+from registered_models import check_registered
 from small_pictures import make_encoder, make_pictures, write_pictures
 from small_training import training_of, write_config
 
@@ -82,6 +83,7 @@ def test_the_checkpoint_is_enough(runs, tmp_path, capsys):
     told = [list(one["probability"].values()) for one in answers]
     assert torch.allclose(torch.tensor(written.column("probability").to_pylist()), torch.tensor(told), atol=1e-5)
     assert len(written.column("embedding")[0]) == 32
+    check_registered(runs, "topics", {"text": [lines[0], None, lines[2]]}, written.to_pydict())
 
     capsys.readouterr()
     assert main(["predict", "--config", str(path)]) == 2
