@@ -25,6 +25,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_pretrain.callbacks import (
     BestCheckpoint,
+    Description,
     Examples,
     Interruption,
     LastCheckpoint,
@@ -217,7 +218,7 @@ def with_atomic_checkpoints(given: _PLUGIN_INPUT | list[_PLUGIN_INPUT] | None) -
 def default_callbacks(callbacks: list[Callback], checkpointing: bool, progress_bar: bool) -> list[Callback]:
     """The suite's callbacks of whose class none is given."""
     kinds: list[type[Callback]] = [RunRecorder, Resuming, Throughput, Examples, Panels, TestReport]
-    kinds += [Interruption, MonitorCheck, PredictionWriter, Summary]
+    kinds += [Interruption, MonitorCheck, PredictionWriter, Summary, Description]
     if progress_bar and not any(isinstance(callback, RichProgressBar | TQDMProgressBar) for callback in callbacks):
         kinds.append(ProgressBar)
     if checkpointing:

@@ -1,6 +1,7 @@
 """What happens around a training: progress, throughput, checkpoints, examples, panels, probes, reports, the summary."""
 
 from lit_pretrain.callbacks.best_checkpoint import BestCheckpoint
+from lit_pretrain.callbacks.description import Description
 from lit_pretrain.callbacks.examples import Examples
 from lit_pretrain.callbacks.interruption import Interruption
 from lit_pretrain.callbacks.last_checkpoint import LastCheckpoint
@@ -18,6 +19,7 @@ from lit_pretrain.callbacks.zero_shot import ZeroShot
 
 __all__ = [
     "BestCheckpoint",
+    "Description",
     "Examples",
     "Interruption",
     "LastCheckpoint",

@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
         say,
     )
     from lit_pretrain.evaluation.protocols import measure, row_of
-    from lit_pretrain.evaluation.report import log_rows, open_run, table_of
+    from lit_pretrain.evaluation.report import close_run, log_data, log_rows, open_run, table_of
     from lit_pretrain.evaluation.subjects import load_subject
     from lit_pretrain.quiet import quieten
 
@@ -167,6 +167,8 @@ def run(arguments: argparse.Namespace) -> int:
         setting = setting_of(arguments, protocols, data)
         logger = None if arguments.no_log else open_run(subject)
         try:
+            if logger is not None:
+                log_data(logger, data, learns)
             if protocols:
                 say(f"Features of {subject.name} ...")
                 measurements = measure(make, data.train, data.test, subject_layers, setting)
@@ -187,7 +189,7 @@ def run(arguments: argparse.Namespace) -> int:
                 logger.finalize("failed")
             raise
         if logger is not None:
-            logger.finalize("success")
+            close_run(logger)
     if measured_rows:
         console.print(table_of(measured_rows, setting))
     if arguments.json:

@@ -1,14 +1,17 @@
 """What an evaluation found: a table for a person, and a run of its own in MLflow."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
+from lit_pretrain.comparison.description import describe
 from lit_pretrain.evaluation.preparation import EvaluationData
 from lit_pretrain.evaluation.protocols import NEIGHBORS, TEMPERATURE, Setting
 from lit_pretrain.evaluation.subjects import Subject
+from lit_pretrain.tracking.data_inputs import data_inputs
 from lit_pretrain.tracking.machine import git_state
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 
@@ -96,6 +99,25 @@ def open_run(subject: Subject) -> MLflowLogger:
     logger = MLflowLogger(EXPERIMENT, tags={**subject.tags, "fresh_weights": str(subject.fresh).lower()})
     logger.suggest_name(f"evaluate-{subject.name}".replace(" ", "-"))
     return logger
+
+
+def log_data(logger: MLflowLogger, data: EvaluationData, learns: bool) -> None:
+    """Log the data as the run's inputs.
+
+    Args:
+        logger: From `open_run`.
+        data: What is measured on.
+        learns: Whether a probe is fitted on the training part.
+    """
+    measured = {"train": "training", "all": "training"}.get(data.test.name, data.test.name)
+    contexts = dict.fromkeys((*(("training",) if learns else ()), measured))
+    logger.log_inputs(data_inputs(data.data_module.describe(), contexts))
+
+
+def close_run(logger: MLflowLogger) -> None:
+    """Describe the run, and end it."""
+    describe(logger, time.time(), "FINISHED", ())
+    logger.finalize("success")
 
 
 def log_rows(

@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from lit_pretrain.errors import UserError, without_credentials
+from lit_pretrain.tracking.data_inputs import DataInput
 from lit_pretrain.tracking.find import (
     DEFAULT_EXPERIMENT,
     RunRecord,
@@ -112,6 +113,9 @@ class MLflowLogger(MLFlowLogger):
         self._sent_tags: dict[str, str] = {}
         self._tables: list[str] = []
         self._left_out = False
+        # What was logged last, with its step, and the data that is read.
+        self._latest: dict[str, tuple[float, int]] = {}
+        self._inputs: list[DataInput] = []
 
     # -- before the run begins
 
@@ -187,6 +191,7 @@ class MLflowLogger(MLFlowLogger):
         self._run_id, self._run_name, self.status_before = begun.run_id, begun.run_name, begun.status_before
         self._experiment_id, self._experiment_name = begun.experiment_id, begun.experiment_name
         self._parameters, self._sent_tags, self._tables = begun.parameters, begun.tags, begun.tables
+        self._latest = dict(begun.metrics)
         if self._run_directory is None:
             name = run_directory_name(self._run_name, self._run_id)
             self._run_directory = self.runs_directory / safe_name(self._experiment_name) / name
@@ -225,6 +230,31 @@ class MLflowLogger(MLFlowLogger):
     def resume_count(self) -> int:
         """How often this run was resumed."""
         return int(self._sent_tags.get("resumed", "0"))
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Parameters of the run, those of before it was resumed too."""
+        return dict(self._parameters)
+
+    @property
+    def sent_tags(self) -> dict[str, str]:
+        """Tags of the run, those of before it was resumed too."""
+        return dict(self._sent_tags)
+
+    @property
+    def latest(self) -> dict[str, float]:
+        """The last value of each metric that was logged."""
+        return {name: value for name, (value, _) in self._latest.items()}
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """The step of the last value of each metric."""
+        return {name: step for name, (_, step) in self._latest.items()}
+
+    @property
+    def inputs(self) -> list[DataInput]:
+        """The data that the run reads."""
+        return list(self._inputs)
 
     @property
     def run_name(self) -> str | None:
@@ -272,12 +302,13 @@ class MLflowLogger(MLFlowLogger):
         _ = self.experiment
         now = int(time.time() * 1000)
         step = self._step(step)
-        rows = [
+        rows: list[list[Any]] = [
             [re.sub(r"[^\w/. -]+", "-", key)[:KEY_LIMIT], float(value), now, step]
             for key, value in metrics.items()
             if not isinstance(value, str)
         ]
         if rows:
+            self._latest |= {key: (value, step) for key, value, _, step in rows}
             self._begun_writer.put({"kind": "metrics", "metrics": rows})
 
     def _step(self, step: int | None) -> int:
@@ -324,6 +355,24 @@ class MLflowLogger(MLFlowLogger):
         names = list(new)
         for start in range(0, len(names), 50):
             self._begun_writer.put({"kind": "tags", "tags": {name: new[name] for name in names[start : start + 50]}})
+
+    @rank_zero_only
+    def log_inputs(self, inputs: Sequence[DataInput]) -> None:
+        """Log what data the run reads; what was logged before is not logged again, by a resumed run neither."""
+        _ = self.experiment
+        new = [one for one in inputs if one not in self._inputs]
+        self._inputs += new
+        if new:
+            self._begun_writer.put({"kind": "inputs", "inputs": new})
+
+    @rank_zero_only
+    def log_description(self, text: str) -> None:
+        """Describe the run on MLflow's page, in Markdown, in the place of an earlier description.
+
+        What a person has written there before or after it stays.
+        """
+        _ = self.experiment
+        self._begun_writer.put({"kind": "description", "text": without_credentials(text)})
 
     @rank_zero_only
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.best import direction, is_better
+from lit_pretrain.tracking.data_inputs import CONTEXTS, DataInput, data_inputs
 from lit_pretrain.tracking.find import RUN_KEY, note_checkpoints, read_run_file, run_directory_of_checkpoint
 from lit_pretrain.tracking.local_run import LocalRun, begin_local_run
 from lit_pretrain.tracking.machine import git_state, machine_description, package_versions
@@ -152,6 +154,7 @@ class RunRecorder(Callback):
             **_described("data_facts", data_module_of(trainer)),
         }
         logger.log_hyperparams(facts)
+        logger.log_inputs(_inputs(data_module_of(trainer), CONTEXTS[stage_of(trainer)]))
         logger.set_tags(
             {
                 "stage": stage_of(trainer),
@@ -270,8 +273,18 @@ class RunRecorder(Callback):
 
 def _described(prefix: str, thing: Any) -> dict[str, Any]:
     """What a module or data module says of itself, under a prefix."""
+    return {f"{prefix}.{key}": value for key, value in _facts(thing).items()}
+
+
+def _facts(thing: Any) -> dict[str, Any]:
     describe = getattr(thing, "describe", None)
-    return {f"{prefix}.{key}": value for key, value in describe().items()} if callable(describe) else {}
+    return dict(describe()) if callable(describe) else {}
+
+
+def _inputs(datamodule: Any, contexts: Iterable[str]) -> list[DataInput]:
+    """The data of a stage; one's own data module is known by its class and its fingerprint, if it has one."""
+    known = {"source": type(datamodule).__name__, "data_fingerprint": getattr(datamodule, "fingerprint", None)}
+    return data_inputs(known | _facts(datamodule), contexts)
 
 
 def _identities(datamodule: Any) -> dict[str, str]:

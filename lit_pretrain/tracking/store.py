@@ -16,6 +16,7 @@ from urllib.request import getproxies, proxy_bypass, url2pathname
 
 from lit_pretrain.collector import paused_collector
 from lit_pretrain.errors import UserError, without_credentials
+from lit_pretrain.tracking.data_inputs import as_entities
 from lit_pretrain.tracking.find import RunRecord, list_runs
 from lit_pretrain.tracking.paths import ARTIFACTS_NAME, DATABASE_NAME, make_directory, remove_unfinished, safe_name
 from lit_pretrain.tracking.processes import host_name, process_identity, state_of
@@ -29,6 +30,13 @@ HOST_TAG = "process.host"
 PROCESS_TAG = "process.identity"
 # MLflow's own limit.
 TAG_LIMIT = 5000
+NOTE_TAG = "mlflow.note.content"
+# Markdown shows neither.
+NOTE_BEGIN = "<!-- from here on written by lit_pretrain, anew when the run ends -->"
+NOTE_END = "<!-- up to here written by lit_pretrain -->"
+# What a run can be without.
+DECORATIONS = ("inputs",)
+NO_ENDPOINT = "ENDPOINT_NOT_FOUND"
 CONNECT_SECONDS = 5.0
 # What MLflow says of a database that is not of its version.
 OLD_SCHEMA = "out-of-date database schema"
@@ -304,6 +312,21 @@ def end_all_dead_runs(database: Path, runs_directory: Path) -> None:
         end_dead_runs(client, sorted({str(experiment_id) for (experiment_id,) in running}), runs_directory)
 
 
+def described(note: str, text: str) -> str:
+    """A run's note in which the description is `text`, in the place of an earlier one; what else it holds stays."""
+    before, begin, rest = note.partition(NOTE_BEGIN)
+    _, end, after = rest.partition(NOTE_END)
+    if begin and not end:
+        # Its end was taken away.
+        after = ""
+    before, after = (
+        (f"{before.rstrip()}\n\n" if before.strip() else ""),
+        f"\n\n{after.strip()}" if after.strip() else "",
+    )
+    room = TAG_LIMIT - len(before) - len(after) - len(NOTE_BEGIN) - len(NOTE_END) - 4
+    return note if room < len(text) / 2 else f"{before}{NOTE_BEGIN}\n\n{text[:room]}\n\n{NOTE_END}{after}"
+
+
 class RunGoneError(Exception):
     """The run was deleted, or is not in the store."""
 
@@ -333,12 +356,20 @@ def send(client: "MlflowClient", run_id: str, operation: Operation, directory: P
                 client.log_batch(run_id, params=[Param(*pair) for pair in operation["params"].items()])
             case "tags":
                 client.log_batch(run_id, tags=[RunTag(*pair) for pair in operation["tags"].items()])
+            case "inputs":
+                client.log_inputs(run_id, as_entities(operation["inputs"]))
+            case "description":
+                note = client.get_run(run_id).data.tags.get(NOTE_TAG, "")
+                client.set_tag(run_id, NOTE_TAG, described(note, operation["text"]))
             case "artifact":
                 if (file := directory / operation["file"]).exists():
                     client.log_artifact(run_id, str(file), operation["folder"])
             case "status":
                 client.set_terminated(run_id, operation["status"])
     except MlflowException as error:
+        if error.error_code == NO_ENDPOINT and operation["kind"] in DECORATIONS:
+            # A server of before MLflow 3 takes figures all the same.
+            return
         # A deleted run is refused as a wrong value is, whose neighbours would be tried one by one.
         if is_refusal(error) and (is_gone(error) or client.get_run(run_id).info.lifecycle_stage == "deleted"):
             raise RunGoneError(first_line(error)) from error
