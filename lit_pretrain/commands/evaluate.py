@@ -189,7 +189,7 @@ def run(arguments: argparse.Namespace) -> int:
                 logger.finalize("failed")
             raise
         if logger is not None:
-            close_run(logger)
+            close_run(logger, subject)
     if measured_rows:
         console.print(table_of(measured_rows, setting))
     if arguments.json:

@@ -114,8 +114,11 @@ def log_data(logger: MLflowLogger, data: EvaluationData, learns: bool) -> None:
     logger.log_inputs(data_inputs(data.data_module.describe(), contexts))
 
 
-def close_run(logger: MLflowLogger) -> None:
-    """Describe the run, and end it."""
+def close_run(logger: MLflowLogger, subject: Subject) -> None:
+    """Describe the run, give its figures to the checkpoint's model, and end it."""
+    source = subject.tags.get("source.run_id")
+    if source is not None and not subject.fresh and subject.step is not None:
+        logger.log_measurement(source, subject.tags["source.checkpoint"], subject.step)
     describe(logger, time.time(), "FINISHED", ())
     logger.finalize("success")
 

@@ -56,7 +56,7 @@ def sentence(error: BaseException) -> str:
 
 def train_and_measure(cell_hash: str, job: dict[str, Any]) -> Outcome:
     """Fit, unless an earlier start has, test if asked to, and gather."""
-    from lit_pretrain.tracking.store import open_store
+    from lit_pretrain.tracking.store import open_store, send
 
     client = open_store(job["tracking_uri"], Path(job["runs_directory"]))
     run = latest_run(client, job, cell_hash)
@@ -88,6 +88,8 @@ def train_and_measure(cell_hash: str, job: dict[str, Any]) -> Outcome:
     hours = metrics.get("throughput/total_hours")
     if not job["keep_checkpoints"]:
         shutil.rmtree(record.checkpoints, ignore_errors=True)
+        # Nor have they models any more.
+        send(client, record.run_id, {"kind": "models", "models": [], "ended": False}, record.directory)
     return Outcome(
         "finished",
         run_id=run.info.run_id,

@@ -28,7 +28,7 @@ CORPORA = ("", "replay_", "text_", "vision_")
 # MLflow's own limits.
 NAME_LIMIT, DIGEST_LIMIT = 500, 36
 
-# One part: name, digest, source_type, source, profile, context; texts.
+# One part: name, digest, source_type, source, profile, context, corpus; texts.
 DataInput = dict[str, str]
 
 
@@ -61,6 +61,7 @@ def data_inputs(facts: Mapping[str, Any], contexts: Iterable[str]) -> list[DataI
                     "source": json.dumps(place),
                     "profile": json.dumps(profile),
                     "context": context,
+                    "corpus": corpus,
                 }
             )
     return found

@@ -27,6 +27,7 @@ from lit_pretrain.tracking.find import (
     read_run_file,
     run_directory_of_checkpoint,
 )
+from lit_pretrain.tracking.logged_models import Checkpoint, metric_rows
 from lit_pretrain.tracking.paths import (
     RUN_FILE_NAME,
     make_directory,
@@ -113,8 +114,8 @@ class MLflowLogger(MLFlowLogger):
         self._sent_tags: dict[str, str] = {}
         self._tables: list[str] = []
         self._left_out = False
-        # What was logged last, with its step, and the data that is read.
-        self._latest: dict[str, tuple[float, int]] = {}
+        # What was logged last, with its step and time, and the data that is read.
+        self._latest: dict[str, tuple[float, int, int]] = {}
         self._inputs: list[DataInput] = []
 
     # -- before the run begins
@@ -244,12 +245,12 @@ class MLflowLogger(MLFlowLogger):
     @property
     def latest(self) -> dict[str, float]:
         """The last value of each metric that was logged."""
-        return {name: value for name, (value, _) in self._latest.items()}
+        return {name: value for name, (value, _, _) in self._latest.items()}
 
     @property
     def steps(self) -> dict[str, int]:
         """The step of the last value of each metric."""
-        return {name: step for name, (_, step) in self._latest.items()}
+        return {name: step for name, (_, step, _) in self._latest.items()}
 
     @property
     def inputs(self) -> list[DataInput]:
@@ -308,7 +309,7 @@ class MLflowLogger(MLFlowLogger):
             if not isinstance(value, str)
         ]
         if rows:
-            self._latest |= {key: (value, step) for key, value, _, step in rows}
+            self._latest |= {key: (value, step, now) for key, value, _, step in rows}
             self._begun_writer.put({"kind": "metrics", "metrics": rows})
 
     def _step(self, step: int | None) -> int:
@@ -364,6 +365,36 @@ class MLflowLogger(MLFlowLogger):
         self._inputs += new
         if new:
             self._begun_writer.put({"kind": "inputs", "inputs": new})
+
+    @rank_zero_only
+    def log_checkpoints(self, checkpoints: Mapping[str, tuple[str, int]], ended: bool = False) -> None:
+        """Let the run's logged models be these checkpoints, with the figures of their steps; no file is copied.
+
+        Args:
+            checkpoints: Path and optimiser step of the `best` and of the `last`.
+            ended: Whether the training has.
+        """
+        _ = self.experiment
+        found: dict[int, Checkpoint] = {}
+        for kind, (path, step) in checkpoints.items():
+            metrics = metric_rows(self._latest, self._inputs, step, ("validation", "train"))
+            found.setdefault(step, {"step": step, "kinds": [], "path": path, "metrics": metrics})["kinds"].append(kind)
+        self._begun_writer.put({"kind": "models", "models": list(found.values()), "ended": ended})
+
+    @rank_zero_only
+    def log_measurement(self, source_run_id: str, checkpoint: str, step: int) -> None:
+        """Let the model of the checkpoint that this run has measured have its figures.
+
+        Args:
+            source_run_id: Of the run that has trained.
+            checkpoint: Its path.
+            step: Its optimiser step.
+        """
+        _ = self.experiment
+        metrics = metric_rows(self._latest, self._inputs, step, ("validation", "test", "evaluate"))
+        measured = {"step": step, "kinds": [], "path": checkpoint}
+        operation = {"kind": "measurement", "source_run_id": source_run_id, "checkpoint": measured, "metrics": metrics}
+        self._begun_writer.put(operation)
 
     @rank_zero_only
     def log_description(self, text: str) -> None:

@@ -92,6 +92,8 @@ class RunRecorder(Callback):
         self.checkpoint: str | None = None
         self.local: LocalRun | None = None
         self._noted: tuple[Any, ...] = ()
+        # The checkpoint that was the best when the models were logged, and its step.
+        self._best: tuple[str, int] = ("", 0)
         self._recorded = False
         self._trained = False
 
@@ -172,18 +174,33 @@ class RunRecorder(Callback):
             directory = run_directory_of_checkpoint(path)
             source = {"source.run_id": read_run_file(directory / RUN_FILE_NAME).run_id} if directory else {}
             logger.set_tags({"source.checkpoint": str(path), **source})
-            # Mapped into memory, so that only the number is read. What is measured belongs to the checkpoint's step.
-            logger.evaluated_step = int(
-                torch.load(path, mmap=True, weights_only=True, map_location="cpu")["global_step"]
-            )
+            # What is measured belongs to the checkpoint's step.
+            logger.evaluated_step = read_step(path)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note checkpoints that were saved since the last batch."""
         self._note_checkpoints(trainer)
+        self._log_models(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the last ones."""
         self._note_checkpoints(trainer)
+
+    def _log_models(self, trainer: Trainer, ended: bool = False) -> None:
+        """Log the best checkpoint as a model if it is a new one, and when the training has ended the last one too."""
+        best, last = keeper_of_best(trainer), keeper_of_last(trainer)
+        path = best.best_model_path if best is not None else ""
+        logger = writing_logger(trainer)
+        if logger is None or not self._trained or not ended and path == self._best[0]:
+            return
+        if path != self._best[0]:
+            # One of before the training was resumed is of another step than this one.
+            self._best = path, trainer.global_step if self._best[0] else step_of(path, trainer.global_step)
+        found = {"best": self._best} if path and Path(path).exists() else {}
+        if ended and last is not None and last.last_model_path and Path(last.last_model_path).exists():
+            found["last"] = last.last_model_path, step_of(last.last_model_path, trainer.global_step)
+        if found:
+            logger.log_checkpoints(found, ended)
 
     def _note_checkpoints(self, trainer: Trainer) -> None:
         directory = run_directory(trainer)
@@ -237,6 +254,7 @@ class RunRecorder(Callback):
         if logger is None or not logger._initialized:
             return
         self._note_checkpoints(trainer)
+        self._log_models(trainer, ended=True)
         interrupted = isinstance(exception, KeyboardInterrupt | SystemExit | SIGTERMException)
         if logger.status_before is not None and not self._trained:
             # An attempt to resume that did not come so far as a step: the run is what it was.
@@ -253,9 +271,14 @@ class RunRecorder(Callback):
         if self.local is not None:
             self._note_checkpoints(trainer)
             self.local.end()
+        if logger is not None and stage != "fit" and trainer.is_global_zero:
+            tags = logger.sent_tags
+            if "source.run_id" in tags and logger.evaluated_step is not None:
+                logger.log_measurement(tags["source.run_id"], tags["source.checkpoint"], logger.evaluated_step)
         if logger is None or stage != "fit":
             return
         self._note_checkpoints(trainer)
+        self._log_models(trainer, ended=True)
         for checkpoint in checkpointers(trainer):
             logger.after_save_checkpoint(checkpoint)
         best = keeper_of_best(trainer)
@@ -269,6 +292,19 @@ class RunRecorder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the best values of the run that is resumed."""
         self.best = dict(state_dict["best"])
+
+
+def read_step(checkpoint: str | Path) -> int:
+    """The optimiser step of a checkpoint, which is mapped into memory, so that only the number is read."""
+    return int(torch.load(checkpoint, mmap=True, weights_only=True, map_location="cpu")["global_step"])
+
+
+def step_of(checkpoint: str, otherwise: int) -> int:
+    """The optimiser step of a training's checkpoint; of one in parts or of another format `otherwise`."""
+    try:
+        return read_step(checkpoint)
+    except Exception:  # a directory, a file of a person's own CheckpointIO
+        return otherwise
 
 
 def _described(prefix: str, thing: Any) -> dict[str, Any]:

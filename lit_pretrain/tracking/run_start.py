@@ -40,7 +40,7 @@ class Beginning:
         tags: Those that the store has.
         parameters: Those that the store has, which can never change.
         status_before: How it had ended, if it goes on; else null.
-        metrics: The last value of each metric that the store has, with its step.
+        metrics: The last value of each metric that the store has, with its step and time.
     """
 
     run_id: str
@@ -50,7 +50,7 @@ class Beginning:
     tags: dict[str, str]
     parameters: dict[str, str] = field(default_factory=dict)
     status_before: str | None = None
-    metrics: dict[str, tuple[float, int]] = field(default_factory=dict)
+    metrics: dict[str, tuple[float, int, int]] = field(default_factory=dict)
 
     @property
     def tables(self) -> list[str]:
@@ -147,7 +147,7 @@ def continue_run(
         tags,
         dict(run.data.params),
         status_before,
-        {metric.key: (metric.value, metric.step) for metric in run.data._metric_objs},
+        {metric.key: (metric.value, metric.step, metric.timestamp) for metric in run.data._metric_objs},
     )
 
 

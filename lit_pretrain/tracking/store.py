@@ -18,6 +18,7 @@ from lit_pretrain.collector import paused_collector
 from lit_pretrain.errors import UserError, without_credentials
 from lit_pretrain.tracking.data_inputs import as_entities
 from lit_pretrain.tracking.find import RunRecord, list_runs
+from lit_pretrain.tracking.logged_models import send_measurement, send_models
 from lit_pretrain.tracking.paths import ARTIFACTS_NAME, DATABASE_NAME, make_directory, remove_unfinished, safe_name
 from lit_pretrain.tracking.processes import host_name, process_identity, state_of
 from lit_pretrain.tracking.schema import bring_up_to_date
@@ -35,7 +36,7 @@ NOTE_TAG = "mlflow.note.content"
 NOTE_BEGIN = "<!-- from here on written by lit_pretrain, anew when the run ends -->"
 NOTE_END = "<!-- up to here written by lit_pretrain -->"
 # What a run can be without.
-DECORATIONS = ("inputs",)
+DECORATIONS = ("inputs", "models", "measurement")
 NO_ENDPOINT = "ENDPOINT_NOT_FOUND"
 CONNECT_SECONDS = 5.0
 # What MLflow says of a database that is not of its version.
@@ -358,6 +359,12 @@ def send(client: "MlflowClient", run_id: str, operation: Operation, directory: P
                 client.log_batch(run_id, tags=[RunTag(*pair) for pair in operation["tags"].items()])
             case "inputs":
                 client.log_inputs(run_id, as_entities(operation["inputs"]))
+            case "models":
+                send_models(client, run_id, operation["models"], operation["ended"])
+            case "measurement":
+                send_measurement(
+                    client, run_id, operation["source_run_id"], operation["checkpoint"], operation["metrics"]
+                )
             case "description":
                 note = client.get_run(run_id).data.tags.get(NOTE_TAG, "")
                 client.set_tag(run_id, NOTE_TAG, described(note, operation["text"]))

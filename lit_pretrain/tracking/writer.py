@@ -23,6 +23,8 @@ METRICS_PER_REQUEST = 1000
 UNSENT_NAME, REFUSED_NAME = "unsent.jsonl", "refused.jsonl"
 # Figures first, since files may wait for a store of their own; how the run ended last.
 ORDER = {"artifact": 1, "status": 2}
+# What is sent whole each time.
+STATES = ("models", "description")
 # What a store answers of a run that is not there, or is deleted.
 GONE = "RESOURCE_DOES_NOT_EXIST"
 
@@ -287,7 +289,13 @@ class Waiting(Exception):
 def in_order(operations: list[Operation], merge: bool = True) -> list[Operation]:
     """Operations with figures first, then files, then how the run ended; each kind in its own order."""
     ordered = sorted(operations, key=lambda operation: ORDER.get(operation["kind"], 0))
-    return merge_metrics(ordered) if merge else ordered
+    return merge_metrics(without_former_states(ordered)) if merge else ordered
+
+
+def without_former_states(operations: list[Operation]) -> list[Operation]:
+    """Leave out what says how something is, and is followed by a later such entry."""
+    latest = {operation["kind"]: operation for operation in operations if operation["kind"] in STATES}
+    return [one for one in operations if latest.get(one["kind"], one) is one]
 
 
 def halves(operation: Operation) -> list[Operation]:

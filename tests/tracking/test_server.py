@@ -126,7 +126,11 @@ def test_server_that_goes_away_costs_a_warning_and_loses_nothing(tmp_path):
         client, run_id = again.experiment, logger.run_id
         history = client.get_metric_history(run_id, "train/loss")
         assert {metric.step for metric in history} == set(range(1, 32))
-        assert client.get_run(run_id).info.status == "FINISHED"
+        run = client.get_run(run_id)
+        assert run.info.status == "FINISHED"
+        (data,) = (one.dataset for one in run.inputs.dataset_inputs)
+        assert (data.name, data.digest) == ("ToyData:training", "f" * 16)
+        assert {one.step for one in run.outputs.model_outputs} == {20, 31}
         assert not (logger.run_directory / "unsent.jsonl").exists()
     finally:
         stop_server(server)
