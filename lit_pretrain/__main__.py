@@ -25,6 +25,7 @@ COMMANDS = {
     "register": "put a model into MLflow's registry, to be served: labels, numbers or embeddings",
     "ui": "open MLflow's pages on the runs",
     "sync": "send what runs have logged and the tracking store has not taken",
+    "plan": "probe a training for a minute: its time, memory and disk, and whether it can be done",
     "doctor": "check this machine: versions, devices, directories, database, a second of training",
     "benchmark": "measure training speed beside peers, or beside another build",
     "study": "many trainings as one result: label efficiency of encoders, scaling of width, depth and data",
@@ -109,6 +110,11 @@ def dispatch(command: str, arguments: list[str]) -> int:
     description = f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}."
     parser = ArgumentParser(prog=f"python -m lit_pretrain {command}", description=description)
     module.add_arguments(parser)
+    if hasattr(module, "TRAINING_ARGUMENTS"):
+        # What it does not know itself is as for fit.
+        parsed, training = parser.parse_known_args(arguments)
+        setattr(parsed, module.TRAINING_ARGUMENTS, training)
+        return module.run(parsed)
     return module.run(parser.parse_args(arguments))
 
 

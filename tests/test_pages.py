@@ -22,6 +22,7 @@ from lightning.pytorch.cli import LightningCLI
 from pages import ROOT, Command, Page, commands_of, read_header, read_page
 
 from lit_pretrain.__main__ import COMMANDS, TRAINING, main
+from lit_pretrain.argument_parser import ArgumentParser
 from lit_pretrain.cli.class_parsers import made_once
 from lit_pretrain.cli.lightning_cli import CommandLine
 from lit_pretrain.errors import UserError
@@ -233,9 +234,16 @@ def refused(command: Command) -> str | None:
 
 
 def what_fit_reads(command: Command) -> list[Command]:
-    """The settings of a command that are those of a training: of its data, or all after --gradients."""
+    """The settings of a command that are those of a training: of its data, or all that it passes on."""
     if "--gradients" in command.words:
         return [Command(command.place, ("fit", *command.words[command.words.index("--gradients") + 1 :]))]
+    module = importlib.import_module(f"lit_pretrain.commands.{command.words[0]}")
+    if hasattr(module, "TRAINING_ARGUMENTS"):
+        own = ArgumentParser()
+        module.add_arguments(own)
+        with contextlib.suppress(UserError):  # else it is refused, which is told already
+            training = own.parse_known_args(list(command.words[1:]))[1]
+            return [Command(command.place, ("fit", *training))] if training else []
     words = iter(command.words)
     data = [[word] if "=" in word else [word, next(words, "")] for word in words if re.match(r"--data\b", word)]
     configs = [["--config", path] for path in command.configs if command.words[0] == "evaluate"]
