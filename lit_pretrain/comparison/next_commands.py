@@ -47,6 +47,8 @@ def next_commands(run: Run, reference: str, former: str | None) -> dict[str, str
     # What it started from is no rival.
     rivals = f"{PROGRAM} compare --experiment {shlex.quote(run.experiment)}"
     commands["put it beside others"] = rivals
+    tower = " --tower image" if text and pictures else ""
+    commands["register it, to be served"] = f"{PROGRAM} register {best} --name my-model{tower}"
     if former is not None:
         commands["see what it started from"] = f"{PROGRAM} report {former}"
     commands["look at all runs"] = f"{PROGRAM} ui"

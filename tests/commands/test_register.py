@@ -182,7 +182,7 @@ def test_it_is_served(home, champion):
         server.wait(60)
 
 
-def test_the_version_knows_where_it_comes_from(home, champion, capsys):
+def test_the_version_knows_where_it_comes_from(home, champion, capsys, monkeypatch):
     client, record = client_of(home), find_run("classes", with_checkpoints=True)
     version = client.get_model_version_by_alias("speeches", "champion")
     assert version.run_id == record.run_id and "`gives`, `takes`" in version.description
@@ -212,9 +212,11 @@ def test_the_version_knows_where_it_comes_from(home, champion, capsys):
     assert main(["register", "copy.ckpt", "--name", "speeches"]) == 2
     assert "copy.ckpt has no config.yaml of its run beside it" in capsys.readouterr().err
     config = str(record.directory / "config.yaml")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/runs/mlflow.db")
     assert main(["register", "copy.ckpt", "--name", "speeches", "--alias", "champion", "--config", config]) == 0
     out = capsys.readouterr().out
     assert "version 2, @champion (which was version 1)" in out and "names no run" in out
+    assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{home}/runs/mlflow.db"
     assert not client.get_model_version_by_alias("speeches", "champion").run_id
     client.set_registered_model_alias("speeches", "champion", "1")
 

@@ -1,6 +1,7 @@
 """A model's version in MLflow's registry: linked to its run, whole or not there."""
 
 import contextlib
+import os
 import re
 import shutil
 import tempfile
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 # What the address models:/NAME@ALIAS has a meaning of its own for, and MLflow's own.
 NO_NAME = re.compile(r"[/:@?%#\\]")
+VARIABLE = "MLFLOW_TRACKING_URI"
 EXISTS = "RESOURCE_ALREADY_EXISTS"
 STAGES = ("validation/", "test/")
 
@@ -101,11 +103,8 @@ def register(subject: "Subject", name: str, alias: str | None) -> Version:
     from sqlalchemy.exc import SQLAlchemyError
 
     client = open_store(uri, runs_directory)
-    from mlflow.tracking._tracking_service.utils import _use_tracking_uri
-
     try:
-        # The registry of a database looks for the model in the store that the process uses.
-        with _use_tracking_uri(uri), registered_model(client, name):
+        with default_store(uri), registered_model(client, name):
             run = run_of(client, subject)
             if run is not None:
                 experiment_id = run.info.experiment_id
@@ -123,6 +122,23 @@ def register(subject: "Subject", name: str, alias: str | None) -> Version:
             "and its artifacts can be written and have room, and register it again."
         ) from error
     return Version(name, number, alias, None if former == number else former, uri, run is not None)
+
+
+@contextmanager
+def default_store(uri: str) -> Iterator[None]:
+    """Let a store be the one that MLflow uses by itself, in which the registry of a database looks for models.
+
+    MLflow's own way back forgets the variable of the environment.
+    """
+    from mlflow.tracking._tracking_service.utils import _use_tracking_uri
+
+    before = os.environ.get(VARIABLE)
+    try:
+        with _use_tracking_uri(uri):
+            yield
+    finally:
+        if before is not None:
+            os.environ[VARIABLE] = before
 
 
 @contextmanager
