@@ -5,6 +5,7 @@ that meet on a new database otherwise race and one of them fails.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -71,6 +72,8 @@ def prepare_mlflow() -> None:
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Whatever a database refuses is logged with its traceback, and raised too: whoever asked says it in a sentence.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def resolve_tracking_uri(tracking_uri: str | None, runs_directory: Path) -> str:
@@ -168,9 +171,10 @@ def open_store(uri: str, runs_directory: Path) -> "MlflowClient":
             return client
     except (MlflowException, SQLAlchemyError, sqlite3.DatabaseError, OSError, ValueError) as error:
         if uri.startswith("sqlite"):
+            advice = "see that it can be written" if is_forbidden(error) else "move it away"
             raise UserError(
-                f"The database {uri.removeprefix('sqlite:///')} cannot be used ({first_line(error)}): move it away, or "
-                "set LIT_PRETRAIN_RUNS to another place."
+                f"The database {uri.removeprefix('sqlite:///')} cannot be used ({first_line(error)}): {advice}, or set "
+                "LIT_PRETRAIN_RUNS to another place."
             ) from error
         if OLD_SCHEMA in str(error):
             address = without_credentials(uri)
@@ -179,6 +183,11 @@ def open_store(uri: str, runs_directory: Path) -> "MlflowClient":
                 f"up and run mlflow db upgrade {address}, or install the MLflow that it was made with."
             ) from error
         raise unreachable(uri, error) from error
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Whether a database is whole, and may not be written."""
+    return getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.EPERM) or "readonly" in str(error)
 
 
 def check_database(path: Path) -> None:
