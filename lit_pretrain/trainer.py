@@ -34,6 +34,7 @@ from lit_pretrain.callbacks import (
     PredictionWriter,
     ProgressBar,
     Resuming,
+    StepSizes,
     Summary,
     TestReport,
     Throughput,
@@ -218,7 +219,7 @@ def with_atomic_checkpoints(given: _PLUGIN_INPUT | list[_PLUGIN_INPUT] | None) -
 def default_callbacks(callbacks: list[Callback], checkpointing: bool, progress_bar: bool) -> list[Callback]:
     """The suite's callbacks of whose class none is given."""
     kinds: list[type[Callback]] = [RunRecorder, Resuming, Throughput, Examples, Panels, TestReport]
-    kinds += [Interruption, MonitorCheck, PredictionWriter, Summary, Description]
+    kinds += [Interruption, MonitorCheck, PredictionWriter, Summary, Description, StepSizes]
     if progress_bar and not any(isinstance(callback, RichProgressBar | TQDMProgressBar) for callback in callbacks):
         kinds.append(ProgressBar)
     if checkpointing:

@@ -12,6 +12,7 @@ from lit_pretrain.callbacks.prediction_writer import PredictionWriter
 from lit_pretrain.callbacks.progress import ProgressBar
 from lit_pretrain.callbacks.resuming import Resuming
 from lit_pretrain.callbacks.shortcut_check import ShortcutCheck
+from lit_pretrain.callbacks.step_sizes import StepSizes
 from lit_pretrain.callbacks.summary import Summary
 from lit_pretrain.callbacks.test_report import TestReport
 from lit_pretrain.callbacks.throughput import Throughput
@@ -30,6 +31,7 @@ __all__ = [
     "ProgressBar",
     "Resuming",
     "ShortcutCheck",
+    "StepSizes",
     "Summary",
     "TestReport",
     "Throughput",

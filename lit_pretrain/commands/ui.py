@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.paths import ARTIFACTS_NAME, DATABASE_NAME, resolve_runs_directory, shown_path
+from lit_pretrain.tracking.runs_table import latest_experiment, table_address
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,8 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
     # A run killed outright is shown as running until somebody looks at its process.
     end_all_dead_runs(database, runs_directory)
     # Without the ending MLflow's page opens on its part for chat bots.
-    address = f"http://{arguments.host}:{arguments.port}/#/experiments?workflowType=machine_learning"
+    base = f"http://{arguments.host}:{arguments.port}"
+    address = f"{base}/#/experiments?workflowType=machine_learning"
     print(f"The runs of {shown_path(runs_directory)} are at {address} (Ctrl-C ends it)", flush=True)
+    latest = latest_experiment(database)
+    if latest is not None:
+        print(f"Those of {latest[1]}, with their figures: {table_address(base, latest[0])}", flush=True)
     os.execv(sys.executable, server_command(database, runs_directory, arguments.host, arguments.port))
     return 0
 

@@ -119,6 +119,9 @@ def close_run(logger: MLflowLogger, subject: Subject) -> None:
     source = subject.tags.get("source.run_id")
     if source is not None and not subject.fresh and subject.step is not None:
         logger.log_measurement(source, subject.tags["source.checkpoint"], subject.step)
+    # The deepest block first: the last one logged.
+    names = [name for name in logger.latest if name.startswith("evaluate/") and not name.endswith("/interval")]
+    logger.show_columns(names[::-1][:3])
     describe(logger, time.time(), "FINISHED", ())
     logger.finalize("success")
 

@@ -6,6 +6,7 @@ server; parameters are whole and may change on resume; a resumed run is running 
 metrics carry the optimiser's step.
 """
 
+import itertools
 import json
 import re
 import time
@@ -49,11 +50,13 @@ from lit_pretrain.tracking.store import (
     resolve_tracking_uri,
     send,
 )
+from lit_pretrain.tracking.system_metrics import PREFIX, start_monitor, wants_system_metrics
 from lit_pretrain.tracking.writer import UNSENT_NAME, Writer, gather_journals
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
     from mlflow.tracking import MlflowClient
     from PIL.Image import Image
 
@@ -73,6 +76,8 @@ class MLflowLogger(MLFlowLogger):
         runs_directory: Where run directories go; null takes $LIT_PRETRAIN_RUNS, else ./runs.
         run_id: A run to continue; null starts a new one.
         tags: Tags of the run.
+        system_metrics: Whether the load of processors, memory, disk, network and GPUs of rank zero's machine is logged
+            every 10 seconds; null takes $MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.
     """
 
     tags: dict[str, str]
@@ -85,11 +90,15 @@ class MLflowLogger(MLFlowLogger):
         runs_directory: str | None = None,
         run_id: str | None = None,
         tags: dict[str, str] | None = None,
+        system_metrics: bool | None = None,
     ) -> None:
         # The base's constructor connects at once; this one waits until the run is needed.
         Logger.__init__(self)
         if not experiment.strip() or safe_name(experiment) in (".", ".."):
             raise UserError("The experiment's name is empty: set trainer.logger.init_args.experiment.")
+        self._system_metrics = wants_system_metrics(system_metrics)
+        self._monitor: SystemMetricsMonitor | None = None
+        self._samples = itertools.count()
         self.runs_directory = resolve_runs_directory(runs_directory)
         self.tags = dict(tags or {})
         self.resumed = run_id is not None
@@ -149,6 +158,7 @@ class MLflowLogger(MLFlowLogger):
         if self._initialized and self._presence is None:
             # One trainer may fit and then test.
             self._presence = Presence.claim(self._begun_directory)
+            self._start_monitor()
 
     def adopt(self, run_id: str | None, run_directory: str | None) -> None:
         """Learn on another rank what rank zero began, so that all name the same directories."""
@@ -193,6 +203,8 @@ class MLflowLogger(MLFlowLogger):
         self._experiment_id, self._experiment_name = begun.experiment_id, begun.experiment_name
         self._parameters, self._sent_tags, self._tables = begun.parameters, begun.tags, begun.tables
         self._latest = dict(begun.metrics)
+        measured = [step for name, step in self.steps.items() if name.startswith(PREFIX)]
+        self._samples = itertools.count(max(measured, default=-1) + 1)
         if self._run_directory is None:
             name = run_directory_name(self._run_name, self._run_id)
             self._run_directory = self.runs_directory / safe_name(self._experiment_name) / name
@@ -215,7 +227,20 @@ class MLflowLogger(MLFlowLogger):
             lambda operation: send(client, run_id, operation, self._begun_directory), journal, rank_zero_warn
         )
         self._initialized = True
+        self._start_monitor()
         end_dead_runs(client, [self._experiment_id], self.runs_directory)
+
+    def _start_monitor(self) -> None:
+        if not self._system_metrics:
+            return
+        writer = self._begun_writer
+
+        def log(metrics: dict[str, float]) -> None:
+            # MLflow's page draws them over the number of the sample.
+            now, sample = int(time.time() * 1000), next(self._samples)
+            writer.put({"kind": "metrics", "metrics": [[name, value, now, sample] for name, value in metrics.items()]})
+
+        self._monitor = start_monitor(self.run_id or "", self._tracking_uri, log)
 
     @property
     def _begun_writer(self) -> Writer:
@@ -397,6 +422,12 @@ class MLflowLogger(MLFlowLogger):
         self._begun_writer.put(operation)
 
     @rank_zero_only
+    def show_columns(self, metrics: Sequence[str]) -> None:
+        """Let the experiment's saved view of its runs, which the command `ui` opens, have columns for these metrics."""
+        _ = self.experiment
+        self._begun_writer.put({"kind": "columns", "metrics": list(metrics)})
+
+    @rank_zero_only
     def log_description(self, text: str) -> None:
         """Describe the run on MLflow's page, in Markdown, in the place of an earlier description.
 
@@ -499,6 +530,9 @@ class MLflowLogger(MLFlowLogger):
         """Send everything and end the run: FINISHED, FAILED, or what `mark` said."""
         if not self._initialized:
             return
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
         if status != "finished":
             # "finished" is what Lightning says before SLURM queues the job anew: the process still goes on.
             final = self._final_status or {"success": "FINISHED", "failed": "FAILED"}.get(status, status)

@@ -98,8 +98,12 @@ class RunRecorder(Callback):
         self._trained = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on the run is changed."""
+        """From here on the run is changed; what the best checkpoint is kept for is known by now."""
         self._trained = True
+        best, logger = keeper_of_best(trainer), writing_logger(trainer)
+        if logger is not None:
+            monitor = best.monitor if best is not None else None
+            logger.show_columns([f"best/{monitor}"] if monitor is not None else [])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tie the logger to the trainer and let every rank know rank zero's run."""
@@ -273,6 +277,7 @@ class RunRecorder(Callback):
             self.local.end()
         if logger is not None and stage != "fit" and trainer.is_global_zero:
             tags = logger.sent_tags
+            logger.show_columns(main_figures(logger.latest))
             if "source.run_id" in tags and logger.evaluated_step is not None:
                 logger.log_measurement(tags["source.run_id"], tags["source.checkpoint"], logger.evaluated_step)
         if logger is None or stage != "fit":
@@ -292,6 +297,13 @@ class RunRecorder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the best values of the run that is resumed."""
         self.best = dict(state_dict["best"])
+
+
+def main_figures(metrics: Iterable[str], most: int = 3) -> list[str]:
+    """Names of the figures of a measurement that are of the whole, not of a class, a block or an objective."""
+    names = [name for name in metrics if name.startswith(("test/", "evaluate/")) and name.count("/") == 1]
+    # The loss is shown where there is nothing better.
+    return sorted(names, key=lambda name: name.endswith("/loss"))[:most]
 
 
 def read_step(checkpoint: str | Path) -> int:

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import sqlite3
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -22,6 +23,7 @@ from lit_pretrain.tracking.find import RunRecord, list_runs
 from lit_pretrain.tracking.logged_models import send_measurement, send_models
 from lit_pretrain.tracking.paths import ARTIFACTS_NAME, DATABASE_NAME, make_directory, remove_unfinished, safe_name
 from lit_pretrain.tracking.processes import host_name, process_identity, state_of
+from lit_pretrain.tracking.runs_table import VIEW_TAG, with_columns
 from lit_pretrain.tracking.schema import bring_up_to_date
 from lit_pretrain.tracking.writer import GONE, Operation, first_line, is_gone, is_refusal
 
@@ -374,6 +376,12 @@ def send(client: "MlflowClient", run_id: str, operation: Operation, directory: P
                 send_measurement(
                     client, run_id, operation["source_run_id"], operation["checkpoint"], operation["metrics"]
                 )
+            case "columns":
+                experiment_id = client.get_run(run_id).info.experiment_id
+                tag = client.get_experiment(experiment_id).tags.get(VIEW_TAG)
+                view = with_columns(tag, operation["metrics"], int(time.time() * 1000))
+                if view is not None and view != tag:
+                    client.set_experiment_tag(experiment_id, VIEW_TAG, view)
             case "description":
                 note = client.get_run(run_id).data.tags.get(NOTE_TAG, "")
                 client.set_tag(run_id, NOTE_TAG, described(note, operation["text"]))

@@ -1,6 +1,7 @@
 """The command that opens MLflow's page: what stops it, and that asking for help loads nothing heavy."""
 
 import argparse
+import json
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from lit_pretrain.commands import ui
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.tracking.processes import process_identity
+from lit_pretrain.tracking.runs_table import VIEW_TAG, latest_experiment, with_columns
 from lit_pretrain.tracking.store import end_all_dead_runs
 
 
@@ -45,6 +47,23 @@ def test_looking_marks_the_runs_whose_process_is_gone(tmp_path):
     assert [client.get_run(logger.run_id).info.status for logger in loggers] == ["KILLED", "RUNNING"]
     (tmp_path / "other.db").write_text("no database")
     end_all_dead_runs(tmp_path / "other.db", tmp_path)
+
+
+def test_the_table_of_runs_is_opened_with_figures(tmp_path):
+    logger = MLflowLogger("ui", runs_directory=str(tmp_path))
+    client = logger.experiment
+    assert latest_experiment(tmp_path / "mlflow.db") is None
+    logger.show_columns(["best/validation/loss"])
+    logger.show_columns(["test/accuracy", "best/validation/loss"])
+    logger.finalize()
+    experiment = client.get_experiment(logger.experiment_id)
+    view = json.loads(experiment.tags[VIEW_TAG])
+    columns = json.loads(view["state"])["selectedColumns"]
+    assert columns[1:3] == ["metrics.`best/validation/loss`", "metrics.`test/accuracy`"]
+    assert latest_experiment(tmp_path / "mlflow.db") == (experiment.experiment_id, "ui")
+    # A person's own columns stay.
+    for changed in (view | {"updatedAt": 1}, view | {"state": "deflate;abc"}, view | {"name": "mine"}):
+        assert with_columns(json.dumps(changed), ["new"], 2) == json.dumps(changed)
 
 
 def test_nothing_heavy_is_imported():

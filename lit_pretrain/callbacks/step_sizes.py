@@ -1,0 +1,123 @@
+"""How large gradients and steps are: the norm of the gradient before clipping, and of the update beside the weights'.
+
+A norm that grows without end announces a training that diverges. The update's norm divided by the weights' is by rule
+of thumb about 1e-3 (Karpathy, "Building makemore Part 3"): far above it a training is unstable, far below it slow.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.optim import Optimizer
+
+from lit_pretrain.tracking.run_record import log_figures
+from lit_pretrain.trainer_state import log_interval_of
+
+# Elements of the weights that are kept to be compared: 64 MB in fp32, whatever the model's size.
+MOST_ELEMENTS = 2**24
+
+
+class StepSizes(Callback):
+    """Logs train/gradient_norm and train/update_ratio with the other figures of a training.
+
+    The norm is that of the whole gradient, over all batches that a step accumulates and all processes, before it is
+    clipped. The ratio is that of some weight matrices, evenly over the depth, of 16 million elements at most, so that
+    little memory is needed. Only the steps that are logged are measured, and no other is waited for.
+    """
+
+    def __init__(self) -> None:
+        self._norm: Tensor | None = None
+        self._before: list[tuple[Tensor, Tensor]] = []
+        self._step = -1
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Measure the gradient, and keep some weights."""
+        interval = log_interval_of(trainer)
+        step = trainer.global_step + 1
+        if not trainer.loggers or not interval or step % interval or self._step == step:
+            return
+        self._step = step
+        # Of several optimisers the first one's step counts.
+        self._norm = gradient_norm(trainer, optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._before = [(matrix, matrix.detach().clone()) for matrix in some_matrices(parameters)]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Log, if a step was measured."""
+        if self._step != trainer.global_step:
+            return
+        figures = {}
+        if self._norm is not None:
+            figures["train/gradient_norm"] = float(self._norm)
+        if self._before:
+            figures["train/update_ratio"] = float(update_ratio(self._before))
+        self._norm, self._before, self._step = None, [], -1
+        if figures:
+            log_figures(trainer, figures)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go of the weights."""
+        self._norm, self._before, self._step = None, [], -1
+
+
+def gradient_norm(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
+    """Norm of all gradients of an optimiser together; collective under FSDP.
+
+    Args:
+        trainer: Its strategy decides where the gradients are.
+        optimizer: Whose.
+
+    Returns:
+        A number on the device; null where rows of a table have gradients that are not yet put together over processes.
+    """
+    model = trainer.strategy.model
+    if isinstance(model, FullyShardedDataParallel):
+        # Without a bound nothing is clipped, and the norm is summed up over the ranks.
+        return model.clip_grad_norm_(torch.inf)
+    gradients = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            if parameter.grad.is_sparse:
+                if trainer.world_size > 1:
+                    return None
+                gradients.append(parameter.grad.coalesce().values())
+            else:
+                gradients.append(parameter.grad)
+    if not gradients:
+        return None
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def some_matrices(parameters: list[torch.nn.Parameter]) -> Iterator[torch.nn.Parameter]:
+    """Weight matrices that move, evenly over all of them, of `MOST_ELEMENTS` together."""
+    matrices = [
+        parameter
+        for parameter in parameters
+        if parameter.ndim >= 2 and parameter.grad is not None and not parameter.grad.is_sparse
+    ]
+    total = sum(matrix.numel() for matrix in matrices)
+    every = max(1, -(-total // MOST_ELEMENTS))
+    left = MOST_ELEMENTS
+    for matrix in matrices[:: int(every)]:
+        if matrix.numel() <= left:
+            left -= matrix.numel()
+            yield matrix
+
+
+def update_ratio(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Norm of the update divided by that of the weights.
+
+    Args:
+        pairs: Weights after and before the step.
+    """
+    with torch.no_grad():
+        moved = [after.detach() - before for after, before in pairs]
+        ratio = torch.nn.utils.get_total_norm(moved) / torch.nn.utils.get_total_norm([before for _, before in pairs])
+    return ratio.full_tensor() if hasattr(ratio, "full_tensor") else ratio
