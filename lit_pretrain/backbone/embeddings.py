@@ -112,12 +112,13 @@ class TextEmbeddings(nn.Module):
         """
         return set() if tied or self.token is None else {"token.weight"}
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None, places: Tensor | None = None) -> Tensor:
         """Embed word pieces.
 
         Args:
             input_ids: (B, N) word pieces.
             token_type_ids: (B, N) segments; null means all in the first.
+            places: (B, N) positions, from 0 at the beginning of each document; null where a row is one.
 
         Returns:
             (B, N, D) tokens.
@@ -130,10 +131,11 @@ class TextEmbeddings(nn.Module):
         length = input_ids.shape[1]
         tokens = look_up(input_ids, self.token.weight)
         if self.ngrams is not None:
-            tokens = tokens + self.ngrams(input_ids)
+            tokens = tokens + self.ngrams(input_ids, places)
         if self.position is not None:
             check_length(length, self.max_positions)
-            tokens = tokens + self.position.weight[:length]
+            rows = self.position.weight[:length]
+            tokens = tokens + (rows if places is None else look_up(places, rows))
         if self.segment is not None:
             if token_type_ids is None:
                 tokens = tokens + self.segment.weight[0]

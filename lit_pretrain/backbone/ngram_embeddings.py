@@ -62,9 +62,21 @@ class NgramEmbeddings(nn.Module):
         self.keys.fill_(NONE)
         self.keys[: len(keys)] = keys
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Embed what ends at each token of (B, N) word pieces; (B, N, D)."""
-        first, *others = (look_up(rows, self.table, padding_idx=0) for rows in self.rows_of(input_ids))
+    def forward(self, input_ids: Tensor, places: Tensor | None = None) -> Tensor:
+        """Embed what ends at each token.
+
+        Args:
+            input_ids: (B, N) word pieces.
+            places: (B, N) positions, from 0 at the beginning of each document; null where a row is one. No n-gram
+                reaches from one document into the next.
+
+        Returns:
+            (B, N, D).
+        """
+        rows_by_order = self.rows_of(input_ids)
+        if places is not None:
+            rows_by_order = [torch.where(places >= n, rows, 0) for n, rows in enumerate(rows_by_order, start=1)]
+        first, *others = (look_up(rows, self.table, padding_idx=0) for rows in rows_by_order)
         return sum(others, start=first)
 
     def sparse_tables(self, tied: bool) -> set[str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lit_pretrain.backbone.config import BertSize, TransformerConfig
 from lit_pretrain.backbone.embeddings import TextEmbeddings, check_length
+from lit_pretrain.backbone.packed_rows import places_within
 from lit_pretrain.backbone.pooling import (
     AttentionPooling,
     BertPooler,
@@ -228,6 +229,7 @@ class TextEncoder(nn.Module):
         causal: bool = False,
         padded: bool = True,
         positions: Tensor | None = None,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """Encode word pieces.
 
@@ -240,18 +242,25 @@ class TextEncoder(nn.Module):
             padded: Whether the mask may be False or 0 anywhere. Where it is known not to be, attention runs without it.
             positions: (B, M) integers: of these tokens only, in this order; null means of all. The others are left out
                 of the blocks, and take part as neighbours in n-grams alone.
+            documents: (B, N) integers, the document of its row that a token belongs to, -1 of padding; each is encoded
+                as if it were alone. Null where a row is one document.
 
         Returns:
             (B, N, D) features, or (B, M, D).
         """
-        tokens = self.embeddings(input_ids, token_type_ids)
+        places = None if documents is None else places_within(documents)
+        tokens = self.embeddings(input_ids, token_type_ids, places)
         mask = self.needed_mask(attention_mask, causal, padded)
         rotations = self.rotations(input_ids.shape[1], tokens.device)
         if positions is not None:
             tokens = tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
-            # (B, 1, M, features), the same for all heads.
-            rotations = tuple((cosine[positions][:, None], sine[positions][:, None]) for cosine, sine in rotations)
-        return self.transformer(tokens, mask, causal or self.causal, *rotations, positions=positions)
+            places = positions if places is None else places.gather(1, positions)
+            documents = None if documents is None else documents.gather(1, positions)
+        if places is not None:
+            rotations = rotations_at(rotations, places)
+        return self.transformer(
+            tokens, mask, causal or self.causal, *rotations, positions=positions, documents=documents
+        )
 
     def forward_intermediates(
         self,
@@ -374,3 +383,8 @@ class TextEncoder(nn.Module):
         places = torch.arange(length, device=device)
         bases = [self.rotary_base] if self.local_rotary_base is None else [self.rotary_base, self.local_rotary_base]
         return tuple(rotation_for(places, head_width, base) for base in bases)
+
+
+def rotations_at(rotations: Rotations, places: Tensor) -> Rotations:
+    """Rotations of (B, N) places that differ from row to row: (B, 1, N, features), the same for all heads."""
+    return tuple((cosine[places][:, None], sine[places][:, None]) for cosine, sine in rotations)

@@ -13,6 +13,13 @@ from torch.utils.checkpoint import checkpoint
 from lit_pretrain.backbone.attention import attend, attend_locally, worth_blocks
 from lit_pretrain.backbone.config import TransformerConfig
 from lit_pretrain.backbone.norms import make_norm
+from lit_pretrain.backbone.packed_rows import (
+    DocumentBounds,
+    attend_within,
+    bounds_of,
+    mask_between,
+    serves_variable_lengths,
+)
 from lit_pretrain.backbone.rotary import Rotation, rotate
 from lit_pretrain.errors import UserError
 
@@ -47,6 +54,10 @@ def norm_of(config: TransformerConfig, width: int | None = None) -> nn.Module:
     return make_norm(config.width if width is None else width, config.norm_epsilon, config.norm, config.norm_bias)
 
 
+# Who attends to whom: booleans, the bounds of documents that do not see each other, or null for everybody.
+Mask = Tensor | DocumentBounds | None
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection to queries, keys and values."""
 
@@ -64,11 +75,12 @@ class Attention(nn.Module):
             self.key_norm = norm_of(config, head_width)
 
     def forward(
-        self, tokens: Tensor, mask: Tensor | None, causal: bool, rotation: Rotation | None, window: int | None = None
+        self, tokens: Tensor, mask: Mask, causal: bool, rotation: Rotation | None, window: int | None = None
     ) -> Tensor:
         """Mix tokens of shape (B, N, D).
 
-        `mask` is boolean, broadcastable to (B, heads, N, N), True where attended; with a `window` (B, 1, 1, N).
+        `mask` is boolean, broadcastable to (B, heads, N, N), True where attended; with a `window` (B, 1, 1, N). Of rows
+        of several documents it may be their bounds.
         """
         batch, length, width = tokens.shape
         query, key, value = (
@@ -79,7 +91,9 @@ class Attention(nn.Module):
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
         dropout = self.dropout if self.training else 0.0
-        if window is None:
+        if isinstance(mask, DocumentBounds):
+            mixed = attend_within(query, key, value, mask, causal, window)
+        elif window is None:
             mixed = attend(query, key, value, mask, causal, dropout)
         else:
             mixed = attend_locally(query, key, value, mask, window, dropout)
@@ -169,7 +183,7 @@ class Block(nn.Module):
     def forward(
         self,
         tokens: Tensor,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         causal: bool = False,
         rotation: Rotation | None = None,
         window: int | None = None,
@@ -185,7 +199,7 @@ class Block(nn.Module):
 
 
 # What a block is given beside the tokens: mask, causality, rotation, and the window where attention is cut into blocks.
-View = tuple[Tensor | None, bool, Rotation | None] | tuple[Tensor | None, bool, Rotation | None, int]
+View = tuple[Mask, bool, Rotation | None] | tuple[Mask, bool, Rotation | None, int]
 
 
 class Transformer(nn.Module):
@@ -228,6 +242,7 @@ class Transformer(nn.Module):
         rotation: Rotation | None = None,
         local_rotation: Rotation | None = None,
         positions: Tensor | None = None,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """Run every block.
 
@@ -239,11 +254,13 @@ class Transformer(nn.Module):
             local_rotation: Those of local layers; null for the same.
             positions: (B, N) integers, where the tokens stand, for the windows of local layers; null where they are
                 consecutive.
+            documents: (B, N) integers, the document that a token belongs to, each seeing itself alone, in the place of
+                a mask; null for one document a row.
 
         Returns:
             (B, N, D) tokens; finite for a row without any real token too.
         """
-        views = self._views(tokens, attention_mask, causal, rotation, local_rotation, positions)
+        views = self._views(tokens, attention_mask, causal, rotation, local_rotation, positions, documents)
         for block, view in zip(self.blocks, views, strict=True):
             tokens = self._run(block, tokens, view)
         return self.final_norm(tokens)
@@ -305,18 +322,26 @@ class Transformer(nn.Module):
         rotation: Rotation | None,
         local_rotation: Rotation | None,
         positions: Tensor | None = None,
+        documents: Tensor | None = None,
     ) -> list[View]:
         """What each block is given beside the tokens."""
-        mask, window = self._mask(attention_mask, causal), self.config.attention_window
+        window = self.config.attention_window
+        mask: Mask
+        if documents is None:
+            mask = self._mask(attention_mask, causal)
+        else:
+            mask = self._mask_of_documents(tokens, documents, causal)
         everything: View = (mask, causal, rotation)
         if window is None:
             return [everything] * len(self.blocks)
         rotation = rotation if local_rotation is None else local_rotation
         length = tokens.shape[1]
         # An exported graph serves any length, which nothing may depend on.
-        known_length = positions is None and not torch.compiler.is_exporting()
-        if known_length and length <= window + 1:
-            local: View = (mask, causal, rotation)
+        known_length = positions is None and documents is None and not torch.compiler.is_exporting()
+        if isinstance(mask, DocumentBounds):
+            local: View = (mask, causal, rotation, window)
+        elif known_length and length <= window + 1:
+            local = (mask, causal, rotation)
         elif known_length and not causal and worth_blocks(length, window):
             local = (mask, causal, rotation, window)
         else:
@@ -330,6 +355,15 @@ class Transformer(nn.Module):
             local = (seen, causal, rotation)
         windows = [self.config.window_of(index) for index in range(len(self.blocks))]
         return [everything if window is None else local for window in windows]
+
+    def _mask_of_documents(self, tokens: Tensor, documents: Tensor, causal: bool) -> Tensor | DocumentBounds:
+        """Who attends to whom in rows of several documents, by what is fastest for these tokens."""
+        device = tokens.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tokens.dtype
+        dropout = self.config.attention_dropout if self.training else 0.0
+        if serves_variable_lengths(tokens.device, dtype, dropout):
+            return bounds_of(documents)
+        return mask_between(documents, causal)
 
     @staticmethod
     def _mask(attention_mask: Tensor | None, causal: bool) -> Tensor | None:

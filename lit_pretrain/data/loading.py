@@ -191,7 +191,7 @@ class ResumableDataLoader:
                 yield first
                 continue
             others = list(islice(batches, number - 1 - self._handed_out % number))
-            yield {**first, FOLLOWING: [{name: other[name] for name in fields} for other in others]}
+            yield {**first, FOLLOWING: [{name: other[name] for name in fields if name in other} for other in others]}
             yield from others
 
     def _batches(self) -> Iterator[Any]:

@@ -114,6 +114,11 @@ def check_on_texts(objectives: Iterable[Objective], encoder: TextEncoder, data: 
     layout = getattr(data, "layout", "")
     facts = DataFacts(tuple(getattr(data, "batch_fields", ())), layout, sequence_length=data.sequence_length)
     for objective in objectives:
+        if "documents" in facts.fields and not objective.packable:
+            raise UserError(
+                f"data.packing puts several texts into a sequence, and {class_and_file(type(objective))} takes a "
+                "sequence for one text: leave one of the two out (predicting words goes with packing)."
+            )
         objective.check_data(encoder, facts)
 
 

@@ -63,6 +63,11 @@ class ShortSequencesConfig:
             raise UserError(
                 f"{setting}, and pairs of texts cannot be cut: set data.layout to segments, or leave it out."
             )
+        if getattr(data, "packing", False):
+            raise UserError(
+                f"{setting}, which would cut through the texts that data.packing puts together: leave one of the two "
+                "out."
+            )
         whole = [type(objective).__name__ for objective in objectives if not objective.perplexities]
         if whole:
             raise UserError(

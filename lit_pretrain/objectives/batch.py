@@ -22,6 +22,8 @@ class TextBatch(TypedDict, total=False):
         sample_id: (B,) integers, the sample's number in its epoch.
         padded: Whether there is any padding, a plain bool that is known without waiting for the device; a batch that
             does not say may have some.
+        documents: (B, L) integers, the number of the text in its row that a token belongs to, -1 of padding; only if
+            `data.packing` puts several into a row.
         next_sentence_label: (B,) integers, 1 where B is random; of the layout `sentence_pairs` alone, and not if
             `random_next` is `never`, by which B follows A always.
     """
@@ -31,6 +33,7 @@ class TextBatch(TypedDict, total=False):
     token_type_ids: Tensor
     sample_id: Tensor
     padded: bool
+    documents: Tensor
     next_sentence_label: Tensor
 
 

@@ -30,6 +30,8 @@ class CausalLanguageModeling(Objective):
 
     name = "causal_language_modeling"
     ties_embeddings = True
+    packable = True
+    fields_ahead = ("documents",)
     uses_pooling = False
     uneven = True
     perplexities = ("loss",)
@@ -74,7 +76,9 @@ class CausalLanguageModeling(Objective):
         guesses = required(self.head).logits(features, required(encoder.embeddings.token).weight).argmax(dim=-1)
         rows = []
         for row in range(len(guesses)):
-            length = int(batch["attention_mask"][row].sum())
+            real = batch["attention_mask"][row].bool()
+            # Of a packed row the first text.
+            length = int((real & (batch["documents"][row] == 0) if "documents" in batch else real).sum())
             half = max(1, length // 2)
             ids = batch["input_ids"][row, :length].tolist()
             rows.append(
@@ -96,6 +100,9 @@ class CausalLanguageModeling(Objective):
 
 
 def next_tokens(batch: Batch) -> Tensor:
-    """(B, N - 1) booleans, where a real token follows a real one."""
+    """(B, N - 1) booleans, where a real token follows a real one of the same text."""
     real = batch["attention_mask"].to(torch.bool)
-    return real[:, 1:] & real[:, :-1]
+    valid = real[:, 1:] & real[:, :-1]
+    if "documents" in batch:
+        valid = valid & (batch["documents"][:, 1:] == batch["documents"][:, :-1])
+    return valid

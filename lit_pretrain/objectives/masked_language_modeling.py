@@ -48,6 +48,7 @@ class MaskedLanguageModeling(Objective):
 
     name = "masked_language_modeling"
     ties_embeddings = True
+    packable = True
     training_settings: ClassVar[tuple[str, ...]] = (
         "probability",
         "whole_word",

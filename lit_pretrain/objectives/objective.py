@@ -80,6 +80,8 @@ class Objective(nn.Module):
     training_settings: ClassVar[tuple[str, ...]] = ("weight",)
     # Whether samples are compared with the others of their batch, so that a larger batch is another task.
     compares_batch: ClassVar[bool] = False
+    # Whether it is about tokens, so that a row may hold several texts (`data.packing`), which `clean_inputs` passes on.
+    packable: ClassVar[bool] = False
     # Whether word pieces are predicted by the encoder's own table of them, so that all of its rows have a gradient.
     ties_embeddings: ClassVar[bool] = False
     weight: float = 1.0
@@ -328,7 +330,8 @@ def clean_inputs(batch: Batch, encoder: Any = None) -> dict[str, Any]:
     """The encoder's arguments for a batch as it is; the encoder, which knows how they are normalised, for pictures."""
     if encoder is not None and "images" in batch:
         return {"images": encoder.normalize(batch["images"])}
-    return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids", "padded") if name in batch}
+    names = ("input_ids", "attention_mask", "token_type_ids", "padded", "documents")
+    return {name: batch[name] for name in names if name in batch}
 
 
 def global_mean(total: Tensor, count: Tensor, training: bool) -> Tensor:

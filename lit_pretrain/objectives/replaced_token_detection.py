@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.backbone.float32 import at_least_float32
-from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
+from lit_pretrain.backbone.packed_rows import places_within
+from lit_pretrain.backbone.text_encoder import TextEncoder, initialise, rotations_at
 from lit_pretrain.backbone.transformer import Transformer
 from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.objectives.heads import LanguageModelingHead
@@ -96,12 +97,16 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
 
     def generate(self, inputs: dict[str, Any], encoder: TextEncoder) -> Tensor:
         """The generator's features (B, N, generator width) of a masked input."""
-        tokens = self.projection(encoder.embeddings(inputs["input_ids"], inputs.get("token_type_ids")))
+        documents = inputs.get("documents")
+        places = None if documents is None else places_within(documents)
+        tokens = self.projection(encoder.embeddings(inputs["input_ids"], inputs.get("token_type_ids"), places))
         config = required(self.generator).config
         head_width = config.width // config.resolved_heads
         rotations = encoder.make_rotations(tokens.shape[1], tokens.device, head_width)
+        if places is not None:
+            rotations = rotations_at(rotations, places)
         mask = inputs.get("attention_mask") if inputs.get("padded", True) else None
-        return required(self.generator)(tokens, mask, False, *rotations)
+        return required(self.generator)(tokens, mask, False, *rotations, documents=documents)
 
     def hide(self, batch: Batch, generator: torch.Generator) -> tuple[MaskedPositions, Tensor, Tensor]:
         """Draw the hidden positions, the masked input (B, N), and the numbers (B, K) in [0, 1) that samples are of."""

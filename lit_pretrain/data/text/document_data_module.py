@@ -22,6 +22,7 @@ from lit_pretrain.data.text.base_tokenizer import WORD_LENGTH, TextTokenizer
 from lit_pretrain.data.text.frequent_ngrams import frequent_ngrams
 from lit_pretrain.data.text.new_pieces import FORMAT as NEW_PIECES_FORMAT
 from lit_pretrain.data.text.new_pieces import check_growing, grown_once, is_larger
+from lit_pretrain.data.text.packing import PackedRows, pack
 from lit_pretrain.data.text.replay import MixedDataset, ReplayConfig, ReplayedDataset, settings_of_replay
 from lit_pretrain.data.text.sentence_pairs import PairPlan, PairSettings, RandomNext, find_or_plan, least_documents
 from lit_pretrain.data.text.text_encoding import choose_tokenizer
@@ -35,6 +36,10 @@ from lit_pretrain.required import required
 
 DocumentSeparator = Literal["file", "blank_line"]
 Layout = Literal["sentence_pairs", "segments"]
+# [CLS] and [SEP] of a segment.
+SPECIAL = 2
+# Which texts an epoch's samples are: pairs, segments, or rows of several of these.
+Plan = PairPlan | numpy.ndarray | PackedRows
 # Documents that are looked into before all are tokenised.
 SOME = 100
 
@@ -72,6 +77,8 @@ class DocumentDataModule(EpochDataModule):
             unknown. A word takes time with the square of its length.
         new_pieces: Word pieces of the corpus that are added to the tokenizer of `model.init_from`, or to `tokenizer`:
             those that shorten the texts most. Their embeddings begin as the mean of the pieces that they replace.
+        packing: Whether a sequence holds several texts, as many as it has room for, in the place of padding; none sees
+            another. For segments, and objectives that predict words.
         replay: A general corpus that is mixed in, so that what was learned from such texts is not forgotten; both have
             a validation, and the own one's alone chooses checkpoints.
         **settings: `workers`, `validation_share`, `cache_directory`, `seed`, `delimiter` and `encoding`; see
@@ -103,6 +110,7 @@ class DocumentDataModule(EpochDataModule):
         strip_accents: bool | None = None,
         word_length: int = WORD_LENGTH,
         new_pieces: int = 0,
+        packing: bool = False,
         replay: ReplayConfig = ReplayConfig(),  # noqa: B008 (frozen)
         **settings: Any,
     ) -> None:
@@ -119,6 +127,11 @@ class DocumentDataModule(EpochDataModule):
         check_length("data.document_budget", document_budget, above_zero=True)
         if not 0.0 <= short_share < 1.0:
             raise UserError(f"data.short_share is {short_share}: give a share from 0 to below 1.")
+        if packing and layout != "segments":
+            raise UserError(
+                f"data.packing puts several texts into a sequence, and those of data.layout {layout} hold two already: "
+                "set data.layout to segments, or leave packing out."
+            )
         self.source = DocumentSource(
             path, name, data_files, split, text_column, document_separator, max_documents, **self.table_form
         )
@@ -131,6 +144,7 @@ class DocumentDataModule(EpochDataModule):
         self.sequence_length = sequence_length
         self.layout = layout
         self.pairs = PairSettings(sequence_length - 3, random_next, short_share)
+        self.packing = packing
         self.document_budget = document_budget
         self.new_pieces = new_pieces
         self.tokenizer: TextTokenizer | None = None
@@ -154,6 +168,7 @@ class DocumentDataModule(EpochDataModule):
                 short_share=short_share,
                 language=language,
                 batch_size=batch_size,
+                packing=packing,
                 **settings | {"seed": self.seed},
             )
             self.general.replayed = True
@@ -303,6 +318,8 @@ class DocumentDataModule(EpochDataModule):
             )
             summary += f", {share_told(facts['unknown_pieces'], facts['tokens'])}"
             say_once(data_line(source_name(self.source), summary, parts, "document"))
+            if self.packing:
+                self._say_packing()
         if self.general is not None:
             with settings_of_replay():
                 self.general.setup(stage)
@@ -313,6 +330,17 @@ class DocumentDataModule(EpochDataModule):
         """The tokenised corpus, once prepared."""
         assert self.cache is not None
         return self.cache
+
+    def _say_packing(self) -> None:
+        """How full the rows are, and whether texts had to be cut."""
+        rows = cast(PackedRows, self.own_dataset.plan(0))
+        offsets = self._tokens.document_offsets()
+        longer = int((offsets[1:] - offsets[:-1] > self.sequence_length - SPECIAL).sum())
+        cut = f"; {longer:,} documents are longer than that and are cut" if longer else ""
+        say_once(
+            f"{len(rows.pieces):,} texts packed into {len(rows):,} sequences of {self.sequence_length} tokens, "
+            f"{100 * rows.filled:.1f}% of which are no padding{cut}."
+        )
 
     def frequent_ngrams(self, longest: int, count: int) -> Tensor:
         """The corpus's most frequent n-grams as numbers; see `frequent_ngrams`."""
@@ -328,6 +356,7 @@ class DocumentDataModule(EpochDataModule):
             self.pairs,
             seed,
             fixed,
+            self.packing,
         )
 
     # -- loaders
@@ -337,6 +366,8 @@ class DocumentDataModule(EpochDataModule):
         """What a batch holds."""
         fields = ("input_ids", "attention_mask", "token_type_ids", "sample_id", "padded")
         labelled = self.layout == "sentence_pairs" and self.pairs.random_next != "never"
+        if self.packing:
+            return (*fields, "documents")
         return (*fields, "next_sentence_label") if labelled else fields
 
     def val_dataloader(self) -> Any:
@@ -369,6 +400,8 @@ class DocumentDataModule(EpochDataModule):
         }
         if self.layout == "sentence_pairs":
             facts["random_share"] = round(float(cast(PairPlan, self.own_dataset.plan(0)).is_random.mean()), 4)
+        if self.packing:
+            facts["packed_share"] = round(cast(PackedRows, self.own_dataset.plan(0)).filled, 4)
         if self.general is not None:
             facts |= {f"replay_{name}": value for name, value in self.general.describe().items()}
         return facts
@@ -386,6 +419,7 @@ class DocumentDataset:
         pairs: How pairs are made.
         seed: Source of the plans' draws.
         fixed: Whether every epoch is the same (evaluation).
+        packing: Whether segments share sequences.
     """
 
     def __init__(
@@ -398,8 +432,10 @@ class DocumentDataset:
         pairs: PairSettings,
         seed: int,
         fixed: bool = False,
+        packing: bool = False,
     ) -> None:
         self.cache = cache
+        self.packing = packing
         self.documents = documents
         self.sequence_length = sequence_length
         self.layout = layout
@@ -407,7 +443,7 @@ class DocumentDataset:
         self.seed = seed
         self.fixed = fixed
         self.cls_id, self.sep_id, self.pad_id = tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id
-        self._planned: tuple[int, PairPlan | numpy.ndarray] | None = None
+        self._planned: tuple[int, Plan] | None = None
         self._size = self.population(0)
 
     def __len__(self) -> int:
@@ -418,16 +454,19 @@ class DocumentDataset:
         """Samples in an epoch's plan."""
         return len(self.plan(epoch))
 
-    def plan(self, epoch: int) -> PairPlan | numpy.ndarray:
+    def plan(self, epoch: int) -> Plan:
         """An epoch's plan; the last one is kept."""
         epoch = 0 if self.fixed else epoch
         if self._planned is None or self._planned[0] != epoch:
-            plan: PairPlan | numpy.ndarray
+            plan: Plan
             if self.layout == "sentence_pairs":
                 plan = find_or_plan(self.cache, self.documents, self.pairs, self.seed, epoch, not self.fixed)
             else:
                 cut_from = None if self.fixed else epoch
-                plan = plan_segments(self.cache, self.documents, self.sequence_length - 2, self.seed, cut_from)
+                plan = plan_segments(self.cache, self.documents, self.sequence_length - SPECIAL, self.seed, cut_from)
+                if self.packing:
+                    generator = sample_generator(self.seed, "packing", epoch)
+                    plan = pack(plan, self.sequence_length, SPECIAL, generator)
             self._planned = (epoch, plan)
         return self._planned[1]
 
@@ -437,8 +476,11 @@ class DocumentDataset:
         indices = numpy.array([index for _, index in keys])
         input_ids = numpy.full((len(keys), self.sequence_length), self.pad_id, dtype=numpy.int64)
         segments = numpy.zeros_like(input_ids)
+        documents = numpy.full_like(input_ids, -1)
         if isinstance(plan, PairPlan):
             ends = self._fill_pairs(plan, indices, input_ids, segments)
+        elif isinstance(plan, PackedRows):
+            ends = self._fill_rows(plan, indices, input_ids, documents)
         else:
             ends = self._fill_segments(plan[indices], input_ids)
         batch: dict[str, Any] = {
@@ -448,6 +490,8 @@ class DocumentDataset:
             "sample_id": torch.from_numpy(indices),
             "padded": bool((ends < self.sequence_length).any()),
         }
+        if self.packing:
+            batch["documents"] = torch.from_numpy(documents)
         if isinstance(plan, PairPlan) and self.pairs.random_next != "never":
             batch["next_sentence_label"] = torch.from_numpy(plan.is_random[indices].astype(numpy.int64))
         return batch
@@ -475,6 +519,22 @@ class DocumentDataset:
         for row, ids in enumerate(input_ids):
             ids[1 : ends[row] - 1] = self.cache.tokens[bounds[row, 0] : bounds[row, 1]]
             ids[ends[row] - 1] = self.sep_id
+        return ends
+
+    def _fill_rows(
+        self, plan: PackedRows, indices: numpy.ndarray, input_ids: numpy.ndarray, documents: numpy.ndarray
+    ) -> numpy.ndarray:
+        """Write [CLS] A [SEP] [CLS] B [SEP] ... into each row, and the texts' numbers; returns the lengths."""
+        ends = numpy.zeros(len(indices), dtype=numpy.int64)
+        for row, index in enumerate(indices):
+            end = 0
+            for number, (first, last) in enumerate(plan.row(int(index))):
+                begin, end = end, end + SPECIAL + last - first
+                input_ids[row, begin] = self.cls_id
+                input_ids[row, begin + 1 : end - 1] = self.cache.tokens[first:last]
+                input_ids[row, end - 1] = self.sep_id
+                documents[row, begin:end] = number
+            ends[row] = end
         return ends
 
 
