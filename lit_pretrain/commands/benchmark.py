@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_memory_arguments(parts)
     add_fine_tuning_arguments(parts)
     add_recipes_arguments(parts)
+    add_packing_arguments(parts)
     for part in (text, vision, contrastive):
         add_common_arguments(part)
 
@@ -104,6 +105,21 @@ def add_recipes_arguments(parts: argparse._SubParsersAction) -> None:
     recipes.add_argument("--old", metavar="ARGUMENTS", default="", help="of fit, for the other build alone")
     recipes.add_argument("--precision", choices=PRECISIONS, default="auto", help="of both; auto: as fit")
     recipes.add_argument("--json", metavar="FILE", help="write the rows as JSON too")
+
+
+def add_packing_arguments(parts: argparse._SubParsersAction) -> None:
+    """What can be chosen of rows that hold several texts."""
+    packing = parts.add_parser("packing", help="steps on several texts a row beside one a row, in real tokens")
+    packing.add_argument("--texts", metavar="PATH", help="texts to read (default: the bundled speeches' paragraphs)")
+    packing.add_argument("--max-documents", type=positive, help="texts that are read (default: all)")
+    packing.add_argument("--size", default="mini", help="BERT size of the encoder")
+    packing.add_argument("--vocabulary-size", type=positive, default=8192, help="word pieces")
+    packing.add_argument("--sequence-length", type=positive, default=128, help="tokens of a row")
+    packing.add_argument("--batch-size", type=positive, default=32, help="rows of a batch")
+    packing.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: as fit")
+    packing.add_argument("--rounds", type=positive, default=5, help="each way is timed once a round, in turn")
+    packing.add_argument("--seconds", type=float, default=4.0, help="time for a way in a round, at least one step")
+    packing.add_argument("--json", metavar="FILE", help="write the rows as JSON too")
 
 
 def positive(text: str) -> int:

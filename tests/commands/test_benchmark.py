@@ -28,6 +28,16 @@ def test_text(tmp_path):
     assert "both kept" in shown
 
 
+def test_packing(tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    settings = ["--size", "tiny", "--max-documents", "200", "--vocabulary-size", "300", "--batch-size", "2"]
+    assert main(["benchmark", "packing", *settings, *BRIEF[:-1], "--json", str(file)]) == 0
+    padded, packed = json.loads(file.read_text())
+    assert packed["number_of_rows"] < padded["number_of_rows"] and padded["filled"] < 0.9 < packed["filled"] <= 1
+    assert packed["tokens"] / packed["filled"] == pytest.approx(4 * 2 * 128)
+    assert "times padded" in capsys.readouterr().out
+
+
 def test_vision(tmp_path):
     file, pictures = tmp_path / "rows.json", write_pictures(tmp_path / "pictures.parquet", count=40)
     settings = ["--images", str(pictures), "--json", str(file)]
@@ -126,6 +136,7 @@ def test_an_objective_that_does_not_fit_is_said_and_left_out(tmp_path, capsys):
         (["contrastive", "--batch-size", "1"], "--batch-size is 1"),
         (["fine-tuning", "--texts", "99999"], "--texts is 99999, and the bundled speeches have 25,488 paragraphs"),
         (["fine-tuning", "--weights", "nowhere"], "nowhere"),
+        (["packing", "--size", "tini"], "There is no size 'tini' (did you mean 'tiny'?)"),
         ([], "the following arguments are required"),
         (["vision", "--rounds", "0"], "argument --rounds: '0' is no whole number from 1 on"),
     ],

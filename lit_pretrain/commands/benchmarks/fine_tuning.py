@@ -120,8 +120,12 @@ def bundled_weights() -> str:
     return str(Path(package.origin).parent / "model")
 
 
-def write_paragraphs(target: Path, count: int) -> tuple[Path, int]:
+def write_paragraphs(target: Path, count: int | None = None) -> tuple[Path, int]:
     """Paragraphs of the bundled speeches, evenly from all of them, with the president's party as label.
+
+    Args:
+        target: To write.
+        count: How many; null for all.
 
     Returns:
         The parquet file, and the number of parties.
@@ -131,6 +135,7 @@ def write_paragraphs(target: Path, count: int) -> tuple[Path, int]:
     """
     speeches = pyarrow.parquet.read_table(sample_path("sotu"), columns=["text", "party"]).to_pylist()
     paragraphs = [(text, speech["party"]) for speech in speeches for text in speech["text"].split("\n\n")]
+    count = len(paragraphs) if count is None else count
     if count > len(paragraphs):
         raise UserError(
             f"--texts is {count}, and the bundled speeches have {len(paragraphs):,} paragraphs: give fewer."
