@@ -1,6 +1,11 @@
 """`python -m lit_pretrain`: training through Lightning, and commands that do not train and start without torch."""
 
+# PYTHON_ARGCOMPLETE_OK
+
+import argparse
 import importlib
+import importlib.util
+import io
 import os
 import sys
 import traceback
@@ -59,7 +64,13 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit status: 0 done, 2 the person's input was wrong (one sentence on stderr), 1 anything else.
     """
+    if arguments is None and "_ARGCOMPLETE" in os.environ:
+        return complete()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            # A terminal or a pipe that is not in UTF-8 shows question marks, where Python would stop.
+            stream.reconfigure(errors="replace")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -69,7 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return dispatch(arguments[0], arguments[1:])
     except UserError as error:
-        print(f"lit_pretrain: {without_credentials(' '.join(str(error).split()))}", file=sys.stderr)
+        sentences = " ".join([str(error), *getattr(error, "__notes__", ())])
+        print(f"lit_pretrain: {without_credentials(' '.join(sentences.split()))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # Whoever read our output has closed it (`... | head`).
@@ -80,6 +92,20 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except Exception as error:
         return failed(error)
+
+
+def complete() -> int:
+    """Answer a shell that completes what is being typed, and end the process; 1 where argcomplete is not installed."""
+
+    def add_arguments(command: str, parser: argparse.ArgumentParser) -> None:
+        importlib.import_module(f"lit_pretrain.commands.{command}").add_arguments(parser)
+
+    if importlib.util.find_spec("argcomplete") is None:
+        return 1
+    from lit_pretrain.cli.completion import complete as complete_line
+
+    complete_line(TRAINING | COMMANDS, TRAINING, add_arguments)
+    return 0
 
 
 def script() -> int:

@@ -3,6 +3,21 @@
 import logging
 import warnings
 
+# What Lightning tells one by one stands on the pages before and after a training: device, precision, seed,
+# checkpoint, and what ended it.
+ON_OUR_PAGES = (
+    "GPU available: ",
+    "Using ",
+    "Seed set to ",
+    "Restoring states from the checkpoint",
+    "Restored all states from the checkpoint",
+    "Loaded model weights from the checkpoint",
+    "Time limit reached",
+    "`Trainer(val_check_interval=1.0)` was configured",
+    "`Trainer.fit` stopped: `max_steps",
+    "`Trainer.fit` stopped: `max_epochs",
+)
+
 
 def quieten() -> None:
     """Leave out what libraries say that no reader can use."""
@@ -12,9 +27,16 @@ def quieten() -> None:
 
         def filter(self, record: logging.LogRecord) -> bool:
             text = record.getMessage()
-            return not ("Tip:" in text or "TPU available" in text or "litlogger" in text)
+            if "Tip:" in text or "TPU available" in text or "litlogger" in text:
+                return False
+            return record.levelno > logging.INFO or not text.startswith(ON_OUR_PAGES)
 
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning"):
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.rank_zero",
+        "lightning.fabric.utilities.seed",
+        "lightning",
+    ):
         logging.getLogger(name).addFilter(NoAdvertisement())
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")

@@ -21,6 +21,7 @@ from lightning.pytorch.plugins import _PLUGIN_INPUT, Precision
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from lightning.pytorch.trainer.connectors.data_connector import _DataConnector
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_pretrain.callbacks import (
@@ -119,6 +120,7 @@ class Trainer(lightning.Trainer):
         )
         check_strategy(self.strategy)
         self._checkpoint_connector = CheckpointConnector(self)
+        self._data_connector = DataConnector(self._data_connector)
         on_cuda = isinstance(self.accelerator, CUDAAccelerator)
         matmul_precision = resolve_matmul_precision(float32_matmul_precision, self.precision, on_cuda)
         if matmul_precision is not None:
@@ -233,6 +235,20 @@ def default_callbacks(callbacks: list[Callback], checkpointing: bool, progress_b
         if best or last:
             made.append(BestCheckpoint(save_top_k=int(best), save_last=last))
     return made
+
+
+class DataConnector(_DataConnector):
+    """Lightning's; when the data are there, loggers without a place get one: they begin before callbacks are set up."""
+
+    def __init__(self, former: _DataConnector) -> None:
+        vars(self).update(vars(former))
+
+    def prepare_data(self) -> None:
+        """As Lightning's, and give loggers their places."""
+        super().prepare_data()
+        for callback in callbacks_of(self.trainer):
+            if isinstance(callback, RunRecorder):
+                callback.place_loggers(self.trainer)
 
 
 class CheckpointConnector(_CheckpointConnector):

@@ -3,6 +3,7 @@
 import copy
 import gc
 import json
+import re
 import subprocess
 import sys
 import weakref
@@ -65,7 +66,15 @@ def test_help_needs_no_torch(arguments):
 
 def test_fit_ends_with_metrics_checkpoint_and_the_next_command(fitted, runs):
     assert fitted.returncode == 0, fitted.stderr
-    assert "After 40 steps" in fitted.stdout and "validation/masked_language_modeling/loss" in fitted.stdout
+    assert "After 40 steps" in fitted.stdout
+    row = r"^ +next_sentence_prediction/loss +[\d.]+ +[\d.]+ +\d+ +0\.6931 *$"
+    assert re.search(row, fitted.stdout, re.MULTILINE) and "\x1b" not in fitted.stdout
+    # What is printed once is printed here.
+    for told_by_lightning in ("Seed set", "GPU available", "max_steps=40"):
+        assert told_by_lightning not in fitted.stdout + fitted.stderr
+    name = re.search(r"^  run +(\S+) in ", fitted.stdout, re.MULTILINE)[1]
+    assert f"python -m lit_pretrain export --ckpt {name}:best --to my-model" in fitted.stdout
+    assert "python -m lit_pretrain compare --experiment small" in fitted.stdout
     (last,) = runs.glob("small/*/checkpoints/last.ckpt")
     assert str(last) in fitted.stdout.replace("\n", "")
     assert "python -m lit_pretrain ui" in fitted.stdout
@@ -103,13 +112,13 @@ def test_validate_test_and_predict_a_checkpoint(fitted, config, runs, tmp_path, 
     gc.collect()
     assert model() is None
     printed = capsys.readouterr().out
+    assert "  next_sentence_prediction/loss" in printed and "chance" in printed and "DataLoader 0" not in printed
     client = mlflow.MlflowClient(f"sqlite:///{runs}/mlflow.db")
     experiment = client.get_experiment_by_name("small").experiment_id
     (trained,) = client.search_runs([experiment], "tags.stage = 'fit'")
     (measured,) = client.search_runs([experiment], "tags.stage = 'validate'")
     assert measured.data.metrics["validation/loss"] == trained.data.metrics["validation/loss"]
     assert measured.data.tags["source.run_id"] == trained.info.run_id
-    assert "validation/loss" in printed
     # Without a config, the one of the checkpoint's own run is taken.
     assert main(["test", "--ckpt_path", "last"]) == 0
     assert main(["predict", "--config", str(config), "--ckpt_path", "last"]) == 0

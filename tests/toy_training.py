@@ -114,6 +114,9 @@ class ToyModule(LightningModule):
         row = {"masked": "a [MASK] c", "prediction": "b", "truth": "b"}
         return {"masked_language_modeling": [row] * min(count, 2)}
 
+    def chance(self):
+        return {"loss": 0.25}
+
     def describe(self):
         return {"parameters": 9, "objectives": "toy"}
 

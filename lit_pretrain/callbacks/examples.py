@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_pretrain.errors import check_number
-from lit_pretrain.tracking.run_record import mlflow_logger, writing_logger
+from lit_pretrain.tracking.run_record import run_files
 
 
 class Examples(Callback):
@@ -29,22 +29,22 @@ class Examples(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what there is to show."""
         examples = getattr(pl_module, "examples", None)
-        if mlflow_logger(trainer) is None or trainer.sanity_checking or not callable(examples):
+        files = run_files(trainer)
+        if files is None or trainer.sanity_checking or not callable(examples):
             return
         # Every rank asks, since a sharded model can only be run by all together; only rank zero's rows are kept.
         tables = examples(self.count)
-        logger = writing_logger(trainer)
-        if logger is None:
+        if not trainer.is_global_zero:
             return
         step = trainer.global_step
         for objective, rows in tables.items():
             if not rows:
                 continue
             rows = [{"step": step, **row} for row in rows]
-            logger.log_table(rows, f"examples/{objective}/step-{step:06d}.json", listed=False)
+            files.log_table(rows, f"examples/{objective}/step-{step:06d}.json", listed=False)
             merged = f"examples/{objective}.json"
-            earlier = [row for row in read_table(logger.run_directory / merged) if row.get("step") != step]
-            logger.log_table([*rows, *earlier][: self.keep], merged)
+            earlier = [row for row in read_table(files.run_directory / merged) if row.get("step") != step]
+            files.log_table([*rows, *earlier][: self.keep], merged)
 
 
 def read_table(path: Any) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lit_pretrain.tracking.paths import shown_path
+from lit_pretrain.callbacks.end_page import going_on
 from lit_pretrain.tracking.run_record import checkpointers, keeper_of_last, mlflow_logger, run_directory
 from lit_pretrain.tracking.slurm import mark_requeued, requeue, requeue_signal
 from lit_pretrain.trainer_state import is_fast_run
@@ -215,10 +215,10 @@ class Interruption(Callback):
         self._restore()
         if isinstance(exception, Interrupted):
             where = f"Interrupted by {exception.signal_name} at step {trainer.global_step}"
-            if self.saved_to:
-                rank_zero_info(f"{where}; go on with --ckpt_path {shown_path(self.saved_to)}")
-            else:
-                rank_zero_info(f"{where}; nothing was saved since the last checkpoint.")
+            if not self.saved_to:
+                where += "; nothing was saved since the last checkpoint"
+            command = going_on(trainer) if trainer.is_global_zero and not is_fast_run(trainer) else None
+            rank_zero_info(f"{where}; go on with: {command}" if command is not None else f"{where}.")
             if exception.code == 128 + (self._requeue_signal or 0):
                 self._queue_anew(trainer)
 

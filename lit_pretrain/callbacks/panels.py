@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.strategies import gathered
-from lit_pretrain.tracking.run_record import mlflow_logger
+from lit_pretrain.tracking.run_record import run_files
 
 
 class Panels(Callback):
@@ -39,13 +39,14 @@ class Panels(Callback):
 
     @torch.no_grad()
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        logger, panels = mlflow_logger(trainer), getattr(pl_module, "panels", None)
+        files, panels = run_files(trainer), getattr(pl_module, "panels", None)
         step = trainer.global_step
-        if logger is None or not callable(panels) or step == self._logged_step:
+        if files is None or not callable(panels) or step == self._logged_step:
             return
         self._logged_step = step
         # Every rank draws, since a sharded model can only be run by all together; only rank zero's are kept.
         with gathered(pl_module if trainer.strategy.model is None else trainer.strategy.model):
             drawn = panels(self.count)
         for name, picture in drawn.items():
-            logger.log_picture(picture, f"panels/{name}", step)
+            if trainer.is_global_zero:
+                files.log_picture(picture, f"panels/{name}", step)

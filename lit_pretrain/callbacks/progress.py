@@ -16,6 +16,9 @@ from lit_pretrain.errors import check_number
 from lit_pretrain.tracking.run_record import validates_training
 from lit_pretrain.trainer_state import callbacks_of
 
+# Characters of what stands beside the bar, and of the shortest bar.
+WIDTH_OF_FIGURES, NARROWEST = 100, 6
+
 
 class ProgressBar(RichProgressBar):
     """Rich's bar with loss and tokens a second; lines of text when the output is a file or a pipe.
@@ -80,6 +83,24 @@ class ProgressBar(RichProgressBar):
             return batches
         remaining = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
         return min(batches, trainer.fit_loop.epoch_loop.batch_progress.current.completed + max(remaining, 0))
+
+    def configure_columns(self, trainer: Trainer) -> list[Any]:
+        """As Lightning's, with a bar that leaves the figures room in a line of 80 characters."""
+        from rich import get_console
+        from rich.progress import BarColumn
+
+        columns = super().configure_columns(trainer)
+        for column in columns:
+            if isinstance(column, BarColumn):
+                column.bar_width = max(NARROWEST, min(40, get_console().width - WIDTH_OF_FIGURES))
+        return columns
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        """As Lightning's, but without the number of epochs where steps or time end the training."""
+        epochs = self.trainer.max_epochs
+        of = f"/{epochs - 1}" if epochs is not None and epochs > 0 else ""
+        # As long as the other descriptions, so that nothing moves.
+        return f"Epoch {current_epoch}{of}".ljust(len(self.validation_description))
 
     # -- without a terminal
 

@@ -1,99 +1,134 @@
-"""The first and the last a person sees of a training: what is trained; its metrics, checkpoints, and how to look on."""
+"""The first and the last a person sees of a training: what is trained and for how long; figures and what to do next."""
 
-import shlex
-from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
-from lit_pretrain.errors import without_credentials
-from lit_pretrain.modules.optimization import count_elements
-from lit_pretrain.tracking.mlflow_logger import MLflowLogger
-from lit_pretrain.tracking.paths import resolve_runs_directory, shown_path
-from lit_pretrain.tracking.run_record import RunRecorder, keeper_of_best, keeper_of_last, mlflow_logger, run_directory
-from lit_pretrain.trainer_state import callbacks_of, is_fast_run
+from lit_pretrain.callbacks.end_page import closing_lines, ending, figures_table, going_on, ways_to_look
+from lit_pretrain.callbacks.interruption import Interrupted
+from lit_pretrain.callbacks.remaining_time import RemainingTime
+from lit_pretrain.callbacks.start_page import start_page
+from lit_pretrain.tracking.paths import shown_path
+from lit_pretrain.trainer_state import is_fast_run
 
 
 class Summary(Callback):
-    """Prints a line before `fit` and a table of final and best metrics after it, on rank zero."""
+    """Prints a few lines before `fit`, how long it will take after its first steps, and figures and commands at its
+    end, and a table of figures after `validate` and `test`; on rank zero.
+    """
+
+    def __init__(self) -> None:
+        self._remaining = RemainingTime()
+        self._trained = False
+        self._optimizer_step = -1
+
+    # -- the start
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is trained, with which precision, where its files will lie."""
-        if self.is_silent(trainer):
-            return
-        from rich import get_console
+        self._trained, self._optimizer_step = False, trainer.global_step
+        self._remaining.begin()
+        if not self.is_silent(trainer):
+            self._say(start_page(trainer, pl_module))
 
-        parameters = count_elements(pl_module.parameters())
-        where = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
-        line = f"{type(pl_module).__name__} of {parameters:,} parameters on {where}, {trainer.precision}"
-        if trainer.global_step:
-            line += f", from step {trainer.global_step:,} on"
-        logger = mlflow_logger(trainer)
-        if logger is not None:
-            line += f"; run {logger.run_name} in {shown_path(logger.run_directory)}"
-        elif (directory := run_directory(trainer)) is not None:
-            line += f"; run in {shown_path(directory)}"
-        get_console().print(line, soft_wrap=True, markup=False, highlight=False)
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Say how long it will take, once that is known."""
+        self._trained = True
+        if trainer.global_step == self._optimizer_step or self.is_silent(trainer):
+            return
+        self._optimizer_step = trainer.global_step
+        line = self._remaining.step_ends(trainer)
+        if line is not None:
+            self._say([line])
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A validation between two steps is none of theirs."""
+        self._remaining.disturbed()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Nor is a checkpoint."""
+        self._remaining.disturbed()
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Measure how long a batch of a validation takes."""
+        self._remaining.validation_batch_begins()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """It is done."""
+        self._remaining.validation_batch_ends()
+
+    # -- the end
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print."""
+        """Print figures and commands."""
         if self.is_silent(trainer):
             return
-        from rich import box, get_console
-        from rich.table import Table
+        self._end_bar(trainer)
+        self._show(figures_table(trainer, pl_module, ending(trainer)), ending(trainer))
+        self._say(closing_lines(trainer, pl_module))
 
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print what was measured."""
+        self._show_measured(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print what was measured, unless it is a training's."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._show_measured(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Add the command by which a training that has failed goes on; an interrupted one has said it."""
+        if not self._trained or not trainer.is_global_zero or isinstance(exception, Interrupted | KeyboardInterrupt):
+            return
+        command = None if is_fast_run(trainer) else going_on(trainer)
+        if command is not None:
+            exception.add_note(f"Go on from the last checkpoint: {command}")
+
+    def _show_measured(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.is_silent(trainer):
+            self._end_bar(trainer)
+            measured = shown_path(trainer.ckpt_path) if trainer.ckpt_path else type(pl_module).__name__
+            self._say([f"Measured {measured}"])
+            self._show(figures_table(trainer, pl_module, None, training=False))
+            self._say([f"Look at the run: {way}" for way in ways_to_look(trainer)])
+
+    @staticmethod
+    def _end_bar(trainer: Trainer) -> None:
         bar = trainer.progress_bar_callback
         if bar is not None and hasattr(bar, "_stop_progress"):
             bar._stop_progress()
-        console = get_console()
-        best = next((callback.best for callback in callbacks_of(trainer) if isinstance(callback, RunRecorder)), {})
-        table = Table(box=box.SIMPLE_HEAD, title=f"After {trainer.global_step:,} steps", title_justify="left")
-        table.add_column("metric")
-        table.add_column("last", justify="right")
-        table.add_column("best", justify="right")
-        for name, value in self.rows(trainer).items():
-            table.add_row(name, f"{value:.4g}", f"{best[name]:.4g}" if name in best else "")
-        if table.row_count:
-            console.print(table)
-        for line in self.lines(trainer):
+
+    @staticmethod
+    def _show(table: Any, otherwise: str | None = None) -> None:
+        from rich import get_console
+
+        if table is not None:
+            get_console().print(table, highlight=False)
+        elif otherwise is not None:
+            Summary._say([f"{otherwise}."])
+
+    @staticmethod
+    def _say(lines: list[str]) -> None:
+        from rich import get_console
+
+        for line in lines:
             # One line each, whatever the width: a person copies them.
-            console.print(line, soft_wrap=True, markup=False, highlight=False)
+            get_console().print(line, soft_wrap=True, markup=False, highlight=False)
 
     @staticmethod
     def is_silent(trainer: Trainer) -> bool:
         """Whether nothing is printed: another process does, or nothing is kept."""
         return not trainer.is_global_zero or bool(is_fast_run(trainer))
-
-    @staticmethod
-    def rows(trainer: Trainer) -> dict[str, float]:
-        """The metrics worth a line: validation first, then training, each once."""
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        # self.log(on_step=True, on_epoch=True) leaves three of each.
-        names = [name for name in metrics if not name.endswith(("_step", "_epoch")) and "/" in name]
-        order = {"validation": 0, "train": 1}
-        names.sort(key=lambda name: (order.get(name.split("/")[0], 2), name.count("/"), name))
-        return {name: metrics[name] for name in names}
-
-    @staticmethod
-    def lines(trainer: Trainer) -> list[str]:
-        """Where the checkpoint lies, and the command that opens the run."""
-        lines = []
-        best, last = keeper_of_best(trainer), keeper_of_last(trainer)
-        if best is not None and best.best_model_path and Path(best.best_model_path).exists():
-            lines.append(f"Best checkpoint: {shown_path(best.best_model_path)}")
-        if last is not None and last.last_model_path and Path(last.last_model_path).exists():
-            lines.append(f"Last checkpoint: {shown_path(last.last_model_path)}")
-        logger = mlflow_logger(trainer)
-        if logger is not None:
-            lines.append(f"Look at the run: {view_command(logger)}")
-        return lines
-
-
-def view_command(logger: MLflowLogger) -> str:
-    """The command that opens the user interface on a run's store, or the run's address on a server."""
-    if not logger.tracking_uri.startswith("sqlite"):
-        address = without_credentials(logger.tracking_uri).rstrip("/")
-        return f"{address}/#/experiments/{logger.experiment_id}/runs/{logger.run_id}"
-    command = "python -m lit_pretrain ui"
-    if logger.runs_directory != resolve_runs_directory():
-        command += f" --runs {shlex.quote(shown_path(logger.runs_directory))}"
-    return command

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_pretrain.errors import check_number
 from lit_pretrain.evaluation.task_report import TaskReport, report_of
 from lit_pretrain.objectives.picture_panels import Caption, grid
-from lit_pretrain.tracking.run_record import mlflow_logger, writing_logger
+from lit_pretrain.tracking.run_record import run_files
 from lit_pretrain.trainer_state import data_module_of
 
 COLUMNS = 5
@@ -46,7 +46,7 @@ class TestReport(Callback):
     ) -> None:
         """Keep what was told."""
         names = ("logits", "label", "sample_id")
-        if mlflow_logger(trainer) is None or not isinstance(outputs, dict) or not set(names) <= outputs.keys():
+        if run_files(trainer) is None or not isinstance(outputs, dict) or not set(names) <= outputs.keys():
             return
         # Where they are, until all are there: to bring each batch to the CPU would wait for it.
         self._parts.append({name: torch.as_tensor(outputs[name]).detach() for name in names})
@@ -58,8 +58,8 @@ class TestReport(Callback):
             gathered: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, parts)
             parts = [part for process_samples in gathered for part in process_samples]
-        logger = writing_logger(trainer)
-        if logger is None or not parts:
+        files = run_files(trainer)
+        if files is None or not trainer.is_global_zero or not parts:
             return
         logits, labels, ids = (torch.cat([part[name] for part in parts]) for name in ("logits", "label", "sample_id"))
         module: Any = pl_module
@@ -67,27 +67,27 @@ class TestReport(Callback):
         report = report_of(module.facts, outputs, labels, self.mistakes)
         step = trainer.global_step
         for name, rows in report.tables.items():
-            logger.log_table(rows, f"report/{name}.json")
+            files.log_table(rows, f"report/{name}.json")
         for name, figure in report.figures.items():
-            logger.log_picture(figure, f"report/{name}", step)
+            files.log_picture(figure, f"report/{name}", step)
         self.log_mistakes(trainer, report, [int(ids[place]) for place in report.worst], step)
 
     def log_mistakes(self, trainer: Trainer, report: TaskReport, ids: list[int], step: int) -> None:
         """The worst samples as a table, and as a picture where they are pictures."""
         if not ids:
             return
-        logger = mlflow_logger(trainer)
-        assert logger is not None
+        files = run_files(trainer)
+        assert files is not None
         samples = data_module_of(trainer).raw_samples("test", ids)
         texts = [{name: value for name, value in sample.items() if isinstance(value, str)} for sample in samples]
         rows = [{"sample_id": i, **told, **sample} for i, told, sample in zip(ids, report.told, texts, strict=True)]
-        logger.log_table(rows, "report/mistakes.json")
+        files.log_table(rows, "report/mistakes.json")
         if "image" in samples[0]:
             captions = [caption_of(told) for told in report.told]
             pictures = [sample["image"] for sample in samples]
             cut = range(0, len(ids), COLUMNS)
             panel = grid([pictures[at : at + COLUMNS] for at in cut], [captions[at : at + COLUMNS] for at in cut])
-            logger.log_picture(panel, "report/mistakes", step)
+            files.log_picture(panel, "report/mistakes", step)
 
 
 def caption_of(row: dict[str, Any]) -> Caption:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lit_pretrain.callbacks.peak import dtype_of_precision, measured_peak
 from lit_pretrain.errors import check_number
-from lit_pretrain.tracking.run_record import mlflow_logger
+from lit_pretrain.tracking.run_record import log_figures, mlflow_logger
 from lit_pretrain.trainer_state import log_interval_of
 
 
@@ -151,8 +151,7 @@ class Throughput(Callback):
         if not metrics:
             return
         metrics["throughput/peak_memory_gib"] = peak_memory(trainer.strategy.root_device) / 2**30
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
+        log_figures(trainer, metrics)
 
     def state_dict(self) -> dict[str, Any]:
         """The totals, which a resumed run goes on adding to."""

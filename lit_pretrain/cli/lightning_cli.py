@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NoReturn, cast
 from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -50,6 +51,7 @@ from lit_pretrain.tracking.find import (
     run_directory_of_checkpoint,
 )
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
+from lit_pretrain.tracking.other_loggers import NO_PLACE
 from lit_pretrain.tracking.paths import shown_path
 from lit_pretrain.tracking.run_record import RunRecorder
 from lit_pretrain.tracking.save_config import SaveConfig, flatten_config
@@ -90,6 +92,16 @@ class Parser(LightningArgumentParser):
         # Else --trainer.max_step is taken for the one setting that begins so.
         self.allow_abbrev = False
 
+    def add_class_arguments(self, theclass: Any, *arguments: Any, **settings: Any) -> list[str]:
+        """As Lightning's; a logger without a `save_dir` is given the run's directory."""
+        added = super().add_class_arguments(theclass, *arguments, **settings)
+        if isinstance(theclass, type) and issubclass(theclass, Logger):
+            for action in self._actions:
+                if action.dest == "save_dir" and (action.dest in self.required_args or action.default == "."):
+                    action.default = NO_PLACE
+                    self.required_args.discard(action.dest)
+        return added
+
     def parse_args(self, args: Any = None, *rest: Any, **settings: Any) -> Any:
         """As jsonargparse's, which (4.47) hands a null of the command line down to a class as the text None."""
         if isinstance(args, list) and len(args) == 1 and str(args[0]).startswith("--"):
@@ -115,6 +127,13 @@ class CommandLine(LightningCLI):
         """Lightning's, but only the one that is given: each gets a parser of its own, made anew for every command."""
         every = LightningCLI.subcommands()
         return {name: every[name] for name in CommandLine.command[:1]}
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """As Lightning's; the suite's own table of what was measured takes the place of Lightning's."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test"):
+            parser.set_defaults(verbose=False)
+        return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning's; what `ckpt_path` names, in a file or on the command line, is a checkpoint's path afterwards.

@@ -73,6 +73,18 @@ def retrieval_both_ways(texts: Tensor, pictures: Tensor, text_pictures: Tensor, 
     return flat_figures | {"mean_recall": sum(recalls) / len(recalls)}
 
 
+def chance_of_retrieval(pictures: int) -> dict[str, float]:
+    """`retrieval_both_ways` of embeddings that know nothing, about: of captions that belong to one picture each.
+
+    Args:
+        pictures: How many there are.
+    """
+    figures = {f"recall_at_{cut}": min(1.0, cut / pictures) for cut in CUTS}
+    recall = sum(figures.values()) / len(CUTS)
+    ways = ("text_to_picture", "picture_to_text")
+    return {f"{way}/{name}": value for way in ways for name, value in figures.items()} | {"mean_recall": recall}
+
+
 def distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
     """(U,) where each value of keys (T,) stands first, and (T,) which of them each is."""
     values, inverse = keys.unique(return_inverse=True)

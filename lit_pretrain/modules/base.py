@@ -441,6 +441,13 @@ class BaseModule(LightningModule):
         """Metrics that follow from a stage's means."""
         return {}
 
+    def chance(self) -> dict[str, float]:
+        """What figures are without learning, by their names without the stage; those that are known.
+
+        Called after an evaluation, on any rank alone.
+        """
+        return {}
+
     def on_validation_epoch_end(self) -> None:
         """Report the means over the whole validation set."""
         self.report("validation")

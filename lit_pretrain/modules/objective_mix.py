@@ -16,6 +16,7 @@ from lit_pretrain.modules.accumulation import Shares
 from lit_pretrain.modules.operations import encoder_operations, is_trained, passes_of
 from lit_pretrain.modules.teachers import give_teachers
 from lit_pretrain.objectives.batch import DataFacts
+from lit_pretrain.objectives.chance import AnswerFrequencies
 from lit_pretrain.objectives.class_checks import check_class, check_reading, is_measuring
 from lit_pretrain.objectives.lejepa import LeJEPA
 from lit_pretrain.objectives.objective import Batch, Objective, ObjectiveOutput, arrange_batch, passes_run
@@ -245,6 +246,29 @@ def total_loss(objectives: Iterable[Objective], means: dict[str, Tensor]) -> dic
     }
     losses = [factor * means[key] for key, factor in factors.items() if key in means]
     return {"loss": torch.stack(losses).sum()} if losses and "loss" not in means else {}
+
+
+def frequencies_of(data: Any) -> AnswerFrequencies:
+    """How often what objectives ask for occurs in a data module, of whatever class, or null."""
+    shares = getattr(data, "piece_shares", None)
+    return AnswerFrequencies(
+        pieces=torch.as_tensor(shares()) if callable(shares) else None,
+        random_pairs=getattr(data, "random_share", 0.5),
+        batch_size=getattr(data, "batch_size", None),
+    )
+
+
+def chance_of_mix(objectives: Sequence[Objective], data: Any) -> dict[str, float]:
+    """What a mix's figures are without learning, by "objective/statistic"; their sum too, if all losses are known."""
+    frequencies = frequencies_of(data)
+    means = {
+        f"{objective.name}/{name}": torch.tensor(value, dtype=torch.float64)
+        for objective in objectives
+        for name, value in objective.chance(frequencies).items()
+    }
+    losses = {f"{objective.name}/{name}" for objective in objectives for name in objective.loss_factors}
+    total = total_loss(objectives, means) if losses <= means.keys() else {}
+    return {name: float(value) for name, value in (total | means | perplexities(objectives, means)).items()}
 
 
 def mix(objectives: Iterable[Objective]) -> str:

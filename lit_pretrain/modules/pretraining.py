@@ -33,6 +33,7 @@ from lit_pretrain.modules.growth import GrowthConfig, check_growth, start_from
 from lit_pretrain.modules.objective_heads import VocabularyGrowth, take_heads
 from lit_pretrain.modules.objective_mix import (
     any_objectives,
+    chance_of_mix,
     check_encoder,
     check_objectives,
     count_terms,
@@ -381,6 +382,10 @@ class Pretraining(BaseModule):
     def derived(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """The sum of the losses, and perplexities of those over tokens."""
         return total_loss(self.objectives, means) | perplexities(self.objectives, means)
+
+    def chance(self) -> dict[str, float]:
+        """As the base's, of the objectives on this data."""
+        return chance_of_mix(self.objectives, data_module_of(self._trainer) if self._trainer is not None else None)
 
     # -- what others ask of a module
 

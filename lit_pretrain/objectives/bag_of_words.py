@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
 from lit_pretrain.objectives.batch import DataFacts
+from lit_pretrain.objectives.chance import AnswerFrequencies, chance_of_pieces
 from lit_pretrain.objectives.linear_cross_entropy import linear_cross_entropy
 from lit_pretrain.objectives.objective import (
     Batch,
@@ -81,6 +82,10 @@ class BagOfWords(Objective):
     def terms(self, targets: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The word pieces."""
         return {"loss": targets["words"].sum()}
+
+    def chance(self, frequencies: AnswerFrequencies) -> dict[str, float]:
+        """By how often each word piece occurs."""
+        return {name: value for name, value in chance_of_pieces(frequencies).items() if name == "loss"}
 
     @torch.no_grad()
     def examples(

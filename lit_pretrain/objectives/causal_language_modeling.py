@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.backbone.text_encoder import TextEncoder
+from lit_pretrain.objectives.chance import AnswerFrequencies, chance_of_pieces
 from lit_pretrain.objectives.heads import LanguageModelingHead
 from lit_pretrain.objectives.masked_language_modeling import language_modeling_output
 from lit_pretrain.objectives.objective import (
@@ -66,6 +67,10 @@ class CausalLanguageModeling(Objective):
     def terms(self, targets: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The next tokens."""
         return {"loss": next_tokens(batch).sum()}
+
+    def chance(self, frequencies: AnswerFrequencies) -> dict[str, float]:
+        """By how often each word piece occurs."""
+        return chance_of_pieces(frequencies)
 
     @torch.no_grad()
     def examples(

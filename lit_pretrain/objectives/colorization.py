@@ -15,6 +15,7 @@ from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.transformer import initialise
 from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.objectives.batch import DataFacts
+from lit_pretrain.objectives.chance import AnswerFrequencies, chance_of_classes
 from lit_pretrain.objectives.color_bins import LARGEST_BIN, LIMIT, SMALLEST_BIN, ColorBins
 from lit_pretrain.objectives.color_cells import COLORLESS, cell_means, has_colors, lightness_and_colors, paint
 from lit_pretrain.objectives.linear_cross_entropy import linear_cross_entropy
@@ -278,6 +279,10 @@ class Colorization(VisionObjective):
         return torch.cat(colors), torch.cat(bins) if bins else None
 
     # -- costs and pictures
+
+    def chance(self, frequencies: AnswerFrequencies) -> dict[str, float]:
+        """Of telling always how often each colour occurs."""
+        return {} if self.bins is None else {"cross_entropy": chance_of_classes(self.bins.prior)["loss"]}
 
     def pass_shape(self, encoder: "VisionEncoder", samples: int, sequence_length: int) -> tuple[int, int]:
         """Every picture once, all its patches."""

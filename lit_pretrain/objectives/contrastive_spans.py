@@ -16,6 +16,7 @@ from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.batch import DataFacts
+from lit_pretrain.objectives.chance import AnswerFrequencies, chance_in_batch
 from lit_pretrain.objectives.gathering import first_row, gather_rows, processes
 from lit_pretrain.objectives.objective import Batch, EncoderPass, Objective, ObjectiveOutput, Vocabulary
 from lit_pretrain.objectives.span_halves import check_halves, check_hiding, halves_pass, name_of_pass, shape_of_halves
@@ -88,6 +89,10 @@ class ContrastiveSpans(Objective):
             pairs = ((first, second), (second, first))
             forth, back = (anchor @ everyone(candidate).T / self.temperature for anchor, candidate in pairs)
         return forth, back, torch.arange(start, start + len(first), device=first.device)
+
+    def chance(self, frequencies: AnswerFrequencies) -> dict[str, float]:
+        """A half is any of its batch's."""
+        return chance_in_batch(frequencies)
 
     @torch.no_grad()
     def examples(

@@ -17,6 +17,7 @@ from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
 from lit_pretrain.errors import check_number
 from lit_pretrain.objectives.batch import DataFacts
+from lit_pretrain.objectives.chance import AnswerFrequencies
 from lit_pretrain.objectives.gathering import gather_rows
 from lit_pretrain.objectives.objective import Batch, EncoderPass, Objective, ObjectiveOutput, Vocabulary
 from lit_pretrain.objectives.span_halves import check_halves, check_hiding, halves_pass, name_of_pass, shape_of_halves
@@ -129,6 +130,10 @@ class FeatureDistillation(Objective):
         loss = nn.functional.mse_loss(prediction, target.to(prediction.dtype))
         halves = torch.full((), float(len(target)), device=loss.device)
         return ObjectiveOutput(loss, {"loss": (loss.detach() * halves, halves)})
+
+    def chance(self, frequencies: AnswerFrequencies) -> dict[str, float]:
+        """Of telling always the mean of standardised features."""
+        return {"loss": 1.0}
 
     def pass_shape(self, encoder: TextEncoder, samples: int, sequence_length: int) -> tuple[int, int]:
         """The halves."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lit_pretrain.backbone.transformer import initialise
 from lit_pretrain.errors import check_number
 from lit_pretrain.objectives.batch import DataFacts
+from lit_pretrain.objectives.chance import AnswerFrequencies, chance_of_classes
 from lit_pretrain.objectives.classification import classification_output
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary
 from lit_pretrain.objectives.patch_cutting import CELLS, PatchGrid, cut, drop_to_grey, grid_for, standardize
@@ -137,6 +138,10 @@ class Jigsaw(VisionObjective):
         right = self.orders[logits.argmax(dim=-1)] == self.orders[labels]
         output.statistics["in_place"] = (right.sum(), torch.full((), right.numel(), device=right.device))
         return output
+
+    def chance(self, frequencies: AnswerFrequencies) -> dict[str, float]:
+        """All permutations are equally frequent."""
+        return chance_of_classes([1 / self.permutations] * self.permutations)
 
     def pass_shape(self, encoder: "VisionEncoder", samples: int, sequence_length: int) -> tuple[int, int]:
         """Nine small pictures a sample."""

@@ -17,6 +17,7 @@ from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.transformer import initialise
 from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.objectives.batch import DataFacts
+from lit_pretrain.objectives.chance import AnswerFrequencies, chance_in_batch
 from lit_pretrain.objectives.gathering import gather_rows, processes, together
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary
 from lit_pretrain.objectives.picture_panels import Caption, grid
@@ -188,6 +189,10 @@ class LeJEPA(VisionObjective):
         hidden, width = self.hidden_width, self.projection_width
         projector = encoder.width * hidden + hidden * hidden + hidden * width
         return 2.0 * samples * self.views * (projector + width * self.directions * processes())
+
+    def chance(self, frequencies: AnswerFrequencies) -> dict[str, float]:
+        """The first view's picture is any of its batch's."""
+        return {name: value for name, value in chance_in_batch(frequencies).items() if name == "accuracy"}
 
     @torch.no_grad()
     def examples(

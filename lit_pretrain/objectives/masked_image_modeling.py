@@ -15,6 +15,7 @@ from lit_pretrain.backbone.patch_embeddings import cut_patches, sincos_positions
 from lit_pretrain.backbone.transformer import Transformer, initialise
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.batch import DataFacts
+from lit_pretrain.objectives.chance import AnswerFrequencies
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary, global_mean
 from lit_pretrain.objectives.picture_panels import grid
 from lit_pretrain.objectives.rates import Rate, check_rate, rate_at
@@ -185,6 +186,10 @@ class MaskedImageModeling(VisionObjective):
         return ObjectiveOutput(global_mean(total, count, self.training), statistics)
 
     # -- costs and pictures
+
+    def chance(self, frequencies: AnswerFrequencies) -> dict[str, float]:
+        """Of telling always the mean."""
+        return {"explained_variance": 0.0} | ({"loss": 1.0} if self.normalize_targets else {})
 
     def pass_shape(self, encoder: "VisionEncoder", samples: int, sequence_length: int) -> tuple[int, int]:
         """Every picture once, with the kept patches only, on average over the training."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.errors import UserError, check_number
+from lit_pretrain.objectives.chance import AnswerFrequencies, chance_of_pieces
 from lit_pretrain.objectives.heads import LanguageModelingHead
 from lit_pretrain.objectives.masking import (
     MaskedPositions,
@@ -152,6 +153,10 @@ class MaskedLanguageModeling(Objective):
     def terms(self, targets: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The hidden positions."""
         return {"loss": targets["valid"].sum()}
+
+    def chance(self, frequencies: AnswerFrequencies) -> dict[str, float]:
+        """By how often each word piece occurs."""
+        return chance_of_pieces(frequencies)
 
     @torch.no_grad()
     def examples(

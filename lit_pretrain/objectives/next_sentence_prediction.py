@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.objectives.batch import DataFacts
+from lit_pretrain.objectives.chance import AnswerFrequencies, chance_of_classes
 from lit_pretrain.objectives.classification import classification_output
 from lit_pretrain.objectives.objective import (
     Batch,
@@ -34,6 +35,10 @@ class NextSentencePrediction(PairClassification):
     ) -> ObjectiveOutput:
         """Mean cross-entropy over the pairs."""
         return classification_output(self.logits(features, encoder), batch["next_sentence_label"], (), self.training)
+
+    def chance(self, frequencies: AnswerFrequencies) -> dict[str, float]:
+        """By how many of the pairs are random."""
+        return chance_of_classes([1 - frequencies.random_pairs, frequencies.random_pairs])
 
     @torch.no_grad()
     def examples(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lit_pretrain.class_paths import build, class_and_file, class_path_of
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.batch import Batch, DataFacts
+from lit_pretrain.objectives.chance import AnswerFrequencies
 from lit_pretrain.objectives.outputs import (
     EncoderPass,
     ObjectiveOutput,
@@ -157,6 +158,13 @@ class Objective(nn.Module):
         return compute_objectives(encoder, [self], batch, generator)[self.name]
 
     # -- what it costs, and what is looked at
+
+    def chance(self, frequencies: AnswerFrequencies) -> dict[str, float]:
+        """Statistics by name, as they are without learning: of a guess that looks at no sample; those that are known.
+
+        A person sees them beside what was learned.
+        """
+        return {}
 
     def pass_shape(self, encoder: Any, samples: int, sequence_length: int) -> tuple[int, int]:
         """Sequences that the pass of a batch sends through the encoder, and the tokens of each.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lit_pretrain.backbone.transformer import initialise
 from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.objectives.batch import DataFacts
+from lit_pretrain.objectives.chance import AnswerFrequencies, chance_of_classes
 from lit_pretrain.objectives.classification import classification_output
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary
 from lit_pretrain.objectives.patch_cutting import (
@@ -223,6 +224,10 @@ class PatchLocation(VisionObjective):
         """Mean cross-entropy over the pairs."""
         logits = self.logits(features, targets, encoder).flatten(0, 1)
         return classification_output(logits, targets["labels"].flatten(), PLACES, self.training)
+
+    def chance(self, frequencies: AnswerFrequencies) -> dict[str, float]:
+        """All places are equally frequent."""
+        return chance_of_classes([1 / len(PLACES)] * len(PLACES), PLACES)
 
     def pass_shape(self, encoder: "VisionEncoder", samples: int, sequence_length: int) -> tuple[int, int]:
         """Nine small pictures a sample, or one whole."""

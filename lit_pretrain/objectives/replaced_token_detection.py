@@ -17,6 +17,7 @@ from lit_pretrain.backbone.packed_rows import places_within
 from lit_pretrain.backbone.text_encoder import TextEncoder, initialise, rotations_at
 from lit_pretrain.backbone.transformer import Transformer
 from lit_pretrain.errors import UserError, check_number
+from lit_pretrain.objectives.chance import AnswerFrequencies, chance_of_pieces
 from lit_pretrain.objectives.heads import LanguageModelingHead
 from lit_pretrain.objectives.masked_language_modeling import MaskedLanguageModeling
 from lit_pretrain.objectives.masking import MaskedPositions, corrupt
@@ -177,6 +178,10 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
     def count_terms(self, batch: Batch, encoder: TextEncoder, generator: torch.Generator) -> dict[str, Tensor]:
         """As the base's, without asking the generator."""
         return self.terms({"valid": self.hide(batch, generator)[0].valid}, batch)
+
+    def chance(self, frequencies: AnswerFrequencies) -> dict[str, float]:
+        """Of the generator, by how often each word piece occurs; what it replaces depends on what it has learned."""
+        return {f"generator_{name}": value for name, value in chance_of_pieces(frequencies).items()}
 
     @torch.no_grad()
     def examples(

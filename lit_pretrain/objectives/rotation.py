@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.backbone.transformer import initialise
+from lit_pretrain.objectives.chance import AnswerFrequencies, chance_of_classes
 from lit_pretrain.objectives.classification import classification_output
 from lit_pretrain.objectives.layout_exchange import exchange_layouts
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary
@@ -96,6 +97,10 @@ class Rotation(VisionObjective):
         """Mean cross-entropy over the turned pictures."""
         names = [f"{angle}_degrees" for angle in ANGLES]
         return classification_output(self.logits(features, encoder), targets["labels"], names, self.training)
+
+    def chance(self, frequencies: AnswerFrequencies) -> dict[str, float]:
+        """All angles are equally frequent."""
+        return chance_of_classes([1 / len(ANGLES)] * len(ANGLES), [f"{angle}_degrees" for angle in ANGLES])
 
     def pass_shape(self, encoder: "VisionEncoder", samples: int, sequence_length: int) -> tuple[int, int]:
         """Four whole pictures a sample, or one."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.batch import DataFacts
+from lit_pretrain.objectives.chance import AnswerFrequencies, chance_of_classes
 from lit_pretrain.objectives.classification import classification_output
 from lit_pretrain.objectives.objective import Batch, ObjectiveOutput, Vocabulary, clean_inputs
 from lit_pretrain.objectives.pair_classification import PairClassification
@@ -48,6 +49,10 @@ class SentenceOrder(PairClassification):
         """Mean cross-entropy over the pairs."""
         logits = self.logits(features, encoder)
         return classification_output(logits, batch["order_label"], ("in_order", "swapped"), self.training)
+
+    def chance(self, frequencies: AnswerFrequencies) -> dict[str, float]:
+        """Half of the texts are swapped."""
+        return chance_of_classes([0.5, 0.5], ("in_order", "swapped"))
 
     @torch.no_grad()
     def examples(

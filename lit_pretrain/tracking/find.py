@@ -196,8 +196,9 @@ def note_checkpoints(directory: Path, last: str | None, best: str | None, folder
     """
 
     def shortened(path: str) -> str:
-        # A run's directory may be moved.
-        return str(Path(path).relative_to(directory)) if Path(path).is_relative_to(directory) else path
+        # A run's directory may be moved, and another command be given elsewhere.
+        absolute = Path(path).absolute()
+        return str(absolute.relative_to(directory)) if absolute.is_relative_to(directory) else str(absolute)
 
     files = {name: shortened(path) for name, path in (("last", last), ("best", best)) if path}
     record = {**files, "folders": sorted(shortened(folder) for folder in folders)}

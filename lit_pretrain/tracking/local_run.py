@@ -23,12 +23,14 @@ class LocalRun:
     Attributes:
         run_id: 32 hexadecimal characters.
         directory: The run's.
+        name: What it is called.
         resumed: Whether it goes on.
         presence: What shows others that it is worked on; null on ranks that only know of it.
     """
 
     run_id: str
     directory: Path
+    name: str = ""
     resumed: bool = False
     presence: Presence | None = None
 
@@ -50,7 +52,8 @@ def begin_local_run(name: str, checkpoint: str | Path | None = None) -> LocalRun
     """
     directory = run_directory_of_checkpoint(Path(checkpoint)) if checkpoint is not None else None
     if directory is not None:
-        run_id = read_run_file(directory / RUN_FILE_NAME).run_id
+        record = read_run_file(directory / RUN_FILE_NAME)
+        run_id, run_name = record.run_id, record.run_name
     else:
         run_id = uuid.uuid4().hex
         run_name = f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
@@ -60,4 +63,4 @@ def begin_local_run(name: str, checkpoint: str | Path | None = None) -> LocalRun
     presence = Presence.claim(directory)
     if checkpoint is not None:
         remove_unfinished(directory)
-    return LocalRun(run_id, directory, checkpoint is not None, presence)
+    return LocalRun(run_id, directory, run_name, checkpoint is not None, presence)

@@ -29,6 +29,7 @@ from lit_pretrain.tracking.find import (
     run_directory_of_checkpoint,
 )
 from lit_pretrain.tracking.logged_models import Checkpoint, metric_rows
+from lit_pretrain.tracking.other_loggers import table_text
 from lit_pretrain.tracking.paths import (
     RUN_FILE_NAME,
     make_directory,
@@ -470,9 +471,7 @@ class MLflowLogger(MLFlowLogger):
             artifact_file: Name ending in .json.
             listed: Whether the page's list of tables, which compares runs, offers it too.
         """
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        data = [[row.get(column) for column in columns] for row in rows]
-        self.log_text(json.dumps({"columns": columns, "data": data}, ensure_ascii=False), artifact_file)
+        self.log_text(table_text(rows), artifact_file)
         if listed and artifact_file not in self._tables:
             self._tables.append(artifact_file)
             listing = [{"path": path, "type": "table"} for path in self._tables]

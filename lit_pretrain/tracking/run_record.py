@@ -15,14 +15,21 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.best import direction, is_better
 from lit_pretrain.tracking.data_inputs import CONTEXTS, DataInput, data_inputs
-from lit_pretrain.tracking.find import RUN_KEY, note_checkpoints, read_run_file, run_directory_of_checkpoint
+from lit_pretrain.tracking.find import (
+    CHECKPOINTS_NAME,
+    RUN_KEY,
+    note_checkpoints,
+    read_run_file,
+    run_directory_of_checkpoint,
+)
 from lit_pretrain.tracking.local_run import LocalRun, begin_local_run
 from lit_pretrain.tracking.machine import git_state, machine_description, package_versions
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
+from lit_pretrain.tracking.other_loggers import RunFiles, lacks_place, log_facts, place
 from lit_pretrain.tracking.paths import RUN_FILE_NAME
 from lit_pretrain.tracking.slurm import write_job
 from lit_pretrain.tracking.writer import first_line
-from lit_pretrain.trainer_state import callbacks_of, data_module_of, set_root_directory, stage_of
+from lit_pretrain.trainer_state import callbacks_of, data_module_of, is_fast_run, set_root_directory, stage_of
 
 # What a checkpoint waits for a store that hangs; what it has not taken by then goes to the journal.
 SECONDS_TO_FLUSH = 5.0
@@ -50,6 +57,21 @@ def run_directory(trainer: Trainer) -> Path | None:
         return logger.run_directory
     recorder = next((callback for callback in callbacks_of(trainer) if isinstance(callback, RunRecorder)), None)
     return recorder.local.directory if recorder is not None and recorder.local is not None else None
+
+
+def run_files(trainer: Trainer) -> MLflowLogger | RunFiles | None:
+    """What keeps tables and pictures of the run; the same on all ranks, and to be written to by rank zero.
+
+    Null where nothing is logged (`logger: false`, fast_dev_run).
+    """
+    logger = mlflow_logger(trainer)
+    if logger is not None or not trainer.loggers or is_fast_run(trainer):
+        return logger
+    directory = run_directory(trainer)
+    if directory is None:
+        folders = (getattr(logger, "log_dir", None) for logger in trainer.loggers)
+        directory = Path(next((folder for folder in folders if isinstance(folder, str)), trainer.default_root_dir))
+    return RunFiles(directory, trainer.loggers)
 
 
 def log_figures(trainer: Trainer, metrics: dict[str, float]) -> None:
@@ -86,6 +108,7 @@ class RunRecorder(Callback):
 
     def __init__(self) -> None:
         self.best: dict[str, float] = {}
+        self.best_steps: dict[str, int] = {}
         self.command: list[str] = sys.argv[1:]
         # Of a run that no MLflow keeps: its name, and what it goes on from.
         self.suggested_name = "run"
@@ -110,8 +133,7 @@ class RunRecorder(Callback):
         logger = mlflow_logger(trainer)
         self._recorded = False
         if logger is None:
-            kept = stage == "predict" or stage == "fit" and bool(checkpointers(trainer))
-            if kept and getattr(trainer, "keeps_runs", False):
+            if self._keeps_local(trainer, stage):
                 self._begin_local(trainer, stage)
             return
         logger.attach(trainer)
@@ -120,17 +142,40 @@ class RunRecorder(Callback):
         if stage == "fit" and trainer.is_global_zero:
             write_job(logger.run_directory, self.command)
 
+    def place_loggers(self, trainer: Trainer) -> None:
+        """Give loggers without a place of their own one on rank zero, where alone they write; before they begin."""
+        homeless = [logger for logger in trainer.loggers if lacks_place(logger)]
+        if not homeless or not trainer.is_global_zero:
+            return
+        stage = stage_of(trainer)
+        if self._keeps_local(trainer, stage) and self.local is None:
+            self.local = begin_local_run(self.suggested_name, self.checkpoint if stage == "fit" else None)
+        own = run_directory(trainer)
+        for logger in homeless:
+            place(logger, own if own is not None else Path(trainer.default_root_dir), self.local)
+
+    def _keeps_local(self, trainer: Trainer, stage: str) -> bool:
+        """Whether a run that no MLflow keeps has a directory; all ranks say the same."""
+        if mlflow_logger(trainer) is not None or not getattr(trainer, "keeps_runs", False):
+            return False
+        if self.local is not None or stage == "predict" or stage == "fit" and bool(checkpointers(trainer)):
+            return True
+        return any(lacks_place(logger) for logger in trainer.loggers)
+
     def _begin_local(self, trainer: Trainer, stage: str) -> None:
         """Give the run a directory, which all that would go to the working directory goes to."""
         if trainer.is_global_zero and self.local is None:
             self.local = begin_local_run(self.suggested_name, self.checkpoint if stage == "fit" else None)
         found: Any = None
         if self.local is not None:
-            found = [self.local.run_id, str(self.local.directory), self.local.resumed]
-        run_id, directory, resumed = trainer.strategy.broadcast(found)
+            found = [self.local.run_id, str(self.local.directory), self.local.name, self.local.resumed]
+        run_id, directory, name, resumed = trainer.strategy.broadcast(found)
         if self.local is None:
-            self.local = LocalRun(run_id, Path(directory), resumed)
+            self.local = LocalRun(run_id, Path(directory), name, resumed)
         set_root_directory(trainer, directory)
+        for checkpointer in checkpointers(trainer):
+            # Lightning would take the first logger's directory, another one each time that the run goes on.
+            checkpointer.dirpath = checkpointer.dirpath or str(self.local.directory / CHECKPOINTS_NAME)
         if stage == "fit" and trainer.is_global_zero:
             write_job(self.local.directory, self.command)
 
@@ -151,28 +196,31 @@ class RunRecorder(Callback):
         self._record(trainer, pl_module)
 
     def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        others = [logger for logger in trainer.loggers if not isinstance(logger, MLflowLogger)]
         logger = writing_logger(trainer)
-        if logger is None or self._recorded:
+        if not trainer.is_global_zero or not trainer.loggers or self._recorded:
             return
         self._recorded = True
         facts = {
             **_described("model_facts", pl_module),
             **_described("data_facts", data_module_of(trainer)),
         }
+        tags = {
+            "stage": stage_of(trainer),
+            "model": type(pl_module).__name__,
+            "precision": str(trainer.precision),
+            "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}",
+            **git_state(),
+            **package_versions(),
+            **machine_description(),
+            **_identities(data_module_of(trainer)),
+        }
+        log_facts(others, facts | tags)
+        if logger is None:
+            return
         logger.log_hyperparams(facts)
         logger.log_inputs(_inputs(data_module_of(trainer), CONTEXTS[stage_of(trainer)]))
-        logger.set_tags(
-            {
-                "stage": stage_of(trainer),
-                "model": type(pl_module).__name__,
-                "precision": str(trainer.precision),
-                "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}",
-                **git_state(),
-                **package_versions(),
-                **machine_description(),
-                **_identities(data_module_of(trainer)),
-            }
-        )
+        logger.set_tags(tags)
         if stage_of(trainer) != "fit" and trainer.ckpt_path:
             path = Path(trainer.ckpt_path)
             directory = run_directory_of_checkpoint(path)
@@ -237,6 +285,7 @@ class RunRecorder(Callback):
                 continue
             if name not in self.best or is_better(number, self.best[name], way):
                 self.best[name] = improved[f"best/{name}"] = number
+                self.best_steps[name] = trainer.global_step
         if improved:
             log_figures(trainer, improved)
 
@@ -291,12 +340,14 @@ class RunRecorder(Callback):
             logger.set_tags({"checkpoint.best_score": f"{best.monitor} = {float(best.best_model_score):g}"})
 
     def state_dict(self) -> dict[str, Any]:
-        """The best values, so that a resumed run goes on comparing with them."""
-        return {"best": dict(self.best)}
+        """The best values and their steps, so that a resumed run goes on comparing with them."""
+        return {"best": dict(self.best), "best_steps": dict(self.best_steps)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the best values of the run that is resumed."""
         self.best = dict(state_dict["best"])
+        # Earlier versions did not keep them.
+        self.best_steps = dict(state_dict.get("best_steps", {}))
 
 
 def main_figures(metrics: Iterable[str], most: int = 3) -> list[str]:

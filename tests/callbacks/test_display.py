@@ -16,6 +16,7 @@ from toy_training import ToyData, ToyModule, make_trainer
 from lit_pretrain.callbacks.examples import Examples
 from lit_pretrain.callbacks.prediction_writer import PredictionWriter, prediction_table
 from lit_pretrain.callbacks.progress import ProgressBar, total_steps
+from lit_pretrain.callbacks.remaining_time import RemainingTime, words
 from lit_pretrain.callbacks.summary import Summary
 from lit_pretrain.callbacks.throughput import Throughput
 from lit_pretrain.errors import UserError
@@ -123,14 +124,66 @@ def test_summary_names_metrics_checkpoints_and_one_command(runs, console, monkey
     trainer.fit(ToyModule(), ToyData())
     text = re.sub(r"\x1b\[[\d;]*m", "", console.file.getvalue())
     assert "After 50 steps" in text
-    assert re.search(r"validation/loss +[\d.e-]+ +[\d.e-]+", text)
-    assert text.index("validation/loss") < text.index("train/loss")
+    assert re.search(r"^ +loss +[\d.e-]+ +[\d.e-]+ +40 +0.25 *$", text, re.MULTILINE)
+    assert 0 < text.index("validation") < text.index("train")
     assert re.search(r"^Best checkpoint: runs/toy/run-[\w-]+/checkpoints/epoch=1-step=40.ckpt$", text, re.MULTILINE)
-    assert re.findall(r"python -m .*", text) == ["python -m lit_pretrain ui"]
+    name = trainer.logger.run_name
+    directory = next(one for one in (runs / "toy").iterdir() if trainer.logger.run_id[:8] in one.name)
+    assert re.findall(r"python -m .*", text) == [
+        "python -m lit_pretrain ui",
+        f"python -m lit_pretrain export --ckpt {name}:best --to my-model",
+        "python -m lit_pretrain compare --experiment toy",
+        f"python -m lit_pretrain register {name}:best --name my-model",
+    ]
+    assert re.search(rf"^  run    {name} in runs/toy/{directory.name}$", text, re.MULTILINE)
+    assert re.search(r"^  steps  50, 2.5 epochs, validated every epoch$", text, re.MULTILINE)
     monkeypatch.chdir("/")
     trainer = make_trainer(runs, [Summary()], max_steps=2)
     trainer.fit(ToyModule(), ToyData())
     assert f"python -m lit_pretrain ui --runs {runs}".replace("ui --runs /", "ui --runs ") in console.file.getvalue()
+
+
+def test_what_ends_a_training_before_its_steps_and_how_it_goes_on(runs, console, monkeypatch, tmp_path):
+    monkeypatch.setenv("LIT_PRETRAIN_RUNS", str(runs))
+    trainer = make_trainer(runs, [Summary()], max_steps=500, max_time={"seconds": 1})
+    trainer.fit(ToyModule(step_seconds=0.02), ToyData())
+    text = re.sub(r"\x1b\[[\d;]*m", "", console.file.getvalue())
+    assert re.search(r"^Stopped by trainer.max_time after \d+ of 500 steps", text, re.MULTILINE)
+    # The clock counts from the run's beginning. A config is not there to be taken, since no command line has one.
+    # Runs that begin in the same second have one name.
+    called = rf"({trainer.logger.run_name}|{trainer.logger.run_id[:8]})"
+    command = rf"fit --config \.\.\. --ckpt_path {called} --trainer\.max_time 00:00:00:02$"
+    assert re.search(f"^Go on: python -m lit_pretrain {command}", text, re.MULTILINE)
+
+    class Fail(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == 30:
+                raise RuntimeError("no")
+
+    trainer = make_trainer(runs, [Summary(), Fail()])
+    with pytest.raises(RuntimeError) as raised:
+        trainer.fit(ToyModule(), ToyData())
+    (note,) = raised.value.__notes__
+    assert note.startswith("Go on from the last checkpoint: python -m lit_pretrain fit --config ... --ckpt_path ")
+
+
+def test_how_long_it_will_take_by_the_first_steps():
+    trainer = SimpleNamespace(
+        max_steps=1000, max_epochs=-1, num_training_batches=100, accumulate_grad_batches=1, global_step=20,
+        val_check_batch=200, check_val_every_n_epoch=None, num_val_batches=[4], enable_validation=True, callbacks=[],
+        lightning_module=None,
+    )  # fmt: skip
+    remaining = RemainingTime()
+    assert remaining.line(trainer, 0.1) == "About 1 min 38 s to go: 980 steps of 100 ms."
+    remaining._validation_batch = 0.5
+    assert remaining.line(trainer, 0.1) == "About 1 min 46 s to go: 980 steps of 100 ms and 4 validations of 2.0 s."
+    # What is over in a moment needs no word.
+    assert remaining.line(trainer, 0.001) is None
+    trainer.lightning_module = SimpleNamespace(clock=SimpleNamespace(budget=90.0, seconds=30.0))
+    assert remaining.line(trainer, 0.1) == "About 1 min, when the clock ends it; all 980 steps would take 1 min 46 s."
+    trainer.max_steps = -1
+    assert remaining.line(trainer, 0.1) == "About 1 min by the clock, 100 ms a step."
+    assert [words(seconds) for seconds in (0.0623, 3.14, 3_905, 180_000)] == ["62 ms", "3.1 s", "1 h 5 min", "2 d 2 h"]
 
 
 def test_predictions_become_parquet(runs, capsys, tmp_path):

@@ -1,11 +1,13 @@
 """What a test leaves in its run: tables, figures and the worst mistakes, by hand, from answers that are known."""
 
 import json
+from pathlib import Path
 
 import PIL.Image
 import pytest
 import torch
 from lightning import LightningDataModule, LightningModule
+from lightning.pytorch.loggers import CSVLogger
 
 from lit_pretrain.callbacks import TestReport
 from lit_pretrain.data.labelled.label_facts import LabelFacts
@@ -51,12 +53,12 @@ def runs(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-def report(runs, facts, logits, labels, shown, **settings):
+def report(runs, facts, logits, labels, shown, logger=None, **settings):
     """The directory of the run of a test."""
-    logger = MLflowLogger(experiment="reports", runs_directory=str(runs))
+    logger = logger or MLflowLogger(experiment="reports", runs_directory=str(runs))
     trainer = Trainer(accelerator="cpu", logger=logger, callbacks=[TestReport(**settings)], enable_progress_bar=False)
     trainer.test(Answers(facts), Samples(logits, labels, shown), verbose=False)
-    return logger.run_directory
+    return Path(logger.run_directory if isinstance(logger, MLflowLogger) else logger.log_dir)
 
 
 def table(directory, name):
@@ -90,11 +92,13 @@ def test_one_class_of_texts(runs):
     assert figures(directory) == {"report~confusion_matrix", "report~calibration"}
 
 
-def test_numbers_of_pictures(runs):
+@pytest.mark.parametrize("kind", [MLflowLogger, CSVLogger])
+def test_numbers_of_pictures(runs, kind):
     shown = [{"image": PIL.Image.new("RGB", (20, 12), (40 * number, 0, 0))} for number in range(4)]
     facts = LabelFacts("regression", mean=1.0, std=2.0)
     logits, labels = torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([1.0, 5.0, 5.5, 6.0])
-    directory = report(runs, facts, logits, labels, shown, mistakes=2)
+    logger = CSVLogger(str(runs)) if kind is CSVLogger else None
+    directory = report(runs, facts, logits, labels, shown, logger, mistakes=2)
     # In their own unit the numbers are 1, 3, 5 and 7.
     assert table(directory, "mistakes") == [
         {"sample_id": 11, "label": 5.0, "predicted": 3.0, "error": 2.0},

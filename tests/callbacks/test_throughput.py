@@ -77,7 +77,7 @@ def test_warm_up_validation_and_checkpoints_are_not_counted(tmp_path, monkeypatc
 
     throughput = Throughput(warm_up_batches=2, measure_peak=False)
     rows = fit(tmp_path, throughput, SlowAtTimes(), [ModelCheckpoint(every_n_train_steps=8, save_top_k=-1)])
-    assert [step for step, _ in rows] == [5, 10, 15, 20, 20]
+    assert [step for step, _ in rows] == [4, 9, 14, 19, 20]
     for _, row in rows[:4]:
         assert row["throughput/tokens_per_second"] == pytest.approx(3200)
         assert row["throughput/samples_per_second"] == pytest.approx(400)
@@ -95,7 +95,7 @@ def test_warm_up_validation_and_checkpoints_are_not_counted(tmp_path, monkeypatc
 def test_accumulated_batches_all_count_and_log_once(tmp_path):
     throughput = Throughput(warm_up_batches=0, measure_peak=False)
     rows = fit(tmp_path, throughput, ToyModule(), accumulate_grad_batches=2, max_steps=10, val_check_interval=1.0)
-    assert [step for step, _ in rows] == [5, 10, 10]
+    assert [step for step, _ in rows] == [4, 9, 10]
     assert rows[-1][1]["throughput/total_tokens"] == 20 * 32
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from small_pictures import picture_config, write_pictures
 from small_training import small_config, write_config
 from text_corpus import write_corpus
 from toy_training import ToyData, ToyModule
@@ -44,13 +45,16 @@ def runs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["csv", "none"])
 def test_figures_config_and_going_on_without_mlflow(runs, tmp_path, kind):
-    logger = {"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path / "logs")}} if kind == "csv" else False
+    # Beneath the working directory, as a person names it.
+    logger = {"class_path": "CSVLogger", "init_args": {"save_dir": "../logs"}} if kind == "csv" else False
     callback = {"class_path": f"{__name__}.Found"}
     config = small_config(write_corpus(tmp_path / "corpus.jsonl"), trainer=SHORT | {"logger": logger})
     config["trainer"]["callbacks"] = [callback]
     path = str(write_config(tmp_path / "small.yaml", config))
     assert main(["fit", "--config", path]) == 0
     (run,) = list_runs()
+    # Where nothing is logged, nothing to look at is either.
+    assert (run.directory / "examples" / "masked_language_modeling.json").is_file() == (kind == "csv")
     assert find_checkpoint("last", "default") == find_checkpoint(run.run_id)
     assert find_checkpoint("last:best").name == "best-step=000002.ckpt"
     saved = yaml.safe_load((run.directory / "config.yaml").read_text())
@@ -62,7 +66,10 @@ def test_figures_config_and_going_on_without_mlflow(runs, tmp_path, kind):
         found = {name: row[name] for row in rows for name in row if row[name]}
         assert {"probe/found", "best/validation/loss", "validation/loss", "train/loss"} <= found.keys()
         assert len({row["step"] for row in rows if row["best/validation/loss"] or row["validation/loss"]}) == 1
-        assert yaml.safe_load((folder / "hparams.yaml").read_text())["data.sequence_length"] == 32
+        settings = yaml.safe_load((folder / "hparams.yaml").read_text())
+        assert (
+            settings["data.sequence_length"] == 32 and settings["data_facts.documents"] and settings["versions.torch"]
+        )
         assert (folder / "config.yaml").is_file()
     # The same run, with its own config.
     line = command_line(["fit", "--ckpt_path", "last", "--trainer.max_steps", "3"], CommandLine)
@@ -72,6 +79,46 @@ def test_figures_config_and_going_on_without_mlflow(runs, tmp_path, kind):
     assert main(["predict", "--ckpt_path", "last"]) == 0
     assert len(list(runs.rglob("predictions.parquet"))) == 1
     assert os.listdir(tmp_path / "here") == []
+
+
+@pytest.mark.parametrize("kind", ["CSVLogger", "TensorBoardLogger", "WandbLogger"])
+def test_a_logger_without_a_place_writes_into_the_run(runs, tmp_path, monkeypatch, kind):
+    if kind == "WandbLogger":
+        wandb = pytest.importorskip("wandb", reason="wandb is not installed: pip install wandb")
+        monkeypatch.setenv("WANDB_SILENT", "true")
+    objectives = [{"class_path": "Rotation"}]
+    logger = [{"class_path": kind, "init_args": {"offline": True} if kind == "WandbLogger" else {}}]
+    pictures = write_pictures(tmp_path / "pictures.parquet", 40)
+    config = picture_config(pictures, objectives, trainer=SHORT | {"max_steps": 2, "logger": logger})
+    assert main(["fit", "--config", str(write_config(tmp_path / "small.yaml", config))]) == 0
+    (run,) = list_runs()
+    assert (run.directory / "panels" / "rotation.png").is_file()
+    if kind == "WandbLogger":
+        wandb.finish()
+    # Another session must not write over the first one's figures.
+    line = command_line(["fit", "--ckpt_path", "last", "--trainer.max_steps", "4"], CommandLine)
+    assert line.trainer.global_step == 4 and len(list_runs()) == 1
+    assert os.listdir(tmp_path / "here") == []
+    if kind == "WandbLogger":
+        wandb.finish()
+        # One run of theirs, by the same name and id.
+        assert line.trainer.logger.version == run.run_id and line.trainer.logger.name
+        media = list(run.directory.glob("wandb/offline-run-*/files/media/images/panels/*.png"))
+        assert len(media) == 2 and all(run.run_id in str(path) for path in media)
+        return
+    folders = [run.directory / "lightning_logs" / f"version_{number}" for number in range(2)]
+    if kind == "CSVLogger":
+        tables = [list(csv.DictReader((folder / "metrics.csv").open())) for folder in folders]
+        assert [max(int(row["step"]) for row in rows if row["validation/loss"]) for rows in tables] == [1, 3]
+        return
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for folder, step in zip(folders, (2, 4), strict=True):
+        events = event_accumulator.EventAccumulator(str(folder)).Reload()
+        # Lightning's figures count steps from 0.
+        assert [event.step for event in events.Scalars("validation/loss")] == [step - 1]
+        assert [event.step for event in events.Images("panels/rotation")] == [step]
+    settings = yaml.safe_load((folders[0] / "hparams.yaml").read_text())
+    assert settings["model.encoder.patch_size"] == 4 and settings["data_facts.stored_size"] == 16
 
 
 def test_a_directory_carried_to_another_place_goes_on_there(runs, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -94,7 +95,7 @@ def test_all_share_the_database_and_the_dead_one_is_found(children):
 def test_what_is_said_on_interruption(children):
     output = children[1]["interrupted"].output
     assert "press Ctrl-C again" in output
-    assert "go on with --ckpt_path" in output
+    assert re.search(r"go on with: python -m lit_pretrain fit .*--ckpt_path \S", output)
     assert "Traceback" not in output
 
 

@@ -40,7 +40,7 @@ def test_ranks_stop_after_the_same_step_and_one_of_them_writes(tmp_path):
         for rank in range(2)
     ]
     assert seen[0] == seen[1] and len(seen[0][0]) >= 6
-    assert output.count("go on with --ckpt_path") == 1
+    assert output.count("go on with: python -m lit_pretrain fit") == 1
     (record,) = list_runs(tmp_path / "runs")
     assert find_checkpoint("last", runs_directory=tmp_path / "runs").parent == record.checkpoints
     client = open_store(record.tracking_uri, tmp_path / "runs")

@@ -346,6 +346,17 @@ class DocumentDataModule(EpochDataModule):
         """The corpus's most frequent n-grams as numbers; see `frequent_ngrams`."""
         return frequent_ngrams(self._tokens, longest, count)
 
+    def piece_shares(self) -> numpy.ndarray:
+        """(V,) how often each word piece occurs in the corpus."""
+        return self._tokens.piece_shares(required(self.tokenizer).vocabulary_size)
+
+    @property
+    def random_share(self) -> float:
+        """Share of the sentence pairs of an epoch whose second passage is random."""
+        if self.layout != "sentence_pairs" or self.pairs.random_next == "balanced":
+            return 0.5
+        return float(cast(PairPlan, self.own_dataset.plan(0)).is_random.mean())
+
     def _dataset(self, documents: numpy.ndarray, seed: int, fixed: bool) -> "DocumentDataset":
         return DocumentDataset(
             self._tokens,

@@ -23,6 +23,8 @@ from lit_pretrain.errors import UserError
 FORMAT = 3
 # Characters whose tokens are held in memory at a time.
 CHUNK_CHARACTERS = 4_000_000
+# Of a large corpus so many parts of so many word pieces tell how frequent each is.
+COUNTED_PARTS, COUNTED_PART = 64, 65_536
 
 
 @dataclass
@@ -67,6 +69,14 @@ class TokenCache:
     def __reduce__(self) -> tuple[Any, ...]:
         """Worker processes map the files themselves rather than receive the whole corpus."""
         return TokenCache.open, (self.directory,)
+
+    def piece_shares(self, vocabulary_size: int) -> numpy.ndarray:
+        """(V,) share of each word piece, of a large corpus by parts from all over it."""
+        places = numpy.linspace(0, max(0, len(self.tokens) - COUNTED_PART), COUNTED_PARTS).astype(int)
+        whole = len(self.tokens) <= COUNTED_PART * COUNTED_PARTS
+        parts = [self.tokens] if whole else [self.tokens[place : place + COUNTED_PART] for place in places]
+        counts = sum(numpy.bincount(part, minlength=vocabulary_size) for part in parts)
+        return numpy.asarray(counts / max(1, int(numpy.sum(counts))))
 
     @property
     def documents(self) -> int:

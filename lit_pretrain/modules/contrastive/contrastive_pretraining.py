@@ -310,6 +310,10 @@ class ContrastivePretraining(TwoTowers):
         """Pictures found for captions and captions found for pictures; empty before any validation."""
         return self.evaluation.panels(parts_of(data_module_of(self.trainer))[PAIRS], count)
 
+    def chance(self) -> dict[str, float]:
+        """As the base's, of any picture for any text."""
+        return self.evaluation.chance(self)
+
     def describe(self) -> dict[str, Any]:
         """What this is made of, for the record of the run."""
         return description_of(self)

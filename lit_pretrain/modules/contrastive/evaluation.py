@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_pretrain.data.loading import SURPLUS
+from lit_pretrain.measures.retrieval import chance_of_retrieval
 from lit_pretrain.modules.contrastive.panels import search_panels
 from lit_pretrain.modules.contrastive.validation import Gallery, gallery_figures, suggestions
 from lit_pretrain.modules.steps import training_share
@@ -58,6 +59,14 @@ class ContrastiveEvaluation:
             pictures, width = len(gallery.pictures), module.embedding_width
             self._say(trainer, suggestions(figures, self.training_means, module.objective, pictures, width))
         return figures
+
+    def chance(self, module: Any) -> dict[str, float]:
+        """What the latest evaluation's figures are without learning: any picture for any text."""
+        if self._latest is None:
+            return {}
+        pictures = len(self._latest[1].pictures)
+        loss = module.objective.chance(min(module.batch_size, pictures))
+        return {"loss": loss, "loss_over_chance": 1.0, **chance_of_retrieval(pictures)}
 
     def _say(self, trainer: Any, sentences: dict[str, str]) -> None:
         """Tell a person, each once in a training and from one process."""

@@ -379,6 +379,10 @@ class FineTuning(BaseModule):
             with torch.inference_mode(False):
                 metrics.reset()
 
+    def chance(self) -> dict[str, float]:
+        """As the base's, by how often each class occurs among the training labels."""
+        return {} if self.task is None else self.task.chance()
+
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
         """`sample_id`, the task's answers, and the pooled features as `embedding` (B, D)."""
         embedding = self.features(batch)

@@ -23,6 +23,7 @@ from torchmetrics.classification import (
 
 from lit_pretrain.data.labelled.label_facts import LabelFacts
 from lit_pretrain.errors import UserError
+from lit_pretrain.objectives.chance import chance_of_classes
 from lit_pretrain.objectives.objective import global_mean
 from lit_pretrain.required import required
 
@@ -145,6 +146,15 @@ class SingleLabel(Classes):
         """Probabilities (B, C) and labels, as the metrics take them."""
         return logits.softmax(dim=-1), labels
 
+    def chance(self) -> dict[str, float]:
+        """Metrics of telling always the most frequent class, and the loss of telling how often each occurs."""
+        if not sum(self.facts.counts):
+            return {}
+        shares = [count / sum(self.facts.counts) for count in self.facts.counts]
+        most = max(shares)
+        # Of that class precision is its share and recall 1; all others have an F1 of 0.
+        return chance_of_classes(shares) | {"f1": 2 * most / (1 + most) / self.outputs}
+
     def correct(self, logits: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """(sum, count) of the accuracy of a training batch."""
         right = (logits.argmax(dim=-1) == labels).sum()
@@ -183,6 +193,14 @@ class MultiLabel(Classes):
             weights = None if weights is None else weights.to(logits.dtype)
         total = functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="sum")
         return total / self.outputs
+
+    def chance(self) -> dict[str, float]:
+        """Metrics of telling of every sample how often each class is present."""
+        if not self.facts.samples or len(self.facts.counts) != self.outputs:
+            return {}
+        shares = [count / self.facts.samples for count in self.facts.counts]
+        losses = [chance_of_classes([share, 1 - share])["loss"] for share in shares]
+        return {"average_precision": sum(shares) / self.outputs, "loss": sum(losses) / self.outputs}
 
     def for_metrics(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities (B, C) and integer labels (B, C)."""
@@ -230,6 +248,10 @@ class Regression(Losses):
         """Sum of the squared errors of the standardised numbers: logits (B, 1), labels (B,)."""
         standard = (labels.to(logits.dtype) - self.facts.mean) / self.facts.std
         return functional.mse_loss(logits[:, 0], standard, reduction="sum")
+
+    def chance(self) -> dict[str, float]:
+        """Metrics of telling always the mean."""
+        return {"pearson": 0.0, "spearman": 0.0, "mse": self.facts.std**2, "loss": 1.0}
 
     def for_metrics(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Numbers in the labels' own unit."""
