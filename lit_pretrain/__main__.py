@@ -28,6 +28,7 @@ COMMANDS = {
     "compare": "put runs side by side: comparable figures, settings that differ, where they come from, cost",
     "report": "write the page of a run: figures, curves, lineage, pictures, settings, what to do next",
     "register": "put a model into MLflow's registry, to be served: labels, numbers or embeddings",
+    "why": "make a step of a run again: its batch as it was shown, each sample's loss and gradient",
     "ui": "open MLflow's pages on the runs",
     "sync": "send what runs have logged and the tracking store has not taken",
     "plan": "probe a training for a minute: its time, memory and disk, and whether it can be done",

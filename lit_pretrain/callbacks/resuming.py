@@ -66,7 +66,8 @@ class Resuming(Callback):
 
 
 def facts_of(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-    """What order, place and draws depend on: `devices`, `seed` of the draws, and of each part of the data its own.
+    """What order, place and draws depend on: `devices` and their `kind`, `seed` of the draws, and of each part of the
+    data its own.
 
     Args:
         trainer: Whose data module is set up; JointDataModule's parts are named "data.pairs" and so on, others "data".
@@ -80,7 +81,8 @@ def facts_of(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
             dataset = getattr(part, "train_dataset", None)
             samples = len(dataset) if dataset is not None else None
             orders[name] = {"batch_size": part.batch_size, "seed": getattr(part, "seed", None), "samples": samples}
-    return {"devices": trainer.world_size, "seed": getattr(module, "seed", None), "orders": orders}
+    kind = trainer.strategy.root_device.type
+    return {"devices": trainer.world_size, "kind": kind, "seed": getattr(module, "seed", None), "orders": orders}
 
 
 def batches_done(checkpoint: dict[str, Any]) -> int:

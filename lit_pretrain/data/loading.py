@@ -112,9 +112,12 @@ class EpochBatchSampler(Sampler):
 
     def __len__(self) -> int:
         """Batches of this process in an epoch."""
-        world_size, size = place()[1], len(self.dataset)
+        return self.batches_of(place()[1])
+
+    def batches_of(self, world_size: int) -> int:
+        """Batches of each of so many processes in an epoch."""
         if self.shuffle:
-            return size // (world_size * self.batch_size)
+            return len(self.dataset) // (world_size * self.batch_size)
         return -(-self.evaluation_batches // world_size)
 
     @property
@@ -332,6 +335,10 @@ class EpochDataModule(LightningDataModule):
             world_size: How many there were.
         """
         return self._training_data.__getitems__(self._train_sampler().batch(epoch, batch_index, rank, world_size))
+
+    def batches_per_epoch(self, world_size: int) -> int:
+        """Training batches of each of so many processes in an epoch."""
+        return self._train_sampler().batches_of(world_size)
 
     def _train_sampler(self) -> EpochBatchSampler:
         return EpochBatchSampler(self._training_data, self.batch_size, self.seed, shuffle=True)

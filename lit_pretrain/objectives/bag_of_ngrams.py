@@ -43,6 +43,7 @@ class BagOfNgrams(Objective):
     """
 
     name = "bag_of_ngrams"
+    views_apart = True
     training_settings = ("draws", "token_dropout", "weight")
     uneven = True
     compares_batch = True

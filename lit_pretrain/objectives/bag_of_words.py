@@ -37,6 +37,7 @@ class BagOfWords(Objective):
     """
 
     name = "bag_of_words"
+    views_apart = True
     training_settings = ("token_dropout", "weight")
     uneven = True
     perplexities = ("loss",)

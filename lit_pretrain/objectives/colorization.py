@@ -175,6 +175,15 @@ class Colorization(VisionObjective):
             )
         return EncoderPass({"images": encoder.normalize(lightness.expand(-1, 3, -1, -1))}, targets)
 
+    def targets_of(self, targets: dict[str, Tensor], sample: int, samples: int) -> dict[str, Tensor]:
+        """As the base's; patches are counted through the batch, and which of them are scored is no sample's own."""
+        own = super().targets_of({"colors": targets["colors"]}, sample, samples)
+        if "rows" in targets:
+            rows, patches = targets["rows"], targets["colors"].shape[1]
+            drawn = rows.shape[1] // samples
+            own["rows"] = rows[:, sample * drawn : (sample + 1) * drawn] - sample * patches
+        return own
+
     # -- loss and statistics
 
     def compute(

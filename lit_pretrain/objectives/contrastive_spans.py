@@ -33,6 +33,7 @@ class ContrastiveSpans(Objective):
     """
 
     name = "contrastive_spans"
+    views_apart = True
     compares_batch = True
     uses_pooling = False
 

@@ -57,6 +57,7 @@ class FeatureDistillation(Objective):
     """
 
     name = "feature_distillation"
+    views_apart = True
     training_settings = ("token_dropout", "weight")
     compares_batch = True
     uses_pooling = False

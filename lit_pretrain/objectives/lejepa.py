@@ -55,6 +55,7 @@ class LeJEPA(VisionObjective):
     """
 
     name = "lejepa"
+    views_apart = True
     training_settings = ("views", "patch_dropout", "gaussianity_share", "directions", "weight")
     compares_batch = True
 

@@ -67,6 +67,8 @@ class Objective(nn.Module):
     # Whether objectives without a pass of their own may read its pass: it has the batch's own rows, each token at its
     # own place, and every token sees all others. A class that makes another pass than its base says so again.
     shares_pass: ClassVar[bool] = False
+    # Whether a pass has all samples' first views, then all second ones, and not a sample's views one after the other.
+    views_apart: ClassVar[bool] = False
     # Objectives with the same name here make the same pass, which is run once for all of them.
     pass_name: str = ""
     # Whether the encoder's pooling and its positions learn from this; what no objective uses is left as it is.
@@ -147,6 +149,26 @@ class Objective(nn.Module):
             batch: Clean batch.
         """
         return {}
+
+    def targets_of(self, targets: dict[str, Tensor], sample: int, samples: int) -> dict[str, Tensor]:
+        """The targets of one sample of a pass, with which `compute` compares its features alone.
+
+        Args:
+            targets: Of the pass.
+            sample: Which, from 0.
+            samples: Of the batch.
+        """
+        return {
+            name: value[self.rows_of_sample(sample, samples, len(value))]
+            if isinstance(value, Tensor) and value.ndim and len(value) % samples == 0
+            else value
+            for name, value in targets.items()
+        }
+
+    def rows_of_sample(self, sample: int, samples: int, rows: int) -> slice:
+        """Where the rows of a sample lie among those of a pass; see `views_apart`."""
+        each = rows // samples
+        return slice(sample, None, samples) if self.views_apart else slice(sample * each, (sample + 1) * each)
 
     def count_terms(self, batch: Batch, encoder: Any, generator: torch.Generator) -> dict[str, Tensor]:
         """As `terms`, of a batch that is not trained on yet; draws what `make_pass` draws."""

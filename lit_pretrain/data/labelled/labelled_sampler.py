@@ -85,9 +85,9 @@ class LengthBatchSampler(EpochBatchSampler):
         for step in [*steps[first:], *([last] if len(last) and first <= len(steps) else [])]:
             yield [(epoch, int(index)) for index in step[rank::world_size]]
 
-    def __len__(self) -> int:
-        """Batches of an epoch, the same in every process."""
-        return -(-len(self.dataset) // (self.batch_size * place()[1]))
+    def batches_of(self, world_size: int) -> int:
+        """Batches of each of so many processes in an epoch, the same in every process."""
+        return -(-len(self.dataset) // (self.batch_size * world_size))
 
     def padding_share(self, maximum_length: int) -> float:
         """Share of an epoch's tokens that are padding, over all processes.

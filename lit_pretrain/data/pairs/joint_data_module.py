@@ -96,6 +96,26 @@ class JointDataModule(LightningDataModule):
             "min_size",
         )
 
+    def batch_at(self, epoch: int, batch_index: int, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
+        """Make any training batch again; see `EpochDataModule.batch_at`.
+
+        Args:
+            epoch: Epoch of the pairs, from 0.
+            batch_index: Batch within it, from 0.
+            rank: Process that saw it.
+            world_size: How many there were.
+        """
+        number = epoch * self.parts[PAIRS].batches_per_epoch(world_size) + batch_index
+        batches = {}
+        for name, part in self.parts.items():
+            own = (epoch, batch_index) if name == PAIRS else divmod(number, part.batches_per_epoch(world_size))
+            batches[name] = part.batch_at(*own, rank, world_size)
+        return batches
+
+    def batches_per_epoch(self, world_size: int) -> int:
+        """Training batches of each of so many processes in an epoch of the pairs."""
+        return self.parts[PAIRS].batches_per_epoch(world_size)
+
     def val_dataloader(self) -> CombinedLoader:
         """Every validation sample of one part after the other."""
         return CombinedLoader({name: part.val_dataloader() for name, part in self.parts.items()}, "sequential")

@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+import torch
 from small_joint import make_joint, make_texts, write_joint
 from small_modernbert import modern_tokenizer
 from small_pairs import make_pairs, write_tokenizer
@@ -54,6 +55,17 @@ def test_an_epoch_is_the_pairs(joint):
     assert "caption_key" in batches[0]["pairs"] and len(batches[0]["text"]["input_ids"]) == 4
     kinds = [part_of(batch) for batch, *_ in iter(joint.val_dataloader())]
     assert [name for name, _ in itertools.groupby(kinds)] == ["pairs", "text", "vision"]
+
+
+def test_any_batch_is_made_again(joint):
+    loader = joint.train_dataloader()
+    for epoch in range(3):
+        loader.iterables["pairs"].batch_sampler.set_epoch(epoch)
+        for index, (batch, *_) in enumerate(loader):
+            again = joint.batch_at(epoch, index)
+            for name, part in batch.items():
+                assert torch.equal(torch.as_tensor(again[name]["sample_id"]), torch.as_tensor(part["sample_id"]))
+    assert index + 1 == joint.batches_per_epoch(1)
 
 
 def test_captions_have_the_texts_tokenizer(joint, directory, tmp_path):

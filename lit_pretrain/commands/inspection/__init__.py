@@ -1,0 +1,1 @@
+"""A step of a training that is over, made again: its batch, what the encoders were shown, and who caused its loss."""
