@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         if begin:
             record.log_file(Path(arguments.config))
             study.run(Runner(settings, record, arguments.jobs, say))
-        complete = tell(study, reporter, record, arguments.json, console)
+        complete = tell(study, reporter, record, arguments, console)
     return 0 if complete else 1
 
 
@@ -99,7 +100,7 @@ def list_cells(study: Any, reporter: Any, record: Any, jobs: int, console: Any) 
     console.print(f"{remaining} of {len(cells)} cells are left{f', and {later}' if later else ''}; {cost}.")
 
 
-def tell(study: Any, reporter: Any, record: Any, json_file: str | None, console: Any) -> bool:
+def tell(study: Any, reporter: Any, record: Any, arguments: argparse.Namespace, console: Any) -> bool:
     """Write and print what has come of it, and log it with the study's run.
 
     Returns:
@@ -119,12 +120,29 @@ def tell(study: Any, reporter: Any, record: Any, json_file: str | None, console:
         record.log_file(path)
     for name, points in report.curves.items():
         record.log_curve(name, points)
-    if json_file:
-        write_json(json_file, report.rows)
+    describe(study, record, report, arguments.config)
+    if arguments.json:
+        write_json(arguments.json, report.rows)
     console.print(
         f"The files are in {shown_path(record.directory)} and in MLflow: python -m lit_pretrain ui", soft_wrap=True
     )
     return all(outcome is not None and outcome.status == "finished" for _, outcome in report.cells)
+
+
+def describe(study: Any, record: Any, report: Any, file: str) -> None:
+    """Describe the study on its run's page in MLflow."""
+    from lit_pretrain.studies.description import study_commands, study_description
+
+    metric = study.settings.metric
+    trainings: list[tuple[str, str, float | None]] = []
+    labels: dict[str, None] = {}
+    for cell, outcome in report.cells:
+        figure = outcome.metrics.get(metric) if outcome is not None else None
+        trainings.append((cell.name, outcome.status if outcome is not None else "waiting", figure))
+        labels |= {label: None for label, value in cell.labels.items() if value is not None}
+    commands = study_commands(f"study {record.kind} --config {shlex.quote(file)}", shlex.quote(record.experiment))
+    text = study_description(record.kind, metric, trainings, report.notes, commands)
+    record.describe(text, [metric], list(labels))
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ process ends, however it ends, and which other machines that share the runs dire
 import datetime
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from lit_pretrain.tracking.store import (
     open_experiment,
     open_store,
     resolve_tracking_uri,
+    send,
 )
 
 STUDY_TAG = "study"
@@ -50,7 +52,7 @@ class StudyRecord:
     """
 
     def __init__(self, name: str, experiment: str, kind: str, begin: bool = True) -> None:
-        self.name, self.experiment = name, experiment
+        self.name, self.experiment, self.kind = name, experiment, kind
         self.runs_directory = resolve_runs_directory()
         self.tracking_uri = resolve_tracking_uri(None, self.runs_directory)
         self._client: Any = None
@@ -134,6 +136,19 @@ class StudyRecord:
     def log_file(self, path: Path) -> None:
         """Copy a file into the run's artifacts."""
         self.client.log_artifact(self.run_id, str(path))
+
+    def describe(self, text: str, metrics: Sequence[str], labels: Sequence[str]) -> None:
+        """Describe the study on its run's page, and let the table of runs have columns for what tells them apart.
+
+        Args:
+            text: Markdown; what a person has written there stays.
+            metrics: That the trainings are judged by.
+            labels: Of the trainings, which are tags of their runs.
+        """
+        run_id, directory = required(self.run_id), required(self.directory)
+        send(self.client, run_id, {"kind": "description", "text": text}, directory)
+        tags = [f"study.{label}" for label in labels]
+        send(self.client, run_id, {"kind": "columns", "metrics": list(metrics), "tags": tags}, directory)
 
     def log_curve(self, name: str, points: list[tuple[int, float]]) -> None:
         """Show a curve on the run's page; its steps are what the study varies, such as numbers of labels."""

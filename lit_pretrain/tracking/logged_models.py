@@ -5,6 +5,7 @@ when the training ends; the model of a checkpoint that is no longer there is del
 said as a state ("these are the models of the run"), so that sending it twice, or late, does no harm.
 """
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 # By its tags a model of ours is known; those that a person or `register` has logged are left alone.
 CHECKPOINT_TAG, STEP_TAG, KIND_TAG = "checkpoint", "checkpoint.step", "checkpoint.kind"
 MEASURED_TAG, GONE_TAG = "checkpoint.measured", "checkpoint.gone"
-EXTERNAL_TAG = "mlflow.model.isExternal"
+EXTERNAL_TAG, NOTE_TAG = "mlflow.model.isExternal", "mlflow.note.content"
 # MLflow's own limits.
 METRICS_PER_REQUEST, PARAMETERS, VALUE_LIMIT, TAG_LIMIT = 1000, 100, 500, 5000
 MOST_MODELS = 1000
@@ -77,10 +78,7 @@ def send_models(client: "MlflowClient", run_id: str, checkpoints: Sequence[Check
     models = models_of(client, run)
     wanted = [(find_or_create(client, run, models, checkpoint), checkpoint) for checkpoint in checkpoints]
     for model, checkpoint in wanted:
-        client.set_logged_model_tags(
-            model.model_id,
-            {KIND_TAG: ", ".join(checkpoint["kinds"]), CHECKPOINT_TAG: str(checkpoint["path"])[:TAG_LIMIT]},
-        )
+        client.set_logged_model_tags(model.model_id, tags_of(checkpoint))
         log_metrics(client, run_id, model.model_id, checkpoint["metrics"])
     kept = {model.model_id for model, _ in wanted}
     for model in models.values():
@@ -142,6 +140,18 @@ def models_of(client: "MlflowClient", run: "Run") -> "dict[int, LoggedModel]":
     return {int(model.tags[STEP_TAG]): model for model in found if model.tags.get(STEP_TAG, "").isdecimal()}
 
 
+def tags_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """Tags of a checkpoint's model, among them what MLflow's page shows as its description."""
+    path = str(checkpoint["path"])
+    kinds = " and ".join(checkpoint["kinds"])
+    note = (
+        f"The {f'{kinds} ' if kinds else ''}checkpoint of its run, at step {checkpoint['step']}: `{path}`. The file is "
+        "not copied; put it into the registry with all that serving needs by\n\n```bash\n"
+        f"python -m lit_pretrain register {shlex.quote(path)} --name NAME\n```"
+    )
+    return {CHECKPOINT_TAG: path[:TAG_LIMIT], KIND_TAG: ", ".join(checkpoint["kinds"]), NOTE_TAG: note[:TAG_LIMIT]}
+
+
 def find_or_create(
     client: "MlflowClient", run: "Run", models: "dict[int, LoggedModel]", checkpoint: Checkpoint
 ) -> "LoggedModel":
@@ -154,12 +164,7 @@ def find_or_create(
             run.info.experiment_id,
             f"{name}-step-{step}",
             run.info.run_id,
-            {
-                STEP_TAG: str(step),
-                CHECKPOINT_TAG: str(checkpoint["path"])[:TAG_LIMIT],
-                KIND_TAG: ", ".join(checkpoint["kinds"]),
-                EXTERNAL_TAG: "true",
-            },
+            {STEP_TAG: str(step), EXTERNAL_TAG: "true", **tags_of(checkpoint)},
             {
                 "step": str(step),
                 **{key: value[:VALUE_LIMIT] for key, value in list(facts.items())[: PARAMETERS - 1]},

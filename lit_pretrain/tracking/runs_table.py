@@ -14,7 +14,7 @@ from urllib.parse import quote
 VIEW_NAME = "Figures"
 VIEW_KEY = "lit_pretrain"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
-# Before the figures, and after them.
+# Before the figures, and after them; MLflow puts attributes first, and each takes room from the figures.
 FIRST = ("attributes.`Dataset`",)
 REST = (
     "metrics.`throughput/total_hours`",
@@ -22,19 +22,19 @@ REST = (
     "params.`model_facts.parameters`",
     "params.`model.optimizer.learning_rate`",
     "params.`data.batch_size`",
-    "attributes.`Models`",
 )
 # More of them are no longer seen at once.
 MOST_FIGURES = 8
 
 
-def with_columns(tag: str | None, metrics: Sequence[str], now: int) -> str | None:
+def with_columns(tag: str | None, metrics: Sequence[str], now: int, tags: Sequence[str] = ()) -> str | None:
     """The view of an experiment with columns for some metrics.
 
     Args:
         tag: As the store has it; null for none.
         metrics: Names.
         now: Milliseconds since 1970.
+        tags: Names of tags that have columns too.
 
     Returns:
         What the tag should be: as it is, if it has them all or is a person's.
@@ -52,7 +52,8 @@ def with_columns(tag: str | None, metrics: Sequence[str], now: int) -> str | Non
             return tag
         if changed:
             return tag
-    new = [f"metrics.`{name}`" for name in metrics if "`" not in name]
+    named = [("metrics", name) for name in metrics] + [("tags", name) for name in tags]
+    new = [f"{kind}.`{name}`" for kind, name in named if "`" not in name]
     figures = list(dict.fromkeys([*figures, *new]))[:MOST_FIGURES]
     state = {"selectedColumns": [*FIRST, *figures, *REST]}
     return json.dumps({"name": VIEW_NAME, "createdAt": created, "updatedAt": created, "state": json.dumps(state)})

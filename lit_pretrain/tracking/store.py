@@ -379,7 +379,8 @@ def send(client: "MlflowClient", run_id: str, operation: Operation, directory: P
             case "columns":
                 experiment_id = client.get_run(run_id).info.experiment_id
                 tag = client.get_experiment(experiment_id).tags.get(VIEW_TAG)
-                view = with_columns(tag, operation["metrics"], int(time.time() * 1000))
+                tags = operation.get("tags", ())
+                view = with_columns(tag, operation["metrics"], int(time.time() * 1000), tags)
                 if view is not None and view != tag:
                     client.set_experiment_tag(experiment_id, VIEW_TAG, view)
             case "description":

@@ -98,6 +98,11 @@ def test_label_efficiency_is_resumed_and_told(home, capsys):
     (parent,) = [client.get_run(record.run_id)]
     assert parent.info.status == "FINISHED" and parent.data.tags["study"] == "label-efficiency"
     assert parent.data.metrics["test/accuracy/scratch"] == pytest.approx(scratch["mean"])
+    note = parent.data.tags["mlflow.note.content"]
+    assert "**Label efficiency: 2 of 4 trainings finished**" in note and "study label-efficiency --config" in note
+    assert f"| scratch, labels 9, seed 0 | {scratch['mean']:.4g} |" in note and "5000, seed 0 | failed |" in note
+    view = client.get_experiment(parent.info.experiment_id).tags["mlflow.sharedViewState.lit_pretrain"]
+    assert all(name in view for name in ("metrics.`test/accuracy`", "tags.`study.encoder`", "best/validation/"))
     logged = {one.path for one in client.list_artifacts(record.run_id)}
     assert logged == {"labels.yaml", "cells.csv", "groups.csv", "label_efficiency.png"}
     assert (record.directory / "label_efficiency.png").read_bytes().startswith(b"\x89PNG")
@@ -106,6 +111,11 @@ def test_label_efficiency_is_resumed_and_told(home, capsys):
         # What was measured on the test data stands in the cell's own run too.
         assert float(table[run.info.run_id]["test/accuracy"]) == pytest.approx(run.data.metrics["test/accuracy"])
         assert run.data.params["data_facts.training_pictures"] == "9"
+        parts = {tag.value: one.dataset.name for one in run.inputs.dataset_inputs for tag in one.tags}
+        assert parts["training"].endswith(":training[9]") and set(parts) == {"training", "validation"}
+        (model,) = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+        assert model.tags["checkpoint.gone"] == "true"
+        assert "test/accuracy" in {one.key for one in model.metrics}
         assert not (find_run(run.info.run_id).directory / "checkpoints").exists()
 
     # Again with one budget and a seed more: what is finished stays, and only what is new is trained.

@@ -66,6 +66,7 @@ def test_the_best_and_the_last_are_models_of_their_steps(tmp_path):
     model = models[4][2]
     assert model.name == "first-try- 1-step-4" and model.params["model_facts.parameters"] == "9"
     assert model.tags["checkpoint"] == str(logger.run_directory / "checkpoints" / "epoch=0-step=4.ckpt")
+    assert f"register {model.tags['checkpoint']} --name" in model.tags["mlflow.note.content"]
     assert model.status == "READY" and not list((tmp_path / "artifacts").rglob("*.ckpt"))
     run = client.get_run(run_id)
     assert {(one.model_id, one.step) for one in run.outputs.model_outputs} == {
