@@ -78,7 +78,8 @@ def send_models(client: "MlflowClient", run_id: str, checkpoints: Sequence[Check
     models = models_of(client, run)
     wanted = [(find_or_create(client, run, models, checkpoint), checkpoint) for checkpoint in checkpoints]
     for model, checkpoint in wanted:
-        client.set_logged_model_tags(model.model_id, tags_of(checkpoint))
+        if not tags_of(checkpoint).items() <= model.tags.items():
+            client.set_logged_model_tags(model.model_id, tags_of(checkpoint))
         log_metrics(client, run_id, model.model_id, checkpoint["metrics"])
     kept = {model.model_id for model, _ in wanted}
     for model in models.values():

@@ -110,6 +110,20 @@ def test_accuracies_are_those_of_scikit_learn_and_the_run_is_logged(pictures, ru
     assert run.info.status == "FINISHED"
     assert run.data.metrics["evaluate/linear_accuracy/block_3"] == told["mean"]
     assert run.data.tags["source.run_id"] == told["run_id"] and run.data.tags["source.checkpoint"] == str(pictures)
+    used = {tag.value: one.dataset for one in run.inputs.dataset_inputs for tag in one.tags}
+    assert {context: data.name for context, data in used.items()} == {
+        "training": "pictures.parquet:training[96]",
+        "test": "test.parquet:test[45]",
+    }
+    assert used["training"].digest != used["test"].digest
+    # A search leaves models out.
+    model = client.get_logged_model(client.get_run(run.info.run_id).inputs.model_inputs[0].model_id)
+    assert (model.source_run_id, model.params["step"]) == (told["run_id"], "2")
+    figures = {one.key: (one.value, one.dataset_name) for one in model.metrics}
+    assert figures["evaluate/linear_accuracy/block_3"] == (told["mean"], "test.parquet:test[45]")
+    note = run.data.tags["mlflow.note.content"]
+    assert "**Evaluate of VisionEncoder" in note and "45 for test" in note
+    assert f"evaluate/linear_accuracy/block_3 {told['mean']:.4g} at step 2" in note
     printed = capsys.readouterr().out
     assert "45 samples of test" in printed and f"{100 * told['mean']:.2f} %" in printed
 

@@ -1,9 +1,12 @@
 """FSDP in two processes (gloo): every block a unit, and what is trained is what one process trains."""
 
+import csv
+
 import pytest
 import torch
 from child_processes import both_ranks
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from small_pairs import make_encoders, make_pairs, make_rows, write_pairs
 from text_corpus import make_data as make_texts
@@ -61,7 +64,7 @@ def make(name, directory, processes):
     return module, make_pairs(directory / "pairs.parquet", directory / "caches", batch_size=BATCH // processes)
 
 
-def make_trainer(name, strategy, steps=2):
+def make_trainer(name, strategy, steps=2, logger=False):
     """Two steps, in chunks, and a validation."""
     return Trainer(
         accelerator="cpu",
@@ -71,7 +74,8 @@ def make_trainer(name, strategy, steps=2):
         max_steps=steps,
         val_check_interval=2,
         num_sanity_val_steps=0,
-        logger=False,
+        logger=logger,
+        log_every_n_steps=1,
         callbacks=[Examples()] if name == "text" else [],
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -81,7 +85,8 @@ def make_trainer(name, strategy, steps=2):
 def train(name, directory, strategy):
     """What comes of it, and a checkpoint."""
     module, data = make(name, directory, 1 if strategy == "auto" else 2)
-    trainer = make_trainer(name, strategy)
+    logger = CSVLogger(directory, name="logs", version=f"{name}-{strategy}")
+    trainer = make_trainer(name, strategy, logger=logger)
     trainer.fit(module, data)
     units = [one for one in module.modules() if isinstance(one, FullyShardedDataParallel)]
     trainer.save_checkpoint(directory / f"{name}-{strategy}.ckpt")
@@ -139,6 +144,16 @@ def test_two_shards_train_what_one_process_trains(ranks, whole, directory, name)
         assert rank[name]["blocks"] == CASES[name]
         assert rank[name]["parameters"] == alike["parameters"]
         assert rank[name]["metrics"] == pytest.approx(alike["metrics"], rel=1e-3, abs=1e-4)
+    # The gradient's norm is that of all shards together.
+    expected, found = (norms(directory / "logs" / f"{name}-{one}" / "metrics.csv") for one in (like, "fsdp"))
+    assert len(found) == 2 and found == pytest.approx(expected, rel=1e-3)
+
+
+def norms(path):
+    """Norms of the gradient in a table of figures."""
+    with path.open() as file:
+        found = [row.get("train/gradient_norm") for row in csv.DictReader(file)]
+    return [float(value) for value in found if value]
 
 
 def contents(path):
