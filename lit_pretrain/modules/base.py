@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningModule
@@ -35,7 +35,8 @@ from lit_pretrain.modules.optimization import (
     rates_of,
     remember_dimensions,
 )
-from lit_pretrain.modules.statistics import MeanStatistics
+from lit_pretrain.modules.skipping import MOST_IN_A_ROW, SkippedSteps, without_broken
+from lit_pretrain.modules.statistics import MeanStatistics, Statistics
 from lit_pretrain.modules.steps import total_steps, training_share
 from lit_pretrain.modules.strategies import gathered, prepare_for
 from lit_pretrain.objectives.objective import Batch, Objective
@@ -44,6 +45,8 @@ from lit_pretrain.trainer_state import is_fast_run, log_interval_of
 
 # Where a checkpoint has the sums since the last report.
 SUMS = "lit_pretrain_sums"
+# And how many steps were left out.
+SKIPPED = "lit_pretrain_skipped_steps"
 
 
 class NonFiniteLossError(RuntimeError):
@@ -107,6 +110,8 @@ class BaseModule(LightningModule):
             less memory for about a third more time.
         average: Whether the weights are averaged over the steps; what is evaluated, exported and started from is the
             average then.
+        non_finite: At a loss or gradients that are not finite: `stop`, or `skip` the step, which is counted; ten in a
+            row stop the training.
     """
 
     # A TextEncoder, a VisionEncoder or what has their protocol; none where two towers have one each.
@@ -128,9 +133,12 @@ class BaseModule(LightningModule):
         seed: int | None = None,
         gradient_checkpointing: bool = False,
         average: AverageConfig = AverageConfig(),  # noqa: B008 (frozen)
+        non_finite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.non_finite = non_finite
+        self.skipped = SkippedSteps()
         self.optimizer_config = optimizer
         self.schedule_config = schedule
         check_number("model.gradient_clip_norm", gradient_clip_norm, above=0)
@@ -254,9 +262,26 @@ class BaseModule(LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip by the trainer's setting if it has one, else by this module's."""
+        if self.non_finite == "skip" and self.skipped.take_out(optimizer):
+            self._tell_skipped()
+            return
         if gradient_clip_val is None and self.gradient_clip_norm is not None:
             gradient_clip_val, gradient_clip_algorithm = self.gradient_clip_norm, "norm"
         clip_gradients(self.trainer, optimizer, gradient_clip_val or 0.0, gradient_clip_algorithm or "norm")
+
+    def _tell_skipped(self) -> None:
+        """Say that a step is left out; too many are none that a training can do without.
+
+        Raises:
+            NonFiniteLossError: In all processes, after several in a row.
+        """
+        step, skipped = self.trainer.global_step, self.skipped
+        if skipped.in_a_row >= MOST_IN_A_ROW:
+            raise NonFiniteLossError(
+                f"The gradients are not finite in {skipped.in_a_row} steps one after the other, up to step {step}: "
+                "lower optimizer.learning_rate, lengthen schedule.warm_up, or go on from an earlier checkpoint in fp32."
+            )
+        rank_zero_info(f"Step {step} is left out: its gradients are not finite ({skipped.total} so far).")
 
     # -- draws
 
@@ -344,7 +369,7 @@ class BaseModule(LightningModule):
         if self._report_is_due():
             self._reported_step = self.trainer.global_step
             self.report("train")
-            self.log_dict(self._used_rates)
+            self.log_dict(self._beside_means())
 
     def on_train_start(self) -> None:
         """Count from here, or from the sums of the training that is resumed."""
@@ -386,6 +411,11 @@ class BaseModule(LightningModule):
         if self.trainer.global_step != self._reported_step:
             self._write_report()
 
+    def _beside_means(self) -> dict[str, float]:
+        """What is reported with the means: the learning rates, and how many steps were left out if any may be."""
+        skipped = {"train/skipped_steps": float(self.skipped.total)} if self.non_finite == "skip" else {}
+        return self._used_rates | skipped
+
     def _report_is_due(self) -> bool:
         step, every = self.trainer.global_step, log_interval_of(self.trainer)  # 0 in barebones trainings
         return every > 0 and step % every == 0 and step != self._reported_step
@@ -399,7 +429,7 @@ class BaseModule(LightningModule):
             return
         self.trainer.callback_metrics.update(means)
         metrics = {name: float(value) for name, value in means.items()}
-        metrics |= self._used_rates | {"epoch": self.trainer.current_epoch}
+        metrics |= self._beside_means() | {"epoch": self.trainer.current_epoch}
         # Lightning's logs count steps from 0.
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=self.trainer.global_step - 1)
@@ -415,6 +445,12 @@ class BaseModule(LightningModule):
             if earlier is not None and self.trainer.is_global_zero:
                 self._statistics[stage].add_sums(earlier)
         return self._statistics[stage]
+
+    def count_training(self, stage: str, statistics: Statistics) -> None:
+        """Add a training batch's statistics to its stage's; none of a batch that is left out."""
+        if self.non_finite == "skip":
+            statistics = without_broken(statistics)
+        self.statistics_for(stage, statistics).update(statistics)
 
     def count(self, stage: str, batch: Batch, statistics: dict[str, tuple[Tensor, Tensor]]) -> None:
         """Add an evaluation batch's statistics to its stage's, unless it is there for the number alone."""
@@ -479,6 +515,8 @@ class BaseModule(LightningModule):
                 self._statistics[stage].reset()
         checkpoint[SUMS] = {stage: self._statistics[stage].total_sums() for stage in stages}
         checkpoint[CLOCK] = {"seconds": self.clock.seconds}
+        if self.skipped.total:
+            checkpoint[SKIPPED] = {"total": self.skipped.total, "in_a_row": self.skipped.in_a_row}
         if self.average is not None:
             checkpoint[AVERAGE] = self.average.state()
 
@@ -491,6 +529,7 @@ class BaseModule(LightningModule):
             self._earlier_sums = dict(checkpoint.get(SUMS, {}))
             self._saved_average = checkpoint.get(AVERAGE)
             self._take_time(checkpoint.get(CLOCK))
+            vars(self.skipped).update(checkpoint.get(SKIPPED, {}))
         elif "state_dict" in checkpoint:
             checkpoint["state_dict"] = with_averages(checkpoint)["state_dict"]
         elif AVERAGE in checkpoint:
@@ -529,7 +568,10 @@ class BaseModule(LightningModule):
             self.stop_if_not_finite()
 
     def stop_if_not_finite(self) -> None:
-        """Raise `NonFiniteLossError`, with the sample ids of its batch saved, if the watched loss is not finite."""
+        """Raise `NonFiniteLossError`, with the sample ids of its batch saved, if the watched loss is not finite.
+
+        Where such steps are left out, their batches are written down alone.
+        """
         watched, self._watched = self._watched, None
         if watched is None:
             return
@@ -543,6 +585,8 @@ class BaseModule(LightningModule):
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {"step": step, "epoch": self.trainer.current_epoch, "objectives": broken, "sample_ids": ids}
         path.write_text(json.dumps(record) + "\n")
+        if self.non_finite == "skip":
+            return
         raise NonFiniteLossError(
             f"The loss of {' and '.join(broken) or 'the sum'} is {total} at step {step}; the sample ids of its "
             f"batch are in {path}: lower optimizer.learning_rate, lengthen schedule.warm_up, or go on from the last "

@@ -80,7 +80,7 @@ class Pretraining(BaseModule):
             beside it.
         grow: How large the encoder of `init_from` becomes: more blocks, positions or pixels.
         **settings: `optimizer`, `schedule`, `gradient_clip_norm`, `compile_blocks`, `seed`,
-            `gradient_checkpointing` and `average`; see `BaseModule`.
+            `gradient_checkpointing`, `average` and `non_finite`; see `BaseModule`.
     """
 
     # Builds the encoder that a checkpoint describes; what is started from has to hold one.
@@ -324,7 +324,7 @@ class Pretraining(BaseModule):
         loss = self.sum_losses(outputs, shares)
         self.watch_losses(loss, {name: output.loss for name, output in outputs.items()}, batch)
         statistics = flatten(outputs, self.objectives)
-        self.statistics_for("train", statistics).update(statistics)
+        self.count_training("train", statistics)
         self.note_learning_rate()
         return loss
 

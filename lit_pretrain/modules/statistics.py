@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+# Sum and count by name.
+Statistics = dict[str, tuple[Tensor, Tensor]]
+
 
 class MeanStatistics(Metric):
     """Sum / count by name.

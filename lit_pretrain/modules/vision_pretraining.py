@@ -28,7 +28,8 @@ class VisionPretraining(Pretraining):
         augmentation: What is varied in training: crops, flips, colours.
         **settings: `init_from`, `pretrained`, `pooling`, `dropout`, `attention_dropout`, `stochastic_depth`, `freeze`,
             `layer_decay`, `head_factor`, `architecture` and `grow`; see `Pretraining`. `optimizer`, `schedule`,
-            `gradient_clip_norm`, `compile_blocks`, `seed`, `gradient_checkpointing` and `average`; see `BaseModule`.
+            `gradient_clip_norm`, `compile_blocks`, `seed`, `gradient_checkpointing`, `average` and
+            `non_finite`; see `BaseModule`.
     """
 
     encoder: VisionEncoder

@@ -76,7 +76,7 @@ class ContrastivePretraining(TwoTowers):
             gradients stay those of the whole batch, for one more forward pass. Null holds all.
         augmentation: What is varied of pictures in training. Mirroring is off: captions may tell left from right.
         **settings: `optimizer`, `schedule`, `gradient_clip_norm`, `compile_blocks`, `seed`,
-            `gradient_checkpointing` and `average`; see `BaseModule`.
+            `gradient_checkpointing`, `average` and `non_finite`; see `BaseModule`.
     """
 
     def __init__(
@@ -227,10 +227,10 @@ class ContrastivePretraining(TwoTowers):
         for name, replay in self.replays.items():
             draws = partial(self.generator_for, "replay", name, *parts)
             losses[f"{name} replay"], replayed = replay.train_on(self.towers[name].encoder, batches[name], draws)
-            self.statistics_for(f"train/{name}", replayed).update(replayed)
+            self.count_training(f"train/{name}", replayed)
         loss = torch.stack([*losses.values()]).sum()
         self.watch_losses(loss, losses, pairs)
-        self.statistics_for("train", output.statistics).update(output.statistics)
+        self.count_training("train", output.statistics)
         self.note_learning_rate()
         return loss
 

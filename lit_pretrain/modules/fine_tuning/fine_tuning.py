@@ -81,7 +81,7 @@ class FineTuning(BaseModule):
             beside it; with the tag of its training ("vit_base_patch16_224.mae"), which decides the colours' mean.
         grow: How large the encoder of `init_from` becomes: more blocks, positions or pixels.
         **settings: `optimizer`, `schedule`, `gradient_clip_norm`, `compile_blocks`, `seed`,
-            `gradient_checkpointing` and `average`; see `BaseModule`.
+            `gradient_checkpointing`, `average` and `non_finite`; see `BaseModule`.
     """
 
     def __init__(
@@ -331,7 +331,7 @@ class FineTuning(BaseModule):
         statistics = {"loss": (total.detach(), weight), **self.modality.statistics(batch)}
         if not self.mixing.on:
             statistics |= task.correct(logits.detach(), labels)
-        self.statistics_for("train", statistics).update(statistics)
+        self.count_training("train", statistics)
         self.note_learning_rate()
         return shares.of("loss") * loss
 
