@@ -43,20 +43,28 @@ def run(arguments: argparse.Namespace) -> int:
 
     quieten()
     subject = open_subject(arguments.run_name, arguments.tower, arguments.config)
-    tell(subject, register(subject, arguments.name, arguments.alias))
+    tell(subject, register(subject, arguments.name, arguments.alias), arguments.run_name)
     return 0
 
 
-def tell(subject: Subject, version: Version) -> None:
-    """What was registered, and the commands that serve and ask it."""
+def tell(subject: Subject, version: Version, reference: str) -> None:
+    """What was registered, and the commands that serve and ask it.
+
+    Args:
+        subject: Where from.
+        version: What came of it.
+        reference: What the checkpoint was called.
+    """
     from lit_pretrain.errors import without_credentials
+    from lit_pretrain.tracking.find import split_tower
     from lit_pretrain.tracking.paths import shown_path
 
     called = f"{version.name} version {version.number}" + (f", @{version.alias}" if version.alias else "")
     before = f" (which was version {version.former})" if version.former else ""
     print(f"Registered {called}{before}: {subject.task}, {shown_path(subject.path)}, step {subject.step}.")
-    if subject.best_step not in (None, subject.step):
-        print(f"The best checkpoint of its run is that of step {subject.best_step}: RUN:best registers it.")
+    called_run = split_tower(reference)[0]
+    if subject.best_step not in (None, subject.step) and not called_run.endswith((":best", ".ckpt")):
+        print(f"The best checkpoint of its run is that of step {subject.best_step}: {called_run}:best registers it.")
     if not version.linked:
         print("The checkpoint's run is not in the store, so that the version names no run.")
     if subject.settings.kind == "text":

@@ -191,8 +191,9 @@ def test_the_version_knows_where_it_comes_from(home, champion, capsys, monkeypat
     assert version.tags["data_fingerprint"] == run.data.params["data_facts.data_fingerprint"]
     assert version.tags["tokenizer_hash"] == TOKENIZER.hash and version.tags["step"] == "1"
     assert model_id in [output.model_id for output in run.outputs.model_outputs]
-    measured = {metric.key: metric.value for metric in model.metrics}
-    assert measured["validation/loss"] == run.data.metrics["validation/loss"] and str(model.status) == "READY"
+    (loss,) = [metric for metric in model.metrics if metric.key == "validation/loss"]
+    assert loss.value == run.data.metrics["validation/loss"] and str(model.status) == "READY"
+    assert loss.dataset_digest in [one.dataset.digest for one in run.inputs.dataset_inputs]
 
     files = Path(re.sub("^file://", "", model.artifact_location))
     requirements = (files / "requirements.txt").read_text().splitlines()

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from lit_pretrain.errors import UserError, without_credentials
 from lit_pretrain.tracking.find import DEFAULT_EXPERIMENT
+from lit_pretrain.tracking.logged_models import models_of
 from lit_pretrain.tracking.paths import resolve_runs_directory, safe_name
 from lit_pretrain.tracking.store import (
     TAG_LIMIT,
@@ -200,8 +201,8 @@ def logged_model(
             record = Model(model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id)
             written = write_model(subject, record, Path(directory))
             client.log_model_artifacts(model.model_id, str(written))
-        if run_id is not None:
-            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=subject.step)])
+        if run is not None:
+            client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=subject.step)])
             copy_metrics(client, run, subject.step, model.model_id)
         client.finalize_logged_model(model.model_id, "READY")
         yield model
@@ -223,19 +224,32 @@ def make_version(client: "MlflowClient", subject: "Subject", name: str, model: "
     return str(version.version)
 
 
-def copy_metrics(client: "MlflowClient", run: Any, step: int, model_id: str) -> None:
-    """Let a model have what its run has measured at its step."""
+def copy_metrics(client: "MlflowClient", run: "Run", step: int, model_id: str) -> None:
+    """Let a model have what was measured with its checkpoint, by its run and by those that have tested it.
+
+    Args:
+        client: Of the store.
+        run: Which has trained it.
+        step: Of the checkpoint.
+        model_id: Of the model.
+    """
     from mlflow.entities import Metric
 
-    metrics = [
-        Metric(point.key, point.value, point.timestamp, point.step, model_id=model_id, run_id=run.info.run_id)
-        for name in run.data.metrics
-        if name.startswith(STAGES)
-        for point in client.get_metric_history(run.info.run_id, name)
-        if point.step == step
-    ]
-    if metrics:
-        client.log_batch(run.info.run_id, metrics=metrics)
+    checkpoint = models_of(client, run).get(step)
+    if checkpoint is not None:
+        points = client.get_logged_model(checkpoint.model_id).metrics or []
+    else:
+        # Of a run from before checkpoints had models of their own.
+        histories = (client.get_metric_history(run.info.run_id, name) for name in run.data.metrics)
+        points = [point for points in histories for point in points if point.step == step]
+    by_run: dict[str, list[Metric]] = {}
+    for point in points:
+        if point.key.startswith(STAGES):
+            data = point.dataset_name, point.dataset_digest
+            metric = Metric(point.key, point.value, point.timestamp, point.step, model_id, *data)
+            by_run.setdefault(point.run_id or run.info.run_id, []).append(metric)
+    for run_id, metrics in by_run.items():
+        client.log_batch(run_id, metrics=metrics)
 
 
 def remove(client: "MlflowClient", model: "LoggedModel") -> None:
