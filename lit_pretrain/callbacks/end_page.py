@@ -2,7 +2,6 @@
 
 import math
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 STAGES = ("validation", "test", "train")
 # Commands that read MLflow's store.
-OF_MLFLOW = ("put it beside others", "see what it started from", "look at all runs")
+OF_MLFLOW = ("put it beside others", "register it, to be served", "see what it started from", "look at all runs")
 # What a person types next at most.
 COMMANDS = 4
 
@@ -53,7 +52,7 @@ def figures_table(
     rows = rows_of(trainer, training)
     if not rows:
         return None
-    recorder = next((callback for callback in callbacks_of(trainer) if isinstance(callback, RunRecorder)), None)
+    recorder = recorder_of(trainer)
     best, steps = (recorder.best, recorder.best_steps) if recorder is not None and training else ({}, {})
     known = chance_of(module)
     names = [name.partition("/")[2] for name in rows]
@@ -75,6 +74,11 @@ def figures_table(
         cells += [shown(known[short])] if short in known else []
         table.add_row(*cells)
     return table
+
+
+def recorder_of(trainer: Trainer) -> RunRecorder | None:
+    """The callback that has written down what the run is, or null."""
+    return next((callback for callback in callbacks_of(trainer) if isinstance(callback, RunRecorder)), None)
 
 
 def rows_of(trainer: Trainer, training: bool = True) -> dict[str, float]:
@@ -210,9 +214,11 @@ def commands_of(trainer: Trainer, module: LightningModule) -> dict[str, str]:
     record = record_of(trainer)
     if record is None:
         return {}
-    data = data_module_of(trainer)
-    describe: Any = getattr(data, "describe", None)
-    facts: Mapping[str, Any] = describe() if callable(describe) else {}
+    recorder = recorder_of(trainer)
+    facts = recorder.data_facts if recorder is not None else {}
+    if not facts:
+        describe: Any = getattr(data_module_of(trainer), "describe", None)
+        facts = {f"data_facts.{name}": value for name, value in (describe() if callable(describe) else {}).items()}
     best = keeper_of_best(trainer)
     logged = mlflow_logger(trainer) is not None
     run = Run(
@@ -223,7 +229,7 @@ def commands_of(trainer: Trainer, module: LightningModule) -> dict[str, str]:
         started=0.0,
         ended=None,
         deleted=False,
-        parameters={f"data_facts.{name}": str(value) for name, value in facts.items()},
+        parameters={name: str(value) for name, value in facts.items()},
         tags={"model": type(module).__name__}
         | ({"checkpoint.best": best.best_model_path} if best is not None and best.best_model_path else {}),
         metrics={},

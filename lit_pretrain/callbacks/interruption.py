@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_pretrain.callbacks.end_page import going_on
+from lit_pretrain.callbacks.progress import end_bar
 from lit_pretrain.tracking.run_record import checkpointers, keeper_of_last, mlflow_logger, run_directory
 from lit_pretrain.tracking.slurm import mark_requeued, requeue, requeue_signal
 from lit_pretrain.trainer_state import is_fast_run
@@ -214,6 +215,7 @@ class Interruption(Callback):
         self._in_loop = False
         self._restore()
         if isinstance(exception, Interrupted):
+            end_bar(trainer)
             where = f"Interrupted by {exception.signal_name} at step {trainer.global_step}"
             if not self.saved_to:
                 where += "; nothing was saved since the last checkpoint"

@@ -228,6 +228,13 @@ class ProgressBar(RichProgressBar):
         return f"step {trainer.global_step:,}{of}  {minutes}:{seconds:02d}  {metrics}".rstrip()
 
 
+def end_bar(trainer: Trainer) -> None:
+    """Stop drawing the bar, so that what is said next stands below it."""
+    bar = trainer.progress_bar_callback
+    if bar is not None and hasattr(bar, "_stop_progress"):
+        bar._stop_progress()
+
+
 def total_steps(trainer: Trainer) -> int | float:
     """Optimiser steps of the whole training, infinite if nobody knows; never touches the trainer's loaders."""
     steps = trainer.max_steps if trainer.max_steps is not None and trainer.max_steps >= 0 else math.inf

@@ -66,7 +66,8 @@ def steps_row(trainer: Trainer) -> str:
     batches = trainer.num_training_batches
     if math.isfinite(batches) and math.isfinite(steps) and batches:
         epochs = steps * trainer.accumulate_grad_batches / batches
-        parts.append(f"{epochs:.2g} epochs" if epochs < 10 else f"{epochs:,.0f} epochs")
+        count = f"{epochs:.2g}" if epochs < 10 else f"{epochs:,.0f}"
+        parts.append(f"{count} epoch" if count == "1" else f"{count} epochs")
     if validation_batches(trainer):
         every = required(trainer.val_check_batch) / trainer.accumulate_grad_batches
         if trainer.check_val_every_n_epoch is not None and trainer.val_check_batch == batches:

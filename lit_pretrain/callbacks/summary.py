@@ -7,6 +7,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_pretrain.callbacks.end_page import closing_lines, ending, figures_table, going_on, ways_to_look
 from lit_pretrain.callbacks.interruption import Interrupted
+from lit_pretrain.callbacks.progress import end_bar
 from lit_pretrain.callbacks.remaining_time import RemainingTime
 from lit_pretrain.callbacks.start_page import start_page
 from lit_pretrain.tracking.paths import shown_path
@@ -76,7 +77,7 @@ class Summary(Callback):
         """Print figures and commands."""
         if self.is_silent(trainer):
             return
-        self._end_bar(trainer)
+        end_bar(trainer)
         self._show(figures_table(trainer, pl_module, ending(trainer)), ending(trainer))
         self._say(closing_lines(trainer, pl_module))
 
@@ -99,17 +100,11 @@ class Summary(Callback):
 
     def _show_measured(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.is_silent(trainer):
-            self._end_bar(trainer)
+            end_bar(trainer)
             measured = shown_path(trainer.ckpt_path) if trainer.ckpt_path else type(pl_module).__name__
             self._say([f"Measured {measured}"])
             self._show(figures_table(trainer, pl_module, None, training=False))
             self._say([f"Look at the run: {way}" for way in ways_to_look(trainer)])
-
-    @staticmethod
-    def _end_bar(trainer: Trainer) -> None:
-        bar = trainer.progress_bar_callback
-        if bar is not None and hasattr(bar, "_stop_progress"):
-            bar._stop_progress()
 
     @staticmethod
     def _show(table: Any, otherwise: str | None = None) -> None:

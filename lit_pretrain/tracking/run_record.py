@@ -109,6 +109,8 @@ class RunRecorder(Callback):
     def __init__(self) -> None:
         self.best: dict[str, float] = {}
         self.best_steps: dict[str, int] = {}
+        # What the data says of itself, which takes a plan of an epoch; empty until it is recorded.
+        self.data_facts: dict[str, Any] = {}
         self.command: list[str] = sys.argv[1:]
         # Of a run that no MLflow keeps: its name, and what it goes on from.
         self.suggested_name = "run"
@@ -201,10 +203,8 @@ class RunRecorder(Callback):
         if not trainer.is_global_zero or not trainer.loggers or self._recorded:
             return
         self._recorded = True
-        facts = {
-            **_described("model_facts", pl_module),
-            **_described("data_facts", data_module_of(trainer)),
-        }
+        self.data_facts = _described("data_facts", data_module_of(trainer))
+        facts = _described("model_facts", pl_module) | self.data_facts
         tags = {
             "stage": stage_of(trainer),
             "model": type(pl_module).__name__,
