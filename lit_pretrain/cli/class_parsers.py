@@ -1,39 +1,74 @@
-"""The parsers of a config's classes, each made once a command.
+"""The parsers of a config's classes, each made once, and the settings in them, each looked for once.
 
 jsonargparse makes the parser of a class from its signature and its docstring whenever it looks at the class: for a
-small training two hundred times of twenty classes, which was a third of the seconds until its first step.
+small training two hundred times of twenty classes, which was a third of the seconds until its first step. And it goes
+through all settings of a parser, the trainer's too, for each name that it looks up: ten thousand times.
 """
 
-from collections.abc import Hashable, Iterator
+import argparse
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, _core, _subcommands
 from jsonargparse._typehints import ActionTypeHint, import_object, nested_links, parent_parser
+
+from lit_pretrain.class_paths import PACKAGE
+
+# By what they were made of. Those of installed classes are kept for all commands of a process; a person's class may be
+# another one by then.
+MADE: dict[tuple[Any, ...], ArgumentParser] = {}
+KEPT = {PACKAGE, "lightning", "torch"}
+# Where a parser keeps what was found in it.
+FOUND = "_lit_pretrain_found"
+
+make = ActionTypeHint.get_class_parser
+find = _subcommands.find_action_and_subcommand
 
 
 @contextmanager
 def made_once() -> Iterator[None]:
     """Within it, a class that was parsed with the same settings before has the parser that was made then."""
-    make = ActionTypeHint.get_class_parser
-    made: dict[Hashable, ArgumentParser] = {}
-
-    def get_class_parser(
-        kind: Any, settings: dict[str, Any] | None = None, skip_args: Any = None, **others: Any
-    ) -> ArgumentParser:
-        settings, parent = others.pop("sub_add_kwargs", settings) or {}, parent_parser.get()
-        # Links and skipped arguments change a parser after it was made.
-        if parent is None or others or skip_args or nested_links.get() or settings.get("linked_targets"):
-            return make(kind, settings, skip_args, **others)
-        kind = import_object(kind) if isinstance(kind, str) else kind
-        values = [(name, frozenset(value) if isinstance(value, set) else value) for name, value in settings.items()]
-        key = (kind, frozenset(values), type(parent), parent.parser_mode, parent.logger)
-        if key not in made:
-            made[key] = make(kind, settings)
-        return made[key]
-
-    setattr(ActionTypeHint, name := "get_class_parser", staticmethod(get_class_parser))
+    before = ActionTypeHint.get_class_parser, _subcommands.find_action_and_subcommand
+    replace(get_class_parser, find_action)
     try:
         yield
     finally:
-        setattr(ActionTypeHint, name, staticmethod(make))
+        replace(*before)
+        for key in [key for key in MADE if getattr(key[0], "__module__", "").partition(".")[0] not in KEPT]:
+            del MADE[key]
+
+
+def replace(maker: Any, finder: Any) -> None:
+    """Set the two functions wherever jsonargparse calls them."""
+    setattr(ActionTypeHint, "get_class_parser", staticmethod(maker))  # noqa: B010
+    for module in (_core, _subcommands):
+        setattr(module, "find_action_and_subcommand", finder)  # noqa: B010
+
+
+def get_class_parser(
+    kind: Any, settings: dict[str, Any] | None = None, skip_args: Any = None, **others: Any
+) -> ArgumentParser:
+    """As jsonargparse's, which makes a new one each time."""
+    settings, parent = others.pop("sub_add_kwargs", settings) or {}, parent_parser.get()
+    # Links and skipped arguments change a parser after it was made.
+    if parent is None or others or skip_args or nested_links.get() or settings.get("linked_targets"):
+        return make(kind, settings, skip_args, **others)
+    kind = import_object(kind) if isinstance(kind, str) else kind
+    values = [(name, frozenset(value) if isinstance(value, set) else value) for name, value in settings.items()]
+    key = (kind, frozenset(values), type(parent), parent.parser_mode, parent.logger)
+    if key not in MADE:
+        MADE[key] = make(kind, settings)
+    return MADE[key]
+
+
+def find_action(parser: Any, dest: str, exclude: Any = None) -> tuple[argparse.Action | None, str | None]:
+    """As jsonargparse's, which looks at every argument each time."""
+    if not isinstance(parser, ArgumentParser) or parser._subcommands_action is not None:
+        # It looks into the parsers of its subcommands, to which more arguments may be added.
+        return find(parser, dest, exclude)
+    found = vars(parser).setdefault(FOUND, {})
+    key = (dest, exclude, len(parser._actions))
+    if key not in found:
+        found[key] = find(parser, dest, exclude)
+    return found[key]
