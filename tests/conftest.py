@@ -13,6 +13,8 @@ import pytest
 # A process a core, so one thread each: before torch is imported, and for the processes that tests start.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # And the compiler's helpers would each import torch, for a handful of kernels.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # oneDNN keeps the code of the last 1,024 shapes that it has met, which of all tests together are hundreds of megabytes.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 # Arrow's own allocator keeps what tables of other tests have had.

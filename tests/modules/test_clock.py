@@ -22,10 +22,10 @@ END = {"max_steps": -1}
 
 
 class Steps(Callback):
-    """Makes a step last, and keeps what it was trained by and when; a validation lasts longer than the training may."""
+    """Makes a step last, and keeps what it was trained by and when; one validation lasts longer than the training may."""
 
     def __init__(self, late=0.0):
-        self.late = late
+        self.late, self.validation_seconds = late, 1.5
         self.rates, self.shares, self.hidden = [], [], []
 
     def on_train_batch_start(self, trainer, pl_module, *rest):
@@ -37,7 +37,8 @@ class Steps(Callback):
         self.shares.append(pl_module.clock.share)
 
     def on_validation_start(self, *_):
-        time.sleep(1.5)
+        time.sleep(self.validation_seconds)
+        self.validation_seconds = 0.0
 
 
 @pytest.fixture(scope="module")

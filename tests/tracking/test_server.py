@@ -11,6 +11,7 @@ import warnings
 
 import pytest
 from lightning.pytorch.callbacks import Callback
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from toy_training import ToyData, ToyModule, make_trainer
 
 from lit_pretrain.commands.ui import check_port, server_command
@@ -27,6 +28,8 @@ def free_port():
 
 def start_server(directory, port):
     """Start the server that the `ui` command would become; return once it answers."""
+    # With all tables, whose seventy migrations it would run else.
+    SqlAlchemyStore(f"sqlite:///{directory / 'server.db'}", str(directory / "artifacts"))
     command = server_command(directory / "server.db", directory, "127.0.0.1", port)
     environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (directory / "server.log").open("w") as log:
