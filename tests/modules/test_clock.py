@@ -22,7 +22,7 @@ END = {"max_steps": -1}
 
 
 class Steps(Callback):
-    """Makes a step last, and keeps what it was trained by and when; one validation lasts longer than the training may."""
+    """Makes a step last, and keeps what it was trained by and when; a first validation outlasts the training."""
 
     def __init__(self, late=0.0):
         self.late, self.validation_seconds = late, 1.5
