@@ -23,7 +23,7 @@ import sqlalchemy  # noqa: E402
 
 # Where the copy lies, for this process and those it starts.
 VARIABLE = "LIT_PRETRAIN_TESTS_DATABASE"
-# Versions before the newest: one lacks tables that the newest has, the other has all of them and differs in columns.
+# Versions before the newest, by how many migrations.
 EARLIER = ("head-5", "head-1")
 
 
@@ -54,8 +54,10 @@ def copying(initialize: Callable[[sqlalchemy.Engine], None]) -> Callable[[sqlalc
                     config = database._get_alembic_config(str(engine.url))
                     config.attributes["connection"] = connection
                     alembic.command.upgrade(config, revision)
-                Path(f"{ready}.{revision}").unlink(missing_ok=True)
-                new.execute("VACUUM INTO ?", [f"{ready}.{revision}"])
+                # Processes that a test starts may make it at once.
+                part = Path(f"{ready}.{revision}.{os.getpid()}")
+                new.execute("VACUUM INTO ?", [str(part)])
+                part.replace(f"{ready}.{revision}")
             initialize(engine)
             if empty:
                 part = Path(f"{ready}.{os.getpid()}")

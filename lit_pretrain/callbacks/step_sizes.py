@@ -36,10 +36,10 @@ class StepSizes(Callback):
         """Measure the gradient, and keep some weights."""
         interval = log_interval_of(trainer)
         step = trainer.global_step + 1
-        if not trainer.loggers or not interval or step % interval or self._step == step:
+        if not trainer.loggers or not interval or step % interval:
             return
+        # A step that is left out, for gradients that are not finite, is measured anew with the next batch.
         self._step = step
-        # Of several optimisers the first one's step counts.
         self._norm = gradient_norm(trainer, optimizer)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._before = [(matrix, matrix.detach().clone()) for matrix in some_matrices(parameters)]
