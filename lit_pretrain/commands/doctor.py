@@ -1,4 +1,4 @@
-"""Check this machine: versions, devices, directories, database, a second of training; or a training's gradients."""
+"""Check this machine: versions, devices, database, a second of training; its accelerator; or a config's gradients."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ GRADIENTS = (
     "All is well: loss and gradients are those of one process with the whole batch.",
     "what would be trained is not what one process with the whole batch trains.",
 )
+DEVICE = (
+    "This device",
+    "All is well: every objective, module and precision computes what the CPU does.",
+    "trainings on this device will not be right before they are mended.",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="check a config of contrastive pretraining instead: is a step in its processes, chunks and precision that "
         "of one process with the whole batch? What follows is as for fit",
     )
+    parser.add_argument(
+        "--device",
+        action="store_true",
+        help="check the accelerator instead, or the CPU if there is none: every objective, module and precision for "
+        "two steps, losses beside the CPU's, checkpoints, export, compilation, speed; two minutes at most",
+    )
     parser.add_argument("--pairs", type=int, metavar="N", help="size of that batch (the config's, at most 256)")
 
 
@@ -41,6 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.pairs is not None and arguments.gradients is None:
         raise UserError("--pairs is for --gradients: add --gradients --config FILE, or leave it out.")
+    if arguments.device and arguments.gradients is not None:
+        raise UserError("--device checks a machine and --gradients a config: give one of the two.")
     training = None if arguments.gradients is None else with_own_options(arguments)
     if arguments.json:
         check_writable(Path(arguments.json))
@@ -49,6 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
 
         rows, reports = check_gradients(training, arguments.pairs)
         title, good, bad = GRADIENTS
+    elif arguments.device:
+        from lit_pretrain.commands.device_check import run as check_device
+
+        rows, reports = check_device(), True
+        title, good, bad = DEVICE
     else:
         rows, reports = [row for check in all_checks(arguments.runs) for row in check()], True
         title, good, bad = MACHINE
@@ -74,6 +92,12 @@ def with_own_options(arguments: argparse.Namespace) -> list[str]:
 
     parser = ArgumentParser(prog="python -m lit_pretrain doctor", add_help=False, allow_abbrev=False)
     parser.add_argument("--json", default=arguments.json)
+    parser.add_argument(
+        "--device",
+        action="store_true",
+        help="check the accelerator instead, or the CPU if there is none: every objective, module and precision for "
+        "two steps, losses beside the CPU's, checkpoints, export, compilation, speed; two minutes at most",
+    )
     parser.add_argument("--pairs", type=int, default=arguments.pairs)
     own, others = parser.parse_known_args(arguments.gradients)
     arguments.json, arguments.pairs = own.json, own.pairs

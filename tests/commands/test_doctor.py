@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.commands import checks
+from lit_pretrain.commands import checks, device_check
 
 
 @pytest.fixture
@@ -85,3 +85,57 @@ def test_a_check_that_breaks_is_a_row_of_its_own():
 def test_a_json_file_that_cannot_be_written_is_one_sentence(capsys):
     assert main(["doctor", "--json", "/no/such/place.json"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_device_is_checked_by_every_objective_module_and_precision(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    # Speed is measured elsewhere, and compilation takes a compiler and half a minute.
+    monkeypatch.setattr(device_check, "SPEED_SECONDS", 0.05)
+    monkeypatch.setattr(device_check, "SECONDS_TO_COMPILE", 1e6)
+    monkeypatch.setitem(device_check.SIZES, "cpu", (32, 1, 16, 4, 24, 8))
+    before, file = torch.random.get_rng_state(), tmp_path / "device.json"
+
+    assert main(["doctor", "--device", "--json", str(file)]) == 0
+
+    rows = {row["check"]: row for row in json.loads(file.read_text())}
+    for kind in device_check.objective_kinds():
+        found = rows[kind.name.replace("_", " ")]
+        assert found["status"] == "ok" and "fp32 0.0e+00, bf16" in found["found"], found
+    assert {
+        "contrastive, clip",
+        "contrastive, siglip",
+        "fine-tuning on texts",
+        "fine-tuning on pictures",
+    } <= rows.keys()
+    # What the device cannot do is said once, and is no failure.
+    assert rows["fp16"]["status"] == "warn" and "needs an accelerator" in rows["fp16"]["found"]
+    for words in ("texts", "pictures"):
+        assert rows[f"gradient checkpointing, {words}"]["status"] == "ok"
+        assert "outputs are equal" in rows[f"checkpoint and export, {words}"]["found"]
+    for words in ("tokens", "pictures"):
+        assert "% of the" in rows[f"{words} a second, fp32"]["found"]
+    assert "compiled, rotation" in rows["time"]["found"]
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert "there is no accelerator" in capsys.readouterr().out or torch.accelerator.is_available()
+
+
+def test_a_device_that_computes_something_else_is_told(monkeypatch):
+    case = device_check.cases("")[-1]
+    check = device_check.Check(torch.device("cpu"))
+    check.about_precisions()
+    train = device_check.train
+    monkeypatch.setattr(device_check, "train", spoilt(train))
+    row = check.guarded(case.name, lambda: check.case_row(case, device_check.made_up_batch()))
+    assert row.status == "fail" and "wrong: fp32" in row.found and "bf16" in row.found
+
+
+def spoilt(train):
+    """Losses on the device, asked for with two steps, are one per cent too large."""
+    return lambda module, batch, device, precision, steps=2: [
+        loss * (1.0 if steps == 1 else 1.01) for loss in train(module, batch, device, precision, steps)
+    ]
+
+
+def test_a_device_and_a_config_are_checked_one_at_a_time(capsys):
+    assert main(["doctor", "--device", "--gradients", "--config", "x.yaml"]) == 2
+    assert "one of the two" in capsys.readouterr().err

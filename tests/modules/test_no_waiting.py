@@ -12,6 +12,7 @@ from fake_device import NoWaiting, to_fake_cuda
 from lightning import LightningModule
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
+import lit_pretrain.objectives
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
 from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.data.labelled.label_facts import LabelFacts
@@ -27,15 +28,18 @@ from lit_pretrain.objectives import (
     Colorization,
     Contrastive,
     ContrastiveSpans,
+    FeatureDistillation,
     Jigsaw,
     LeJEPA,
     MaskedImageModeling,
     MaskedLanguageModeling,
     NextSentencePrediction,
+    Objective,
     PatchLocation,
     ReplacedTokenDetection,
     Rotation,
     SentenceOrder,
+    VisionObjective,
 )
 
 PIECES = 50
@@ -70,6 +74,14 @@ def text_pretraining(*objectives: object) -> TextPretraining:
     return module
 
 
+def distillation() -> TextPretraining:
+    """With a teacher, whose features are there already."""
+    objective = FeatureDistillation("teacher", teacher_width=16)
+    teacher = SimpleNamespace(width=16, features=lambda batch, vocabulary, device: torch.zeros(4, 16, device=device))
+    objective._teacher = teacher
+    return text_pretraining(objective)
+
+
 def fine_tuning(encoder: torch.nn.Module, task: str, **settings: object) -> FineTuning:
     """To a task, as if the data had told it."""
     module = FineTuning(encoder, label_smoothing=0.1, **settings)
@@ -92,6 +104,7 @@ MODULES = {
     "segments": lambda: text_pretraining(
         CausalLanguageModeling(), ContrastiveSpans(), BagOfWords(), BagOfNgrams(), MaskedLanguageModeling()
     ),
+    "halves of a teacher's": distillation,
     "pictures": lambda: VisionPretraining(
         vision_encoder(),
         [Rotation(), PatchLocation(), Colorization(), MaskedImageModeling(decoder_width=16), Jigsaw(8), LeJEPA(2)],
@@ -116,6 +129,13 @@ MODULES = {
         for loss, duplicates in (("clip", "ignore"), ("clip", "mask"), ("clip", "multi_positive"), ("siglip", "mask"))
     },
 }
+
+
+def test_every_objective_and_encoder_is_among_them() -> None:
+    found = {type(part) for make in MODULES.values() for part in make().modules()}
+    kinds = {getattr(lit_pretrain.objectives, name) for name in lit_pretrain.objectives.__all__}
+    wanted = {kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Objective)}
+    assert found >= wanted - {Objective, VisionObjective} | {Contrastive, TextEncoder, VisionEncoder}
 
 
 def batch_for(module: LightningModule) -> dict[str, torch.Tensor]:
