@@ -35,6 +35,7 @@ COMMANDS = {
     "doctor": "check this machine: versions, devices, directories, database, a second of training",
     "benchmark": "measure training speed beside peers, or beside another build",
     "study": "many trainings as one result: label efficiency of encoders, scaling of width, depth and data",
+    "sweep": "search for the best settings of a training: Optuna proposes, validation figures choose",
     "samples": "make the bundled samples again from their sources",
 }
 

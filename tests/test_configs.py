@@ -28,7 +28,8 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
 TRAINER = sorted((CONFIGS / "trainer").glob("*.yaml"))
 SIZES = sorted((CONFIGS / "text" / "sizes").glob("*.yaml"))
-STUDIES = sorted((CONFIGS / "studies").glob("*.yaml"))
+# Of many trainings each: see tests/studies/.
+STUDIES = [path for kind in ("studies", "sweeps") for path in sorted((CONFIGS / kind).glob("*.yaml"))]
 EXPERIMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - set(TRAINER) - set(SIZES) - set(STUDIES))
 # All read the same speeches with the same tokenizer, so that one is trained.
 PIECES = ["--data.vocabulary_size", "2000"]

@@ -23,6 +23,7 @@ from lit_pretrain.modules.optimization import AdamWConfig, ScheduleConfig, in_st
 from lit_pretrain.modules.short_sequences import ShortSequencesConfig
 from lit_pretrain.objectives import MaskedLanguageModeling, Objective, Rotation
 from lit_pretrain.studies.settings import LabelEfficiencySettings, ScalingSettings
+from lit_pretrain.studies.sweep_settings import SweepSettings
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 
 PUBLIC = [
@@ -40,6 +41,7 @@ PUBLIC += [
     MLflowLogger,
 ]
 PUBLIC += [AverageConfig, ShortSequencesConfig, TextReplay, VisionReplay, LabelEfficiencySettings, ScalingSettings]
+PUBLIC += [SweepSettings]
 # What has no settings of its own: bases, what is handed from function to function, and a Transformer's own config.
 NO_SETTINGS = {
     "Objective",
@@ -81,6 +83,7 @@ GIVEN = {
     "ZeroShot": lambda: {"data": None},
     "LabelEfficiencySettings": lambda: STUDY | {"fine_tuning": "a", "encoders": {"b": None}, "label_budgets": [1]},
     "ScalingSettings": lambda: STUDY | {"pretraining": "a", "widths": [8], "depths": [1], "budget": {"steps": 1}},
+    "SweepSettings": lambda: STUDY | {"config": "a", "parameters": {"data.batch_size": [1]}, "trials": 1},
 }
 # Where 0 means something: none, or no limit, or all.
 ZERO = """

@@ -76,15 +76,19 @@ def interval(steps: int, validations: int) -> int:
 
 
 def set_value(config: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key that is there.
+    """Set a dotted key that is there; of a list, an item goes by its place.
 
     Raises:
         UserError: If it is not.
     """
     *path, last = key.split(".")
+    place: Any = config
     for part in path:
-        config = config[part] if isinstance(config.get(part), dict) else {}
-    if last not in config:
+        place = place[int(part)] if isinstance(place, list) else place.get(part) if isinstance(place, dict) else None
+    if isinstance(place, list):
+        place[int(last)] = value
+    elif isinstance(place, dict) and last in place:
+        place[last] = value
+    else:
         short_key = key.replace(".init_args", "")
         raise UserError(f"The config has no {short_key}, which this study varies: use a class that has it.")
-    config[last] = value

@@ -1,7 +1,8 @@
 """The study's own run in MLflow, parent of its cells' runs, and its directory beside theirs.
 
 One process does a study at a time. It holds a lock on a file while it does, which the system takes back when the
-process ends, however it ends, and which other machines that share the runs directory see too.
+process ends, however it ends, and which other machines that share the runs directory see too. A sweep is done by any
+number of processes, which hold the lock only while they find or begin it.
 """
 
 import datetime
@@ -36,6 +37,8 @@ from lit_pretrain.tracking.store import (
 )
 
 STUDY_TAG = "study"
+# The longest that one process takes to begin what several do.
+WAIT_SECONDS = 120.0
 
 
 class StudyRecord:
@@ -46,12 +49,13 @@ class StudyRecord:
         experiment: MLflow's experiment.
         kind: Which study, for a tag.
         begin: Whether it is going to run; else it is only looked at, which may be done while it runs.
+        shared: Whether several processes may do it at once.
 
     Raises:
         UserError: If another process is at it, on whatever machine.
     """
 
-    def __init__(self, name: str, experiment: str, kind: str, begin: bool = True) -> None:
+    def __init__(self, name: str, experiment: str, kind: str, begin: bool = True, shared: bool = False) -> None:
         self.name, self.experiment, self.kind = name, experiment, kind
         self.runs_directory = resolve_runs_directory()
         self.tracking_uri = resolve_tracking_uri(None, self.runs_directory)
@@ -59,7 +63,7 @@ class StudyRecord:
         self.run_id: str | None = None
         self.directory: Path | None = None
         if begin:
-            self._lock = self._hold()
+            self._lock = self._hold(WAIT_SECONDS if shared else 0.0)
         try:
             self._find()
             if begin:
@@ -68,6 +72,8 @@ class StudyRecord:
             if begin:
                 self._lock.release()
             raise
+        if begin and shared:
+            self._lock.release()
 
     def _find(self) -> None:
         """Look for the directory of an earlier start."""
@@ -79,13 +85,13 @@ class StudyRecord:
         if marked:
             self.directory, self.run_id = marked[0].directory, marked[0].run_id
 
-    def _hold(self) -> FileLock:
+    def _hold(self, seconds: float) -> FileLock:
         """Be the only process that does the study; from before it is looked for, so that two do not both begin it."""
         place = make_directory(self.runs_directory / safe_name(self.experiment))
         name = f".{safe_name(self.name)}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}.lock"
         lock = FileLock(place / name, thread_local=False)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=seconds)
         except Timeout as error:
             raise UserError(
                 f"The study {self.name} is still going on in another process, which holds {shown_path(lock.lock_file)}"
@@ -116,6 +122,10 @@ class StudyRecord:
         end_dead_runs(self.client, [experiment_id], self.runs_directory)
         facts = {"kind": kind, "started": datetime.datetime.now().isoformat(timespec="seconds")}
         write_atomically(required(self.directory) / "study.json", json.dumps(facts) + "\n")
+
+    def claim(self) -> None:
+        """Be the process by whose life the run is known to go on, of several that do a sweep."""
+        self._continue({HOST_TAG: host_name(), PROCESS_TAG: process_identity()})
 
     def _continue(self, process: dict[str, str]) -> None:
         from mlflow.exceptions import MlflowException

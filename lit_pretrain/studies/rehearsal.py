@@ -34,13 +34,15 @@ class Rehearsal(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write."""
-        encoder: Any = pl_module.encoder
+        # One, or two towers.
+        encoders: list[Any] = [getattr(pl_module, name, None) for name in ("encoder", "text_encoder", "vision_encoder")]
+        blocks = [encoder.transformer for encoder in encoders if encoder is not None]
         record = {
             "metrics": sorted(trainer.callback_metrics),
             "cost": self.cost,
             "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
             # Without embeddings and heads (Kaplan et al. 2020, arXiv:2001.08361).
-            "transformer_parameters": sum(parameter.numel() for parameter in encoder.transformer.parameters()),
+            "transformer_parameters": sum(parameter.numel() for one in blocks for parameter in one.parameters()),
         }
         if trainer.is_global_zero:
             write_atomically(self.path, json.dumps(record) + "\n")

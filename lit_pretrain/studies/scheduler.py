@@ -123,7 +123,16 @@ class Runner:
         }
         # What came of an earlier try would be taken for this one's, should it be killed.
         (self.store.directory / f"{cell.hash}.json").unlink(missing_ok=True)
-        return processes.start(train_cell, str(self.record.directory), cell.hash, job, log=self.store.log_path(cell))
+        return processes.start(self.work, str(self.record.directory), cell.hash, job, log=self.store.log_path(cell))
+
+    @property
+    def work(self) -> Callable[..., None]:
+        """What a cell's process does."""
+        return train_cell
+
+    def _callbacks(self, cell: Cell) -> list[dict[str, Any]]:
+        """Callbacks of a cell's training beside those of its config."""
+        return []
 
     def _write_configs(self, cell: Cell) -> list[Path]:
         """Its config with a logger that makes its run a child of the study's; that of its test likewise."""
@@ -145,6 +154,9 @@ class Runner:
                 "logger": {"class_path": "MLflowLogger", "init_args": logger},
                 "enable_progress_bar": False,
             }
+            if added := self._callbacks(cell):
+                given = trainer.get("callbacks") or []
+                trainer["callbacks"] = [*(given if isinstance(given, list) else [given]), *added]
             path = self.store.config_path(cell, stage)
             # JSON is YAML with every text in quotes: 1e+30 is a text to PyYAML and a number to jsonargparse.
             write_atomically(path, json.dumps(cell.config | {"trainer": trainer}, indent=2))
@@ -153,12 +165,7 @@ class Runner:
 
     def _finish(self, cell: Cell, process: BaseProcess, seconds: float) -> None:
         """Tell how a cell ended; what its process could not write down is written here."""
-        process.join()
-        outcome = self.store.outcome(cell)
-        if outcome is None:
-            reason = f"its process ended with {processes.describe_exit(process.exitcode)}"
-            outcome = Outcome("failed", f"{reason}; see {shown_path(self.store.log_path(cell))}")
-            self.store.write(cell.hash, outcome)
+        outcome = self._outcome(cell, process)
         self.done += 1
         count = self._count()
         if outcome.status == "finished":
@@ -166,6 +173,16 @@ class Runner:
             self.say(f"{count}{cell.name}: {self.settings.metric} {value:.4g} in {duration(seconds)}")
         else:
             self.say(f"{count}{cell.name}: {outcome.status}: {outcome.reason}")
+
+    def _outcome(self, cell: Cell, process: BaseProcess) -> Outcome:
+        """What came of a cell whose process has ended."""
+        process.join()
+        outcome = self.store.outcome(cell)
+        if outcome is None:
+            reason = f"its process ended with {processes.describe_exit(process.exitcode)}"
+            outcome = Outcome("failed", f"{reason}; see {shown_path(self.store.log_path(cell))}")
+            self.store.write(cell.hash, outcome)
+        return outcome
 
     def _stop(self, going: dict[BaseProcess, tuple[Cell, float]]) -> None:
         """Let the trainings finish their step and save; a second Ctrl-C ends them at once."""

@@ -23,7 +23,6 @@ class StudySettings:
     Attributes:
         name: Name of the study; starting one of the same name goes on with it.
         experiment: MLflow's experiment, in which the study is a run and its cells are that run's children.
-        seeds: Each cell is trained with each of them.
         overrides: Settings of all cells, by dotted or nested keys as on the command line.
         checkpoint: Which one is measured: `last`, or `best` by the trainer's own watch.
         validations: How often a training is validated, the last time at its end; fewer times where that does not
@@ -34,9 +33,12 @@ class StudySettings:
     # Pydantic reads it: a key that does not exist is a mistake.
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
+    # What a person is told that it is, and where files of its kind lie.
+    noun: ClassVar[str] = "study"
+    examples: ClassVar[str] = "configs/studies/"
+
     name: str
     experiment: str = "studies"
-    seeds: list[int] = dataclasses.field(default_factory=lambda: [0, 1, 2])
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     checkpoint: Literal["last", "best"] = "last"
     validations: int | None = 10
@@ -51,8 +53,7 @@ class StudySettings:
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
         if not self.name.strip():
-            raise UserError("'name' is empty: give the study a name.")
-        check_list("seeds", self.seeds)
+            raise UserError(f"'name' is empty: give the {self.noun} a name.")
         if self.validations is not None and self.validations < 1:
             raise UserError(f"'validations' is {self.validations}: give at least 1, or null for the config's own.")
         stage = self.metric.partition("/")[0]
@@ -77,6 +78,7 @@ class LabelEfficiencySettings(StudySettings):
     Attributes:
         fine_tuning: Config of FineTuning, or several that are laid over each other.
         encoders: Name -> the settings that make it, as `model.init_from` and `model.pretrained`.
+        seeds: Each cell is trained with each of them.
         label_budgets: Numbers of labels, or shares of them below 1; `all` (or null, or 1.0) for all.
         learning_rates: Rates to choose from, for all encoders or by name; chosen on the validation data, for each
             budget, with the first seed.
@@ -89,6 +91,7 @@ class LabelEfficiencySettings(StudySettings):
     fine_tuning: str | list[str]
     encoders: dict[str, dict[str, Any] | None]
     label_budgets: list[Amount]
+    seeds: list[int] = dataclasses.field(default_factory=lambda: [0, 1, 2])
     learning_rates: list[float] | dict[str, list[float]] | None = None
     steps: int | list[int] | None = None
     metric: str = "test/accuracy"
@@ -99,6 +102,7 @@ class LabelEfficiencySettings(StudySettings):
         """Refuse what cannot be run."""
         super().__post_init__()
         check_list("fine_tuning", self.configs)
+        check_list("seeds", self.seeds)
         check_list("encoders", list(self.encoders))
         check_amounts("label_budgets", self.label_budgets)
         if self.reference is not None and self.reference not in self.encoders:
@@ -155,6 +159,7 @@ class ScalingSettings(StudySettings):
         data_sizes: Training documents or pictures, or shares of them below 1; `all` for all. The validation data is
             the same in all cells.
         budget: What every cell may spend: one of steps, samples, tokens or flops (operations of training).
+        seeds: Each cell is trained with each of them.
         metric: The loss that is compared.
     """
 
@@ -171,6 +176,7 @@ class ScalingSettings(StudySettings):
         """Refuse what cannot be run."""
         super().__post_init__()
         check_list("pretraining", self.configs)
+        check_list("seeds", self.seeds)
         check_list("widths", self.widths, least=1)
         check_list("depths", self.depths, least=1)
         check_amounts("data_sizes", self.data_sizes)
@@ -241,27 +247,27 @@ def read_settings(path: str, kind: type[Settings]) -> Settings:
     """
     from pydantic import TypeAdapter, ValidationError
 
-    content = read_yaml(path, "study")
+    content = read_yaml(path, kind.noun)
     names = [field.name for field in dataclasses.fields(kind)]
     if not isinstance(content, dict):
-        raise UserError(f"The study {path} holds no settings: give {', '.join(names)}.")
+        raise UserError(f"The {kind.noun} {path} holds no settings: give {', '.join(names)}.")
     content = {"name": Path(path).stem} | content
     try:
         return TypeAdapter(kind).validate_python(content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except ValidationError as error:
-        raise UserError(explain(error.errors()[0], path, names)) from error
+        raise UserError(explain(error.errors()[0], path, names, kind)) from error
 
 
-def explain(problem: Mapping[str, Any], path: str, names: list[str]) -> str:
+def explain(problem: Mapping[str, Any], path: str, names: list[str], kind: type[StudySettings]) -> str:
     """Pydantic's finding as a sentence."""
     key = str(problem["loc"][0])
     place = correct(find_key(key, [path]))
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"There is no setting '{key}' of a study{nearest(key, names)}: {place}."
+        return f"There is no setting '{key}' of a {kind.noun}{nearest(key, names)}: {place}."
     if problem["type"] in ("missing", "missing_keyword_only_argument", "missing_argument"):
-        return f"The study {path} lacks '{key}': set it, or start from one of the files in configs/studies/."
+        return f"The {kind.noun} {path} lacks '{key}': set it, or start from one of the files in {kind.examples}."
     where = ".".join(str(part) for part in problem["loc"] if not is_type(part))
     return f"'{where}' is {problem['input']!r} ({problem['msg'][:1].lower()}{problem['msg'][1:]}): {place}."
 
