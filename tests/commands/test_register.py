@@ -158,6 +158,8 @@ def test_it_is_served(home, champion):
     # In another directory, without this checkout: the code is the model's own.
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     variables |= {"MLFLOW_TRACKING_URI": f"sqlite:///{home}/runs/mlflow.db", "OMP_NUM_THREADS": "1"}
+    # MLflow starts uvicorn by its name.
+    variables["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     with (home / "server.log").open("w") as log:
         server = subprocess.Popen(
             [*command, "--env-manager", "local"], env=variables, cwd="/", stdout=log, stderr=log, start_new_session=True
