@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import io
 import json
 import re
 import subprocess
@@ -62,6 +63,15 @@ def test_help_needs_no_torch(arguments):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "usage: python -m lit_pretrain" in done.stdout
+
+
+def test_a_stream_that_is_not_in_utf_8_shows_question_marks(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(["--version"]) == 0
+    print("0:01 • größer")
+    stream.flush()
+    assert stream.buffer.getvalue().decode("ascii").endswith("0:01 ? gr??er\n")
 
 
 def test_fit_ends_with_metrics_checkpoint_and_the_next_command(fitted, runs):
