@@ -7,8 +7,10 @@ from functools import cache
 import mlflow
 import pytest
 import torch
+from datasets import Dataset
+from small_pairs import make_rows, pair_config, write_pairs
 from small_pictures import picture_config, write_pictures
-from small_training import small_config, start, write_config
+from small_training import small_config, start, training_of, write_config
 from text_corpus import write_corpus
 
 from lit_pretrain.__main__ import main
@@ -43,11 +45,53 @@ def straight(configs, tmp_path_factory):
 
     @cache
     def train(kind):
+        if kind not in configs:
+            (weights,) = train("text").glob("small/*/checkpoints/last.ckpt")
+            configs[kind] = write_from(kind, str(weights), tmp_path_factory.mktemp(kind))
         runs = tmp_path_factory.mktemp("straight")
         fit_here(runs, "--config", str(configs[kind]))
         return runs
 
     return train
+
+
+def write_from(kind, weights, directory):
+    """What begins with a text encoder: pairs in chunks, it locked at first, masks replayed on both sides; or labels."""
+    start = {"init_from": weights}
+    if kind == "pairs":
+        rows = write_pairs(directory / "pairs.parquet", make_rows(200))
+        masked = [{"class_path": "MaskedLanguageModeling", "init_args": {"probability": 0.3}}]
+        pictured = [{"class_path": "MaskedImageModeling", "init_args": {"decoder_depth": 1, "decoder_width": 16}}]
+        model = {"text": start | {"locked": True, "unlock_after": 30}, "chunk_size": 4}
+        model |= {"text_replay": {"objectives": masked}, "vision_replay": {"objectives": pictured}}
+        config = pair_config(rows, trainer=STEPS, model=model)
+        del config["model"]["init_args"]["text_encoder"], config["data"]["init_args"]["vocabulary_size"]
+        texts = small_config(write_corpus(directory / "texts.jsonl"), sequence_length=16)["data"]
+        del texts["init_args"]["vocabulary_size"]
+        pictures = picture_config(write_pictures(directory / "pictures.parquet"), [])["data"]
+        parts = {"pairs": config["data"], "text": texts, "vision": pictures}
+        config["data"] = {"class_path": "JointDataModule", "init_args": parts}
+    else:
+        rows = [
+            {"text": f"{'a farmer' if index % 2 else 'the army'} needs peace {index}", "label": index % 2}
+            for index in range(300)
+        ]
+        Dataset.from_list(rows).to_parquet(str(directory / "labels.parquet"))
+        model = start | {"freeze": {"blocks": 1, "unfreeze_every": 12}, "dropout": 0.1}
+        data = {"path": str(directory / "labels.parquet"), "text_column": "text", "label_column": "label"}
+        data |= {
+            "label_budget": 100,
+            "batch_size": 8,
+            "maximum_length": 16,
+            "validation_share": 0.2,
+            "test_split": None,
+        }
+        config = training_of(
+            {"class_path": "FineTuning", "init_args": model},
+            {"class_path": "LabelledDataModule", "init_args": data},
+            STEPS,
+        )
+    return write_config(directory / f"{kind}.yaml", config)
 
 
 def fit_here(runs, *arguments):
@@ -81,10 +125,12 @@ def saved_step(directory):
 
 
 # How many workers there are makes no difference to what comes out, so one straight training serves all.
-@pytest.mark.parametrize(("kind", "workers"), [("text", 0), ("text", 2), ("pictures", 2)])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["text", "pictures", "pairs", "labels"])
 def test_killed_in_mid_epoch_and_resumed(configs, straight, tmp_path, kind, workers):
-    arguments = ["--config", str(configs[kind]), "--data.workers", str(workers)]
     expected_in, killed = straight(kind), tmp_path
+    settings = [f"--data.{part}workers" for part in (("pairs.", "text.", "vision.") if kind == "pairs" else ("",))]
+    arguments = ["--config", str(configs[kind]), *(word for name in settings for word in (name, str(workers)))]
 
     # Slow enough to be caught in the middle.
     process = start("fit", *arguments, *SLOWLY, runs=killed)
