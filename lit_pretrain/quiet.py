@@ -29,7 +29,8 @@ def quieten() -> None:
             text = record.getMessage()
             if "Tip:" in text or "TPU available" in text or "litlogger" in text:
                 return False
-            return record.levelno > logging.INFO or not text.startswith(ON_OUR_PAGES)
+            # Ranks above the first put their number before it.
+            return record.levelno > logging.INFO or not text.split("] ")[-1].startswith(ON_OUR_PAGES)
 
     for name in (
         "lightning.pytorch.utilities.rank_zero",
