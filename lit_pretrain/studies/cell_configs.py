@@ -1,14 +1,10 @@
 """Configs of cells, resolved by the suite's own command line before anything is trained."""
 
-import contextlib
 import glob
-import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.studies.cells import TOWERS
@@ -28,13 +24,11 @@ def resolve(configs: list[str], arguments: list[str]) -> dict[str, Any]:
     Raises:
         UserError: If a file or a setting is wrong.
     """
-    from lit_pretrain.cli import lightning_cli
+    from lit_pretrain.cli.lightning_cli import command_line
+    from lit_pretrain.studies.config_check import Resolver
 
     files = [word for path in configs for word in ("--config", path)]
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
-        lightning_cli.run(["fit", *files, *arguments, "--print_config"])
-    config = yaml.safe_load(output.getvalue())
+    config = dict(command_line(["fit", *files, *arguments], Resolver).config_dump)
     for name in ("config", "ckpt_path", "weights_only"):
         config.pop(name, None)
     return config

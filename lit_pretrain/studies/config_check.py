@@ -1,10 +1,21 @@
-"""Makes what configs name without training, for a process of a study: wrong types and values come up at once."""
+"""Resolves configs, and makes what they name, without training, for a process of a study: mistakes come up at once."""
 
 import json
 from typing import Any
 
 from lit_pretrain.cli.lightning_cli import CommandLine, command_line
 from lit_pretrain.errors import UserError
+
+
+class Resolver(CommandLine):
+    """The command line up to where all settings are known, in `config_dump`; `--print_config` parses them twice."""
+
+    def instantiate_classes(self) -> None:
+        """Make nothing."""
+        self._dump_config()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        return
 
 
 class Maker(CommandLine):

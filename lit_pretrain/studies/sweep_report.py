@@ -188,7 +188,7 @@ def draw(sweep: Sweep, study: Any, best: Sequence[Any], directory: Path) -> tupl
 def save(axes: Any, names: dict[str, str], path: Path, pyplot: Any) -> Path:
     """Save one of Optuna's figures with short names, and large enough for what it holds."""
     import numpy
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     grid = numpy.atleast_2d(axes)
     figure = grid.flat[0].figure
@@ -204,7 +204,9 @@ def save(axes: Any, names: dict[str, str], path: Path, pyplot: Any) -> Path:
         ):
             if scale == "log":
                 # Its own labels run into each other within a decade.
-                axis.set_major_locator(LogLocator(subs=(1, 3) if ends[1] > 15 * ends[0] else (1, 2, 5)))
+                ratio = ends[1] / ends[0]
+                subs = (1, 3) if ratio > 15 else (1, 2, 5)
+                axis.set_major_locator(LogLocator(subs=subs) if ratio > 5 else MaxNLocator(3))
                 axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
                 axis.set_minor_formatter(NullFormatter())
         one.set_xlabel(names.get(one.get_xlabel(), one.get_xlabel()))
