@@ -298,11 +298,10 @@ def test_a_checkpoint_that_does_not_fit_is_named(fitted, config, corpus, runs, t
     assert trained.info.status == "FINISHED"
 
 
-def test_bf16_with_compiled_blocks_and_accumulation_trains(config, tmp_path):
+def test_bf16_with_compiled_blocks_and_accumulation_trains(config):
     arguments = ["--trainer.precision", "bf16-mixed", "--model.compile_blocks", "true"]
     arguments += ["--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "4"]
-    # Examples of what is filled in, which a run would log, would be compiled in float32 besides.
-    arguments += ["--trainer.logger", "false", "--trainer.default_root_dir", str(tmp_path)]
+    arguments += ["--trainer.logger.init_args.experiment", "bf16"]
     # In a process of its own, since the compiler stays in memory.
     assert output_of("fit", "--config", str(config), *arguments)
 
