@@ -1,5 +1,6 @@
 """Fixtures that several folders share, and what holds for every process that runs tests."""
 
+import functools
 import gc
 import os
 import sys
@@ -34,11 +35,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         return
     import ready_database  # noqa: F401
+    from lightning.fabric.utilities import registry
 
     from lit_pretrain import memory as training_memory
 
     # A training in this process would keep its memory from all tests after it; those in processes of their own do.
     training_memory.keep_memory = lambda: False
+    # For every trainer all installed packages are asked for callbacks that they would add.
+    registry.entry_points = functools.cache(registry.entry_points)
 
 
 def pytest_xdist_auto_num_workers() -> int:
