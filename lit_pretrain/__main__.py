@@ -82,8 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return dispatch(arguments[0], arguments[1:])
     except UserError as error:
-        sentences = " ".join([str(error), *getattr(error, "__notes__", ())])
-        print(f"lit_pretrain: {without_credentials(' '.join(sentences.split()))}", file=sys.stderr)
+        print(f"lit_pretrain: {with_notes(error, without_credentials(' '.join(str(error).split())))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # Whoever read our output has closed it (`... | head`).
@@ -171,9 +170,14 @@ def failed(error: Exception) -> int:
         print(without_credentials("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     message = without_credentials(" ".join(str(error).split())) or "no message"
     kind = "" if isinstance(error, NonFiniteLossError) else f"{own_place(error)}{type(error).__name__}: "
-    notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
-    print(f"lit_pretrain: {kind}{message[:600]}{without_credentials(notes)}", file=sys.stderr)
+    print(f"lit_pretrain: {with_notes(error, kind + message[:600])}", file=sys.stderr)
     return 1
+
+
+def with_notes(error: Exception, message: str) -> str:
+    """What is said of an error, with the sentences that were added to it on its way, such as how to go on."""
+    notes = [without_credentials(str(note)) for note in getattr(error, "__notes__", ())]
+    return " ".join([f"{message.rstrip('.')}." if notes else message, *notes])
 
 
 def own_place(error: Exception) -> str:

@@ -145,14 +145,14 @@ def test_summary_names_metrics_checkpoints_and_one_command(runs, console, monkey
 
 def test_what_ends_a_training_before_its_steps_and_how_it_goes_on(runs, console, monkeypatch, tmp_path):
     monkeypatch.setenv("LIT_PRETRAIN_RUNS", str(runs))
-    trainer = make_trainer(runs, [Summary()], max_steps=500, max_time={"seconds": 1})
+    trainer = make_trainer(runs, [Summary()], max_steps=500, max_time={"milliseconds": 500})
     trainer.fit(ToyModule(step_seconds=0.02), ToyData())
     text = re.sub(r"\x1b\[[\d;]*m", "", console.file.getvalue())
     assert re.search(r"^Stopped by trainer.max_time after \d+ of 500 steps", text, re.MULTILINE)
     # The clock counts from the run's beginning. A config is not there to be taken, since no command line has one.
     # Runs that begin in the same second have one name.
     called = rf"({trainer.logger.run_name}|{trainer.logger.run_id[:8]})"
-    command = rf"fit --config \.\.\. --ckpt_path {called} --trainer\.max_time 00:00:00:02$"
+    command = rf"fit --config \.\.\. --ckpt_path {called} --trainer\.max_time 00:00:00:01$"
     assert re.search(f"^Go on: python -m lit_pretrain {command}", text, re.MULTILINE)
 
     class Fail(Callback):
