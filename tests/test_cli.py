@@ -16,10 +16,14 @@ import torch
 import yaml
 from child_processes import output_of
 from small_training import run, small_config, start, write_config
-from text_corpus import write_corpus
+from text_corpus import Slow, write_corpus
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.backbone import TextEncoder
+from lit_pretrain.cli.class_parsers import MADE
 from lit_pretrain.cli.lightning_cli import CommandLine, command_line
+from lit_pretrain.data import DocumentDataModule
+from lit_pretrain.modules import TextPretraining
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +147,13 @@ def test_print_config_is_a_config(config, capsys):
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["model"]["init_args"]["gradient_clip_norm"] == 1.0
     assert printed["trainer"]["max_steps"] == 40 and printed["data"]["init_args"]["batch_size"] == 8
+    # The next command in this process makes no parser again, and keeps none of a class that may be another by then.
+    made = dict(MADE)
+    assert {TextPretraining, DocumentDataModule, TextEncoder} <= {kind for kind, *_ in made}
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(config), "--trainer.callbacks+", "text_corpus.Slow", "--print_config"])
+    assert "text_corpus.Slow" in capsys.readouterr().out
+    assert MADE.items() >= made.items() and Slow not in {kind for kind, *_ in MADE}
 
 
 def test_the_commands_line_wins_over_files_and_later_files_over_earlier(config, tmp_path, capsys):
