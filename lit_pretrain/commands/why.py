@@ -2,6 +2,7 @@
 
 import argparse
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,9 @@ def step_again(arguments: argparse.Namespace) -> "StepAgain":
     command += ["--ckpt_path", str(before.path) if before is not None else "null"]
     for name, value in ALONE.items():
         command += [f"--trainer.{name}", value]
-    with tempfile.TemporaryDirectory(prefix="lit-pretrain-why-") as StepAgain.scratch:
+    with tempfile.TemporaryDirectory(prefix="lit-pretrain-why-") as StepAgain.scratch, warnings.catch_warnings():
+        # Nothing of the run's callbacks is needed here.
+        warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")
         return lightning_cli.command_line([*command, *arguments.training], StepAgain)  # type: ignore[return-value]
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -148,7 +149,13 @@ def probed(
         arguments = [*arguments, f"--trainer.{name}", value]
     PlanCommandLine.seconds, PlanCommandLine.began = seconds, (began, wall)
     PlanCommandLine.has_budget = has_budget
-    with tempfile.TemporaryDirectory(prefix="lit-pretrain-plan-") as PlanCommandLine.scratch, memory_limit():
+    with (
+        tempfile.TemporaryDirectory(prefix="lit-pretrain-plan-") as PlanCommandLine.scratch,
+        memory_limit(),
+        warnings.catch_warnings(),
+    ):
+        # Those of the training's callbacks that are left out.
+        warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")
         try:
             return cast(PlanCommandLine, lightning_cli.command_line(["fit", *arguments], PlanCommandLine))
         except Exception as error:
