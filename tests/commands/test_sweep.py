@@ -111,7 +111,7 @@ def test_two_processes_share_a_sweep_and_one_takes_up_what_the_other_was_killed_
     values = {RATE: {"low": 1e-4, "high": 1e-2, "log": True}}
     values["model.objectives.0.probability"] = {"low": 0.1, "high": 0.4}
     steps = {"trainer.max_steps": 200}
-    file = sweep(home, "shared", trials=2, overrides=steps, validations=10, parameters=values, pruner=None)
+    file = sweep(home, "shared", trials=2, overrides=steps, validations=5, parameters=values, pruner=None)
     other = start("sweep", "--config", file, runs=home / "runs")
 
     def wait_for(pattern):
@@ -144,7 +144,7 @@ def test_two_processes_share_a_sweep_and_one_takes_up_what_the_other_was_killed_
     # Each is one run, the first of them resumed, and every validation was reported once.
     assert set(runs) == {0, 1} and [runs[number].data.tags.get("resumed") for number in (0, 1)] == ["1", None]
     for number, trial in enumerate(trials):
-        assert list(trial.intermediate_values) == list(range(20, 201, 20))
+        assert list(trial.intermediate_values) == list(range(40, 201, 40))
         assert trial.value == runs[number].data.metrics[LOSS] == trial.intermediate_values[200]
     assert client.get_run(record.run_id).info.status == "FINISHED"
     pictures = {"history.png", "importance.png", "slices.png", "contours.png"}
