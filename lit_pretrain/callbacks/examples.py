@@ -33,7 +33,8 @@ class Examples(Callback):
         if files is None or trainer.sanity_checking or not callable(examples):
             return
         # Every rank asks, since a sharded model can only be run by all together; only rank zero's rows are kept.
-        tables = examples(self.count)
+        with trainer.precision_plugin.forward_context():
+            tables = examples(self.count)
         if not trainer.is_global_zero:
             return
         step = trainer.global_step

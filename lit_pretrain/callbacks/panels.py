@@ -45,7 +45,8 @@ class Panels(Callback):
             return
         self._logged_step = step
         # Every rank draws, since a sharded model can only be run by all together; only rank zero's are kept.
-        with gathered(pl_module if trainer.strategy.model is None else trainer.strategy.model):
+        whole = gathered(pl_module if trainer.strategy.model is None else trainer.strategy.model)
+        with whole, trainer.precision_plugin.forward_context():
             drawn = panels(self.count)
         for name, picture in drawn.items():
             if trainer.is_global_zero:

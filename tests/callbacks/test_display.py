@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from toy_training import ToyData, ToyModule, make_trainer
 
 from lit_pretrain.callbacks.examples import Examples
+from lit_pretrain.callbacks.panels import Panels
 from lit_pretrain.callbacks.prediction_writer import PredictionWriter, prediction_table
 from lit_pretrain.callbacks.progress import ProgressBar, total_steps
 from lit_pretrain.callbacks.remaining_time import RemainingTime, words
@@ -94,16 +95,23 @@ def test_steps_in_total():
 
 
 class SpokenModule(ToyModule):
-    """Its examples tell the step."""
+    """Its examples tell the step; it is asked in the training's precision."""
 
     def examples(self, count=8):
-        assert not torch.is_grad_enabled()
+        assert not torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
         return {"mlm": [{"text": f"row {i} at {self.trainer.global_step}"} for i in range(count)], "nothing": []}
+
+    def panels(self, count):
+        assert not torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+        self.drawn = count
+        return {}
 
 
 def test_examples_of_a_step_and_of_all(runs):
-    trainer = make_trainer(runs, [Examples(count=2, keep=3)])
-    trainer.fit(SpokenModule(), ToyData())
+    trainer = make_trainer(runs, [Examples(count=2, keep=3), Panels(count=5)], precision="bf16-mixed")
+    module = SpokenModule()
+    trainer.fit(module, ToyData())
+    assert module.drawn == 5
     client, run_id = trainer.logger.experiment, trainer.logger.run_id
     artifacts = {one.path for one in client.list_artifacts(run_id, "examples/mlm")}
     assert artifacts == {"examples/mlm/step-000020.json", "examples/mlm/step-000040.json"}
@@ -117,7 +125,10 @@ def test_examples_of_a_step_and_of_all(runs):
     assert listed == [{"path": "examples/mlm.json", "type": "table"}]
 
 
-def test_summary_names_metrics_checkpoints_and_one_command(runs, console, monkeypatch):
+def test_summary_names_metrics_checkpoints_and_one_command(tmp_path, console, monkeypatch):
+    # Of its own: runs that begin in the same second have the same name, and are called by their ids.
+    runs = tmp_path / "runs"
+    runs.mkdir()
     monkeypatch.delenv("LIT_PRETRAIN_RUNS", raising=False)
     monkeypatch.chdir(runs.parent)
     trainer = make_trainer(runs, [Summary()])
