@@ -31,6 +31,9 @@ def collect(beyond: int = 0) -> None:
     if beyond and (time.monotonic() - _collected_at < PAUSE or _status("VmRSS") <= beyond):
         return
     _collected_at = time.monotonic()
+    if beyond and (parsers := sys.modules.get("lit_pretrain.cli.class_parsers")):
+        # Kept for the next command of this process, of which tests give hundreds, with ever other settings.
+        parsers.MADE.clear()
     gc.collect()
     if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

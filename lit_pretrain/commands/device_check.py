@@ -458,14 +458,16 @@ class Check:
 def run() -> list[Row]:
     """Check the accelerator, or the CPU if there is none; what was found."""
     quieten()
-    # Each of a hundred trainers would tell what it has found.
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     device = torch.device("cpu")
     if torch.accelerator.is_available():
         device = torch.device(cast(Any, torch.accelerator.current_accelerator()).type)
     name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
     matmul = torch.get_float32_matmul_precision()
     with tempfile.TemporaryDirectory(prefix="lit-pretrain-device-") as directory, contextlib.ExitStack() as stack:
+        # Each of a hundred trainers would tell what it has found.
+        lightning_logger = logging.getLogger("lightning.pytorch")
+        stack.callback(lightning_logger.setLevel, lightning_logger.level)
+        lightning_logger.setLevel(logging.ERROR)
         stack.enter_context(torch.random.fork_rng(devices=[0] if device.type == "cuda" else []))
         # What is in fp32 is exact, not TF32.
         torch.set_float32_matmul_precision("highest")

@@ -106,6 +106,14 @@ def test_a_plan_is_what_the_training_then_takes_and_nothing_is_left(text, clock,
     assert found["seconds"] == pytest.approx(clock.now + REPORT), str(parts)
 
 
+def test_a_training_that_is_over_before_the_probe_is(text, clock, tmp_path):
+    short = ["--trainer.max_steps", "3", "--trainer.val_check_interval", "1", "--model.schedule.warm_up", "1"]
+    found = plan("--config", text, *short, "--seconds", "60", tmp_path=tmp_path)
+    parts = found["seconds_by_part"]
+    assert found["steps"] == 3 and clock.written == 1 and found["checkpoint_bytes"] > 0
+    assert parts["validation"] > 0 and parts["checkpoints"] > 0 and parts["forward"] > 0
+
+
 def test_a_budget_permits_so_many_steps(text, clock, tmp_path, capsys):
     found = plan("--config", text, "--seconds", "1", "--budget", "2h", tmp_path=tmp_path)
     assert found["steps_within_budget"] > 10_000 and not found["impossible"]

@@ -223,7 +223,7 @@ def test_ctrl_c_stops_in_order_and_the_next_start_goes_on(home, capsys):
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             logs = (home / "runs" / "studies").glob("stopped-*/cells/*.log")
-            if any("FineTuning of" in log.read_text() for log in logs):
+            if any("FineTuning:" in log.read_text() for log in logs):
                 time.sleep(0.3)
                 os.kill(os.getpid(), signal.SIGINT)
                 return

@@ -265,7 +265,10 @@ class Probe(Callback):
                 self._sort_in(piece, total, cost, reports)
             enough = len(piece.steps) + len(piece.reports) + len(piece.free_running) >= LEAST_STEPS
             # The first process says for all.
-            if self._agreed(trainer, enough and time.perf_counter() > self._deadline):
+            if trainer.global_step >= found.steps - 1:
+                # A short training: what is left of it is for the validation and the checkpoint.
+                self._piece = None
+            elif self._agreed(trainer, enough and time.perf_counter() > self._deadline):
                 self._next_piece(trainer)
             if trainer.strategy.root_device.type == "cuda" and self._piece is piece:
                 self._waits = time.perf_counter() > (self._start + self._deadline) / 2
@@ -303,7 +306,8 @@ class Probe(Callback):
             loop = trainer.fit_loop.epoch_loop.val_loop
             loop._max_batches = [min(int(number), within) for number in loop.max_batches]
             self._validation_due = True
-            return
+            if trainer.global_step < found.steps:
+                return
         self._save(trainer)
         found.memory = peak_memory(trainer.strategy.root_device)
         found.workers_memory = workers_memory()
