@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import huggingface_hub
+import process_memory
 import pytest
 import timm
 import torch
@@ -231,6 +232,8 @@ def test_an_encoder_of_ours_with_fixed_positions_and_registers_loads_there(tmp_p
 
 @torch.no_grad()
 def test_a_name_comes_from_the_hubs_cache_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The largest models of these tests: four of 22 MB at a time, beside whatever code the ones before have run.
+    process_memory.collect()
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224").eval()
     repository = tmp_path / "models--timm--vit_tiny_patch16_224.augreg_in21k_ft_in1k"
@@ -255,6 +258,7 @@ def test_a_name_comes_from_the_hubs_cache_without_network(tmp_path: Path, monkey
         found = load_starting_point(name)
         assert found.lineage == {"init_from": name} and found.tokenizer is None
         agree(found.encoder, model, pictures(encoder)[:1])
+        del found
     config = own / "snapshots/1/config.json"
     config.write_text(config.read_text().replace("vit_base_patch16_224", "resnet18"))
     with pytest.raises(UserError, match="'hf-hub:someone/small' is resnet18 and no ViT of timm's"):
