@@ -58,18 +58,27 @@ def show(comparison: Any) -> None:
     from rich.console import Console
 
     from lit_pretrain.comparison.protocol import protocol_words
-    from lit_pretrain.comparison.table import beside_table, notes_of, settings_tables, table_of
+    from lit_pretrain.comparison.table import beside_table, least_width, notes_of, settings_tables, table_of
 
     console = Console(highlight=False)
+
+    def show_table(table: Any) -> None:
+        if least_width(table, console) > console.width:
+            table.padding = 0
+        # Lines that a narrow terminal wraps lose nothing.
+        terminal, console.width = console.width, max(console.width, least_width(table, console))
+        console.print(table)
+        console.width = terminal
+
     for place, group in enumerate(comparison.groups):
         if place:
             console.print(f"\nNot ranked with the first: {group.why}.", markup=False)
         console.print(f"{protocol_words(group.protocol)}", markup=False, style="bold")
-        console.print(table_of(group))
+        show_table(table_of(group))
         for table in [*settings_tables(group), beside_table(group)]:
             if table is not None:
                 console.print()
-                console.print(table)
+                show_table(table)
         for note in notes_of(group):
             console.print(note, markup=False, style="dim")
     if comparison.without:

@@ -145,8 +145,8 @@ def faults(run: Run, directory: Path | None) -> str:
         lines.append(f"The run was {run.status.lower()}" + (f": {reason}" if reason else "") + ".")
     elif "failure" in run.tags:
         lines.append(f"It had failed before it went on: {run.tags['failure']}.")
-    if int(run.tags.get("resumed", "0")):
-        lines.append(f"It was gone on with {run.tags['resumed']} times.".replace("1 times", "once"))
+    if resumptions := int(run.tags.get("resumed", "0")):
+        lines.append(f"It was gone on with {'once' if resumptions == 1 else f'{resumptions} times'}.")
     changed = {key.removeprefix("resumed."): value for key, value in run.tags.items() if key.startswith("resumed.")}
     for name in (UNSENT_NAME, REFUSED_NAME):
         if directory is not None and (directory / name).exists():

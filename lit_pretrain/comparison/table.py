@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +18,8 @@ from lit_pretrain.measures.intervals import LEVEL, Mean, mean_of
 
 WIDTH = 100
 NAME_WIDTH = 28
+# On a narrower terminal names are folded to so many columns before anything is cut.
+LEAST_NAME_WIDTH = 16
 NUMBER_WIDTH = 10
 RUNS_BESIDE = 6
 VALUE_WIDTH = 14
@@ -77,6 +81,18 @@ def heading_of(metric: str) -> str:
     return metric.replace("/", "/\n").replace("_", " ")
 
 
+def least_width(table: Table, console: Console) -> int:
+    """Columns of a terminal within which none of a table's is cut; rich leaves out the last ones without a word."""
+    # Between two columns stand the padding and the divider of the box.
+    total = (len(table.columns) - 1) * (table.padding[1] + 1) + table.padding[1]
+    for column in table.columns:
+        texts = (column.header, *column.cells)
+        sizes = [Measurement.get(console, console.options.update(max_width=10_000), text) for text in texts]
+        widest = max(size.maximum for size in sizes)
+        total += widest if column.no_wrap else column.min_width or min(widest, VALUE_WIDTH)
+    return total
+
+
 def test_protocols(group: Group) -> dict[Any, str]:
     """A letter for each protocol of the figures beside, in the order of the rows."""
     found = dict.fromkeys(key for row in group.rows for key in row.tests())
@@ -91,10 +107,10 @@ def table_of(group: Group) -> Table:
     texts = any(row.cost.tokens is not None for row in group.rows)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("run", overflow="fold", min_width=NAME_WIDTH)
+    table.add_column("run", overflow="fold", min_width=LEAST_NAME_WIDTH)
     shown = short_names(group.differing) if fit_beside(group) else {}
     for name in shown.values():
-        table.add_column(name.replace("_", " "), justify="right", overflow="fold")
+        table.add_column(name.replace("_", "\n"), justify="right", overflow="fold")
     table.add_column(heading_of(group.metric), justify="right", no_wrap=True)
     table.add_column("step", justify="right", no_wrap=True)
     for metric in tests:

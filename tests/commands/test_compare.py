@@ -55,7 +55,7 @@ def home(tmp_path_factory):
         yield directory
 
 
-def test_groups_lineage_and_cost(home, capsys):
+def test_groups_lineage_and_cost(home, monkeypatch, capsys):
     assert main(["compare", "--experiment", "shown", "--json", "all.json"]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 100
@@ -76,6 +76,12 @@ def test_groups_lineage_and_cost(home, capsys):
     why = {row["name"]: group["why_apart"] for row, group in zip(others, told["groups"][1:], strict=True)}
     assert why["elsewhere"] == "samples 24, not 12" and "validation/loss" in why["texts"]
     assert "test/" in out and "(2 seeds)" in out and "Not ranked with the first: samples 24, not 12." in out
+    # A narrow terminal folds names and leaves no column out.
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(["compare", "--experiment", "shown"]) == 0
+    out = capsys.readouterr().out
+    costs = [run["cost"]["petaflops"] for group in told["groups"] for run in group["rows"][0]["runs"][:1]]
+    assert out.count("PFLOP") == 4 and "minutes" in out and all(f"{cost:.3g}" in out for cost in costs)
 
 
 def test_the_page_in_a_browser(home, tmp_path, capsys):

@@ -28,13 +28,13 @@ def page(client, run_id, records=()):
 
 
 def test_faults_and_resumptions_are_told(client, tmp_path):
-    tags = {"failure": "OSError: <disk> is full", "resumed": "2", "resumed.data.batch_size": "64"}
+    tags = {"failure": "OSError: <disk> is full", "resumed": "11", "resumed.data.batch_size": "64"}
     failed = log_run(client, "failed", tags=tags, status="FAILED")
     directory = tmp_path / "failed"
     directory.mkdir()
     (directory / "unsent.jsonl").write_text("{}\n")
     text = page(client, failed, [RunRecord(failed, "tuned", "", "failed", directory)])
-    for words in ("was failed: OSError: &lt;disk&gt; is full.", "gone on with 2 times", "unsent.jsonl", "<td>64</td>"):
+    for words in ("was failed: OSError: &lt;disk&gt; is full.", "gone on with 11 times", "unsent.jsonl", "<td>64</td>"):
         assert words in text
     assert "python -m lit_pretrain fit --ckpt_path failed" in text
     assert 'id="faults"' not in page(client, log_run(client, "fine"))
