@@ -225,6 +225,7 @@ MISTAKES = [
     ("model/init_args/encoder/class_path", "Rotation", "Rotation is a class of another kind than 'encoder' takes"),
     ("model/class_path", "TextPretrainin", "No class 'TextPretrainin' can be taken for 'model' (did you mean 'TextP"),
     ("data/class_path", "DocumentDatModule", "(did you mean 'DocumentDataModule'?)"),
+    ("trainer/logger/class_path", "CSVLoger", "(did you mean 'CSVLogger'?)"),
     (f"{ENCODER}/pooling", "max", "is max, but takes one of cls, mean, pooler, map"),
     (f"{ENCODER}/size", "tinny", "one of tiny, mini, small, medium, base, large (did you mean 'tiny'?)"),
     (f"{MODEL}/optimizer", {"learning_rate": "fast"}, "'model: optimizer.learning_rate' is fast, but takes a number"),

@@ -317,6 +317,7 @@ def known_names() -> dict[str, set[str]]:
     import lightning
     from lightning import LightningDataModule, LightningModule
     from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.loggers import Logger
 
     from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
     from lit_pretrain.class_paths import arguments_of, subclasses
@@ -329,7 +330,7 @@ def known_names() -> dict[str, set[str]]:
     names = {"": {*TOP_LEVEL, "config", "class_path", "init_args"}}
     kinds = [TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig, ImageAugmentation]
     kinds += [AdamWConfig, ScheduleConfig, MLflowLogger, lightning.Trainer]
-    for base in (LightningModule, LightningDataModule, Objective, Callback):
+    for base in (LightningModule, LightningDataModule, Objective, Callback, Logger):
         kinds += [kind for kind in subclasses(base) if kind.__module__.startswith(("lit_pretrain", "lightning"))]
     for encoder in (TextEncoder, VisionEncoder):
         parameters = inspect.signature(encoder.from_pretrained).parameters

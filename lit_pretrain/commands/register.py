@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 from typing import TYPE_CHECKING
 
@@ -73,9 +74,11 @@ def tell(subject: Subject, version: Version, reference: str) -> None:
         column = subject.settings.columns[0]
         content = "$(base64 < picture.png | tr -d '\\n')"
         request = f'"{{\\"dataframe_records\\": [{{\\"{column}\\": \\"{content}\\"}}]}}"'
-    uri = shlex.quote(without_credentials(version.tracking_uri))
+    stores = f"MLFLOW_TRACKING_URI={shlex.quote(without_credentials(version.tracking_uri))}"
+    if registry := os.environ.get("MLFLOW_REGISTRY_URI"):
+        stores += f" MLFLOW_REGISTRY_URI={shlex.quote(without_credentials(registry))}"
     print(
-        f"Serve it:  MLFLOW_TRACKING_URI={uri} mlflow models serve -m {shlex.quote(version.uri)} --env-manager local "
+        f"Serve it:  {stores} mlflow models serve -m {shlex.quote(version.uri)} --env-manager local "
         "--port 5001\n"
         f"Ask it:    curl http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' -d {request}\n"
         "See it:    python -m lit_pretrain ui"

@@ -1,5 +1,6 @@
 """Which runs are meant: by what a person calls them, or by experiment, condition and how late they are."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -173,6 +174,11 @@ def in_store(reference: str, store: RunStore, directory: Path, experiment: str |
             listed = ", ".join(f"{run.run_id[:8]} ({run.experiment}/{run.name})" for run in matching[:6])
             more = f" and {len(matching) - 6} more" if len(matching) > 6 else ""
             raise UserError(f"'{reference}' fits {len(matching)} runs: say which, by id: {listed}{more}.")
+    if any(run.experiment == reference for run in runs):
+        raise UserError(
+            f"No run is called '{reference}', which is an experiment: name one of its runs, or put all of them side by "
+            f"side by compare --experiment {shlex.quote(reference)}."
+        )
     names = [name for run in runs for name in (run.name, run.run_id)]
     names += [name for record in list_runs(directory) for name in (record.run_name, record.run_id)]
     raise UserError(

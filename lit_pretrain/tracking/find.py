@@ -127,6 +127,10 @@ def find_run(
     if not records:
         raise UserError(f"There are no runs in {root}: train one, or set LIT_PRETRAIN_RUNS to where they are.")
     names = [name for record in records for name in (record.run_name, record.run_id)]
+    if own := [record for record in records if record.experiment == reference]:
+        raise UserError(
+            f"No run in {root} is called '{reference}', which is an experiment: name one of its runs ({_listing(own)})."
+        )
     raise UserError(f"No run in {root} is called '{reference}'{nearest(reference, names)}.")
 
 

@@ -139,6 +139,7 @@ def test_pages_of_pretrainings_show_what_was_filled_in(home, tmp_path):
 def test_mistakes_are_one_sentence(home, capsys):
     for arguments, sentence in (
         (["nonesuch"], "is called 'nonesuch'"),
+        (["shown"], "is called 'shown', which is an experiment: name one of its runs, or put"),
         (["texts", "--metric", "accuracyy"], "None of these runs has the figure 'accuracyy'"),
         (["texts", "--html", "no/such/place.html"], "give another file to --html"),
         (["--where", "params.x ~ 3"], "is not understood"),

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 # What the address models:/NAME@ALIAS has a meaning of its own for, and MLflow's own.
 NO_NAME = re.compile(r"[/:@?%#\\]")
 VARIABLE = "MLFLOW_TRACKING_URI"
+# Of the registry, where it is not that of the store.
+REGISTRY_VARIABLE = "MLFLOW_REGISTRY_URI"
 EXISTS = "RESOURCE_ALREADY_EXISTS"
 STAGES = ("validation/", "test/")
 
@@ -118,9 +120,10 @@ def register(subject: "Subject", name: str, alias: str | None) -> Version:
             if alias is not None:
                 client.set_registered_model_alias(name, alias, number)
     except (MlflowException, SQLAlchemyError, OSError) as error:
+        registry = os.environ.get(REGISTRY_VARIABLE) or uri
         raise UserError(
-            f"The registry of {without_credentials(uri)} takes no model ({first_line(error)}): see that its database "
-            "and its artifacts can be written and have room, and register it again."
+            f"The registry of {without_credentials(registry)} takes no model ({first_line(error)}): see that its "
+            "database and its artifacts can be written and have room, and register it again."
         ) from error
     return Version(name, number, alias, None if former == number else former, uri, run is not None)
 
