@@ -13,6 +13,7 @@ WITHOUT_EFFECT = (
     "trainer.limit_predict_batches", "trainer.num_sanity_val_steps", "trainer.inference_mode",
 )  # fmt: skip
 START = "init_from"
+ENCODERS = ("encoder", "text_encoder", "vision_encoder")
 
 
 def settings_of(run: Run) -> dict[str, str]:
@@ -26,12 +27,23 @@ def settings_of(run: Run) -> dict[str, str]:
 
 def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
     """Names of the settings that are not the same in all, in the order of the config's sections; what a run starts
-    from, which its lineage tells, is left out.
+    from, which its lineage tells, is left out, and so are the settings of an encoder that it has from there.
     """
     names = dict.fromkeys(name for one in settings for name in one)
-    found = [name for name in names if len({one.get(name) for one in settings}) > 1]
+    found = [name for name in names if len({one.get(name) for one in settings if not is_taken_over(name, one)}) > 1]
     found = [name for name in found if name.rpartition(".")[2] != START]
     return sorted(found, key=lambda name: (SECTIONS.index(name.partition(".")[0]), name))
+
+
+def is_taken_over(name: str, settings: Mapping[str, str]) -> bool:
+    """Whether a setting is of an encoder that a run has from what it starts from, and not from its own config."""
+    given = settings.get(name) not in (None, "None")
+    return not given and any(part in ENCODERS for part in name.split(".")) and has_start(settings)
+
+
+def has_start(settings: Mapping[str, str]) -> bool:
+    """Whether a run starts from another one's weights, or from public ones."""
+    return any(name.rpartition(".")[2] == START and value not in ("None", "") for name, value in settings.items())
 
 
 def short_names(names: Sequence[str], least: int = 1) -> dict[str, str]:

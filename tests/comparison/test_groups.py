@@ -12,7 +12,7 @@ from lit_pretrain.comparison.lineage import lineage_words, starts_of
 from lit_pretrain.comparison.protocol import protocol_of, why_not_comparable
 from lit_pretrain.comparison.runs import RunStore
 from lit_pretrain.comparison.selection import select
-from lit_pretrain.comparison.settings import short_names, shortened
+from lit_pretrain.comparison.settings import differing, short_names, shortened
 from lit_pretrain.comparison.table import shown_amount
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.find import RunRecord
@@ -245,3 +245,19 @@ def test_figures_that_compare_a_batch_need_batches_of_one_size(client, objective
         run = store.run(log_run(client, size, settings=settings, curves={f"best/{metric}": {5: 0.5}}))
         protocols.append(protocol_of(run, metric))
     assert why_not_comparable(*protocols) == "batch size 64, not 32"
+
+
+def test_an_encoder_that_was_taken_over_differs_in_nothing():
+    own = {
+        "model.encoder.class_path": "TextEncoder",
+        "model.encoder.width": "128",
+        "model.optimizer.learning_rate": "1",
+    }
+    taken = {"model.encoder": "None", "model.init_from": "own", "model.optimizer.learning_rate": "2"}
+    assert differing([own, taken]) == ["model.optimizer.learning_rate"]
+    # One that says something of it does differ, and so do two that each have their own.
+    assert differing([own, taken | {"model.encoder.width": "64"}])[0] == "model.encoder.width"
+    other = own | {"model.encoder.width": "64"}
+    assert differing([own, other, taken]) == ["model.encoder.width", "model.optimizer.learning_rate"]
+    scratch = {"model.encoder": "None", "model.init_from": "None", "model.optimizer.learning_rate": "1"}
+    assert "model.encoder.width" in differing([own, scratch])
