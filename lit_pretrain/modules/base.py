@@ -197,6 +197,7 @@ class BaseModule(LightningModule):
         precision: Any = self.trainer.precision_plugin
         precision.convert_input = unchanged
         self.average = self._saved_average = None
+        self.skipped = SkippedSteps()
         self.clock = TrainingClock(self.schedule_config.seconds)
 
     def teardown(self, stage: str) -> None:

@@ -61,6 +61,10 @@ def test_a_step_is_left_out_counted_and_not_done_again_when_resumed(tmp_path):
     shown = [found for row in rows if (found := dict(zip(names, row, strict=True)))["train/loss"]]
     assert [row["train/skipped_steps"] for row in shown] == ["0.0", "1.0", "1.0"]
     assert all(math.isfinite(float(row["train/loss"])) for row in shown)
+    # Another training of the same module counts anew.
+    module.broken = ()
+    fit(module, make_data(tmp_path / "texts.json", tmp_path, layout="segments"), max_steps=1)
+    assert module.skipped.total == 0
     (record,) = tmp_path.glob("non-finite-loss-step-*.json")
     assert json.loads(record.read_text())["step"] == 2
 
