@@ -31,6 +31,7 @@ COMMANDS = {
     "why": "make a step of a run again: its batch as it was shown, each sample's loss and gradient",
     "ui": "open MLflow's pages on the runs",
     "sync": "send what runs have logged and the tracking store has not taken",
+    "prepare": "build the caches that a training needs, before it",
     "plan": "probe a training for a minute: its time, memory and disk, and whether it can be done",
     "doctor": "check this machine: versions, devices, directories, database, a second of training",
     "benchmark": "measure training speed beside peers, or beside another build",

@@ -11,8 +11,13 @@ from lit_pretrain.hub import hub_answers, offline
 
 
 def load_from_hub(
-    path: str, name: str | None, data_files: str | list[str] | None, split: str, setting: str = "data.path"
-) -> datasets.Dataset:
+    path: str,
+    name: str | None,
+    data_files: str | list[str] | None,
+    split: str,
+    setting: str = "data.path",
+    streaming: bool = False,
+) -> Any:
     """Read a data set by its hub name, or its copy in the cache if the hub cannot be reached.
 
     Args:
@@ -21,6 +26,7 @@ def load_from_hub(
         data_files: Files or patterns within it.
         split: Split to read.
         setting: Where the name was given, for the message.
+        streaming: Whether rows are read as they are needed, from an `IterableDataset`.
 
     Raises:
         UserError: If neither the hub nor the cache has it, or it lacks the configuration or the split.
@@ -31,7 +37,7 @@ def load_from_hub(
             stack.enter_context(offline())
             stack.enter_context(datasets_offline())
         try:
-            return datasets.load_dataset(path, name, data_files=data_files, split=split)
+            return datasets.load_dataset(path, name, data_files=data_files, split=split, streaming=streaming)
         except ValueError as error:
             message = str(error).splitlines()[0]
             if reachable:
@@ -47,8 +53,13 @@ def load_from_hub(
 
 
 def load_remote(
-    builder: str, addresses: list[str], options: dict[str, Any], split: str, setting: str = "data.path"
-) -> datasets.Dataset:
+    builder: str,
+    addresses: list[str],
+    options: dict[str, Any],
+    split: str,
+    setting: str = "data.path",
+    streaming: bool = False,
+) -> Any:
     """Read files from elsewhere, by whatever protocol `fsspec` knows; a copy is kept in the cache of `datasets`.
 
     Args:
@@ -57,13 +68,15 @@ def load_remote(
         options: Of the builder.
         split: What to call the rows, or the part of them to read (train[:10%]).
         setting: Where the address was given, for the message.
+        streaming: Whether rows are read as they are needed, from an `IterableDataset`, and no copy is kept.
 
     Raises:
         UserError: If a package for the protocol is missing, or the files cannot be read.
     """
     protocol = addresses[0].split("://")[0]
     try:
-        return datasets.load_dataset(builder, data_files={split.split("[")[0]: addresses}, split=split, **options)
+        files = {split.split("[")[0]: addresses}
+        return datasets.load_dataset(builder, data_files=files, split=split, streaming=streaming, **options)
     except (ImportError, ValueError) as error:
         if "nstall" not in str(error) and "Protocol not known" not in str(error):
             raise no_remote(addresses, error, setting) from error

@@ -4,11 +4,11 @@ from typing import Any
 
 from lit_pretrain.data.images.image_cache import Corrupt
 from lit_pretrain.data.images.image_store import StorageSettings
-from lit_pretrain.data.loading import EpochDataModule
-from lit_pretrain.errors import check_number
+from lit_pretrain.data.streamable_data_module import StreamableDataModule
+from lit_pretrain.errors import UserError, check_number
 
 
-class PictureDataModule(EpochDataModule):
+class PictureDataModule(StreamableDataModule):
     """Pictures of any source, kept as squares of one size.
 
     Args:
@@ -19,7 +19,7 @@ class PictureDataModule(EpochDataModule):
             `cache_gigabytes` and the disk, false decodes them in every epoch.
         cache_gigabytes: Size up to which pictures are kept decoded if `cache` is null.
         corrupt: What becomes of pictures that cannot be decoded to their end: `error`, or `skip` to name and leave out.
-        **settings: See `EpochDataModule`.
+        **settings: See `StreamableDataModule` and `EpochDataModule`.
     """
 
     def __init__(
@@ -32,6 +32,8 @@ class PictureDataModule(EpochDataModule):
         **settings: Any,
     ) -> None:
         super().__init__(batch_size, **settings)
+        if self.streaming and type(self).__name__ != "LabelledDataModule":
+            raise UserError(f"{type(self).__name__} cannot stream yet: set data.streaming to false.")
         check_number("data.stored_size", stored_size, least=2)
         check_number("data.cache_gigabytes", cache_gigabytes, least=0)
         self.storage = StorageSettings(stored_size, cache, cache_gigabytes, corrupt, self.cache_directory)

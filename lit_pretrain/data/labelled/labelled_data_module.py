@@ -84,6 +84,11 @@ class LabelledDataModule(HeldOutDataModule):
         **settings: Any,
     ) -> None:
         super().__init__(batch_size, **settings)
+        if self.streaming:
+            raise UserError(
+                "data.streaming reads samples as they come, and fine-tuning must know all labels before: set it to "
+                "false (unlabelled texts, pictures and pairs are pretrained on as streams)."
+            )
         check_number("data.maximum_length", maximum_length, least=8)
         check_length("data.label_budget", label_budget, above_zero=True)
         if task is not None and task not in TASKS:

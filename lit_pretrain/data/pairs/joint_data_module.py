@@ -51,6 +51,12 @@ class JointDataModule(LightningDataModule):
             )
         named = {PAIRS: pairs, "text": text, "vision": vision}
         self.parts: dict[str, Any] = {name: part for name, part in named.items() if part is not None}
+        for name, part in self.parts.items():
+            if part.streaming:
+                raise UserError(
+                    f"data.{name}.streaming reads samples as they come, and JointDataModule hands out parts "
+                    "beside each other by their lengths: set it to false, or stream pairs alone by PairDataModule."
+                )
 
     # -- preparing
 

@@ -12,19 +12,22 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from lit_pretrain.data.columns import with_column
-from lit_pretrain.data.loading import EpochDataModule, Key, ResumableDataLoader
+from lit_pretrain.data.loading import Key, ResumableDataLoader
 from lit_pretrain.data.notices import is_first_process, say_once
-from lit_pretrain.data.randomness import sample_generator
 from lit_pretrain.data.sources import TEXT_BUILDERS, Source, check_column, no_rows, open_source, source_name
 from lit_pretrain.data.splits import budgeted_rows, split_rows
+from lit_pretrain.data.stream_source import check_columns, check_unlimited, column_of
+from lit_pretrain.data.streamable_data_module import StreamableDataModule
 from lit_pretrain.data.summary import PartSummary, data_line
 from lit_pretrain.data.text.base_tokenizer import WORD_LENGTH, TextTokenizer
+from lit_pretrain.data.text.document_buffers import DocumentBuffers
+from lit_pretrain.data.text.document_dataset import SPECIAL, DocumentDataset, Layout
 from lit_pretrain.data.text.frequent_ngrams import frequent_ngrams
 from lit_pretrain.data.text.new_pieces import FORMAT as NEW_PIECES_FORMAT
 from lit_pretrain.data.text.new_pieces import check_growing, grown_once, is_larger
-from lit_pretrain.data.text.packing import PackedRows, pack
+from lit_pretrain.data.text.packing import PackedRows
 from lit_pretrain.data.text.replay import MixedDataset, ReplayConfig, ReplayedDataset, settings_of_replay
-from lit_pretrain.data.text.sentence_pairs import PairPlan, PairSettings, RandomNext, find_or_plan, least_documents
+from lit_pretrain.data.text.sentence_pairs import PairPlan, PairSettings, RandomNext, least_documents
 from lit_pretrain.data.text.text_encoding import choose_tokenizer
 from lit_pretrain.data.text.token_cache import TokenCache, cache_fingerprint, open_or_build
 from lit_pretrain.data.text.tokenizers_by_kind import load_tokenizer
@@ -35,16 +38,11 @@ from lit_pretrain.errors import UserError, check_length, check_number
 from lit_pretrain.required import required
 
 DocumentSeparator = Literal["file", "blank_line"]
-Layout = Literal["sentence_pairs", "segments"]
-# [CLS] and [SEP] of a segment.
-SPECIAL = 2
-# Which texts an epoch's samples are: pairs, segments, or rows of several of these.
-Plan = PairPlan | numpy.ndarray | PackedRows
 # Documents that are looked into before all are tokenised.
 SOME = 100
 
 
-class DocumentDataModule(EpochDataModule):
+class DocumentDataModule(StreamableDataModule):
     """A corpus of documents as clean batches of word pieces.
 
     Args:
@@ -81,12 +79,15 @@ class DocumentDataModule(EpochDataModule):
             another. For segments, and objectives that predict words.
         replay: A general corpus that is mixed in, so that what was learned from such texts is not forgotten; both have
             a validation, and the own one's alone chooses checkpoints.
-        **settings: `workers`, `validation_share`, `cache_directory`, `seed`, `delimiter` and `encoding`; see
-            `EpochDataModule`.
+        **settings: `streaming` and `shuffle_buffer`, see `StreamableDataModule`; `workers`, `validation_share`,
+            `cache_directory`, `seed`, `delimiter` and `encoding`, see `EpochDataModule`.
     """
 
     samples_name = "sequences"
     contents_name = "text"
+    own_dataset: DocumentDataset
+    train_dataset: DocumentDataset | MixedDataset
+    validation_dataset: DocumentDataset | None
 
     def __init__(
         self,
@@ -183,6 +184,9 @@ class DocumentDataModule(EpochDataModule):
         module = getattr(self.trainer, "lightning_module", None)
         if module is not None and hasattr(module, "check_data"):
             module.check_data(self)
+        if self.streaming:
+            self._prepare_stream()
+            return
         larger = self._grown_before()
         tokenizer = self._given_tokenizer() if larger is None else larger
         if self.new_pieces and larger is None:
@@ -211,6 +215,62 @@ class DocumentDataModule(EpochDataModule):
         check_known(facts["unknown_pieces"], facts["tokens"], tokenizer, name, texts, advice)
         if self.general is not None:
             self._prepare_general(self.general)
+
+    def _prepare_stream(self) -> None:
+        """Open the stream and look at its first documents; the tokenizer must be there."""
+        self.check_end()
+        self.refuse_in_stream(
+            ("document_budget", self.document_budget, "draws from all of them"),
+            ("new_pieces", self.new_pieces or None, "are chosen by all of the corpus"),
+            ("replay", self.replay.is_given, "mixes two corpora whose lengths it must know"),
+        )
+        check_unlimited(self.source.max_documents, "data.max_documents")
+        tokenizer, module = self._given_tokenizer(), self._model
+        if tokenizer is None:
+            raise UserError(
+                "data.streaming reads documents as they come, and a tokenizer would be trained on all of them: set "
+                "data.tokenizer, or start from weights that bring one by model.init_from."
+            )
+        if module is not None and hasattr(module, "check_tokenizer_of_data"):
+            module.check_tokenizer_of_data(tokenizer)
+        name, column = source_name(self.source), self.source.text_column
+        shape = self.language, self.sequence_length, self.layout, self.pairs, self.packing
+        contents = DocumentBuffers(name, column, tokenizer, *shape)
+        rows, first, held_out = self.open_head(self.source, contents.least)
+        values = [column_of(row.values, column) for row in first]
+        found = next((value for value in values if value is not None), None)
+        check_columns(first[0].values, [column], name, "data.text_column", [found])
+        texts = contents.texts(first)
+        check_some(texts[:SOME], tokenizer, name, self._tokenizer_advice)
+        self.cache = contents.corpus(first)
+        if self.cache.documents < contents.least:
+            raise UserError(
+                f"{name} has {self.cache.documents} documents with a sentence in '{column}' among the first "
+                f"{len(first)}, and {self.layout} need {contents.least}: raise data.shuffle_buffer, or give other "
+                "texts."
+            )
+        facts = self.cache.facts
+        check_known(facts["unknown_pieces"], facts["tokens"], tokenizer, name, texts, self._tokenizer_advice)
+        self.tokenizer, self.vocabulary_size = tokenizer, tokenizer.vocabulary_size
+        self.open_batches(rows, contents, held_out)
+        self._held_out = contents.corpus(held_out) if held_out else None
+
+    def _setup_stream(self) -> None:
+        """What is known of the first documents, and the validation sequences."""
+        contents = cast(DocumentBuffers, required(self.stream).contents)
+        held_out = self._held_out
+        enough = held_out is not None and held_out.documents >= contents.least
+        self.own_dataset = contents.dataset(self._tokens, self.seed)
+        self.train_dataset = self.own_dataset
+        self.validation_dataset = contents.dataset(required(held_out), 0, fixed=True) if enough else None
+        if is_first_process():
+            documents = 0 if held_out is None else held_out.documents
+            facts = self._tokens.facts
+            say_once(
+                f"{source_name(self.source)} is streamed: of its first {documents + facts['documents']:,} documents "
+                f"{documents:,} are for validation; they have {facts['tokens']:,} word pieces, "
+                f"{share_told(facts['unknown_pieces'], facts['tokens'])}."
+            )
 
     @property
     def _tokenizer_advice(self) -> str:
@@ -299,13 +359,16 @@ class DocumentDataModule(EpochDataModule):
         self.prepare_data()
         if hasattr(self, "train_dataset"):
             return
+        if self.streaming:
+            self._setup_stream()
+            return
         # A random second sentence comes from another document, so pairs need two on either side.
         least = least_documents(self.pairs.random_next) if self.layout == "sentence_pairs" else 1
         train, validation = split_rows(self._tokens.documents, self.validation_share, "documents", least)
         if self.document_budget is not None:
             train = budgeted_rows(train, self.document_budget, self.seed, "document_budget", "documents", least)
         self.own_dataset = self._dataset(train, self.seed, fixed=False)
-        self.train_dataset: DocumentDataset | MixedDataset = self.own_dataset
+        self.train_dataset = self.own_dataset
         # The validation sequences are the same in every run, whatever its seed.
         self.validation_dataset = self._dataset(validation, 0, fixed=True) if len(validation) else None
         if is_first_process():
@@ -344,6 +407,11 @@ class DocumentDataModule(EpochDataModule):
 
     def frequent_ngrams(self, longest: int, count: int) -> Tensor:
         """The corpus's most frequent n-grams as numbers; see `frequent_ngrams`."""
+        if self.streaming:
+            raise UserError(
+                "model.encoder.ngrams are counted in all of a corpus, and data.streaming reads documents as they come: "
+                "leave one of the two out, or start from weights that have them."
+            )
         return frequent_ngrams(self._tokens, longest, count)
 
     def piece_shares(self) -> numpy.ndarray:
@@ -395,6 +463,8 @@ class DocumentDataModule(EpochDataModule):
 
     def predict_dataloader(self) -> ResumableDataLoader:
         """The beginning of every document."""
+        if self.streaming:
+            raise UserError("predict answers every document of a source once: set data.streaming to false for it.")
         return self._in_order(DocumentStarts(self._tokens, required(self.tokenizer), self.sequence_length))
 
     # -- telling
@@ -406,9 +476,14 @@ class DocumentDataModule(EpochDataModule):
             "source": source_name(self.source),
             "data_fingerprint": self.fingerprint,
             "tokenizer_hash": required(self.tokenizer).hash,
-            "training_sequences": len(self.train_dataset),
             "validation_sequences": len(self.validation_dataset) if self.validation_dataset is not None else 0,
         }
+        if self.streaming:
+            # Those that were looked at first; how many there are nobody knows.
+            facts = {f"first_{name}" if isinstance(value, int) else name: value for name, value in facts.items()}
+            facts |= {"streaming": "yes", "shuffle_buffer": self.shuffle_buffer}
+        else:
+            facts["training_sequences"] = len(self.train_dataset)
         if self.layout == "sentence_pairs":
             facts["random_share"] = round(float(cast(PairPlan, self.own_dataset.plan(0)).is_random.mean()), 4)
         if self.packing:
@@ -416,170 +491,6 @@ class DocumentDataModule(EpochDataModule):
         if self.general is not None:
             facts |= {f"replay_{name}": value for name, value in self.general.describe().items()}
         return facts
-
-
-class DocumentDataset:
-    """Sentence pairs or segments of some documents, planned anew for every epoch.
-
-    Args:
-        cache: The tokenised corpus.
-        documents: (N,) documents to take from.
-        tokenizer: Whose special tokens stand around the text.
-        sequence_length: L, tokens of a sequence.
-        layout: `sentence_pairs` or `segments`.
-        pairs: How pairs are made.
-        seed: Source of the plans' draws.
-        fixed: Whether every epoch is the same (evaluation).
-        packing: Whether segments share sequences.
-    """
-
-    def __init__(
-        self,
-        cache: TokenCache,
-        documents: numpy.ndarray,
-        tokenizer: TextTokenizer,
-        sequence_length: int,
-        layout: Layout,
-        pairs: PairSettings,
-        seed: int,
-        fixed: bool = False,
-        packing: bool = False,
-    ) -> None:
-        self.cache = cache
-        self.packing = packing
-        self.documents = documents
-        self.sequence_length = sequence_length
-        self.layout = layout
-        self.pairs = pairs
-        self.seed = seed
-        self.fixed = fixed
-        self.cls_id, self.sep_id, self.pad_id = tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id
-        self._planned: tuple[int, Plan] | None = None
-        self._size = self.population(0)
-
-    def __len__(self) -> int:
-        """Samples of an epoch: those of the first one."""
-        return self._size
-
-    def population(self, epoch: int) -> int:
-        """Samples in an epoch's plan."""
-        return len(self.plan(epoch))
-
-    def plan(self, epoch: int) -> Plan:
-        """An epoch's plan; the last one is kept."""
-        epoch = 0 if self.fixed else epoch
-        if self._planned is None or self._planned[0] != epoch:
-            plan: Plan
-            if self.layout == "sentence_pairs":
-                plan = find_or_plan(self.cache, self.documents, self.pairs, self.seed, epoch, not self.fixed)
-            else:
-                cut_from = None if self.fixed else epoch
-                plan = plan_segments(self.cache, self.documents, self.sequence_length - SPECIAL, self.seed, cut_from)
-                if self.packing:
-                    generator = sample_generator(self.seed, "packing", epoch)
-                    plan = pack(plan, self.sequence_length, SPECIAL, generator)
-            self._planned = (epoch, plan)
-        return self._planned[1]
-
-    def __getitems__(self, keys: list[Key]) -> dict[str, Any]:
-        """A clean batch of (epoch, index) keys: every tensor is (B, L), labels and ids (B,); `padded` is a bool."""
-        plan = self.plan(keys[0][0])
-        indices = numpy.array([index for _, index in keys])
-        input_ids = numpy.full((len(keys), self.sequence_length), self.pad_id, dtype=numpy.int64)
-        segments = numpy.zeros_like(input_ids)
-        documents = numpy.full_like(input_ids, -1)
-        if isinstance(plan, PairPlan):
-            ends = self._fill_pairs(plan, indices, input_ids, segments)
-        elif isinstance(plan, PackedRows):
-            ends = self._fill_rows(plan, indices, input_ids, documents)
-        else:
-            ends = self._fill_segments(plan[indices], input_ids)
-        batch: dict[str, Any] = {
-            "input_ids": torch.from_numpy(input_ids),
-            "attention_mask": torch.from_numpy(numpy.arange(self.sequence_length) < ends[:, None]),
-            "token_type_ids": torch.from_numpy(segments),
-            "sample_id": torch.from_numpy(indices),
-            "padded": bool((ends < self.sequence_length).any()),
-        }
-        if self.packing:
-            batch["documents"] = torch.from_numpy(documents)
-        if isinstance(plan, PairPlan) and self.pairs.random_next != "never":
-            batch["next_sentence_label"] = torch.from_numpy(plan.is_random[indices].astype(numpy.int64))
-        return batch
-
-    def _fill_pairs(
-        self, plan: PairPlan, indices: numpy.ndarray, input_ids: numpy.ndarray, segments: numpy.ndarray
-    ) -> numpy.ndarray:
-        """Write [CLS] A [SEP] B [SEP] into each row; returns the lengths."""
-        first, second = plan.first[indices], plan.second[indices]
-        middle = 2 + first[:, 1] - first[:, 0]
-        ends = middle + 1 + second[:, 1] - second[:, 0]
-        input_ids[:, 0] = self.cls_id
-        for row, ids in enumerate(input_ids):
-            ids[1 : middle[row] - 1] = self.cache.tokens[first[row, 0] : first[row, 1]]
-            ids[middle[row] - 1] = self.sep_id
-            ids[middle[row] : ends[row] - 1] = self.cache.tokens[second[row, 0] : second[row, 1]]
-            ids[ends[row] - 1] = self.sep_id
-            segments[row, middle[row] : ends[row]] = 1
-        return ends
-
-    def _fill_segments(self, bounds: numpy.ndarray, input_ids: numpy.ndarray) -> numpy.ndarray:
-        """Write [CLS] A [SEP] into each row; returns the lengths."""
-        ends = 2 + bounds[:, 1] - bounds[:, 0]
-        input_ids[:, 0] = self.cls_id
-        for row, ids in enumerate(input_ids):
-            ids[1 : ends[row] - 1] = self.cache.tokens[bounds[row, 0] : bounds[row, 1]]
-            ids[ends[row] - 1] = self.sep_id
-        return ends
-
-    def _fill_rows(
-        self, plan: PackedRows, indices: numpy.ndarray, input_ids: numpy.ndarray, documents: numpy.ndarray
-    ) -> numpy.ndarray:
-        """Write [CLS] A [SEP] [CLS] B [SEP] ... into each row, and the texts' numbers; returns the lengths."""
-        ends = numpy.zeros(len(indices), dtype=numpy.int64)
-        for row, index in enumerate(indices):
-            end = 0
-            for number, (first, last) in enumerate(plan.row(int(index))):
-                begin, end = end, end + SPECIAL + last - first
-                input_ids[row, begin] = self.cls_id
-                input_ids[row, begin + 1 : end - 1] = self.cache.tokens[first:last]
-                input_ids[row, end - 1] = self.sep_id
-                documents[row, begin:end] = number
-            ends[row] = end
-        return ends
-
-
-def plan_segments(
-    cache: TokenCache, documents: numpy.ndarray, room: int, seed: int, epoch: int | None
-) -> numpy.ndarray:
-    """Cut documents into the contiguous pieces of an epoch, each of which fills a sequence.
-
-    The cuts shift from epoch to epoch, so that no token always stands at a sequence's edge (as in RoBERTa's
-    DOC-SENTENCES without its packing, arXiv:1907.11692).
-
-    Args:
-        cache: The tokenised corpus.
-        documents: (N,) documents to take from.
-        room: Tokens of a segment: the sequence length less [CLS] and [SEP].
-        seed: With `epoch`, the source of the shifts.
-        epoch: Number of the pass over the corpus; null cuts from each document's start.
-
-    Returns:
-        (P, 2) start and end of each segment; every token of every document is in exactly one.
-    """
-    bounds = cache.document_offsets()
-    starts, ends = bounds[documents], bounds[documents + 1]
-    shifts = numpy.zeros(len(documents), dtype=numpy.int64)
-    if epoch is not None:
-        shifts = sample_generator(seed, "segments", epoch).integers(0, room, len(documents))
-    # A document's first segment ends after `shift` tokens (or `room`, if none), the others after `room` each.
-    firsts = numpy.minimum(starts + numpy.where(shifts > 0, shifts, room), ends)
-    counts = 1 + -(-(ends - firsts) // room)
-    owner = numpy.repeat(numpy.arange(len(documents)), counts)
-    rank = numpy.arange(len(owner)) - numpy.repeat(numpy.cumsum(counts) - counts, counts)
-    begin = numpy.where(rank == 0, starts[owner], firsts[owner] + (rank - 1) * room)
-    finish = numpy.where(rank == 0, firsts[owner], numpy.minimum(firsts[owner] + rank * room, ends[owner]))
-    return numpy.stack([begin, finish], axis=1)
 
 
 class DocumentStarts:

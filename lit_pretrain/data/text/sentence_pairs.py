@@ -143,7 +143,11 @@ def find_or_plan(
     Raises:
         UserError: As there.
     """
-    if cache.facts.get("sentences", 0) < KEPT_FROM or len(documents) < least_documents(settings.random_next):
+    if (
+        cache.directory is None
+        or cache.facts.get("sentences", 0) < KEPT_FROM
+        or len(documents) < least_documents(settings.random_next)
+    ):
         return plan_pairs(cache, documents, settings, seed, epoch, training)
     name = hashlib.sha256(f"{FORMAT}\n{settings}\n{seed}\n".encode())
     name.update(documents.astype(numpy.int64).tobytes())

@@ -6,12 +6,15 @@ fingerprint of everything that the content depends on.
 
 import hashlib
 import json
-from collections.abc import Iterator
+import pickle
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy
 import sentencex
 
@@ -22,7 +25,9 @@ from lit_pretrain.errors import UserError
 
 FORMAT = 3
 # Characters whose tokens are held in memory at a time.
-CHUNK_CHARACTERS = 4_000_000
+CHUNK_CHARACTERS = 2_000_000
+# Characters after which a mapped source is mapped anew.
+REOPENED_AFTER = 100_000_000
 # Of a large corpus so many parts of so many word pieces tell how frequent each is.
 COUNTED_PARTS, COUNTED_PART = 64, 65_536
 
@@ -32,7 +37,7 @@ class TokenCache:
     """The arrays of a tokenised corpus.
 
     Attributes:
-        directory: Where they lie.
+        directory: Where they lie; null where they are in memory alone.
         tokens: (T,) word pieces of all sentences in order.
         sentence_ends: (S,) number of tokens up to the end of each sentence.
         document_ends: (N,) number of sentences up to the end of each document.
@@ -41,7 +46,7 @@ class TokenCache:
         document_keys: (N,) integers that are equal for equal word pieces.
     """
 
-    directory: Path
+    directory: Path | None
     tokens: numpy.ndarray
     sentence_ends: numpy.ndarray
     document_ends: numpy.ndarray
@@ -68,6 +73,8 @@ class TokenCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Worker processes map the files themselves rather than receive the whole corpus."""
+        if self.directory is None:
+            return TokenCache, tuple(vars(self).values())
         return TokenCache.open, (self.directory,)
 
     def piece_shares(self, vocabulary_size: int) -> numpy.ndarray:
@@ -123,42 +130,24 @@ def open_or_build(
 def build(data: Any, text_column: str, tokenizer: TextTokenizer, directory: Path, language: str) -> None:
     """Tokenise every document into `directory`, holding a few million characters at a time."""
     directory.mkdir(parents=True)
-    dtype = numpy.dtype(numpy.uint16 if tokenizer.vocabulary_size <= 2**16 else numpy.uint32)
+    dtype = piece_type(tokenizer)
     names = ("tokens", "sentence_ends", "document_ends", "document_rows", "document_keys")
     files = {name: (directory / f"{name}.bin").open("wb") for name in names}
-    total_tokens = total_sentences = documents = dropped = unknown = 0
+    total_tokens = total_sentences = documents = unknown = 0
     try:
         with build_progress("documents") as progress:
             task = progress.add_task("Tokenising", total=len(data))
-            for rows, texts in chunks(data, text_column):
-                sentences = [split_sentences(text, language) for text in texts]
-                pieces = iter(tokenizer.encode_batch(list(chain.from_iterable(sentences))))
-                kept, sentence_lengths, sentence_counts, kept_rows, keys = [], [], [], [], []
-                for row, parts in zip(rows, sentences, strict=True):
-                    # A sentence of nothing but characters that the tokenizer drops has no pieces.
-                    ids = [sentence_pieces for sentence_pieces in (next(pieces) for _ in parts) if sentence_pieces]
-                    if not ids:
-                        dropped += 1
-                        continue
-                    kept += ids
-                    sentence_lengths += [len(sentence_pieces) for sentence_pieces in ids]
-                    sentence_counts.append(len(ids))
-                    kept_rows.append(row)
-                    content = numpy.fromiter(chain.from_iterable(ids), dtype)
-                    keys.append(hashlib.blake2b(content.data, digest_size=8).digest())
-                ends = total_tokens + numpy.cumsum(sentence_lengths, dtype=numpy.int64)
-                counts = total_sentences + numpy.cumsum(sentence_counts, dtype=numpy.int64)
-                tokens = numpy.fromiter(chain.from_iterable(kept), dtype)
-                unknown += unknown_pieces(tokens, tokenizer)
-                write_array(files["tokens"], tokens)
-                write_array(files["sentence_ends"], ends)
-                write_array(files["document_ends"], counts)
-                write_array(files["document_rows"], numpy.array(kept_rows, dtype=numpy.int64))
-                files["document_keys"].write(b"".join(keys))
-                total_tokens += sum(sentence_lengths)
-                total_sentences += len(sentence_lengths)
-                documents += len(kept_rows)
-                progress.advance(task, len(rows))
+            for seen, part in encoded_parts(chunks(data, text_column), tokenizer, language):
+                unknown += unknown_pieces(part.tokens, tokenizer)
+                write_array(files["tokens"], part.tokens)
+                write_array(files["sentence_ends"], total_tokens + part.sentence_ends)
+                write_array(files["document_ends"], total_sentences + part.document_ends)
+                write_array(files["document_rows"], part.document_rows)
+                write_array(files["document_keys"], part.document_keys)
+                total_tokens += len(part.tokens)
+                total_sentences += len(part.sentence_ends)
+                documents += len(part.document_rows)
+                progress.advance(task, seen)
     finally:
         for file in files.values():
             file.close()
@@ -172,9 +161,103 @@ def build(data: Any, text_column: str, tokenizer: TextTokenizer, directory: Path
         "sentences": total_sentences,
         "tokens": total_tokens,
         "unknown_pieces": unknown,
-        "documents_without_sentences": dropped,
+        "documents_without_sentences": len(data) - documents,
     }
     (directory / FACTS).write_text(json.dumps(facts) + "\n")
+
+
+def piece_type(tokenizer: TextTokenizer) -> numpy.dtype:
+    """The smallest integers that hold all pieces of a tokenizer."""
+    return numpy.dtype(numpy.uint16 if tokenizer.vocabulary_size <= 2**16 else numpy.uint32)
+
+
+@dataclass(frozen=True)
+class EncodedDocuments:
+    """Some documents as word pieces; those without any are left out.
+
+    Attributes:
+        tokens: (T,) word pieces of all sentences in order.
+        sentence_ends: (S,) number of tokens up to the end of each sentence.
+        document_ends: (N,) number of sentences up to the end of each document.
+        document_rows: (N,) row of the source that each document comes from.
+        document_keys: (N,) integers that are equal for equal word pieces.
+    """
+
+    tokens: numpy.ndarray
+    sentence_ends: numpy.ndarray
+    document_ends: numpy.ndarray
+    document_rows: numpy.ndarray
+    document_keys: numpy.ndarray
+
+
+def encoded_parts(
+    parts: Iterable[tuple[list[int], list[str]]], tokenizer: TextTokenizer, language: str
+) -> Iterator[tuple[int, EncodedDocuments]]:
+    """Tokenise documents, some at a time: while some are made word pieces, those before and after are worked at too.
+
+    The library takes all cores for word pieces, and Python one for everything else, which would have the others wait.
+
+    Args:
+        parts: Row numbers and texts.
+        tokenizer: What makes the pieces.
+        language: Whose rules split sentences.
+
+    Returns:
+        Of each part how many rows it had, and its documents.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        waiting: tuple[list[int], list[int], Future[list[list[int]]]] | None = None
+        for rows, texts in parts:
+            sentences = [split_sentences(text, language) for text in texts]
+            counts = [len(some) for some in sentences]
+            pieces = pool.submit(tokenizer.encode_batch, list(chain.from_iterable(sentences)))
+            if waiting is not None:
+                yield len(waiting[0]), gathered(*waiting[:2], waiting[2].result(), tokenizer)
+            waiting = rows, counts, pieces
+        if waiting is not None:
+            yield len(waiting[0]), gathered(*waiting[:2], waiting[2].result(), tokenizer)
+
+
+def encode_documents(texts: list[str], tokenizer: TextTokenizer, language: str) -> EncodedDocuments:
+    """Tokenise a few documents at once; their rows are their places among them."""
+    sentences = [split_sentences(text, language) for text in texts]
+    pieces = tokenizer.encode_batch(list(chain.from_iterable(sentences)))
+    return gathered(range(len(texts)), [len(some) for some in sentences], pieces, tokenizer)
+
+
+def gathered(
+    rows: Sequence[int], counts: Sequence[int], pieces: Sequence[list[int]], tokenizer: TextTokenizer
+) -> EncodedDocuments:
+    """Sentences' word pieces as documents.
+
+    Args:
+        rows: (R,) row of the source of each document.
+        counts: (R,) how many sentences each has.
+        pieces: Of all sentences, one after the other.
+        tokenizer: What made them.
+    """
+    dtype = piece_type(tokenizer)
+    lengths: list[int] = []
+    kept_counts, kept_rows, contents, keys = [], [], [numpy.zeros(0, dtype)], []
+    start = 0
+    for row, count in zip(rows, counts, strict=True):
+        # A sentence of nothing but characters that the tokenizer drops has no pieces.
+        ids = [some for some in pieces[start : start + count] if some]
+        start += count
+        if not ids:
+            continue
+        lengths += map(len, ids)
+        kept_counts.append(len(ids))
+        kept_rows.append(row)
+        contents.append(numpy.fromiter(chain.from_iterable(ids), dtype))
+        keys.append(hashlib.blake2b(contents[-1].data, digest_size=8).digest())
+    return EncodedDocuments(
+        tokens=numpy.concatenate(contents),
+        sentence_ends=numpy.cumsum(lengths, dtype=numpy.int64),
+        document_ends=numpy.cumsum(kept_counts, dtype=numpy.int64),
+        document_rows=numpy.array(kept_rows, dtype=numpy.int64),
+        document_keys=numpy.frombuffer(b"".join(keys), dtype=numpy.int64),
+    )
 
 
 def split_sentences(text: str, language: str = "en") -> list[str]:
@@ -193,14 +276,30 @@ def chunks(data: Any, text_column: str) -> Iterator[tuple[list[int], list[str]]]
     """Row numbers and texts of as many rows as hold a few million characters; a missing text is an empty one."""
     rows: list[int] = []
     texts: list[str] = []
-    characters = 0
+    characters = since = 0
+    reader = reopened(data)
     for start in range(0, len(data), 100):
-        for offset, text in enumerate(data[start : start + 100][text_column]):
+        for offset, text in enumerate(reader[start : start + 100][text_column]):
             rows.append(start + offset)
             texts.append(text or "")
             characters += len(texts[-1])
         if characters >= CHUNK_CHARACTERS:
             yield rows, texts
+            since += characters
             rows, texts, characters = [], [], 0
+            if since >= REOPENED_AFTER:
+                reader, since = reopened(data), 0
     if rows:
         yield rows, texts
+
+
+def reopened(data: Any) -> Any:
+    """The same rows mapped anew, if they lie on the disk: what was read of a mapped file stays in the memory till then.
+
+    A corpus of gigabytes would otherwise be resident as a whole in the end, if the machine has room for it.
+    """
+    table = getattr(data, "data", None)
+    blocks = [block for row in getattr(table, "blocks", [[table]]) for block in row]
+    if all(isinstance(block, datasets.table.MemoryMappedTable) for block in blocks):
+        return pickle.loads(pickle.dumps(data))  # noqa: S301 (what was written a moment ago)
+    return data

@@ -3,7 +3,7 @@
 import numpy
 from test_sentence_pairs import corpus, some_corpus
 
-from lit_pretrain.data.text.document_data_module import plan_segments
+from lit_pretrain.data.text.document_dataset import plan_segments
 
 
 def test_by_hand():
