@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from pathlib import Path
 
 # What Lightning tells one by one stands on the pages before and after a training: device, precision, seed,
 # checkpoint, and what ended it.
@@ -17,6 +18,19 @@ ON_OUR_PAGES = (
     "`Trainer.fit` stopped: `max_steps",
     "`Trainer.fit` stopped: `max_epochs",
 )
+
+
+PACKAGE = str(Path(__file__).parent)
+FORMAT = warnings.formatwarning
+
+
+def our_format(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as Python prints it; one of ours as the sentence that it is, without its place in the code."""
+    if issubclass(category, UserWarning) and filename.startswith(PACKAGE):
+        return f"{message}\n"
+    return FORMAT(message, category, filename, lineno, line)
 
 
 def quieten() -> None:
@@ -39,6 +53,7 @@ def quieten() -> None:
         "lightning",
     ):
         logging.getLogger(name).addFilter(NoAdvertisement())
+    warnings.formatwarning = our_format
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")

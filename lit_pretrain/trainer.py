@@ -134,6 +134,9 @@ class Trainer(lightning.Trainer):
         if isinstance(model, BaseModule) and self.state.fn == TrainerFn.FITTING:
             check_average(model, callbacks_of(self))
             check_budget(model, self)
+        # Lightning gives it a place before there is a run, that of a logger or the working directory.
+        profiler: Any = vars(self)["profiler"]
+        self.places_profiler = getattr(profiler, "dirpath", "") is None
         return super()._run(model, *arguments, **settings)
 
     def save_checkpoint(self, filepath: Any, weights_only: bool | None = False, storage_options: Any = None) -> None:

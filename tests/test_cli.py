@@ -147,6 +147,11 @@ def test_print_config_is_a_config(config, capsys):
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["model"]["init_args"]["gradient_clip_norm"] == 1.0
     assert printed["trainer"]["max_steps"] == 40 and printed["data"]["init_args"]["batch_size"] == 8
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(config), "--print_config=skip_default"])
+    short = yaml.safe_load(capsys.readouterr().out)
+    assert short["trainer"]["max_steps"] == 40 and short["data"]["init_args"]["batch_size"] == 8
+    assert "validation_share" in printed["data"]["init_args"] and "workers" not in short["data"]["init_args"]
     # The next command in this process makes no parser again, and keeps none of a class that may be another by then.
     made = dict(MADE)
     assert {TextPretraining, DocumentDataModule, TextEncoder} <= {kind for kind, *_ in made}

@@ -6,6 +6,7 @@ import json
 import lightning
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.profilers import SimpleProfiler
@@ -91,6 +92,17 @@ def test_a_training_with_the_argument(home, name):
     assert {path.name for path in home.iterdir()} <= {"runs", "corpus.jsonl", "small.yaml", "root", "rows.json"}
 
 
+@pytest.mark.parametrize("logger", [MLflowLogger, CSVLogger, None])
+def test_a_profile_lies_with_the_run(home, logger):
+    """A config that names no place has an empty one."""
+    made = False if logger is None else logger("") if logger is CSVLogger else logger("toy")
+    settings = {"accelerator": "cpu", "devices": 1, "max_steps": 2, "enable_progress_bar": False, "logger": made}
+    Trainer(**settings, profiler=SimpleProfiler(filename="profile")).fit(ToyModule(), ToyData(batches=4))
+    (written,) = home.rglob("fit-profile.txt")
+    assert (written.parent / "run.json").is_file()
+    written.unlink()
+
+
 def test_checkpoints_stay_atomic_beside_and_within_other_plugins():
     for given in (None, LightningEnvironment(), [LightningEnvironment()]):
         assert isinstance(Trainer(logger=False, plugins=given).strategy.checkpoint_io, AtomicCheckpointIO)
@@ -161,6 +173,10 @@ def test_weights_are_averaged_by_lightnings_callback_and_constants_are_not(home)
         ("strategy nonsense", "an invalid strategy name"),
         ("accelerator gpu --model.schedule null", "model.schedule is null, and holds settings of TextPretraining"),
         ("max_steps 2 --model.optimizer null --print_config", "model.optimizer is null"),
+        (
+            "max_steps 2 --data.split null",
+            "data.split is null, and DocumentDataModule needs a value of it: leave it out",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_sentence(home, capsys, monkeypatch, arguments, sentence):

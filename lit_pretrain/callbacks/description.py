@@ -5,6 +5,7 @@ import time
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lit_pretrain.callbacks.end_page import chance_of
 from lit_pretrain.comparison.description import describe, starts_here
 from lit_pretrain.comparison.lineage import Start
 from lit_pretrain.tracking.run_record import writing_logger
@@ -38,6 +39,19 @@ class Description(Callback):
         """Describe."""
         self._begin(trainer)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what figures are without learning, for a training that is stopped too."""
+        if not trainer.sanity_checking:
+            self._keep_chance(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As after a validation: of a training without any, of one whose other callbacks have measured since."""
+        self._keep_chance(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As after a validation."""
+        self._keep_chance(trainer, pl_module)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Describe what came of it."""
         interrupted = isinstance(exception, KeyboardInterrupt | SystemExit | SIGTERMException)
@@ -56,6 +70,12 @@ class Description(Callback):
         self._began = time.time()
         self._starts = starts_here(logger)
         self._describe(trainer, "RUNNING")
+
+    @staticmethod
+    def _keep_chance(trainer: Trainer, module: LightningModule) -> None:
+        logger = writing_logger(trainer)
+        if logger is not None:
+            logger.log_chance(chance_of(trainer, module))
 
     def _describe(self, trainer: Trainer, status: str) -> None:
         logger = writing_logger(trainer)

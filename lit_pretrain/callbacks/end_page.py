@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
+from lit_pretrain.callbacks.measurement import Measurement
 from lit_pretrain.callbacks.progress import total_steps
 from lit_pretrain.comparison.next_commands import PROGRAM, next_commands
 from lit_pretrain.comparison.runs import Run
@@ -33,12 +34,15 @@ STAGES = ("validation", "test", "train")
 OF_MLFLOW = ("put it beside others", "register it, to be served", "see what it started from", "look at all runs")
 # What a person types next at most.
 COMMANDS = 4
+# In the place of a chance that there is none of, or that nothing tells; no terminal lacks it.
+UNKNOWN = "-"
 
 
 def figures_table(
     trainer: Trainer, module: LightningModule, title: str | None, training: bool = True
 ) -> "Table | None":
-    """Figures by stage: the last value, the best one with its step, and what no learning gives; null without any.
+    """Figures by stage: the last value, the best one with its step, and what no learning gives, a dash where nothing
+    tells it; null without any figure.
 
     Args:
         trainer: That has ended.
@@ -46,32 +50,60 @@ def figures_table(
         title: Above the table; null for none.
         training: Whether values have changed over steps.
     """
-    from rich import box
-    from rich.table import Table
+    from rich import get_console
+    from rich.measure import Measurement as Width
 
     rows = rows_of(trainer, training)
     if not rows:
         return None
+    console = get_console()
+    table = table_of(trainer, module, title, training, rows, "/")
+    if Width.get(console, console.options.update(max_width=1000), table).maximum > console.width:
+        # Better than in the midst of a word.
+        table = table_of(trainer, module, title, training, rows, "/\n    ")
+    return table
+
+
+def table_of(
+    trainer: Trainer, module: LightningModule, title: str | None, training: bool, rows: dict[str, float], slash: str
+) -> "Table":
+    """As `figures_table`, of these figures.
+
+    Args:
+        trainer: As there.
+        module: As there.
+        title: As there.
+        training: As there.
+        rows: From `rows_of`.
+        slash: What stands between a figure's objective and its name.
+    """
+    from rich import box
+    from rich.table import Table
+
     recorder = recorder_of(trainer)
     best, steps = (recorder.best, recorder.best_steps) if recorder is not None and training else ({}, {})
-    known = chance_of(module)
-    names = [name.partition("/")[2] for name in rows]
+    known = chance_of(trainer, module)
+    chances = {name: known.get(name, known.get(name.partition("/")[2])) for name in rows}
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     table.add_column("", overflow="fold")
     table.add_column("last" if training else "value", justify="right")
     if best:
         table.add_column("best", justify="right")
         table.add_column("at step", justify="right")
-    if any(name in known for name in names):
+    shows_chance = any(value is not None for value in chances.values())
+    if shows_chance:
         table.add_column("chance", justify="right")
     stage = ""
-    for (name, value), short in zip(rows.items(), names, strict=True):
-        if stage != (stage := name.partition("/")[0]):
-            table.add_row(stage)
-        cells = [f"  {short}", shown(value)]
+    for name, value in rows.items():
+        first, _, short = name.partition("/")
+        if stage != first:
+            table.add_row(first)
+            stage = first
+        cells = [f"  {short.replace('/', slash)}", shown(value)]
         if best:
             cells += [shown(best[name]), f"{steps[name]:,}" if name in steps else ""] if name in best else ["", ""]
-        cells += [shown(known[short])] if short in known else []
+        if shows_chance:
+            cells.append(UNKNOWN if (chance := chances[name]) is None else shown(chance))
         table.add_row(*cells)
     return table
 
@@ -93,7 +125,8 @@ def rows_of(trainer: Trainer, training: bool = True) -> dict[str, float]:
     names = [name for name in metrics if not name.endswith(("_step", "_epoch")) and "/" in name]
     # An accuracy for each class is for MLflow's page.
     names = [name for name in names if not name.rpartition("/")[2].startswith("accuracy_")]
-    names = [name for name in names if not name.startswith("learning_rate/")]
+    # What is chance itself stands beside what it is the chance of.
+    names = [name for name in names if not name.startswith("learning_rate/") and not name.endswith("/chance")]
     if not training:
         names = [name for name in names if not name.startswith("train/")]
     elif any(name.startswith("validation/") for name in names):
@@ -104,10 +137,16 @@ def rows_of(trainer: Trainer, training: bool = True) -> dict[str, float]:
     return {name: metrics[name] for name in names}
 
 
-def chance_of(module: LightningModule) -> dict[str, float]:
-    """What the module's figures are without learning, by their names without the stage; empty if it does not say."""
-    chance = getattr(module, "chance", None)
-    return chance() if callable(chance) else {}
+def chance_of(trainer: Trainer, module: LightningModule) -> dict[str, float]:
+    """What figures are without learning: the module's by their names without the stage, those of callbacks by their
+    whole names; empty if none says.
+    """
+    sources = [module, *(callback for callback in callbacks_of(trainer) if isinstance(callback, Measurement))]
+    found: dict[str, float] = {}
+    for source in sources:
+        chance = getattr(source, "chance", None)
+        found |= chance() if callable(chance) else {}
+    return found
 
 
 def shown(value: float) -> str:

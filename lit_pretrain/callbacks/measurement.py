@@ -23,6 +23,10 @@ class Measurement(Callback):
         """What is found, by metric; for subclasses."""
         raise NotImplementedError
 
+    def chance(self) -> dict[str, float]:
+        """What the latest figures are without learning, by metric; those that are known."""
+        return {}
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, if it is time."""
         if trainer.sanity_checking:

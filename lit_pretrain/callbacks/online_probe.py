@@ -15,6 +15,7 @@ from lit_pretrain.callbacks.measurement import Measurement
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluation.features import features_of_batches, probe_depths
 from lit_pretrain.evaluation.labelled_data import Part, check_labelled_pictures, open_part, some_of, task_of
+from lit_pretrain.evaluation.protocols import share_of_most_frequent
 from lit_pretrain.measures.knn import knn_accuracy
 from lit_pretrain.measures.linear_probe import fit_linear_probe
 from lit_pretrain.trainer_state import data_module_of
@@ -49,6 +50,7 @@ class OnlineProbe(Measurement):
         self.depths = depths
         self.train_pictures = train_pictures
         self.test_pictures = test_pictures
+        self._chance: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse data without labels and depths that are not there, before any training."""
@@ -87,7 +89,12 @@ class OnlineProbe(Measurement):
             linear = fit_linear_probe(train[depth], train_labels).accuracy(test[depth], test_labels)
             metrics[f"probe/knn_accuracy/block_{depth}"] = float(knn)
             metrics[f"probe/linear_accuracy/block_{depth}"] = float(linear)
+        self._chance = dict.fromkeys(metrics, share_of_most_frequent(test_labels))
         return metrics
+
+    def chance(self) -> dict[str, float]:
+        """Accuracies of telling always the most frequent class."""
+        return dict(self._chance)
 
 
 def probed_encoder(module: LightningModule) -> VisionEncoder:

@@ -49,6 +49,7 @@ class ZeroShot(Measurement):
         self.pictures = pictures
         self._prompts: Prompts | None = None
         self._part: Part | None = None
+        self._chance: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Read the data and refuse what cannot be measured, before any training."""
@@ -72,4 +73,9 @@ class ZeroShot(Measurement):
         metrics = {"zero_shot/accuracy": result.accuracy, "zero_shot/chance": result.chance}
         if result.top5_accuracy is not None:
             metrics["zero_shot/top5_accuracy"] = result.top5_accuracy
+        self._chance = {"zero_shot/accuracy": result.chance, "zero_shot/top5_accuracy": 5 / result.classes}
         return metrics
+
+    def chance(self) -> dict[str, float]:
+        """Accuracies of any class for any picture."""
+        return dict(self._chance)

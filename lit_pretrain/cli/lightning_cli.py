@@ -10,7 +10,7 @@ import json
 import pkgutil
 import re
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, cast
+from typing import Any, ClassVar, Literal, NoReturn, cast, get_args, get_origin
 
 from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule
@@ -107,6 +107,14 @@ class Parser(LightningArgumentParser):
         if isinstance(args, list) and len(args) == 1 and str(args[0]).startswith("--"):
             args = [re.sub(r"^(--[\w.+]+)=None$", r"\1=null", str(args[0]))]
         return super().parse_args(args, *rest, **settings)
+
+    def _dump_delete_default_entries(self, subcfg: dict[str, Any], subdefaults: dict[str, Any]) -> None:
+        """As jsonargparse's (4.47), which looks for a class in a default of null where a config names one."""
+        defaults = {
+            name: {} if default is None and isinstance(subcfg.get(name), dict) else default
+            for name, default in subdefaults.items()
+        }
+        super()._dump_delete_default_entries(subcfg, defaults)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Keep the message and raise it."""
@@ -409,27 +417,53 @@ def command_line(arguments: list[str], kind: type[CommandLine]) -> CommandLine:
 
 
 def check_nulls(settings: Namespace) -> None:
-    """Refuse null for settings that are a group, which no class could be made with.
+    """Refuse null for settings that no class could be made with, which jsonargparse (4.47) takes for any setting.
 
     Args:
         settings: Of a command, parsed.
 
     Raises:
-        UserError: If a group is null.
+        UserError: If a group is null, or a setting that must have a value.
     """
     for section in ("model", "data"):
-        chosen = settings.get(section)
-        if not isinstance(chosen, Namespace) or not chosen.get("init_args"):
+        check_nulls_below(section, settings.get(section))
+
+
+def check_nulls_below(place: str, chosen: Any) -> None:
+    """As `check_nulls`, of a class of the suite's and those among its settings.
+
+    Args:
+        place: Its dotted key.
+        chosen: Its `class_path` and `init_args`, or anything else.
+    """
+    if isinstance(chosen, list):
+        for number, one in enumerate(chosen):
+            check_nulls_below(f"{place}.{number}", one)
+    if not isinstance(chosen, Namespace) or not chosen.get("init_args"):
+        return
+    kind = class_named(chosen.class_path)
+    arguments = arguments_of(kind) if is_ours(kind) else {}
+    for name, value in vars(chosen.init_args).items():
+        if value is not None or name not in arguments:
+            check_nulls_below(f"{place}.{name}", value)
             continue
-        kind = class_named(chosen.class_path)
-        arguments = arguments_of(kind) if is_ours(kind) else {}
-        for name, value in vars(chosen.init_args).items():
-            group = arguments[name].annotation if name in arguments else None
-            if value is None and dataclasses.is_dataclass(group):
-                raise UserError(
-                    f"{section}.{name} is null, and holds settings of {kind.__name__}: leave it out for its defaults, "
-                    f"or set {', '.join(field.name for field in dataclasses.fields(group)[:3])}, ..."
-                )
+        group, default = arguments[name].annotation, arguments[name].default
+        if dataclasses.is_dataclass(group):
+            raise UserError(
+                f"{place}.{name} is null, and holds settings of {kind.__name__}: leave it out for its defaults, "
+                f"or set {', '.join(field.name for field in dataclasses.fields(group)[:3])}, ..."
+            )
+        if isinstance(default, str | int | float) and not takes_null(group):
+            raise UserError(
+                f"{place}.{name} is null, and {kind.__name__} needs a value of it: leave it out for {default!r}, or "
+                "set it."
+            )
+
+
+def takes_null(annotation: Any) -> bool:
+    """Whether what is annotated so may be None, as far as that can be told."""
+    plain = annotation in (str, int, float, bool) or get_origin(annotation) is Literal
+    return not plain or None in get_args(annotation)
 
 
 def class_named(class_path: str) -> type:

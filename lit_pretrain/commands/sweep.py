@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what can be chosen."""
     parser.add_argument("--config", required=True, metavar="FILE", help="the sweep (see configs/sweeps/)")
     parser.add_argument("--jobs", type=positive, default=1, help="trials at a time, sharing the processors (1)")
-    parser.add_argument("--dry-run", action="store_true", help="only check the file and list what would be varied")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only check the file, by one step of training, and list what would be varied",
+    )
     parser.add_argument("--report", action="store_true", help="only tell again what has come of it")
     parser.add_argument("--json", metavar="FILE", help="write the trials as JSON too")
 
@@ -50,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(line, soft_wrap=True, markup=False)
 
     if arguments.dry_run:
+        check_metric(sweep, record, say)
         list_parameters(sweep, done, console)
         return 0
     begin = not arguments.report
@@ -74,6 +80,20 @@ def check_store(sweep: Any, record: Any) -> int:
         return 0
     study = open_study(record.directory, sweep.settings, sweep.identity)
     return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+
+
+def check_metric(sweep: Any, record: Any, say: Any) -> None:
+    """Train one step of the config, unless an earlier start has: is the metric one that it logs?
+
+    Raises:
+        UserError: If it is not.
+    """
+    from lit_pretrain.studies.cells import CellStore
+    from lit_pretrain.studies.scheduler import rehearsed
+
+    with tempfile.TemporaryDirectory() as scratch:
+        store = CellStore(record.directory or Path(scratch), sweep.settings.metric)
+        rehearsed(sweep.settings, store, sweep.base_cell(), say)
 
 
 def list_parameters(sweep: Any, done: int, console: Any) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from lit_pretrain.comparison.charts import Curve
 from lit_pretrain.comparison.curves import axes_of, curve_over
-from lit_pretrain.comparison.figures import Cost
 from lit_pretrain.comparison.groups import Comparison, Group, Row
 from lit_pretrain.comparison.page import chart, legend, page, paragraph, section, switch, table
 from lit_pretrain.comparison.protocol import protocol_words
@@ -14,6 +13,8 @@ from lit_pretrain.comparison.settings import short_names, shown_setting
 from lit_pretrain.comparison.table import (
     notes_of,
     shown_mean,
+    shown_measured,
+    shown_minutes,
     shown_seen,
     shown_steps,
     test_protocols,
@@ -88,19 +89,14 @@ def figures_table(group: Group) -> str:
                 shown_mean(row.mean),
                 shown_steps(row.steps),
                 *tests,
-                minutes(cost),
+                shown_minutes(cost.minutes),
                 shown_seen(cost),
                 "–" if cost.petaflops is None else f"{cost.petaflops:.3g}",
-                minutes(row.subjects[0].whole_cost),
+                shown_minutes(row.subjects[0].whole_cost.minutes),
             ]
         )
     numbers = [0, *range(3, len(headings))]
     return table(headings, rows, numbers, best=0 if group.way and len(rows) > 1 else -1)
-
-
-def minutes(cost: Cost) -> str:
-    """Minutes of a training."""
-    return "–" if cost.minutes is None else f"{cost.minutes:,.1f}"
 
 
 def beside(group: Group) -> str:
@@ -111,7 +107,7 @@ def beside(group: Group) -> str:
         for name, row in zip(names_of(group), group.rows, strict=True):
             figures = row.tests().get((metric, protocol), [])
             if figures:
-                mean = shown_mean(mean_of([figure.value for figure in figures]))
+                mean = shown_measured(figures)
                 words = protocol_words({key: value for key, value in protocol if key != "protocols"})
                 rows.append([metric.removeprefix("evaluate/"), name, mean, words.partition(" on ")[2]])
     headings = ("frozen features", "run", "value", "measured on")

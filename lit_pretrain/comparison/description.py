@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_pretrain.comparison.figures import cost_of, kept_for
+from lit_pretrain.comparison.figures import chance_of, cost_of, kept_for
 from lit_pretrain.comparison.lineage import Start, lineage_words, starts_of
 from lit_pretrain.comparison.next_commands import PROGRAM, next_commands, reference_of
 from lit_pretrain.comparison.runs import MEASURING, Run, RunStore
-from lit_pretrain.comparison.table import shown_amount, shown_number
+from lit_pretrain.comparison.table import shown_amount, shown_minutes, shown_number
 from lit_pretrain.tracking.data_inputs import DataInput
 from lit_pretrain.tracking.find import list_runs
 
@@ -90,12 +90,14 @@ def results(run: Run, steps: Mapping[str, int]) -> list[str]:
     for name in told:
         at = f" at step {steps[name]:,}" if name in steps else ""
         best = " (best)" if name.startswith("best/") else ""
-        lines.append(f"{name.removeprefix('best/')} {shown_number(run.metrics[name])}{at}{best}")
+        chance = chance_of(run, name.removeprefix("best/"))
+        beside = f" (chance {shown_number(chance)})" if chance is not None else ""
+        lines.append(f"{name.removeprefix('best/')} {shown_number(run.metrics[name])}{at}{best}{beside}")
     cost = cost_of(run)
     if run.stage not in MEASURING and lines and cost.minutes is not None:
         seen = f", {shown_amount(cost.tokens)} tokens" if cost.tokens is not None else ""
         seen = seen or (f", {shown_amount(cost.samples)} samples" if cost.samples is not None else "")
-        lines[-1] += f"; {cost.minutes:,.1f} minutes{seen}"
+        lines[-1] += f"; {shown_minutes(cost.minutes)} minutes{seen}"
     return lines
 
 

@@ -1,5 +1,6 @@
 """Figures of runs: the best value of a metric with its step and protocol, and what a training has cost."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from lit_pretrain.comparison.protocol import Protocol, protocol_of
 from lit_pretrain.comparison.runs import MEASURING, Run, RunStore
 from lit_pretrain.tracking.best import direction, is_better
+from lit_pretrain.tracking.store import CHANCE_TAG
 
 BEST = "best/"
 TOTAL = "throughput/total_"
@@ -120,6 +122,21 @@ def metrics_of(run: Run, measurements: Sequence[Run]) -> list[str]:
 def test_metric(metric: str) -> str:
     """What a validation's metric is called in a test."""
     return f"test/{metric.partition('/')[2]}"
+
+
+def chance_of(run: Run, metric: str) -> float | None:
+    """What a metric of a run is without learning; null if that is not known.
+
+    Args:
+        run: The one that has logged it.
+        metric: Its name without `best/`.
+    """
+    try:
+        known = json.loads(run.tags.get(CHANCE_TAG, "{}"))
+    except ValueError:
+        return None
+    value = known.get(metric, known.get(metric.partition("/")[2])) if isinstance(known, dict) else None
+    return float(value) if isinstance(value, int | float) else None
 
 
 def cost_of(run: Run) -> Cost:

@@ -14,6 +14,11 @@ Protocol = dict[str, str]
 SAMPLES = ("samples", "sequences", "pictures")
 # Of objectives whose samples are compared with the others of their batch: each figure depends on its size.
 COMPARES_BATCH = ("contrastive", "lejepa", "bag_of_ngrams")
+# What a figure has of the one kind, it has not of the other.
+KINDS = (
+    (("picture size",), ("maximum length", "tokenizer")),
+    (("task",), ("objectives", "objectives' settings", "batch size")),
+)
 HASHES = ("data", "training data", "tokenizer")
 LIMITS = {"validation": "limit_val_batches", "test": "limit_test_batches"}
 
@@ -67,7 +72,7 @@ def samples_of(run: Run, split: str) -> str | None:
     limit = run.parameters.get(f"trainer.{LIMITS[split]}", "")
     if limit and limit not in ("1.0", "None", "null"):
         batches = f"{limit} batches of {run.parameters.get('data.batch_size', '?')}"
-        return f"{batches}, of {count}" if count is not None else batches
+        return f"{batches}, of {shown_entry('samples', count)}" if count is not None else batches
     return count
 
 
@@ -111,16 +116,26 @@ def why_not_comparable(first: Mapping[str, str], other: Mapping[str, str]) -> st
         # As do these.
         first, other = ({**one, "objectives' settings": "", "batch size": ""} for one in (first, other))
     for name in dict.fromkeys([*first, *other]):
-        values = [shown_entry(name, protocol.get(name)) for protocol in (other, first)]
+        values = [
+            shown_entry(name, protocol[name]) if name in protocol else absence(name, protocol)
+            for protocol in (other, first)
+        ]
         if first.get(name) != other.get(name):
             reasons.append(f"{name} differ" if values[0] == values[1] else f"{name} {values[0]}, not {values[1]}")
     return "; ".join(reasons)
 
 
-def shown_entry(name: str, value: str | None) -> str:
+def absence(name: str, protocol: Mapping[str, str]) -> str:
+    """What stands for an entry that a protocol lacks: none where such figures have none, as those of texts have no size
+    of pictures, and unknown where their run does not tell.
+    """
+    kinds = [pair for one, other in KINDS for pair in ((one, other), (other, one))]
+    lacks = any(name in own and any(entry in protocol for entry in others) for own, others in kinds)
+    return "none" if lacks or name == "batch size" else "unknown"
+
+
+def shown_entry(name: str, value: str) -> str:
     """An entry of a protocol in little room."""
-    if value is None:
-        return "unknown"
     if name in HASHES:
         return value[:8]
     return f"{int(value):,}" if value.isdecimal() else value if len(value) <= 60 else f"{value[:57]}…"

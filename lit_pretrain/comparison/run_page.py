@@ -10,7 +10,16 @@ from tempfile import TemporaryDirectory
 from lit_pretrain.comparison.charts import Box, Curve, graph
 from lit_pretrain.comparison.comparison_page import made_now
 from lit_pretrain.comparison.curves import axes_of, curve_over
-from lit_pretrain.comparison.figures import BEST, Figure, cost_of, figures_of, kept_for, measured_figures, metrics_of
+from lit_pretrain.comparison.figures import (
+    BEST,
+    Figure,
+    chance_of,
+    cost_of,
+    figures_of,
+    kept_for,
+    measured_figures,
+    metrics_of,
+)
 from lit_pretrain.comparison.lineage import SCRATCH, Start, ancestors, lineage_words, starts_of
 from lit_pretrain.comparison.next_commands import next_commands, reference_of
 from lit_pretrain.comparison.page import chart, details, page, paragraph, section, switch, table, tiles
@@ -26,7 +35,7 @@ from lit_pretrain.comparison.run_files import (
 )
 from lit_pretrain.comparison.runs import Run, RunStore
 from lit_pretrain.comparison.settings import SECTIONS, shortened, shown_setting
-from lit_pretrain.comparison.table import shown_amount, shown_number
+from lit_pretrain.comparison.table import shown_amount, shown_minutes, shown_number
 from lit_pretrain.tracking.find import RunRecord
 from lit_pretrain.tracking.writer import REFUSED_NAME, UNSENT_NAME
 
@@ -115,7 +124,7 @@ def heading(run: Run, starts: tuple[Start, ...], measurements: Sequence[Run], st
         at = f" at step {figure.step:,}" if figure.step is not None else ""
         facts[f"{figure.metric}{at}"] = shown_number(figure.value)
     if cost.minutes is not None:
-        facts["minutes"] = f"{cost.minutes:,.1f}"
+        facts["minutes"] = shown_minutes(cost.minutes)
     if cost.tokens is not None:
         facts["tokens"] = shown_amount(cost.tokens)
     elif cost.samples is not None:
@@ -141,8 +150,10 @@ def faults(run: Run, directory: Path | None) -> str:
     if run.status == "RUNNING":
         lines.append("It goes on, or was killed without a word: what is shown is what it had logged.")
     elif run.status != "FINISHED":
-        reason = run.tags.get("failure", "by a person or the system" if run.status == "KILLED" else "")
-        lines.append(f"The run was {run.status.lower()}" + (f": {reason}" if reason else "") + ".")
+        stopped = "was stopped by a person or the system before its end"
+        ended = {"FAILED": "failed", "KILLED": stopped}.get(run.status, f"is {run.status.lower()}")
+        reason = f": {run.tags['failure']}" if "failure" in run.tags else ""
+        lines.append(f"The run {ended}{reason}.")
     elif "failure" in run.tags:
         lines.append(f"It had failed before it went on: {run.tags['failure']}.")
     if resumptions := int(run.tags.get("resumed", "0")):
@@ -210,13 +221,16 @@ def figures_table(run: Run, measurements: Sequence[Run], store: RunStore) -> str
     ]
     found += measured_figures(beside, measurements, store)
     tables: dict[str, list[list[str]]] = {}
+    runs = {one.run_id: one for one in (run, *measurements)}
     for figure in found:
         value = shown_number(figure.value) + (f" ± {figure.interval:.2g}" if figure.interval is not None else "")
         step = f"{figure.step:,}" if figure.step is not None else "–"
         where = protocol_words(figure.protocol).removeprefix(f"{figure.metric} on ")
-        tables.setdefault(where, []).append([figure.metric, value, step])
-    headings = ("figure", "value", "step")
-    return "".join(f"{paragraph(where, 'dim')}{table(headings, rows, [1, 2])}" for where, rows in tables.items())
+        chance = chance_of(runs[figure.run_id], figure.metric)
+        guessed = "–" if chance is None else shown_number(chance)
+        tables.setdefault(where, []).append([figure.metric, value, step, guessed])
+    headings = ("figure", "value", "step", "chance")
+    return "".join(f"{paragraph(where, 'dim')}{table(headings, rows, [1, 2, 3])}" for where, rows in tables.items())
 
 
 def curves(run: Run, store: RunStore) -> str:
@@ -275,21 +289,28 @@ def speed(run: Run, store: RunStore) -> str:
 def depth(run: Run, measurements: Sequence[Run]) -> str:
     """Neighbours and linear probes over the blocks: of the last validation, and of evaluations."""
     found: dict[str, dict[int, float]] = {}
+    chances: dict[str, float | None] = {}
     for one in (*measurements[::-1], run):
         for name, value in one.metrics.items():
             match = DEPTH.match(name)
             if match and not name.startswith(BEST) and not name.endswith("/interval"):
                 kind = f"{match['before']}{match['after'] or ''}".removeprefix("evaluate/")
                 found.setdefault(kind, {})[int(match["block"])] = value
+                chances[kind] = chance_of(one, name)
     if not found:
         return ""
     curves = [
         Curve(name, sorted((float(block), value) for block, value in values.items()), place)
         for place, (name, values) in enumerate(sorted(found.items()))
     ]
-    rows = [[name, block, f"{value:.4g}"] for name, values in sorted(found.items()) for block, value in values.items()]
+    beside = {name: "–" if chance is None else f"{chance:.4g}" for name, chance in chances.items()}
+    rows = [
+        [name, block, f"{value:.4g}", beside[name]]
+        for name, values in sorted(found.items())
+        for block, value in sorted(values.items())
+    ]
     drawn = chart("by block", curves, "block", named=True) if any(len(curve.points) > 1 for curve in curves) else ""
-    return f'<div class="charts">{drawn}</div>{table(("features", "block", "value"), rows, [1, 2])}'
+    return f'<div class="charts">{drawn}</div>{table(("features", "block", "value", "chance"), rows, [1, 2, 3])}'
 
 
 def examples_of(directory: Path) -> list[str]:

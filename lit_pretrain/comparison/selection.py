@@ -92,16 +92,16 @@ def named(references: Sequence[str], directory: Path, experiment: str | None) ->
         if record is None:
             elsewhere.append(reference)
         elif not record.tracking_uri:
-            raise UserError(
-                f"The run {record.run_name} was not logged to MLflow, which alone keeps figures and settings: give "
-                "runs whose trainer.logger is MLflowLogger."
-            )
+            raise not_logged(reference, record, directory)
         else:
             found.append((reference, record.run_id, address_of(record)))
     addresses = list(dict.fromkeys(address for _, _, address in found)) or [default]
     if elsewhere and default not in addresses:
         addresses.append(default)
     if len(addresses) > 1:
+        # One that is nowhere is the smaller mistake, and the other one's reason.
+        for reference in elsewhere:
+            in_store(reference, open_existing(default, directory), directory, experiment)
         first, other = (
             next((reference for reference, _, place in found if place == address), elsewhere[0] if elsewhere else "")
             for address in addresses[:2]
@@ -127,6 +127,19 @@ def named(references: Sequence[str], directory: Path, experiment: str | None) ->
             run = store.run(run.source_id) or run
         runs[run.run_id] = run
     return store, list(runs.values())
+
+
+def not_logged(reference: str, record: RunRecord, directory: Path) -> UserError:
+    """Why nothing can be shown of a run that MLflow does not have: where its files are, and what can be shown."""
+    named = f"'{LAST}' is {record.run_name}, which" if reference == LAST else f"The run {record.run_name}"
+    figures = sorted(record.directory.rglob("metrics.csv"))
+    kept = f"its figures are in {shown_path(figures[-1])}" if figures else "its figures were kept nowhere"
+    logged = next((one for one in list_runs(directory) if one.tracking_uri), None)
+    other = f", the latest of which is {logged.run_name}" if logged is not None else ""
+    return UserError(
+        f"{named} was not logged to MLflow (trainer.logger was another or false), and {kept}: name a run that was"
+        f"{other}, or train it with MLflowLogger."
+    )
 
 
 def record_of(reference: str, directory: Path, experiment: str | None) -> RunRecord | None:

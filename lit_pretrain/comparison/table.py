@@ -9,7 +9,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lit_pretrain.comparison.figures import Cost
+from lit_pretrain.comparison.figures import Cost, Figure
 from lit_pretrain.comparison.groups import Comparison, Group, Row, Subject
 from lit_pretrain.comparison.lineage import lineage_words
 from lit_pretrain.comparison.protocol import protocol_words, shown_entry
@@ -37,6 +37,14 @@ def shown_mean(mean: Mean) -> str:
     return value if mean.half_width is None else f"{value} ± {shown_number(mean.half_width, 2)}"
 
 
+def shown_measured(figures: Sequence[Figure]) -> str:
+    """Figures of the seeds of a config: their mean with its interval, of a single one that of its own draws."""
+    interval = figures[0].interval
+    if interval is not None and len(figures) == 1:
+        return f"{shown_number(figures[0].value)} ± {shown_number(interval, 2)}"
+    return shown_mean(mean_of([figure.value for figure in figures]))
+
+
 def shown_amount(number: float | None) -> str:
     """A number of samples or operations with three digits: 4.59M."""
     if number is None:
@@ -45,6 +53,13 @@ def shown_amount(number: float | None) -> str:
         if abs(number) >= 10**power:
             return f"{number / 10**power:.3g}{letter}"
     return f"{number:.3g}"
+
+
+def shown_minutes(minutes: float | None) -> str:
+    """Minutes with a digit after the point, those of seconds with two digits that say something."""
+    if minutes is None:
+        return "–"
+    return f"{minutes:,.1f}" if minutes >= 1 or minutes == 0 else f"{minutes:.2g}"
 
 
 def shown_seen(cost: Cost) -> str:
@@ -132,8 +147,11 @@ def table_of(group: Group) -> Table:
                     mark = f" {protocols[key]}" if len(on_test) > 1 else ""
                     cells.append(shown_mean(mean_of([figure.value for figure in beside[key]])) + mark)
             line.append("\n".join(cells) or "–")
-        minutes = "–" if cost.minutes is None else f"{cost.minutes:.1f}"
-        line += [minutes, shown_seen(cost), "–" if cost.petaflops is None else f"{cost.petaflops:.3g}"]
+        line += [
+            shown_minutes(cost.minutes),
+            shown_seen(cost),
+            "–" if cost.petaflops is None else f"{cost.petaflops:.3g}",
+        ]
         table.add_row(*line)
     return table
 
@@ -198,9 +216,7 @@ def beside_table(group: Group) -> Table | None:
                 facts = dict(protocol)
                 count = shown_entry("samples", facts["samples"]) if "samples" in facts else ""
                 where = [facts.get("split", ""), count, facts.get("input", "")]
-                interval = figures[0].interval
-                mean = mean_of([figure.value for figure in figures])
-                value = f"{mean.value:.4g} ± {interval:.2g}" if interval and len(figures) == 1 else shown_mean(mean)
+                value = shown_measured(figures)
                 words = ", ".join(word for word in where if word)
                 table.add_row(metric.removeprefix("evaluate/"), words, str(place), value)
     return table

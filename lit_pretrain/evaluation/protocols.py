@@ -215,6 +215,11 @@ def budget_of(text: str, available: int, classes: int | None) -> int | None:
     return None if count == available else int(count)
 
 
+def share_of_most_frequent(labels: Tensor) -> float:
+    """Accuracy of telling always the class that occurs most: labels (N,)."""
+    return int(labels.unique(return_counts=True)[1].max()) / len(labels)
+
+
 def row_of(subject: Subject, measurement: Measurement, setting: Setting, test: Part, resolution: str) -> dict[str, Any]:
     """A measurement with all that must be said of it, for tables and JSON."""
     finite = math.isfinite(measurement.mean)
@@ -234,6 +239,8 @@ def row_of(subject: Subject, measurement: Measurement, setting: Setting, test: P
         "values": measurement.values if finite else None,
         "mean": measurement.mean if finite else None,
         "interval": measurement.interval if finite else None,
+        # Numbers that are not looked at correlate with nothing.
+        "chance": 0.0 if setting.classes is None else share_of_most_frequent(required(test.labels)),
         "precision": "bf16-mixed" if setting.bf16 else "32-true",
         "source": subject.tags.get("source.checkpoint"),
         "run_id": subject.tags.get("source.run_id"),

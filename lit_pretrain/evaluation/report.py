@@ -44,6 +44,8 @@ def table_of(rows: Sequence[Row], setting: Setting) -> Table:
     facts += [f"input {first['resolution']}"] if len(inputs) == 1 else []
     facts += [f"seeds {' '.join(map(str, seeds))}"] if seeds else ["no draws"]
     caption = "\n".join(protocol_lines(setting))
+    if setting.classes is not None:
+        caption += f"\nchance: {first['chance']:.2%} by telling always the most frequent class".replace("%", " %")
     if any(row["interval"] is not None for row in rows):
         caption += "\n±: 95 % confidence interval of the mean over the seeds, by Student's t"
     table = Table(
@@ -150,6 +152,8 @@ def log_rows(
             **data.data_module.describe(),
         }
     )
-    logger.log_metrics(metrics_of(rows), subject.step or 0)
+    metrics = metrics_of(rows)
+    logger.log_metrics(metrics, subject.step or 0)
+    logger.log_chance({name: rows[0]["chance"] for name in metrics if not name.endswith("/interval")})
     flat_rows = [{**row, "seeds": str(row["seeds"]), "values": str(row["values"])} for row in rows]
     logger.log_table(flat_rows, "evaluation.json")

@@ -144,6 +144,8 @@ def log_zero_shot(
         metrics["top5_accuracy"] = result.top5_accuracy
     step = subject.step or 0
     logger.log_metrics({f"evaluate/zero_shot_{name}": value for name, value in metrics.items()}, step)
+    chance = {"accuracy": result.chance} | ({"top5_accuracy": 5 / result.classes} if "top5_accuracy" in metrics else {})
+    logger.log_chance({f"evaluate/zero_shot_{name}": value for name, value in chance.items()})
     table = [{**row, "names": ", ".join(row["names"])} for row in rows if row["metric"] == "class"]
     logger.log_table(table, "zero_shot.json")
     matrix = confusion_figure(result.labels.numpy(), result.ranked[:, 0].numpy(), data.classes)

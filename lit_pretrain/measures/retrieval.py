@@ -73,16 +73,44 @@ def retrieval_both_ways(texts: Tensor, pictures: Tensor, text_pictures: Tensor, 
     return flat_figures | {"mean_recall": sum(recalls) / len(recalls)}
 
 
-def chance_of_retrieval(pictures: int) -> dict[str, float]:
-    """`retrieval_both_ways` of embeddings that know nothing, about: of captions that belong to one picture each.
+def chance_of_retrieval(text_pictures: Tensor, text_keys: Tensor) -> dict[str, float]:
+    """What `retrieval_both_ways` expects of embeddings that know nothing: any order of the answers is as likely.
 
     Args:
-        pictures: How many there are.
+        text_pictures: (T,) picture of each caption, from 0; each picture has one at least.
+        text_keys: (T,) integers, equal for equal captions.
     """
-    figures = {f"recall_at_{cut}": min(1.0, cut / pictures) for cut in CUTS}
-    recall = sum(figures.values()) / len(CUTS)
-    ways = ("text_to_picture", "picture_to_text")
-    return {f"{way}/{name}": value for way in ways for name, value in figures.items()} | {"mean_recall": recall}
+    firsts, words = distinct(text_keys)
+    borne = torch.stack([words, text_pictures], dim=1).unique(dim=0)
+    texts, pictures = len(firsts), int(text_pictures.max()) + 1
+    by_text, by_picture = (
+        chance_of_ranks(borne[:, column].bincount(minlength=queries)[asked], answers)
+        for column, queries, answers, asked in ((0, texts, pictures, words), (1, pictures, texts, slice(None)))
+    )
+    recalls = [figures[f"recall_at_{cut}"] for figures in (by_text, by_picture) for cut in CUTS]
+    ways = {"text_to_picture": by_text, "picture_to_text": by_picture}
+    flat_figures = {f"{way}/{name}": value for way, figures in ways.items() for name, value in figures.items()}
+    return flat_figures | {"mean_recall": sum(recalls) / len(recalls)}
+
+
+def chance_of_ranks(right: Tensor, answers: int) -> dict[str, float]:
+    """As `retrieval_figures`, of the first right answer's rank where all orders of the answers are as likely.
+
+    Args:
+        right: (Q,) how many of the answers are right for each query, at least 1.
+        answers: How many there are.
+    """
+    places = numpy.arange(answers)
+    # Share of the queries that have found nothing among the first 1, 2, ... answers.
+    missed = numpy.zeros(answers)
+    for count, queries in zip(*(part.tolist() for part in right.unique(return_counts=True)), strict=True):
+        missed += (
+            queries / len(right) * numpy.cumprod(numpy.clip(answers - count - places, 0, None) / (answers - places))
+        )
+    figures = {f"recall_at_{cut}": float(1.0 - missed[min(cut, answers) - 1]) for cut in CUTS}
+    # Where just half of them have found one, the median lies between two ranks.
+    ranks = [1 + int((missed > bound).sum()) for bound in (0.5 + 1e-9, 0.5 - 1e-9)]
+    return figures | {"median_rank": sum(ranks) / 2}
 
 
 def distinct(keys: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """What any mix of objectives on one encoder needs, as a whole training or beside another loss."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -258,13 +259,35 @@ def frequencies_of(data: Any) -> AnswerFrequencies:
     )
 
 
-def chance_of_mix(objectives: Sequence[Objective], data: Any) -> dict[str, float]:
-    """What a mix's figures are without learning, by "objective/statistic"; their sum too, if all losses are known."""
+def latest_evaluation(trainer: Any) -> dict[str, float]:
+    """What a trainer's latest evaluation has logged, by name without the stage; without any, what its training has."""
+    for stage in ("test/" if trainer.testing else "validation/", "train/"):
+        metrics = trainer.callback_metrics.items()
+        if found := {name.removeprefix(stage): float(value) for name, value in metrics if name.startswith(stage)}:
+            return found
+    return {}
+
+
+def chance_of_mix(
+    objectives: Sequence[Objective], data: Any, measured: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """What a mix's figures are without learning, by "objective/statistic"; their sum too, if all losses are known.
+
+    Args:
+        objectives: Of the mix.
+        data: The data module, of whatever class, or null.
+        measured: Means of the latest evaluation, by "objective/statistic".
+    """
     frequencies = frequencies_of(data)
+
+    own: dict[str, dict[str, float]] = {objective.name: {} for objective in objectives}
+    for name, value in (measured or {}).items():
+        head, _, tail = name.partition("/")
+        own.setdefault(head, {})[tail] = value
     means = {
         f"{objective.name}/{name}": torch.tensor(value, dtype=torch.float64)
         for objective in objectives
-        for name, value in objective.chance(frequencies).items()
+        for name, value in objective.chance(replace(frequencies, statistics=own[objective.name])).items()
     }
     losses = {f"{objective.name}/{name}" for objective in objectives for name in objective.loss_factors}
     total = total_loss(objectives, means) if losses <= means.keys() else {}

@@ -38,6 +38,7 @@ from lit_pretrain.modules.objective_mix import (
     check_objectives,
     count_terms,
     flatten,
+    latest_evaluation,
     mix,
     perplexities,
     sum_losses,
@@ -385,7 +386,9 @@ class Pretraining(BaseModule):
 
     def chance(self) -> dict[str, float]:
         """As the base's, of the objectives on this data."""
-        return chance_of_mix(self.objectives, data_module_of(self._trainer) if self._trainer is not None else None)
+        if self._trainer is None:
+            return chance_of_mix(self.objectives, None)
+        return chance_of_mix(self.objectives, data_module_of(self._trainer), latest_evaluation(self._trainer))
 
     # -- what others ask of a module
 

@@ -7,6 +7,8 @@ of all halves of the batch (sampled softmax: Jean et al. 2015, arXiv:1412.2007).
 used, so what is learned is how much more likely a half makes them. Reads the same pass as `BagOfWords`.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ from lit_pretrain.backbone.row_look_up import look_up
 from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.batch import DataFacts
+from lit_pretrain.objectives.chance import AnswerFrequencies
 from lit_pretrain.objectives.gathering import first_row, gather_rows
 from lit_pretrain.objectives.objective import (
     Batch,
@@ -76,7 +79,8 @@ class BagOfNgrams(Objective):
     def compute(
         self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: TextEncoder
     ) -> ObjectiveOutput:
-        """Cross-entropy of the other halves' n-grams among all that were drawn, the mean over them.
+        """Cross-entropy of the other halves' n-grams among all that were drawn, the mean over them; `candidates` is how
+        many these are.
 
         In training these are all processes'; in evaluation each has batches of its own.
         """
@@ -94,7 +98,11 @@ class BagOfNgrams(Objective):
             own = scores[owner, torch.arange(first, first + len(owner), device=owner.device)]
             total = torch.where(has_row, scores.logsumexp(dim=1)[owner] - own, 0.0).sum()
         count = has_row.sum()
-        return ObjectiveOutput(global_mean(total, count, self.training), {"loss": (total.detach(), count)})
+        candidates = (everyone > 0).sum() * count
+        return ObjectiveOutput(
+            global_mean(total, count, self.training),
+            {"loss": (total.detach(), count), "candidates": (candidates, count)},
+        )
 
     def sparse_tables(self, tied: bool) -> set[str]:
         """Tables of which a step reads some rows: those of the drawn n-grams."""
@@ -103,6 +111,11 @@ class BagOfNgrams(Objective):
     def terms(self, targets: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The drawn n-grams."""
         return {"loss": (targets["ngrams"] > 0).sum()}
+
+    def chance(self, frequencies: AnswerFrequencies) -> dict[str, float]:
+        """Any of the n-grams that were drawn, as often as they are used, from all halves of the batch."""
+        candidates = frequencies.statistics.get("candidates", 0.0)
+        return {"loss": math.log(candidates)} if candidates >= 1.0 else {}
 
     @torch.no_grad()
     def examples(

@@ -1,8 +1,8 @@
 """What figures are without learning: of guesses that know how often each answer occurs, and look at no sample."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -15,11 +15,14 @@ class AnswerFrequencies:
         pieces: (V,) share of each word piece of the training texts; null of pictures.
         random_pairs: Share of the sentence pairs whose second passage is random.
         batch_size: Samples of a process's batch, among which objectives that compare them choose; null if unknown.
+        statistics: The objective's own means of the latest evaluation, by name, for what only those tell: how many
+            tokens were replaced, how grey pictures are.
     """
 
     pieces: Tensor | None = None
     random_pairs: float = 0.5
     batch_size: int | None = None
+    statistics: Mapping[str, float] = field(default_factory=dict)
 
 
 def chance_of_classes(shares: Sequence[float] | Tensor, names: Sequence[str] = ()) -> dict[str, float]:

@@ -15,7 +15,7 @@ from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.transformer import initialise
 from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.objectives.batch import DataFacts
-from lit_pretrain.objectives.chance import AnswerFrequencies, chance_of_classes
+from lit_pretrain.objectives.chance import AnswerFrequencies
 from lit_pretrain.objectives.color_bins import LARGEST_BIN, LIMIT, SMALLEST_BIN, ColorBins
 from lit_pretrain.objectives.color_cells import COLORLESS, cell_means, has_colors, lightness_and_colors, paint
 from lit_pretrain.objectives.linear_cross_entropy import linear_cross_entropy
@@ -35,6 +35,7 @@ MOST_CELLS = 4  # along a patch's side, if their number is left open
 SCORED_CELLS = 4096
 PATCHES_AT_ONCE = 4096  # when no gradients are needed, so that logits never fill the memory
 PICTURES_AT_ONCE = 64  # when frequencies are measured
+COLORS_AT_ONCE = 2**18
 # In the check for shortcuts: cells of a picture, classes (the most frequent bins, and all others as one), and the
 # width of the positions.
 CHECKED_CELLS, CHECKED_CLASSES, POSITION_WIDTH = 16, 16, 32
@@ -96,6 +97,7 @@ class Colorization(VisionObjective):
         self.weight = weight
         self.bins: ColorBins | None = None
         self.head: nn.Linear | None = None
+        self._chance: dict[str, float] = {}
 
     # -- before training
 
@@ -140,11 +142,10 @@ class Colorization(VisionObjective):
         Raises:
             UserError: If no picture has colours.
         """
-        if self.bins is None:
-            return
+        device = required(self.head).weight.device
         parts = []
         for part in images.split(PICTURES_AT_ONCE):
-            colors = lightness_and_colors(part.to(self.bins.centers.device), self.patch_size, self.cells)[1]
+            colors = lightness_and_colors(part.to(device), self.patch_size, self.cells)[1]
             parts.append(colors[has_colors(colors)].flatten(0, 2))
         colors = torch.cat(parts)
         if not len(colors):
@@ -152,7 +153,28 @@ class Colorization(VisionObjective):
                 f"None of the {len(images)} pictures that Colorization measured has an a or b of Lab beyond "
                 f"{COLORLESS:g}: take data with colours, or another objective."
             )
-        self.bins.measure(colors)
+        if self.bins is not None:
+            self.bins.measure(colors)
+        self._chance = self.chance_of_colors(colors)
+
+    def chance_of_colors(self, colors: Tensor) -> dict[str, float]:
+        """Statistics of telling the same of all colours (M, 2): the best that this can be, and for distances grey."""
+        figures = {"ab_error": float(colors.norm(dim=-1).double().mean())}
+        if self.bins is None:
+            return figures | {"loss": float((colors.double() / LIMIT).var(dim=0, correction=0).sum())}
+        counts, weighted = torch.zeros(2, len(self.bins), dtype=torch.float64, device=colors.device)
+        nearest = torch.zeros_like(counts)
+        for part in colors.split(COLORS_AT_ONCE):
+            targets = self.bins.soft_targets(part)
+            first, bins = targets.indices[:, 0], targets.indices.flatten()
+            nearest += torch.bincount(first, minlength=len(nearest))
+            shares = targets.probabilities.double()
+            counts.index_add_(0, bins, shares.flatten())
+            weighted.index_add_(0, bins, (shares * self.bins.weights[first, None]).flatten())
+        # The least sum of - weight x log(told) is where what is told is the weights' own distribution.
+        losses = [-float(torch.xlogy(sums, sums / sums.sum()).sum() / len(colors)) for sums in (weighted, counts)]
+        accuracy = float(nearest.max() / len(colors))
+        return figures | {"loss": losses[0], "cross_entropy": losses[1], "accuracy": accuracy}
 
     # -- what is seen and asked
 
@@ -290,8 +312,11 @@ class Colorization(VisionObjective):
     # -- costs and pictures
 
     def chance(self, frequencies: AnswerFrequencies) -> dict[str, float]:
-        """Of telling always how often each colour occurs."""
-        return {} if self.bins is None else {"cross_entropy": chance_of_classes(self.bins.prior)["loss"]}
+        """Of telling always how often each colour occurs, and for distances grey, by the latest evaluation or else by
+        the measured pictures. Known once these are measured.
+        """
+        grey = frequencies.statistics.get("ab_error_of_grey")
+        return self._chance | ({} if grey is None or not self._chance else {"ab_error": grey})
 
     def pass_shape(self, encoder: "VisionEncoder", samples: int, sequence_length: int) -> tuple[int, int]:
         """Every picture once, all its patches."""

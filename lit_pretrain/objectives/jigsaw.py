@@ -141,7 +141,12 @@ class Jigsaw(VisionObjective):
 
     def chance(self, frequencies: AnswerFrequencies) -> dict[str, float]:
         """All permutations are equally frequent."""
-        return chance_of_classes([1 / self.permutations] * self.permutations)
+        figures = chance_of_classes([1 / self.permutations] * self.permutations)
+        if self.head is not None:
+            # Of the permutation that has most places in common with all of them.
+            agreement = torch.stack([(self.orders == order).double().mean() for order in self.orders])
+            figures["in_place"] = float(agreement.max())
+        return figures
 
     def pass_shape(self, encoder: "VisionEncoder", samples: int, sequence_length: int) -> tuple[int, int]:
         """Nine small pictures a sample."""

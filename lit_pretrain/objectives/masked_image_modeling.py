@@ -189,7 +189,15 @@ class MaskedImageModeling(VisionObjective):
 
     def chance(self, frequencies: AnswerFrequencies) -> dict[str, float]:
         """Of telling always the mean."""
-        return {"explained_variance": 0.0} | ({"loss": 1.0} if self.normalize_targets else {})
+        told, loss = (frequencies.statistics.get(name) for name in ("explained_variance", "loss"))
+        if self.normalize_targets:
+            loss = 1.0
+        elif told is not None and loss is not None and told < 1.0:
+            # The variance of what was asked in the latest evaluation.
+            loss /= 1.0 - told
+        else:
+            loss = None
+        return {"explained_variance": 0.0} | ({} if loss is None else {"loss": loss})
 
     def pass_shape(self, encoder: "VisionEncoder", samples: int, sequence_length: int) -> tuple[int, int]:
         """Every picture once, with the kept patches only, on average over the training."""

@@ -17,7 +17,7 @@ from lit_pretrain.backbone.packed_rows import places_within
 from lit_pretrain.backbone.text_encoder import TextEncoder, initialise, rotations_at
 from lit_pretrain.backbone.transformer import Transformer
 from lit_pretrain.errors import UserError, check_number
-from lit_pretrain.objectives.chance import AnswerFrequencies, chance_of_pieces
+from lit_pretrain.objectives.chance import AnswerFrequencies, chance_of_classes, chance_of_pieces
 from lit_pretrain.objectives.heads import LanguageModelingHead
 from lit_pretrain.objectives.masked_language_modeling import MaskedLanguageModeling
 from lit_pretrain.objectives.masking import MaskedPositions, corrupt
@@ -168,6 +168,7 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
             "accuracy": ((right & real).sum(), count),
             "replaced_found": ((right & was_replaced).sum(), was_replaced.sum()),
             "originals_kept": ((right & was_original).sum(), was_original.sum()),
+            "replaced_share": (was_replaced.sum(), count),
         }
         return ObjectiveOutput(cast(Tensor, sum(parts.values())), statistics, parts)
 
@@ -180,8 +181,21 @@ class ReplacedTokenDetection(MaskedLanguageModeling):
         return self.terms({"valid": self.hide(batch, generator)[0].valid}, batch)
 
     def chance(self, frequencies: AnswerFrequencies) -> dict[str, float]:
-        """Of the generator, by how often each word piece occurs; what it replaces depends on what it has learned."""
-        return {f"generator_{name}": value for name, value in chance_of_pieces(frequencies).items()}
+        """Of the generator, by how often each word piece occurs; of the discriminator, by the share of the tokens that
+        were replaced in the latest evaluation, since it falls with what the generator has learned.
+        """
+        figures = {f"generator_{name}": value for name, value in chance_of_pieces(frequencies).items()}
+        share = frequencies.statistics.get("replaced_share")
+        if share is None or not 0.0 <= share <= 1.0:
+            return figures
+        guess = chance_of_classes([share, 1.0 - share])
+        found, kept = (1.0, 0.0) if share > 0.5 else (0.0, 1.0)
+        return figures | {
+            "discriminator_loss": guess["loss"],
+            "accuracy": guess["accuracy"],
+            "replaced_found": found,
+            "originals_kept": kept,
+        }
 
     @torch.no_grad()
     def examples(

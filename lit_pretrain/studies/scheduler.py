@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, nearest
 from lit_pretrain.required import required
 from lit_pretrain.studies import processes
 from lit_pretrain.studies.cells import DONE, Cell, CellStore, Outcome
@@ -45,25 +45,7 @@ class Runner:
         Raises:
             UserError: If it does not run, or does not log the study's metric.
         """
-        path = self.store.rehearsal_path(cell)
-        if self.store.rehearsal(cell) is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.say(f"Rehearsing one step of {cell.name} ...")
-            try:
-                processes.call(rehearse, cell.config, str(path), log=path.with_suffix(".log"))
-            except UserError as error:
-                raise UserError(f"{cell.name}: {error}") from error
-            except RuntimeError as error:
-                where = shown_path(path.with_suffix(".log"))
-                raise UserError(f"{cell.name} breaks at its first step ({error}): see {where}.") from error
-        facts = required(self.store.rehearsal(cell))
-        names = [name for name in facts["metrics"] if name.startswith("validation/")]
-        if self.settings.validation_metric not in names:
-            raise UserError(
-                f"{cell.name} does not log {self.settings.validation_metric}: set metric to one of "
-                f"{', '.join(names) or 'none, since it has no validation data'}."
-            )
-        return facts
+        return rehearsed(self.settings, self.store, cell, self.say)
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Do all cells that are not done; returns when none is going on any more.
@@ -203,6 +185,37 @@ def train_cell(directory: str, cell_hash: str, job: dict[str, Any]) -> None:
     from lit_pretrain.studies import training
 
     training.train_cell(directory, cell_hash, job)
+
+
+def rehearsed(settings: StudySettings, store: CellStore, cell: Cell, say: Say) -> dict[str, Any]:
+    """See `Runner.rehearse`.
+
+    Args:
+        settings: The study's.
+        store: Where what was found is kept.
+        cell: Which.
+        say: Told a line before.
+    """
+    path = store.rehearsal_path(cell)
+    if store.rehearsal(cell) is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        say(f"Rehearsing one step of {cell.name} ...")
+        try:
+            processes.call(rehearse, cell.config, str(path), log=path.with_suffix(".log"))
+        except UserError as error:
+            raise UserError(f"{cell.name}: {error}") from error
+        except RuntimeError as error:
+            where = shown_path(path.with_suffix(".log"))
+            raise UserError(f"{cell.name} breaks at its first step ({error}): see {where}.") from error
+    facts = required(store.rehearsal(cell))
+    names = [name for name in facts["metrics"] if name.startswith("validation/")]
+    metric = settings.validation_metric
+    if metric not in names:
+        raise UserError(
+            f"{cell.name} does not log {metric}{nearest(metric, names)}: set metric to one of "
+            f"{', '.join(names) or 'none, since it has no validation data'}."
+        )
+    return facts
 
 
 def rehearse(config: dict[str, Any], path: str) -> None:

@@ -44,6 +44,7 @@ from lit_pretrain.tracking.pictures import write_picture
 from lit_pretrain.tracking.processes import Presence
 from lit_pretrain.tracking.run_start import continue_run, start_run
 from lit_pretrain.tracking.store import (
+    CHANCE_TAG,
     TAG_LIMIT,
     end_dead_runs,
     open_experiment,
@@ -382,6 +383,18 @@ class MLflowLogger(MLFlowLogger):
         names = list(new)
         for start in range(0, len(names), 50):
             self._begun_writer.put({"kind": "tags", "tags": {name: new[name] for name in names[start : start + 50]}})
+
+    @rank_zero_only
+    def log_chance(self, figures: Mapping[str, float]) -> None:
+        """Keep what figures are without learning, for the pages of the run; see `comparison.figures.chance_of`.
+
+        Args:
+            figures: By metric, with the stage or, for all stages, without it. Those of single classes are left out.
+        """
+        kept = {name: float(f"{value:.6g}") for name, value in figures.items() if "/accuracy_" not in name}
+        text = json.dumps(kept)
+        if kept and len(text) <= TAG_LIMIT:
+            self.set_tags({CHANCE_TAG: text})
 
     @rank_zero_only
     def log_inputs(self, inputs: Sequence[DataInput]) -> None:

@@ -134,15 +134,16 @@ class RunRecorder(Callback):
         """Tie the logger to the trainer and let every rank know rank zero's run."""
         logger = mlflow_logger(trainer)
         self._recorded = False
-        if logger is None:
-            if self._keeps_local(trainer, stage):
-                self._begin_local(trainer, stage)
-            return
-        logger.attach(trainer)
-        identity: Any = [logger._run_id, str(logger.run_directory)] if trainer.is_global_zero else None
-        logger.adopt(*trainer.strategy.broadcast(identity))
-        if stage == "fit" and trainer.is_global_zero:
-            write_job(logger.run_directory, self.command)
+        if logger is not None:
+            logger.attach(trainer)
+            identity: Any = [logger._run_id, str(logger.run_directory)] if trainer.is_global_zero else None
+            logger.adopt(*trainer.strategy.broadcast(identity))
+            if stage == "fit" and trainer.is_global_zero:
+                write_job(logger.run_directory, self.command)
+        elif self._keeps_local(trainer, stage):
+            self._begin_local(trainer, stage)
+        if getattr(trainer, "places_profiler", False):
+            vars(trainer)["profiler"].dirpath = str(run_directory(trainer) or trainer.default_root_dir)
 
     def place_loggers(self, trainer: Trainer) -> None:
         """Give loggers without a place of their own one on rank zero, where alone they write; before they begin."""

@@ -1,7 +1,8 @@
 """The columns with which an experiment's table of runs is opened: those that MLflow's page would take as a saved view.
 
 MLflow keeps a saved view as a tag of the experiment, lists it under "Views", and opens it by its name in the address;
-columns that no view names are a matter of each browser. A view that a person has changed on the page is left alone.
+columns that no view names are a matter of each browser. None is opened by itself (3.17), so that the description of the
+experiment, which stands above its runs, has a link. A view that a person has changed on the page is left alone.
 """
 
 import contextlib
@@ -57,6 +58,12 @@ def with_columns(tag: str | None, metrics: Sequence[str], now: int, tags: Sequen
     figures = list(dict.fromkeys([*figures, *new]))[:MOST_FIGURES]
     state = {"selectedColumns": [*FIRST, *figures, *REST]}
     return json.dumps({"name": VIEW_NAME, "createdAt": created, "updatedAt": created, "state": json.dumps(state)})
+
+
+def note_of_experiment(experiment_id: str) -> str:
+    """What stands on MLflow's page of an experiment: the way to the view."""
+    address = table_address("", experiment_id).lstrip("/")
+    return f"[{VIEW_NAME}]({address}): the table of runs with the columns that matter."
 
 
 def table_address(base: str, experiment_id: str) -> str:

@@ -23,7 +23,7 @@ from lit_pretrain.tracking.find import RunRecord, list_runs
 from lit_pretrain.tracking.logged_models import send_measurement, send_models
 from lit_pretrain.tracking.paths import ARTIFACTS_NAME, DATABASE_NAME, make_directory, remove_unfinished, safe_name
 from lit_pretrain.tracking.processes import host_name, process_identity, state_of
-from lit_pretrain.tracking.runs_table import VIEW_TAG, with_columns
+from lit_pretrain.tracking.runs_table import VIEW_TAG, note_of_experiment, with_columns
 from lit_pretrain.tracking.schema import bring_up_to_date
 from lit_pretrain.tracking.writer import GONE, Operation, first_line, is_gone, is_refusal
 
@@ -35,6 +35,8 @@ PROCESS_TAG = "process.identity"
 # MLflow's own limit.
 TAG_LIMIT = 5000
 NOTE_TAG = "mlflow.note.content"
+# What the figures of a run are without learning, as JSON.
+CHANCE_TAG = "chance"
 # Markdown shows neither.
 NOTE_BEGIN = "<!-- from here on written by lit_pretrain, anew when the run ends -->"
 NOTE_END = "<!-- up to here written by lit_pretrain -->"
@@ -378,11 +380,13 @@ def send(client: "MlflowClient", run_id: str, operation: Operation, directory: P
                 )
             case "columns":
                 experiment_id = client.get_run(run_id).info.experiment_id
-                tag = client.get_experiment(experiment_id).tags.get(VIEW_TAG)
-                tags = operation.get("tags", ())
+                before = client.get_experiment(experiment_id).tags
+                tag, tags = before.get(VIEW_TAG), operation.get("tags", ())
                 view = with_columns(tag, operation["metrics"], int(time.time() * 1000), tags)
                 if view is not None and view != tag:
                     client.set_experiment_tag(experiment_id, VIEW_TAG, view)
+                if view is not None and NOTE_TAG not in before:
+                    client.set_experiment_tag(experiment_id, NOTE_TAG, note_of_experiment(experiment_id))
             case "description":
                 note = client.get_run(run_id).data.tags.get(NOTE_TAG, "")
                 client.set_tag(run_id, NOTE_TAG, described(note, operation["text"]))

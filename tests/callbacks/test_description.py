@@ -49,7 +49,8 @@ def test_data_and_description_of_a_run_that_goes_on(tmp_path):
     note = run.data.tags[NOTE_TAG]
     assert "**ToyModule (toy), 9 parameters**" in note
     assert "**Data:** speeches.csv (fingerprint ffffffff): 80 for training, 12 for validation" in note
-    assert f"validation/loss {run.data.metrics['best/validation/loss']:.4g} at step 20 (best)" in note
+    assert f"validation/loss {run.data.metrics['best/validation/loss']:.4g} at step 20 (best) (chance 0.25)" in note
+    assert run.data.tags["chance"] == '{"loss": 0.25}'
     assert "python -m lit_pretrain export --ckpt first:best" in note and "report first" not in note
 
     # A person writes around it, and the run goes on.

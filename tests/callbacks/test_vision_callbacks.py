@@ -8,6 +8,7 @@ from small_pictures import make_encoder, make_pictures, write_pictures
 from toy_training import ToyData, ToyModule, make_trainer
 
 from lit_pretrain.callbacks import OnlineProbe, Panels, ShortcutCheck
+from lit_pretrain.callbacks.end_page import figures_table
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import VisionPretraining
 from lit_pretrain.modules.optimization import AdamWConfig
@@ -87,6 +88,13 @@ def test_probes_tell_what_features_know_at_several_depths(data, tmp_path):
             assert history[-1].value > 0.6
     assert float(trainer.callback_metrics["probe/linear_accuracy/block_2"]) > 0.6
     assert module.training and all(one.grad is None for one in module.encoder.parameters())
+    # Every figure of the closing table stands beside its chance, or a dash.
+    table = figures_table(trainer, module, None)
+    chance = dict(zip(*(map(str, table.columns[place].cells) for place in (0, -1)), strict=True))
+    assert 0.33 <= float(chance["  knn_accuracy/block_1"]) < 0.6 and float(chance["  rotation/loss"]) > 1.38
+    assert chance["  colorization/ab_error_of_grey"] == "-" and chance["validation"] == ""
+    grey = float(trainer.callback_metrics["validation/colorization/ab_error_of_grey"])
+    assert float(chance["  colorization/ab_error"]) == pytest.approx(grey, rel=1e-3)
 
 
 def test_a_resumed_run_counts_its_validations_on(data, tmp_path):

@@ -103,6 +103,10 @@ def test_a_value_that_cannot_be_used_is_said_before_the_first_trial(home, capsys
     assert main(["sweep", "--config", sweep(home, "wrong", trials=1, parameters=values)]) == 2
     said = capsys.readouterr().err
     assert "'model.objectives.0.probability' cannot be 1.5: " in said and "(correct wrong.yaml, line 8)" in said
+    # So is a metric that no validation logs, whose direction is given.
+    settings = {"metric": "validation/los", "direction": "minimize", "parameters": {RATE: [0.1]}, "trials": 1}
+    assert main(["sweep", "--config", sweep(home, "wrong", **settings), "--dry-run"]) == 2
+    assert "does not log validation/los (did you mean 'validation/loss'?)" in capsys.readouterr().err
     assert not list((home / "runs").glob("sweeps/wrong-*"))
 
 

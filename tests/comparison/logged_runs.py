@@ -1,5 +1,7 @@
 """Runs as the suite logs them, written straight into a store: no training is needed to compare them."""
 
+from pathlib import Path
+
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
@@ -18,7 +20,9 @@ def log_run(
 ) -> str:
     """A fine-tuning whose validation accuracy has risen to 0.8 at step 20; what is given differs. Returns its id."""
     found = client.get_experiment_by_name(experiment)
-    experiment_id = found.experiment_id if found else client.create_experiment(experiment)
+    # MLflow's own place for artifacts is the working directory.
+    place = Path(client.tracking_uri.removeprefix("sqlite:///")).parent / "artifacts"
+    experiment_id = found.experiment_id if found else client.create_experiment(experiment, place.as_uri())
     run_id = client.create_run(experiment_id, run_name=name).info.run_id
     defaults = {
         "model": "FineTuning",

@@ -72,6 +72,14 @@ def test_losses_rank_the_other_way_and_nan_is_last(client):
 PRETRAINING = {"model": "TextPretraining", "model_facts.task": None, "model_facts.objectives": "masked"}
 
 
+def test_what_a_kind_of_runs_does_not_have_is_none():
+    pictures = {"metric": "validation/loss", "picture size": "32", "objectives": "rotation", "data": "a"}
+    texts = {"metric": "validation/loss", "tokenizer": "fedb4758ab", "objectives": "rotation"}
+    assert why_not_comparable(pictures, texts) == (
+        "picture size none, not 32; data unknown, not a; tokenizer fedb4758, not none"
+    )
+
+
 @pytest.mark.parametrize(
     ("settings", "curves", "why"),
     [
@@ -204,11 +212,19 @@ def test_runs_of_several_stores_are_one_sentence(client, directory, tmp_path_fac
     assert select(["far"])[1][0].name == "far"
     with pytest.raises(UserError, match="The run near is in sqlite.* and far in .*only runs of one tracking server"):
         select(["near", "far"])
+    # A name that is nowhere is the reason, and not the store that it is not in.
+    with pytest.raises(UserError, match="is called 'nowhere'"):
+        select(["nowhere", "far"])
     record = json.loads((directory / "tuned" / "far" / "run.json").read_text())
     for uri, sentence in (("", "was not logged to MLflow"), ("http://127.0.0.1:9", "cannot be used")):
         (directory / "tuned" / "far" / "run.json").write_text(json.dumps(record | {"tracking_uri": uri}))
         with pytest.raises(UserError, match=sentence):
             select(["far"])
+    (directory / "tuned" / "far" / "run.json").write_text(json.dumps(record | {"tracking_uri": ""}))
+    (directory / "tuned" / "far" / "logs").mkdir()
+    (directory / "tuned" / "far" / "logs" / "metrics.csv").write_text("step\n")
+    with pytest.raises(UserError, match=r"its figures are in .*far/logs/metrics.csv: name a run that was, .* near,"):
+        select(["far"])
     elsewhere.delete_run(record["run_id"])
     with pytest.raises(UserError, match="There is no mlflow.db in .*--runs"):
         select([], runs_directory=directory / "nothing")

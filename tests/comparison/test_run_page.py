@@ -1,5 +1,6 @@
 """The page of a run where something is missing, wrong or large; curves and charts by hand."""
 
+import json
 import math
 import re
 
@@ -34,11 +35,30 @@ def test_faults_and_resumptions_are_told(client, tmp_path):
     directory.mkdir()
     (directory / "unsent.jsonl").write_text("{}\n")
     text = page(client, failed, [RunRecord(failed, "tuned", "", "failed", directory)])
-    for words in ("was failed: OSError: &lt;disk&gt; is full.", "gone on with 11 times", "unsent.jsonl", "<td>64</td>"):
+    for words in (
+        "The run failed: OSError: &lt;disk&gt; is full.",
+        "gone on with 11 times",
+        "unsent.jsonl",
+        "<td>64</td>",
+    ):
         assert words in text
     assert "python -m lit_pretrain fit --ckpt_path failed" in text
     assert 'id="faults"' not in page(client, log_run(client, "fine"))
     assert "killed without a word" in page(client, log_run(client, "begun", curves={}, status="RUNNING"))
+
+
+def test_figures_stand_beside_their_chance(client):
+    curves = {f"best/validation/{name}": {5: 0.25} for name in ("accuracy", "rank")}
+    known = {"accuracy": 0.125, "validation/accuracy": 0.5}
+    run = log_run(client, "guessed", curves=curves, tags={"chance": json.dumps(known)})
+    text = page(client, run)
+    assert re.search(r"validation/accuracy</td><td[^>]*>0.25</td><td[^>]*>5</td><td[^>]*>0.5</td>", text)
+    assert re.search(r"validation/rank</td><td[^>]*>0.25</td><td[^>]*>5</td><td[^>]*>–</td>", text)
+    # Minutes of a training of seconds say something.
+    client.log_metric(run, "throughput/total_hours", 0.0005)
+    assert "<b>0.03</b><span>minutes</span>" in page(client, run)
+    stopped = page(client, log_run(client, "stopped", status="KILLED"))
+    assert "The run was stopped by a person or the system before its end." in stopped
 
 
 def test_a_run_without_a_directory_shows_what_the_store_has(client, tmp_path):

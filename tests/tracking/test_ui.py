@@ -61,6 +61,15 @@ def test_the_table_of_runs_is_opened_with_figures(tmp_path):
     columns = json.loads(view["state"])["selectedColumns"]
     assert columns[1:3] == ["metrics.`best/validation/loss`", "metrics.`test/accuracy`"]
     assert latest_experiment(tmp_path / "mlflow.db") == (experiment.experiment_id, "ui")
+    # The page of an experiment links to it, unless a person has described the experiment.
+    way = f"#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=lit_pretrain"
+    assert f"[Figures]({way}" in experiment.tags["mlflow.note.content"]
+    client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "mine")
+    again = MLflowLogger("ui", runs_directory=str(tmp_path))
+    assert again.experiment
+    again.show_columns(["test/f1"])
+    again.finalize()
+    assert client.get_experiment(experiment.experiment_id).tags["mlflow.note.content"] == "mine"
     # A person's own columns stay.
     for changed in (view | {"updatedAt": 1}, view | {"state": "deflate;abc"}, view | {"name": "mine"}):
         assert with_columns(json.dumps(changed), ["new"], 2) == json.dumps(changed)

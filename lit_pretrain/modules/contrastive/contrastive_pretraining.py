@@ -40,7 +40,7 @@ from lit_pretrain.modules.contrastive.towers import (
     width_of_embeddings,
 )
 from lit_pretrain.modules.contrastive.two_towers import TwoTowers
-from lit_pretrain.modules.objective_mix import any_objectives, check_encoder
+from lit_pretrain.modules.objective_mix import any_objectives, check_encoder, latest_evaluation
 from lit_pretrain.modules.operations import encoder_operations, picture_operations
 from lit_pretrain.modules.optimization import TrainedPart, make_optimizer
 from lit_pretrain.modules.steps import total_steps
@@ -311,8 +311,13 @@ class ContrastivePretraining(TwoTowers):
         return self.evaluation.panels(parts_of(data_module_of(self.trainer))[PAIRS], count)
 
     def chance(self) -> dict[str, float]:
-        """As the base's, of any picture for any text."""
-        return self.evaluation.chance(self)
+        """As the base's, of any picture for any text, and of what is replayed."""
+        figures = self.evaluation.chance(self)
+        if self._trainer is not None:
+            parts, measured = parts_of(data_module_of(self._trainer)), latest_evaluation(self._trainer)
+            for name, replay in self.replays.items():
+                figures |= {f"{name}/{key}": value for key, value in replay.chance(parts.get(name), measured).items()}
+        return figures
 
     def describe(self) -> dict[str, Any]:
         """What this is made of, for the record of the run."""

@@ -64,9 +64,9 @@ class ContrastiveEvaluation:
         """What the latest evaluation's figures are without learning: any picture for any text."""
         if self._latest is None:
             return {}
-        pictures = len(self._latest[1].pictures)
-        loss = module.objective.chance(min(module.batch_size, pictures))
-        return {"loss": loss, "loss_over_chance": 1.0, **chance_of_retrieval(pictures)}
+        gallery = self._latest[1]
+        loss = module.objective.chance(min(module.batch_size, len(gallery.pictures)))
+        return {"loss": loss, "loss_over_chance": 1.0, **chance_of_retrieval(gallery.places, gallery.text_keys)}
 
     def _say(self, trainer: Any, sentences: dict[str, str]) -> None:
         """Tell a person, each once in a training and from one process."""

@@ -6,7 +6,7 @@ pictures alone and on pairs in one run, each with its own losses, and SLIP (Mu e
 self-supervised loss of pictures to CLIP's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,6 +17,7 @@ from lit_pretrain.errors import check_number
 from lit_pretrain.modules.objective_mix import (
     build_on_pictures,
     build_on_texts,
+    chance_of_mix,
     check_objectives,
     cost_on_pictures,
     cost_on_texts,
@@ -89,6 +90,19 @@ class Replay(nn.Module):
     def derived(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """The sum of the losses, and perplexities of those over tokens."""
         return total_loss(self.objectives, means) | perplexities(self.objectives, means)
+
+    def chance(self, data: Any, measured: Mapping[str, float]) -> dict[str, float]:
+        """Statistics without learning; see `chance_of_mix`.
+
+        Args:
+            data: The data module of this modality.
+            measured: Means of the latest evaluation of all, by name without the stage.
+        """
+        names = {objective.name for objective in self.objectives}
+        tails = {name.partition("/")[2]: value for name, value in measured.items()}
+        return chance_of_mix(
+            self.objectives, data, {name: value for name, value in tails.items() if name.partition("/")[0] in names}
+        )
 
     def settings(self) -> dict[str, Any]:
         """What builds this again but for how pictures are varied, primitives only."""

@@ -152,8 +152,12 @@ class SingleLabel(Classes):
             return {}
         shares = [count / sum(self.facts.counts) for count in self.facts.counts]
         most = max(shares)
-        # Of that class precision is its share and recall 1; all others have an F1 of 0.
-        return chance_of_classes(shares) | {"f1": 2 * most / (1 + most) / self.outputs}
+        # Of that class precision is its share and recall 1; all others have an F1 of 0. Who tells how often each class
+        # occurs is right as often as that.
+        return chance_of_classes(shares) | {
+            "f1": 2 * most / (1 + most) / self.outputs,
+            "expected_calibration_error": 0.0,
+        }
 
     def correct(self, logits: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """(sum, count) of the accuracy of a training batch."""
@@ -200,7 +204,14 @@ class MultiLabel(Classes):
             return {}
         shares = [count / self.facts.samples for count in self.facts.counts]
         losses = [chance_of_classes([share, 1 - share])["loss"] for share in shares]
-        return {"average_precision": sum(shares) / self.outputs, "loss": sum(losses) / self.outputs}
+        # Classes of more than half of the samples are told of every sample, so that all of their samples are found.
+        told = [share for share in shares if share > 0.5]
+        return {
+            "average_precision": sum(shares) / self.outputs,
+            "f1": sum(2 * share / (1 + share) for share in told) / self.outputs,
+            "f1_micro": 2 * sum(told) / (len(told) + sum(shares)) if told else 0.0,
+            "loss": sum(losses) / self.outputs,
+        }
 
     def for_metrics(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities (B, C) and integer labels (B, C)."""
