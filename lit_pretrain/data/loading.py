@@ -268,6 +268,8 @@ class EpochDataModule(LightningDataModule):
     # What a person calls the samples, and what there is more of with more data.
     samples_name: ClassVar[str] = "samples"
     contents_name: ClassVar[str] = "data"
+    # Whether an epoch's order is one of samples, which batches of any size cut into pieces.
+    cut_anywhere: ClassVar[bool] = True
 
     def __init_subclass__(cls, **settings: Any) -> None:
         """Let `help` and notebooks show every argument."""

@@ -80,7 +80,7 @@ def facts(devices=1, batch_size=8, seed=3, draws=3, samples=100, name="data"):
 
 def test_what_cannot_be_exact_is_said():
     for changed, sentence in (
-        (facts(devices=2, batch_size=4), r"trainer.devices \(1 then, 2 now\): what follows is not"),
+        (facts(devices=2, batch_size=4), r"trainer.devices \(1 then, 2 now\), and masks.*: what follows is not"),
         (facts(draws=5), r"the seed of the draws \(3 then, 5 now\)"),
         (facts(samples=90), r"the samples of data \(100 then, 90 now\)"),
     ):

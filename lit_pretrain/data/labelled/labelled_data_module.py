@@ -64,6 +64,9 @@ class LabelledDataModule(HeldOutDataModule):
             see `EpochDataModule`.
     """
 
+    # Samples of like length share a step of so many.
+    cut_anywhere = False
+
     def __init__(
         self,
         path: str | None = None,
