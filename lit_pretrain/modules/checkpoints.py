@@ -11,6 +11,7 @@ from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder,
 from lit_pretrain.class_paths import class_named, short_name
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.averaging import with_averages
+from lit_pretrain.tracking.checkpoint_file import check_sums, unreadable
 from lit_pretrain.tracking.find import find_checkpoint, read_run_file, run_directory_of_checkpoint
 from lit_pretrain.tracking.paths import RUN_FILE_NAME, shown_path
 
@@ -59,18 +60,43 @@ def take_framing(encoder: TextEncoder | VisionEncoder, record: dict[str, Any]) -
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint of ours, mapped and read without running any pickled code; anything else is a `UserError`.
 
-    Its weights are the averages where it has some.
+    Its weights are the averages where it has some. One that is damaged, or whose weights are no numbers, is an error
+    too: what is computed with it would look like figures.
     """
     if not Path(path).is_file():
         raise UserError(f"There is no checkpoint at {path}: give a .ckpt file from a run's checkpoints folder.")
+    check_sums(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged or foreign file fails in many ways
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read as a checkpoint ({reason}): give an undamaged one.") from error
+        raise unreadable(path, error) from error
     if "lit_pretrain" not in checkpoint:
         raise UserError(f"{path} was not written by lit_pretrain: give one from a run's checkpoints folder.")
-    return with_averages(checkpoint)
+    checkpoint = with_averages(checkpoint)
+    check_numbers(checkpoint.get("state_dict", {}), path)
+    return checkpoint
+
+
+def check_numbers(tensors: dict[str, Any], path: str | Path) -> None:
+    """Refuse weights that a training has spoilt.
+
+    Args:
+        tensors: By name; a constant among them may be infinite.
+        path: Where they are from.
+
+    Raises:
+        UserError: If any of them is NaN.
+    """
+    kinds = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    floats = {
+        name: tensor for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor) and tensor.dtype in kinds
+    }
+    broken = [name for name, tensor in floats.items() if bool(tensor.isnan().any())]
+    if broken:
+        raise UserError(
+            f"The weights in {shown_path(path)} are not numbers but NaN ({len(broken)} of {len(floats)} tensors, "
+            f"{broken[0]} is the first): take an earlier checkpoint of the run."
+        )
 
 
 def checkpoint_of(kind: type, reference: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:

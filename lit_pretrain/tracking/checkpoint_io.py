@@ -14,7 +14,7 @@ from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.tracking.writer import first_line
+from lit_pretrain.tracking.checkpoint_file import check_sums, unreadable
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -66,25 +66,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Callable | None = lambda storage, location: storage,
         weights_only: bool | None = True,
     ) -> dict[str, Any]:
-        """Load a checkpoint; nothing in it is ever executed.
+        """Load a checkpoint; nothing in it is ever executed, unless `weights_only` is false.
 
         Raises:
-            UserError: If the file is missing or broken.
+            UserError: If the file is missing, or not what was written.
         """
+        check_sums(path)
         try:
             return super().load_checkpoint(path, map_location, True if weights_only is None else weights_only)
         except FileNotFoundError as error:
             raise UserError(f"The checkpoint {path} does not exist.") from error
-        except pickle.UnpicklingError as error:
-            raise UserError(
-                f"The checkpoint {path} cannot be read: it is not a checkpoint, or it holds objects that would run "
-                "code when loaded, which lit_pretrain never does."
-            ) from error
-        except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"The checkpoint {path} cannot be read ({first_line(error)}): it is damaged or not a checkpoint; take "
-                "another one of the run."
-            ) from error
+        except (RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+            raise unreadable(path, error) from error
 
 
 def _explain(error: Exception, target: Path) -> Exception:

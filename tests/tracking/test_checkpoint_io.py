@@ -1,14 +1,19 @@
 """A checkpoint is whole or not there."""
 
 import os
+import pathlib
 import resource
+import signal
+import time
 
 import pytest
 import torch
 from child_processes import children
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.modules.checkpoints import read_checkpoint
 from lit_pretrain.tracking.checkpoint_io import AtomicCheckpointIO
+from lit_pretrain.tracking.paths import remove_unfinished
 
 
 def test_round_trip_leaves_only_the_file(tmp_path):
@@ -60,6 +65,30 @@ def test_interrupted_save_leaves_the_former_file(tmp_path):
     assert AtomicCheckpointIO().load_checkpoint(path) == {"step": 1}
 
 
+def save_much(path):
+    """Save 150 megabytes, file by file of a megabyte."""
+    AtomicCheckpointIO().save_checkpoint({index: torch.full((250_000,), float(index)) for index in range(150)}, path)
+
+
+def test_killed_while_saving_leaves_the_former_file(tmp_path):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    process = children().Process(target=save_much, args=(path,))
+    process.start()
+    deadline = time.monotonic() + 200
+    while not any(part.stat().st_size > 1_000_000 for part in path.parent.glob(".last.ckpt.*")):
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert AtomicCheckpointIO().load_checkpoint(path) == {"step": 1}
+    # Whoever goes on with the run takes what is left of the other away.
+    assert len(os.listdir(path.parent)) == 2
+    remove_unfinished(tmp_path)
+    assert os.listdir(path.parent) == ["last.ckpt"]
+
+
 def test_link_is_replaced_and_not_written_through(tmp_path):
     AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "best.ckpt")
     (tmp_path / "last.ckpt").symlink_to("best.ckpt")
@@ -81,3 +110,30 @@ def test_missing_damaged_and_unwritable(tmp_path):
         AtomicCheckpointIO().load_checkpoint(path)
     with pytest.raises(UserError, match="cannot be written"):
         AtomicCheckpointIO().save_checkpoint({}, path / "beneath a file" / "last.ckpt")
+
+
+class Restored:
+    """An object that is not plain: counts how often one is made again."""
+
+    times = 0
+
+    def __setstate__(self, state):
+        Restored.times += 1
+
+
+@pytest.mark.parametrize("read", [AtomicCheckpointIO().load_checkpoint, read_checkpoint])
+def test_a_bit_turned_over_and_an_object_that_is_not_plain(tmp_path, read):
+    path = tmp_path / "last.ckpt"
+    weights = torch.arange(5000.0)
+    AtomicCheckpointIO().save_checkpoint({"lit_pretrain": {}, "state_dict": {"weights": weights}}, path)
+    assert torch.equal(read(path)["state_dict"]["weights"], weights)
+    content = bytearray(path.read_bytes())
+    content[content.find(weights.numpy().tobytes()) + 10_000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"is damaged, \S*data/0 is not what was written"):
+        read(path)
+    for foreign, name in ((pathlib.PurePosixPath("a"), "PurePosixPath"), (Restored(), "Restored")):
+        torch.save({"lit_pretrain": {}, "callbacks": {"own": foreign}}, path)
+        with pytest.raises(UserError, match=rf"it holds \S*{name} beside tensors and plain values"):
+            read(path)
+    assert Restored.times == 0
