@@ -42,6 +42,7 @@ from lit_pretrain.callbacks import (
 )
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.base import BaseModule
+from lit_pretrain.modules.rolling_back import check_roll_back
 from lit_pretrain.modules.strategies import check_strategy
 from lit_pretrain.precision import MatmulPrecision, resolve_matmul_precision, resolve_precision
 from lit_pretrain.required import required
@@ -134,6 +135,8 @@ class Trainer(lightning.Trainer):
         if isinstance(model, BaseModule) and self.state.fn == TrainerFn.FITTING:
             check_average(model, callbacks_of(self))
             check_budget(model, self)
+            if model.non_finite == "roll_back":
+                check_roll_back(self)
         # Lightning gives it a place before there is a run, that of a logger or the working directory.
         profiler: Any = vars(self)["profiler"]
         self.places_profiler = getattr(profiler, "dirpath", "") is None
@@ -147,6 +150,8 @@ class Trainer(lightning.Trainer):
             average = self.lightning_module.average
         with contextlib.nullcontext() if average is None else average.set_aside():
             super().save_checkpoint(filepath, weights_only, storage_options)
+        if isinstance(self.lightning_module, BaseModule) and not weights_only:
+            self.lightning_module.roll_backs.note_checkpoint(str(filepath))
 
 
 def check_averaging(callbacks: list[Callback]) -> None:

@@ -35,7 +35,8 @@ from lit_pretrain.modules.optimization import (
     rates_of,
     remember_dimensions,
 )
-from lit_pretrain.modules.skipping import MOST_IN_A_ROW, SkippedSteps, without_broken
+from lit_pretrain.modules.rolling_back import MOST_TO_ONE, RollBacks, put_back
+from lit_pretrain.modules.skipping import MOST_IN_A_ROW, SkippedSteps, take_out_broken, without_broken
 from lit_pretrain.modules.statistics import MeanStatistics, Statistics
 from lit_pretrain.modules.steps import total_steps, training_share
 from lit_pretrain.modules.strategies import gathered, prepare_for
@@ -47,6 +48,8 @@ from lit_pretrain.trainer_state import is_fast_run, log_interval_of
 SUMS = "lit_pretrain_sums"
 # And how many steps were left out.
 SKIPPED = "lit_pretrain_skipped_steps"
+# And how often it has gone back.
+ROLL_BACKS = "lit_pretrain_roll_backs"
 
 
 class NonFiniteLossError(RuntimeError):
@@ -110,8 +113,9 @@ class BaseModule(LightningModule):
             less memory for about a third more time.
         average: Whether the weights are averaged over the steps; what is evaluated, exported and started from is the
             average then.
-        non_finite: At a loss or gradients that are not finite: `stop`, or `skip` the step, which is counted; ten in a
-            row stop the training.
+        non_finite: At a loss or gradients that are not finite: `stop`; `skip` the step, which is counted, and ten in a
+            row stop the training; or `roll_back`, which goes on from there with weights and moments of the last
+            checkpoint, counted, at most three times with the same one.
     """
 
     # A TextEncoder, a VisionEncoder or what has their protocol; none where two towers have one each.
@@ -133,12 +137,12 @@ class BaseModule(LightningModule):
         seed: int | None = None,
         gradient_checkpointing: bool = False,
         average: AverageConfig = AverageConfig(),  # noqa: B008 (frozen)
-        non_finite: Literal["stop", "skip"] = "stop",
+        non_finite: Literal["stop", "skip", "roll_back"] = "stop",
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.non_finite = non_finite
-        self.skipped = SkippedSteps()
+        self.skipped, self.roll_backs = SkippedSteps(), RollBacks()
         self.optimizer_config = optimizer
         self.schedule_config = schedule
         check_number("model.gradient_clip_norm", gradient_clip_norm, above=0)
@@ -197,7 +201,7 @@ class BaseModule(LightningModule):
         precision: Any = self.trainer.precision_plugin
         precision.convert_input = unchanged
         self.average = self._saved_average = None
-        self.skipped = SkippedSteps()
+        self.skipped, self.roll_backs = SkippedSteps(), RollBacks()
         self.clock = TrainingClock(self.schedule_config.seconds)
 
     def teardown(self, stage: str) -> None:
@@ -240,9 +244,12 @@ class BaseModule(LightningModule):
     def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
         """As Lightning's; then `bound`, the average, and the end of a training whose time is over; collective."""
         super().optimizer_step(*arguments, **settings)
-        self.bound()
-        if self.average is not None:
-            self.average.update()
+        if self.roll_backs.is_due:
+            self._roll_back()
+        else:
+            self.bound()
+            if self.average is not None:
+                self.average.update()
         self.clock.end_step()
         if self.clock.is_over:
             # Before callbacks ask whether this is the last step.
@@ -266,6 +273,10 @@ class BaseModule(LightningModule):
         if self.non_finite == "skip" and self.skipped.take_out(optimizer):
             self._tell_skipped()
             return
+        if self.non_finite == "roll_back":
+            self.roll_backs.note_step(finite=not take_out_broken(optimizer))
+            if self.roll_backs.is_due:
+                return
         if gradient_clip_val is None and self.gradient_clip_norm is not None:
             gradient_clip_val, gradient_clip_algorithm = self.gradient_clip_norm, "norm"
         clip_gradients(self.trainer, optimizer, gradient_clip_val or 0.0, gradient_clip_algorithm or "norm")
@@ -283,6 +294,30 @@ class BaseModule(LightningModule):
                 "lower optimizer.learning_rate, lengthen schedule.warm_up, or go on from an earlier checkpoint in fp32."
             )
         rank_zero_info(f"Step {step} is left out: its gradients are not finite ({skipped.total} so far).")
+
+    def _roll_back(self) -> None:
+        """Take weights, buffers, moments and averages of the last checkpoint, and go on with the next step; collective.
+
+        Raises:
+            NonFiniteLossError: In all processes, if there is none, or after several times to the same one.
+        """
+        step, roll_backs = self.trainer.global_step, self.roll_backs
+        roll_backs.is_due = False
+        path = roll_backs.latest(self.trainer)
+        if path is None or roll_backs.in_a_row > MOST_TO_ONE:
+            place = "no checkpoint is saved yet to go back to" if path is None else f"so often in a row after {path}"
+            raise NonFiniteLossError(
+                f"The gradients are not finite at step {step}, and {place}: lower optimizer.learning_rate, lengthen "
+                "schedule.warm_up, or go on from an earlier checkpoint in fp32."
+            )
+        checkpoint = put_back(self.trainer, self, path)
+        if self.average is not None:
+            saved = checkpoint.get(AVERAGE)
+            self.average = WeightAverage(self, self.trainer.strategy, self.average.decay, saved)
+        rank_zero_info(
+            f"The gradients are not finite at step {step}: it goes on with weights and moments of step "
+            f"{checkpoint['global_step']} ({path}); {roll_backs.total} such so far."
+        )
 
     # -- draws
 
@@ -378,6 +413,8 @@ class BaseModule(LightningModule):
         for stage in self._training_stages():
             del self._statistics[stage]
         self.begin_average()
+        if self.trainer.ckpt_path is not None:
+            self.roll_backs.note_checkpoint(str(self.trainer.ckpt_path))
         self._varying = [part for part in self.modules() if isinstance(part, Objective) and part.varies]
         self.clock.start()
 
@@ -413,9 +450,12 @@ class BaseModule(LightningModule):
             self._write_report()
 
     def _beside_means(self) -> dict[str, float]:
-        """What is reported with the means: the learning rates, and how many steps were left out if any may be."""
-        skipped = {"train/skipped_steps": float(self.skipped.total)} if self.non_finite == "skip" else {}
-        return self._used_rates | skipped
+        """What is reported with the means: the learning rates, and how many steps were left out or undone."""
+        counts = {"skip": ("train/skipped_steps", self.skipped), "roll_back": ("train/roll_backs", self.roll_backs)}
+        if self.non_finite not in counts:
+            return self._used_rates
+        name, counted = counts[self.non_finite]
+        return self._used_rates | {name: float(counted.total)}
 
     def _report_is_due(self) -> bool:
         step, every = self.trainer.global_step, log_interval_of(self.trainer)  # 0 in barebones trainings
@@ -434,6 +474,10 @@ class BaseModule(LightningModule):
         # Lightning's logs count steps from 0.
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=self.trainer.global_step - 1)
+        # What Lightning has of the report before it would write as this step's, a moment from now.
+        for logged in self.trainer.fit_loop.epoch_loop._results.values():
+            if logged.meta.name in metrics:
+                logged._forward_cache = None
 
     def _training_stages(self) -> list[str]:
         return [stage for stage in self._statistics if stage.split("/")[0] == "train"]
@@ -449,7 +493,7 @@ class BaseModule(LightningModule):
 
     def count_training(self, stage: str, statistics: Statistics) -> None:
         """Add a training batch's statistics to its stage's; none of a batch that is left out."""
-        if self.non_finite == "skip":
+        if self.non_finite != "stop":
             statistics = without_broken(statistics)
         self.statistics_for(stage, statistics).update(statistics)
 
@@ -518,6 +562,8 @@ class BaseModule(LightningModule):
         checkpoint[CLOCK] = {"seconds": self.clock.seconds}
         if self.skipped.total:
             checkpoint[SKIPPED] = {"total": self.skipped.total, "in_a_row": self.skipped.in_a_row}
+        if self.roll_backs.total:
+            checkpoint[ROLL_BACKS] = self.roll_backs.state()
         if self.average is not None:
             checkpoint[AVERAGE] = self.average.state()
 
@@ -531,6 +577,7 @@ class BaseModule(LightningModule):
             self._saved_average = checkpoint.get(AVERAGE)
             self._take_time(checkpoint.get(CLOCK))
             vars(self.skipped).update(checkpoint.get(SKIPPED, {}))
+            vars(self.roll_backs).update(checkpoint.get(ROLL_BACKS, {}))
         elif "state_dict" in checkpoint:
             checkpoint["state_dict"] = with_averages(checkpoint)["state_dict"]
         elif AVERAGE in checkpoint:
@@ -571,7 +618,7 @@ class BaseModule(LightningModule):
     def stop_if_not_finite(self) -> None:
         """Raise `NonFiniteLossError`, with the sample ids of its batch saved, if the watched loss is not finite.
 
-        Where such steps are left out, their batches are written down alone.
+        Where such steps are left out or undone, their batches are written down alone.
         """
         watched, self._watched = self._watched, None
         if watched is None:
@@ -586,7 +633,7 @@ class BaseModule(LightningModule):
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {"step": step, "epoch": self.trainer.current_epoch, "objectives": broken, "sample_ids": ids}
         path.write_text(json.dumps(record) + "\n")
-        if self.non_finite == "skip":
+        if self.non_finite != "stop":
             return
         raise NonFiniteLossError(
             f"The loss of {' and '.join(broken) or 'the sum'} is {total} at step {step}; the sample ids of its "

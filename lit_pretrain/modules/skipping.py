@@ -34,29 +34,48 @@ class SkippedSteps:
         Returns:
             Whether it did.
         """
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if is_finite(gradients):
+        if not take_out_broken(optimizer):
             self.in_a_row = 0
             return False
-        for parameter in parameters:
-            parameter.grad = None
         self.total += 1
         self.in_a_row += 1
         return True
 
 
-def is_finite(gradients: list[Tensor]) -> bool:
-    """Whether all gradients of all processes are finite; collective."""
-    dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
-    if not dense:
-        found = torch.zeros(())
-    else:
-        # 0 times what is not finite is NaN. Norms of the parts would overflow where the numbers do not.
-        found = torch.stack([(gradient.detach() * 0).sum().float().to(dense[0].device) for gradient in dense]).sum()
+def take_out_broken(optimizer: Optimizer) -> bool:
+    """Take all gradients away if any of any process is not finite; it waits for the device; collective.
+
+    Returns:
+        Whether it did.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if is_finite(gradients, parameters[0].device):
+        return False
+    for parameter in parameters:
+        parameter.grad = None
+    return True
+
+
+def is_finite(gradients: list[Tensor], device: torch.device) -> bool:
+    """Whether all gradients of all processes are finite; collective.
+
+    Args:
+        gradients: Of this process, perhaps none.
+        device: Of the parameters, by which the processes talk to each other.
+    """
+    found = times_zero(gradients, device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(found)
     return bool(found == 0)
+
+
+def times_zero(gradients: list[Tensor], device: torch.device) -> Tensor:
+    """0 on a device, or NaN if a gradient is not finite. Norms of the parts would overflow where the numbers do not."""
+    dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+    if not dense:
+        return torch.zeros((), device=device)
+    return torch.stack([(gradient.detach() * 0).sum().float().to(device) for gradient in dense]).sum()
 
 
 def without_broken(statistics: Statistics) -> Statistics:

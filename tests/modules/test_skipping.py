@@ -11,7 +11,7 @@ from text_corpus import fit, make_data, make_encoder, write_corpus
 
 from lit_pretrain.modules import TextPretraining
 from lit_pretrain.modules.base import SKIPPED, NonFiniteLossError
-from lit_pretrain.modules.skipping import is_finite
+from lit_pretrain.modules.skipping import is_finite, times_zero
 from lit_pretrain.objectives import MaskedLanguageModeling
 
 
@@ -83,7 +83,10 @@ def test_many_in_a_row_end_the_training(tmp_path, accumulated):
 
 
 def test_what_is_finite():
-    assert is_finite([]) and is_finite([torch.full((3,), 3e38), torch.ones(2, 2).to_sparse(1)])
+    cpu = torch.device("cpu")
+    assert is_finite([], cpu) and is_finite([torch.full((3,), 3e38), torch.ones(2, 2).to_sparse(1)], cpu)
     for value in (math.nan, math.inf, -math.inf):
-        assert not is_finite([torch.ones(3), torch.tensor([1.0, value])])
-        assert not is_finite([torch.tensor([[1.0, value], [0.0, 0.0]]).to_sparse(1)])
+        assert not is_finite([torch.ones(3), torch.tensor([1.0, value])], cpu)
+        assert not is_finite([torch.tensor([[1.0, value], [0.0, 0.0]]).to_sparse(1)], cpu)
+    # Where the processes talk to each other, of which another may have gradients.
+    assert times_zero([], torch.device("meta")).device.type == "meta"
