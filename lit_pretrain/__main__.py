@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import io
 import os
+import re
 import sys
 import traceback
 
@@ -39,6 +40,9 @@ COMMANDS = {
     "sweep": "search for the best settings of a training: Optuna proposes, validation figures choose",
     "samples": "make the bundled samples again from their sources",
 }
+
+# What torch says of a loader's worker that a signal has ended, wherever in the step it hears of it.
+LOST_WORKER = re.compile(r"DataLoader worker \(pid[^)]*\) (is killed by signal: \w+|exited unexpectedly)")
 
 FIT_HELP = """usage: python -m lit_pretrain {command} --config FILE [--config FILE] [--KEY VALUE ...]
          [--ckpt_path last|RUN|FILE]
@@ -167,11 +171,18 @@ def failed(error: Exception) -> int:
     """Say in one sentence what broke; the traceback follows for whoever mends it, unless the sentence is enough."""
     from lit_pretrain.modules.base import NonFiniteLossError
 
-    if not isinstance(error, NonFiniteLossError):
-        print(without_credentials("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     message = without_credentials(" ".join(str(error).split())) or "no message"
-    kind = "" if isinstance(error, NonFiniteLossError) else f"{own_place(error)}{type(error).__name__}: "
-    print(f"lit_pretrain: {with_notes(error, kind + message[:600])}", file=sys.stderr)
+    if isinstance(error, NonFiniteLossError):
+        sentence = message[:600]
+    elif (lost := LOST_WORKER.search(message)) is not None:
+        sentence = (
+            f"A process that reads data has died ({lost[0]}), as the system kills one where memory runs short: lower "
+            "data.workers or data.batch_size, or give the job more memory (of shared memory, in a container)."
+        )
+    else:
+        print(without_credentials("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+        sentence = f"{own_place(error)}{type(error).__name__}: {message[:600]}"
+    print(f"lit_pretrain: {with_notes(error, sentence)}", file=sys.stderr)
     return 1
 
 

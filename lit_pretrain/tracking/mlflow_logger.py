@@ -47,6 +47,7 @@ from lit_pretrain.tracking.store import (
     CHANCE_TAG,
     TAG_LIMIT,
     end_dead_runs,
+    lock_told,
     open_experiment,
     open_store,
     resolve_tracking_uri,
@@ -179,6 +180,10 @@ class MLflowLogger(MLFlowLogger):
         return self._mlflow_client
 
     def _begin(self) -> None:
+        with lock_told(self._tracking_uri):
+            self._begin_run()
+
+    def _begin_run(self) -> None:
         client = self._mlflow_client = open_store(self._tracking_uri, self.runs_directory)
         begun = None
         if self._run_id is not None:

@@ -11,6 +11,7 @@ import os
 import socket
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -44,6 +45,8 @@ NOTE_END = "<!-- up to here written by lit_pretrain -->"
 DECORATIONS = ("inputs", "models", "measurement")
 NO_ENDPOINT = "ENDPOINT_NOT_FOUND"
 CONNECT_SECONDS = 5.0
+# How long a database may be locked by another program before a run is refused; trainings side by side lock it for less.
+LOCK_SECONDS = 20.0
 # What MLflow says of a database that is not of its version.
 OLD_SCHEMA = "out-of-date database schema"
 # Where a database notes with their whole paths in which files something lies.
@@ -175,6 +178,8 @@ def open_store(uri: str, runs_directory: Path) -> "MlflowClient":
             return client
     except (MlflowException, SQLAlchemyError, sqlite3.DatabaseError, OSError, ValueError) as error:
         if uri.startswith("sqlite"):
+            if is_locked(error):
+                raise locked(uri) from error
             advice = "see that it can be written" if is_forbidden(error) else "move it away"
             raise UserError(
                 f"The database {uri.removeprefix('sqlite:///')} cannot be used ({first_line(error)}): {advice}, or set "
@@ -194,20 +199,44 @@ def is_forbidden(error: BaseException) -> bool:
     return getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.EPERM) or "readonly" in str(error)
 
 
+def is_locked(error: BaseException) -> bool:
+    """Whether another program holds a database for itself."""
+    return "database is locked" in str(error)
+
+
+def locked(uri: str) -> UserError:
+    """The sentence for a database that another program holds."""
+    return UserError(
+        f"The database {uri.removeprefix('sqlite:///')} is locked by another program: end that, a viewer of databases "
+        "or a copy that is being made, and start again, or set LIT_PRETRAIN_RUNS to another place."
+    )
+
+
+@contextlib.contextmanager
+def lock_told(uri: str) -> Iterator[None]:
+    """Within this, what MLflow raises of a locked database is a sentence.
+
+    Raises:
+        UserError: That sentence.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, UserError) and is_locked(error):
+            raise locked(uri) from error
+        raise
+
+
 def check_database(path: Path) -> None:
     """Look whether a file is a database that can be read, if it is there; MLflow would try for more than a minute.
 
     Raises:
-        sqlite3.DatabaseError: If it is not.
+        sqlite3.DatabaseError: If it is not, or is locked for long.
     """
     if not path.is_file():
         return
-    try:
-        with contextlib.closing(sqlite3.connect(path, timeout=1)) as connection:
-            connection.execute("PRAGMA schema_version").fetchone()
-    except sqlite3.OperationalError as error:
-        if "locked" not in str(error):
-            raise
+    with contextlib.closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as connection:
+        connection.execute("PRAGMA schema_version").fetchone()
 
 
 def relocate_artifacts(runs_directory: Path) -> None:

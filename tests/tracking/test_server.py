@@ -1,5 +1,6 @@
 """A real tracking server that is not there, goes away in the middle of a training, and comes back."""
 
+import functools
 import os
 import signal
 import socket
@@ -16,8 +17,9 @@ from toy_training import ToyData, ToyModule, make_trainer
 
 from lit_pretrain.commands.ui import check_port, server_command
 from lit_pretrain.errors import UserError
+from lit_pretrain.tracking import mlflow_logger
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
-from lit_pretrain.tracking.writer import read_journal
+from lit_pretrain.tracking.writer import Writer, read_journal
 
 
 def free_port():
@@ -52,17 +54,34 @@ def stop_server(process):
     process.wait()
 
 
-class KillServer(Callback):
-    """Ends the server at a step."""
+class Outages(Callback):
+    """Ends the server at step 10, starts it again at step 20, and ends it for good at step 25."""
 
-    def __init__(self, process, step):
-        self.process, self.step = process, step
+    def __init__(self, directory, port):
+        self.directory, self.port = directory, port
+        self.process, self.seconds = start_server(directory, port), 0.0
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == self.step:
+        if trainer.global_step in (10, 25):
             # What was logged so far has arrived; what follows will not.
             assert trainer.logger.flush()
             stop_server(self.process)
+        if trainer.global_step == 20:
+            started, unsent = time.monotonic(), trainer.logger.run_directory / "unsent.jsonl"
+            wait_until(unsent.exists)
+            self.process = start_server(self.directory, self.port)
+            # It is asked again by itself.
+            wait_until(lambda: not unsent.exists())
+            history = trainer.logger.experiment.get_metric_history(trainer.logger.run_id, "train/loss")
+            assert {metric.step for metric in history} >= set(range(1, 20))
+            self.seconds = time.monotonic() - started
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_server_that_is_not_there_is_one_sentence_within_seconds(tmp_path):
@@ -93,30 +112,32 @@ def test_server_that_answers_nonsense_is_one_sentence(tmp_path):
         process.wait()
 
 
-def test_server_that_goes_away_costs_a_warning_and_loses_nothing(tmp_path):
+def test_server_that_goes_away_costs_a_warning_and_loses_nothing(tmp_path, monkeypatch):
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    server = start_server(tmp_path, port)
+    monkeypatch.setattr(mlflow_logger, "Writer", functools.partial(Writer, interval=0.05, retry_after=0.5))
+    outages = Outages(tmp_path, port)
     try:
         logger = MLflowLogger("toy", tracking_uri=address, runs_directory=str(tmp_path / "runs"))
-        trainer = make_trainer(tmp_path / "runs", [KillServer(server, step=10)], logger=logger, max_steps=30)
+        trainer = make_trainer(tmp_path / "runs", [outages], logger=logger, max_steps=30)
         module = ToyModule(step_seconds=0.03)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             started = time.monotonic()
             trainer.fit(module, ToyData())
-            spent = time.monotonic() - started
+            spent = time.monotonic() - started - outages.seconds
         said = [str(warning.message) for warning in caught if "tracking server" in str(warning.message)]
     finally:
-        if server.poll() is None:
-            stop_server(server)
+        if outages.process.poll() is None:
+            stop_server(outages.process)
     assert len(module.seen) == 30
     # 30 steps take a second; the rest is the start, and a last try at the end.
     assert spent < 40
-    assert len(said) == 2 and "does not answer" in said[0] and "unsent.jsonl" in said[1]
+    kinds = ("does not answer", "answers again", "does not answer", "unsent.jsonl")
+    assert len(said) == len(kinds) and all(kind in sentence for kind, sentence in zip(kinds, said, strict=True))
     kept = read_journal(logger.run_directory / "unsent.jsonl")
     steps = {row[3] for operation in kept if operation["kind"] == "metrics" for row in operation["metrics"]}
-    assert steps == set(range(11, 31))
+    assert steps == set(range(26, 31))
     assert kept[-1] == {"kind": "status", "status": "FINISHED"}
 
     server = start_server(tmp_path, port)

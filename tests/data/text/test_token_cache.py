@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import queue
 import time
 
 import numpy
@@ -122,15 +123,18 @@ def start_build(directory, seconds):
     return process, answers
 
 
-def test_a_killed_build_is_made_anew(tokenizer, tmp_path):
+def test_a_killed_build_is_made_anew_by_who_waits_for_it(tmp_path):
     process, answers = start_build(tmp_path / "cache", 60)
-    assert answers.get(timeout=100) == "building"
+    assert answers.get(timeout=200) == "building"
+    waiting, others = start_build(tmp_path / "cache", 0)
+    with pytest.raises(queue.Empty):
+        others.get(timeout=1)
     process.kill()
     process.join()
     assert any("partial" in name for name in os.listdir(tmp_path)) and not (tmp_path / "cache").exists()
-    cache = open_or_build(rows("We pay."), "text", tokenizer, tmp_path / "cache")
-    assert cache.tokens.tolist() == [6, 7, 5]
-    assert not any("partial" in name for name in os.listdir(tmp_path))
+    assert [others.get(timeout=200), others.get(timeout=200)] == ["building", 300]
+    waiting.join()
+    assert sorted(os.listdir(tmp_path)) == ["cache", "cache.lock"]
 
 
 def test_two_processes_at_once_build_once(tmp_path):
