@@ -86,7 +86,9 @@ def facts_of(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
             samples = len(dataset) if dataset is not None else None
             orders[name] = {"batch_size": part.batch_size, "seed": getattr(part, "seed", None), "samples": samples}
             orders[name] |= {"fingerprint": getattr(part, "fingerprint", None)}
-            orders[name] |= {"cut_anywhere": not parts and getattr(part, "cut_anywhere", False)}
+            # A stream has no order of its own, and says itself what it goes on with.
+            cut_anywhere = getattr(part, "cut_anywhere", False) and not getattr(part, "streaming", False)
+            orders[name] |= {"cut_anywhere": cut_anywhere and not parts}
     facts = {"devices": trainer.world_size, "kind": trainer.strategy.root_device.type, "orders": orders}
     return facts | {"seed": getattr(module, "seed", None), "accumulation": trainer.accumulate_grad_batches}
 

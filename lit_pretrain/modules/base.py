@@ -451,11 +451,11 @@ class BaseModule(LightningModule):
 
     def _beside_means(self) -> dict[str, float]:
         """What is reported with the means: the learning rates, and how many steps were left out or undone."""
-        counts = {"skip": ("train/skipped_steps", self.skipped), "roll_back": ("train/roll_backs", self.roll_backs)}
-        if self.non_finite not in counts:
+        if self.non_finite == "stop":
             return self._used_rates
-        name, counted = counts[self.non_finite]
-        return self._used_rates | {name: float(counted.total)}
+        if self.non_finite == "skip":
+            return self._used_rates | {"train/skipped_steps": float(self.skipped.total)}
+        return self._used_rates | {"train/roll_backs": float(self.roll_backs.total)}
 
     def _report_is_due(self) -> bool:
         step, every = self.trainer.global_step, log_interval_of(self.trainer)  # 0 in barebones trainings

@@ -130,7 +130,8 @@ class Writer:
                 self._sending, self._pending = in_order(self._pending), []
                 operations, flushing = list(self._sending), self._flushing
             stuck = []
-            if operations or flushing:
+            # A store that was away is asked again, whether anything new is logged meanwhile or not.
+            if operations or flushing or ("figures" in self._said and time.monotonic() >= self._retry_at["figures"]):
                 stuck = self._deliver(operations, lambda: self._thread is not me)
             with self._changed:
                 if self._thread is not me:

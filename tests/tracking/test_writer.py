@@ -77,6 +77,11 @@ def test_outage_is_one_warning_and_everything_comes_later_in_order(tmp_path):
     assert steps(read_journal(tmp_path / "unsent.jsonl")) == list(range(1, 200))
     assert len(warnings) == 1 and "nobody there" in warnings[0] and "second line" not in warnings[0]
     store.away = False
+    # With nothing new to be sent.
+    deadline = time.monotonic() + 20
+    while (tmp_path / "unsent.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert steps(store.received) == list(range(200))
     writer.put(metric(200))
     assert writer.close()
     assert steps(store.received) == list(range(201))
