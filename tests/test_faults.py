@@ -40,8 +40,10 @@ def broken(tmp_path_factory):
         yield ["fit", "--config", str(config)], directory
 
 
-def test_a_killed_worker_is_a_sentence_and_the_run_goes_on_from_the_last_save(broken, capsys):
+def test_a_killed_worker_is_a_sentence_and_the_run_goes_on_from_the_last_save(broken, capsys, monkeypatch):
     command, directory = broken
+    # How long torch waits for a worker before it looks whether it is alive, 5 seconds else.
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
     killed = ["--data.workers", "2", "--trainer.callbacks+", f"{__name__}.KillWorker"]
     assert main([*command, *killed]) == 1
     errors = capsys.readouterr().err
