@@ -18,10 +18,11 @@ class Description(Callback):
         self._began = 0.0
         self._starts: tuple[Start, ...] = ()
         self._ended_as: str | None = None
+        self._knows_chance = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """A trainer may fit and then test."""
-        self._began, self._ended_as = 0.0, None
+        self._began, self._ended_as, self._knows_chance = 0.0, None, False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Describe what begins."""
@@ -40,8 +41,10 @@ class Description(Callback):
         self._begin(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep what figures are without learning, for a training that is stopped too."""
-        if not trainer.sanity_checking:
+        """Keep what figures are without learning, for a training that is stopped too; once, since it may take a plan of
+        an epoch.
+        """
+        if not trainer.sanity_checking and not self._knows_chance:
             self._keep_chance(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -71,8 +74,8 @@ class Description(Callback):
         self._starts = starts_here(logger)
         self._describe(trainer, "RUNNING")
 
-    @staticmethod
-    def _keep_chance(trainer: Trainer, module: LightningModule) -> None:
+    def _keep_chance(self, trainer: Trainer, module: LightningModule) -> None:
+        self._knows_chance = True
         logger = writing_logger(trainer)
         if logger is not None:
             logger.log_chance(chance_of(trainer, module))

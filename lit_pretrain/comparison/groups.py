@@ -242,7 +242,12 @@ def total_cost(costs: Sequence[Cost]) -> Cost:
 
 def config_of(run: Run, store: RunStore) -> tuple[Any, ...]:
     """What a run was trained with but for its seeds, those of the runs that it started from included."""
-    settings = {key: value for key, value in settings_of(run).items() if key.rpartition(".")[2] != START}
+    # One that is off may be absent in an earlier build's.
+    settings = {
+        key: value
+        for key, value in settings_of(run).items()
+        if key.rpartition(".")[2] != START and value not in ("None", "False")
+    }
     return (tuple(sorted(settings.items())), *(start_config(start, store) for start in starts_of(run, store)))
 
 

@@ -13,6 +13,8 @@ WITHOUT_EFFECT = (
     "trainer.limit_predict_batches", "trainer.num_sanity_val_steps", "trainer.inference_mode",
 )  # fmt: skip
 START = "init_from"
+# As a setting is by default that was not always there, so that older configs mean what they meant.
+OFF = ("None", "False", "0", "0.0", "[]", "{}")
 ENCODERS = ("encoder", "text_encoder", "vision_encoder")
 
 
@@ -30,9 +32,17 @@ def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
     from, which its lineage tells, is left out, and so are the settings of an encoder that it has from there.
     """
     names = dict.fromkeys(name for one in settings for name in one)
-    found = [name for name in names if len({one.get(name) for one in settings if not is_taken_over(name, one)}) > 1]
+    found = [name for name in names if len(distinct_values(name, settings)) > 1]
     found = [name for name in found if name.rpartition(".")[2] != START]
     return sorted(found, key=lambda name: (SECTIONS.index(name.partition(".")[0]), name))
+
+
+def distinct_values(name: str, settings: Sequence[Mapping[str, str]]) -> set[str | None]:
+    """The values of a setting, with null for runs that have none, of which the settings of an encoder that it has from
+    what it starts from are no values. Runs of a build before the setting was there have it off.
+    """
+    values = {one.get(name) for one in settings if not is_taken_over(name, one)}
+    return {None if value in OFF else value for value in values} if None in values else values
 
 
 def is_taken_over(name: str, settings: Mapping[str, str]) -> bool:

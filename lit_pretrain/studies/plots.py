@@ -1,5 +1,7 @@
 """A study's figures: lines with bands, named where they end, in colours that all eyes tell apart."""
 
+import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 # Okabe & Ito 2008, yellow left out, which is too light for lines on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# Characters of a panel's width.
+TITLE_WIDTH = 70
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -98,7 +102,8 @@ def draw_panel(figure: "Figure", axes: "Axes", panel: Panel) -> None:
             axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
             # A band over a single x has no area.
             axes.vlines(x, low, high, color=color, alpha=0.5, linewidth=1.0)
-        if line.x and not line.dashed:
+        # The only one is named by the axis.
+        if line.x and not line.dashed and line.name != panel.y:
             labels.append((line.x[-1], line.y[-1], line.name, color))
     axes.set_xscale("log")
     if panel.log_y:
@@ -119,7 +124,8 @@ def draw_panel(figure: "Figure", axes: "Axes", panel: Panel) -> None:
         numbers = sorted({x for line in panel.lines for x in line.x})
         axes.set_xticks(numbers, [f"{number:,.0f}" for number in numbers])
         axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_title(panel.title, fontsize=10, loc="left")
+    title = [part for line in panel.title.splitlines() for part in textwrap.wrap(line, TITLE_WIDTH)]
+    axes.set_title("\n".join(title), fontsize=10, loc="left")
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y)
     axes.spines[["top", "right"]].set_visible(False)
@@ -133,7 +139,7 @@ def name_ends(figure: "Figure", axes: "Axes", ends: list[tuple[float, float, str
         return
     figure.canvas.draw()
     heights = [axes.transData.transform((x, y))[1] for x, y, _, _ in ends]
-    spread_out = spread(heights, 11 * figure.dpi / 72)
+    spread_out = spread(heights, 11 * figure.dpi / 72, (axes.bbox.y0, axes.bbox.y1))
     for (x, y, name, color), height, wanted in zip(ends, heights, spread_out, strict=True):
         offset = (8, (wanted - height) * 72 / figure.dpi)
         axes.annotate(
@@ -142,8 +148,8 @@ def name_ends(figure: "Figure", axes: "Axes", ends: list[tuple[float, float, str
         )  # fmt: skip
 
 
-def spread(heights: Sequence[float], least: float) -> list[float]:
-    """Heights moved so that neighbours are `least` apart, around where they were."""
+def spread(heights: Sequence[float], least: float, limits: tuple[float, float] = (-math.inf, math.inf)) -> list[float]:
+    """Heights moved so that neighbours are `least` apart, around where they were, and within limits if they fit."""
     order = sorted(range(len(heights)), key=lambda index: heights[index])
     # Clusters of [members, centre]: those that overlap are joined.
     clusters: list[list[int]] = []
@@ -155,6 +161,13 @@ def spread(heights: Sequence[float], least: float) -> list[float]:
     for cluster in clusters:
         for place, index in enumerate(cluster):
             result[index] = bottom(cluster, heights, least) + place * least
+    lowest, highest = limits
+    for index in reversed(order):
+        result[index] = min(result[index], highest)
+        highest = result[index] - least
+    for index in order:
+        result[index] = max(result[index], lowest)
+        lowest = result[index] + least
     return result
 
 

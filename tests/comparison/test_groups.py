@@ -231,6 +231,16 @@ def test_runs_of_several_stores_are_one_sentence(client, directory, tmp_path_fac
     assert not (directory / "nothing").exists()
 
 
+def test_settings_that_a_later_build_has_are_off_before(client):
+    older = log_run(client, "older", seed=0)
+    newer = log_run(client, "newer", settings={"data.packing": "False", "model.patience": "None"}, seed=1)
+    (group,) = compared(client, older, newer).groups
+    assert len(group.rows) == 1 and group.differing == []
+    packed = log_run(client, "packed", settings={"data.packing": "True"}, seed=0)
+    (group,) = compared(client, older, newer, packed).groups
+    assert len(group.rows) == 2 and group.differing == ["data.packing"]
+
+
 def test_names_in_little_room():
     names = ["model.text.optimizer.rate", "model.vision.optimizer.rate", "data.batch_size", "data.replay.share"]
     assert list(short_names(names).values()) == ["text.optimizer.rate", "vision.optimizer.rate", "batch_size", "share"]
