@@ -117,7 +117,7 @@ def line_chart(curves: Sequence[Curve], title: str, x_name: str) -> str:
         path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points)
         if len(points) > 1:
             parts.append(f'<polyline class="{style}" points="{path}"><title>{escape(curve.name)}</title></polyline>')
-        if len(points) <= MOST_MARKERS and not curve.dashed:
+        if len(points) == 1 or len(points) <= MOST_MARKERS and not curve.dashed:
             for x, y in points:
                 parts.append(
                     f'<circle class="dot c{curve.color % COLORS}" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="2.6">'

@@ -1,5 +1,6 @@
 """What every page of ours is made of: one file that needs no network and no script, for the dark and for phones too."""
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -72,6 +73,9 @@ STYLE += "".join(
 )
 
 
+BREAKS = re.compile(r"([/_](?=\w))")
+
+
 def page(title: str, parts: Sequence[str], made: str) -> str:
     """A whole page.
 
@@ -119,6 +123,9 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Seque
         cells = []
         for value, mark in zip(row, style, strict=True):
             text = escape(str(value)).replace("\n", "<br>")
+            if not mark and " " not in text:
+                # Where a name may be broken on a phone, so that what stands beside it is seen.
+                text = BREAKS.sub(r"\1<wbr>", text)
             cells.append(f'<td class="long">{text}</td>' if not mark and len(text) > 40 else f"<td{mark}>{text}</td>")
         emphasis = ' class="best"' if place == best else ""
         lines.append(f"<tr{emphasis}>{''.join(cells)}</tr>")

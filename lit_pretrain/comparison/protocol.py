@@ -71,7 +71,8 @@ def samples_of(run: Run, split: str) -> str | None:
     count = next((value for value in counts if value is not None), None)
     limit = run.parameters.get(f"trainer.{LIMITS[split]}", "")
     if limit and limit not in ("1.0", "None", "null"):
-        batches = f"{limit} batches of {run.parameters.get('data.batch_size', '?')}"
+        noun = "batch" if limit == "1" else "batches"
+        batches = f"{limit} {noun} of {batch_size_of(run) or '?'}"
         return f"{batches}, of {shown_entry('samples', count)}" if count is not None else batches
     return count
 
@@ -97,8 +98,13 @@ def pretext(run: Run, tail: str) -> dict[str, str | None]:
         "objectives": objectives if not objective else None,
         "objectives' settings": ", ".join(settings) or None,
         "tokenizer": run.fact("tokenizer_hash"),
-        "batch size": run.parameters.get("data.batch_size") if in_batch else None,
+        "batch size": batch_size_of(run) if in_batch else None,
     }
+
+
+def batch_size_of(run: Run) -> str | None:
+    """Samples of a batch of a process; of pairs beside which texts or pictures are replayed, those of the pairs."""
+    return run.parameters.get("data.batch_size", run.parameters.get("data.pairs.batch_size"))
 
 
 def snake_case(name: str) -> str:

@@ -19,9 +19,9 @@ ENCODERS = ("encoder", "text_encoder", "vision_encoder")
 
 
 def settings_of(run: Run) -> dict[str, str]:
-    """The settings of a run that matter, but for its seed."""
+    """The settings of a run that matter, but for its seed; those that it went on with in the place of the first."""
     return {
-        key: value
+        key: run.tags.get(f"resumed.{key}", value)
         for key, value in run.parameters.items()
         if key.partition(".")[0] in SECTIONS and key not in SEEDS and not key.startswith(WITHOUT_EFFECT)
     }

@@ -241,6 +241,12 @@ def test_settings_that_a_later_build_has_are_off_before(client):
     assert len(group.rows) == 2 and group.differing == ["data.packing"]
 
 
+def test_a_run_that_went_on_with_other_settings_is_another(client):
+    first = log_run(client, "first", tags={"resumed": "1", "resumed.trainer.max_steps": "40"})
+    (group,) = compared(client, first, log_run(client, "second")).groups
+    assert [row.repeated for row in group.rows] == [[], []] and group.differing == ["trainer.max_steps"]
+
+
 def test_names_in_little_room():
     names = ["model.text.optimizer.rate", "model.vision.optimizer.rate", "data.batch_size", "data.replay.share"]
     assert list(short_names(names).values()) == ["text.optimizer.rate", "vision.optimizer.rate", "batch_size", "share"]
@@ -260,14 +266,23 @@ def test_fresh_weights_of_a_runs_shape_are_no_measurement_of_it(client):
     assert store.run(fresh).source_id is None
 
 
-@pytest.mark.parametrize("objective", ["LeJEPA", "ContrastiveSpans", "BagOfNgrams"])
-def test_figures_that_compare_a_batch_need_batches_of_one_size(client, objective):
+@pytest.mark.parametrize(
+    ("objective", "key"),
+    [
+        ("LeJEPA", "data.batch_size"),
+        ("ContrastiveSpans", "data.batch_size"),
+        ("BagOfNgrams", "data.batch_size"),
+        # Of pairs beside which something is replayed.
+        ("ContrastiveSpans", "data.pairs.batch_size"),
+    ],
+)
+def test_figures_that_compare_a_batch_need_batches_of_one_size(client, objective, key):
     names = {"LeJEPA": "lejepa", "ContrastiveSpans": "contrastive_spans", "BagOfNgrams": "bag_of_ngrams"}
     metric = f"validation/{names[objective]}/accuracy"
     store, protocols = RunStore(client), []
     for size in ("32", "64"):
         settings = {"model": "Pretraining", "model_facts.task": None, "model_facts.objectives": names[objective]}
-        settings |= {f"model.objectives.{objective}.weight": "1.0", "data.batch_size": size}
+        settings |= {f"model.objectives.{objective}.weight": "1.0", "data.batch_size": None, key: size}
         run = store.run(log_run(client, size, settings=settings, curves={f"best/{metric}": {5: 0.5}}))
         protocols.append(protocol_of(run, metric))
     assert why_not_comparable(*protocols) == "batch size 64, not 32"

@@ -52,8 +52,8 @@ def test_figures_stand_beside_their_chance(client):
     known = {"accuracy": 0.125, "validation/accuracy": 0.5}
     run = log_run(client, "guessed", curves=curves, tags={"chance": json.dumps(known)})
     text = page(client, run)
-    assert re.search(r"validation/accuracy</td><td[^>]*>0.25</td><td[^>]*>5</td><td[^>]*>0.5</td>", text)
-    assert re.search(r"validation/rank</td><td[^>]*>0.25</td><td[^>]*>5</td><td[^>]*>–</td>", text)
+    assert re.search(r"validation/<wbr>accuracy</td><td[^>]*>0.25</td><td[^>]*>5</td><td[^>]*>0.5</td>", text)
+    assert re.search(r"validation/<wbr>rank</td><td[^>]*>0.25</td><td[^>]*>5</td><td[^>]*>–</td>", text)
     # Minutes of a training of seconds say something.
     client.log_metric(run, "throughput/total_hours", 0.0005)
     assert "<b>0.03</b><span>minutes</span>" in page(client, run)

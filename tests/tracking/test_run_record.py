@@ -224,3 +224,7 @@ def test_which_way_is_better():
     assert direction("validation/retrieval/image_to_text_r@5") == "max"
     assert direction("validation/probe/loss") == "min"
     assert direction("validation/bitmap") is None
+    # These have words that say nothing, or something else, alone.
+    names = ("colorization/cross_entropy", "text_to_picture/median_rank", "masked_image_modeling/explained_variance")
+    assert [direction(f"validation/{name}") for name in names] == ["min", "min", "max"]
+    assert direction("validation/text_effective_rank") is None
