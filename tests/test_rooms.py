@@ -26,7 +26,7 @@ ROOMS = (
     ("weights",),
     # Foundations; what stands on `errors` is above it, and all may be asked for the version and the samples.
     ("argument_parser", "class_paths", "hub", "memory", "picture_facts", "precision", "quiet", "yaml_files"),
-    ("collector", "errors", "required", "samples", "trainer_state"),
+    ("checksums", "collector", "errors", "required", "samples", "trainer_state"),
     ("lit_pretrain",),
 )
 # Other people's packages that a room may import.

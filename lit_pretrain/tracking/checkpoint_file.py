@@ -1,15 +1,10 @@
-"""Whether a checkpoint's file is what was written, and what is said of one that is not.
+"""What is said of a checkpoint's file that is not what was written, or is none."""
 
-torch writes a checksum beside each tensor and never looks at it when it loads (2.14 is built without that check), so
-that a bit that a disk or a copy has turned over would be a weight like any other.
-"""
-
-import functools
 import pickle
 import re
-import zipfile
 from pathlib import Path
 
+from lit_pretrain.checksums import damaged_part
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.writer import first_line
 
@@ -18,7 +13,7 @@ FOREIGN = re.compile(r"GLOBAL (\S+) was not an allowed global")
 
 
 def check_sums(path: str | Path) -> None:
-    """Compare all that a file holds with its checksums, once for every state of the file; it reads the whole of it.
+    """Compare all that a checkpoint's file holds with its checksums, as `damaged_part` does.
 
     Args:
         path: A local file; what is none, or is no archive of torch's, passes.
@@ -26,31 +21,12 @@ def check_sums(path: str | Path) -> None:
     Raises:
         UserError: If a part is not what was written.
     """
-    file = Path(str(path).removeprefix("file://"))
-    if not file.is_file() or not zipfile.is_zipfile(file):
-        return
-    state = file.stat()
-    part = damaged_part(str(file), (state.st_ino, state.st_size, state.st_mtime_ns))
+    part = damaged_part(Path(str(path).removeprefix("file://")))
     if part is not None:
         raise UserError(
             f"The checkpoint {path} is damaged, {part} is not what was written: take another one of the run, or copy "
             "it anew."
         )
-
-
-@functools.lru_cache(maxsize=64)
-def damaged_part(path: str, state: tuple[int, ...]) -> str | None:
-    """The first part of an archive that is not what was written, or null.
-
-    Args:
-        path: The file.
-        state: By which it is known again.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError):
-        return "its table of contents"
 
 
 def unreadable(path: str | Path, error: Exception) -> UserError:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_pretrain.checksums import damaged_part
 from lit_pretrain.errors import UserError
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
@@ -93,10 +94,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own errors for a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} cannot be read as weights ({reason}): download the checkpoint again.") from error
+
+
+def check_sums(path: Path) -> None:
+    """Refuse a file of torch's that is not what was written; a file of safetensors has nothing that tells.
+
+    Raises:
+        ValueError: With the part that is damaged.
+    """
+    part = damaged_part(path)
+    if part is not None:
+        raise ValueError(f"{part} is not what was written")
 
 
 def write_checkpoint(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.errors import UserError, nearest
-from lit_pretrain.weights.files import SUFFIXES, read_or_held, weight_files, write_checkpoint
+from lit_pretrain.weights.files import SUFFIXES, check_sums, read_or_held, weight_files, write_checkpoint
 from lit_pretrain.weights.public import LinearHead, PublicWeights
 from lit_pretrain.weights.timm_settings import (
     config_of,
@@ -282,6 +282,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path} is no file of weights: give one that ends in {', '.join(SUFFIXES)}.")
     try:
+        check_sums(path)
         state = read_or_held(path, lambda: load_state_dict(str(path), weights_only=True))
     except Exception as error:  # each format has its own errors for a damaged file
         raise UserError(f"{path} cannot be read as weights ({first_line(error)}): get or write it again.") from error

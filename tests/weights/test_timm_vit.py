@@ -335,6 +335,13 @@ def test_sources_that_are_none_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match="cannot be read as weights"):
         VisionEncoder.from_pretrained(path)
+    weights = torch.arange(1000.0)
+    torch.save({"weight": weights}, tmp_path / "weights.pth")
+    content = bytearray((tmp_path / "weights.pth").read_bytes())
+    content[content.find(weights.numpy().tobytes()) + 2000] ^= 1
+    (tmp_path / "weights.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot be read as weights \(\S*data/0 is not what was written"):
+        VisionEncoder.from_pretrained(tmp_path / "weights.pth")
     save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(UserError, match="holds no ViT in timm's format"):
         VisionEncoder.from_pretrained(path)
