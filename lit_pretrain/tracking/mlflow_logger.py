@@ -29,6 +29,7 @@ from lit_pretrain.tracking.find import (
     run_directory_of_checkpoint,
 )
 from lit_pretrain.tracking.logged_models import Checkpoint, metric_rows
+from lit_pretrain.tracking.metric_points import MetricPoints
 from lit_pretrain.tracking.other_loggers import table_text
 from lit_pretrain.tracking.paths import (
     RUN_FILE_NAME,
@@ -54,7 +55,7 @@ from lit_pretrain.tracking.store import (
     send,
 )
 from lit_pretrain.tracking.system_metrics import PREFIX, start_monitor, wants_system_metrics
-from lit_pretrain.tracking.writer import UNSENT_NAME, Writer, gather_journals
+from lit_pretrain.tracking.writer import UNSENT_NAME, Operation, Writer, gather_journals
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -230,9 +231,24 @@ class MLflowLogger(MLFlowLogger):
                 "free some room, or set LIT_PRETRAIN_RUNS to another place."
             ) from error
         journal, run_id = self._run_directory / UNSENT_NAME, begun.run_id
-        self._writer = Writer(
-            lambda operation: send(client, run_id, operation, self._begun_directory), journal, rank_zero_warn
-        )
+
+        def history(name: str) -> dict[int, tuple[float, int]]:
+            return {one.step: (one.value, one.timestamp) for one in client.get_metric_history(run_id, name)}
+
+        points = MetricPoints(begun.metrics, history)
+
+        def send_new(operation: Operation) -> None:
+            if operation["kind"] == "metrics":
+                operation = operation | {"metrics": points.new(operation["metrics"])}
+                if not operation["metrics"]:
+                    return
+            elif operation["kind"] == "models":
+                models = [one | {"metrics": points.with_times(one["metrics"])} for one in operation["models"]]
+                operation = operation | {"models": models}
+            send(client, run_id, operation, self._begun_directory)
+            points.add(operation["metrics"] if operation["kind"] == "metrics" else [])
+
+        self._writer = Writer(send_new, journal, rank_zero_warn)
         self._initialized = True
         self._start_monitor()
         end_dead_runs(client, [self._experiment_id], self.runs_directory)

@@ -85,6 +85,32 @@ def test_metrics_arrive_with_their_steps(runs):
     assert "word" not in metrics
 
 
+def test_steps_that_are_done_again_are_logged_once(runs):
+    logger = new_logger(runs)
+    for step in (5, 10, 15):
+        rate = {"throughput/tokens_per_second": 100 + step}
+        logger.log_metrics({"train/loss": 1 / step, "nan": math.nan} | rate, step=step)
+    # As a training and its validation both log it.
+    logger.log_metrics({"nan": math.nan}, step=15)
+    logger.finalize("failed")
+    resumed = new_logger(runs)
+    assert resumed.resume_from(logger.run_directory / "checkpoints" / "last.ckpt")
+    for step, loss in ((10, 1 / 10), (15, 0.5), (20, 1 / 20)):
+        resumed.log_metrics({"train/loss": loss, "nan": math.nan, "throughput/tokens_per_second": step}, step=step)
+        resumed.flush()
+    client, run_id = resumed.experiment, resumed.run_id
+
+    def history(name):
+        return sorted((one.step, one.value) for one in client.get_metric_history(run_id, name))
+
+    # What comes out otherwise, as with another learning rate, is news; what a clock says otherwise is not.
+    assert history("train/loss") == [(5, 1 / 5), (10, 1 / 10), (15, 1 / 15), (15, 0.5), (20, 1 / 20)]
+    assert [step for step, _ in history("nan")] == [5, 10, 15, 20]
+    assert history("throughput/tokens_per_second") == [(5, 105), (10, 110), (15, 115), (20, 20)]
+    resumed.mark("FINISHED")
+    resumed.finalize("success")
+
+
 def test_parameters_are_whole_and_may_change_on_resume(runs):
     logger = new_logger(runs)
     logger.log_hyperparams({"long": "x" * 5990, "longer": "y" * 7000, "model": {"width": 8}, "list": [1, 2]})
