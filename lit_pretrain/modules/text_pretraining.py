@@ -1,7 +1,7 @@
 """Pretraining on text: any mix of masked, causal, next-sentence and replaced-token objectives on one encoder."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from lit_pretrain.objectives.outputs import check_examples
 from lit_pretrain.required import required
 from lit_pretrain.trainer_state import data_module_of
 
+InitialEmbeddings = Literal["random", "co_occurrence"]
+
 
 class TextPretraining(Pretraining):
     """BERT, ELECTRA or GPT-style pretraining, by the objectives it is given.
@@ -31,6 +33,8 @@ class TextPretraining(Pretraining):
         encoder: The text encoder, whose vocabulary may wait for the tokenizer; null with `init_from`.
         objectives: Pretext tasks; their losses are added with their weights.
         short_sequences: Whether sequences are cut into shorter ones in the first part of the training.
+        initial_embeddings: Of word pieces: `random`, or `co_occurrence`, by which pieces stand beside each other in the
+            training documents (`lit_pretrain.data.text.co_occurrence`), which takes seconds and saves steps.
         **settings: `init_from`, `pretrained`, `pooling`, `dropout`, `attention_dropout`, `stochastic_depth`, `freeze`,
             `layer_decay`, `head_factor`, `architecture` and `grow`; see `Pretraining`. `optimizer`, `schedule`,
             `gradient_clip_norm`, `compile_blocks`, `seed`, `gradient_checkpointing`, `average` and
@@ -46,11 +50,23 @@ class TextPretraining(Pretraining):
         encoder: TextEncoder | None = None,
         objectives: Sequence[Objective] = (),
         short_sequences: ShortSequencesConfig = ShortSequencesConfig(),  # noqa: B008 (frozen)
+        initial_embeddings: InitialEmbeddings = "random",
         **settings: Any,
     ) -> None:
         super().__init__(encoder, objectives, **settings)
         self.short_sequences = short_sequences
+        self.initial_embeddings = initial_embeddings
+        if initial_embeddings != "random" and self.has_pretrained_embeddings:
+            raise UserError(
+                f"model.initial_embeddings {initial_embeddings} is for new weights, and those of model.init_from have "
+                "learned embeddings: leave one of the two out, or set model.pretrained to false."
+            )
         self.tokenizer: TextTokenizer | None = self.start.tokenizer
+
+    @property
+    def has_pretrained_embeddings(self) -> bool:
+        """Whether word pieces have embeddings that were learned before, here or by whom this starts from."""
+        return self.lineage.get("init_from", "scratch") != "scratch"
 
     def check_data(self, data: Any) -> None:
         """Refuse a data module whose settings do not serve the objectives; it asks before it reads anything.
@@ -105,7 +121,27 @@ class TextPretraining(Pretraining):
             required(self.encoder.embeddings.ngrams).set_keys(
                 data.frequent_ngrams(self.encoder.ngrams, self.encoder.ngram_rows)
             )
+        if self.initial_embeddings == "co_occurrence" and self._trainer is not None and self._trainer.training:
+            self.take_piece_vectors(data)
         build_on_texts(self.objectives, self.encoder, self.tokenizer, data)
+
+    def take_piece_vectors(self, data: Any) -> None:
+        """Begin with the data's vectors of word pieces.
+
+        Raises:
+            UserError: If the data has none.
+        """
+        if not hasattr(data, "piece_vectors"):
+            raise UserError(
+                "model.initial_embeddings co_occurrence needs the word pieces of a corpus, which "
+                f"{type(data).__name__} does not count: take DocumentDataModule, or leave it out."
+            )
+        weight = required(self.encoder.embeddings.token).weight
+        if weight.is_meta:
+            return
+        with torch.no_grad():
+            vectors = data.piece_vectors(self.encoder.width)
+            weight[: len(vectors)] = vectors.to(weight)
 
     def grow_vocabulary(self, data: Any) -> None:
         """Take the data's tokenizer where it has grown from the weights' own, and give the new pieces embeddings.

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import lightning
+import numpy
 import pytest
 import torch
 from child_processes import in_own_process
@@ -12,6 +13,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 from text_corpus import make_data, make_encoder, write_corpus
 
+from lit_pretrain.data.text.co_occurrence import piece_vectors
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules import TextPretraining
 from lit_pretrain.modules.base import NonFiniteLossError
@@ -279,3 +281,28 @@ def test_the_frequent_ngrams_of_the_corpus_go_with_the_weights(data, tmp_path) -
     fresh = without_weights(start).encoder.embeddings.ngrams
     assert torch.equal(fresh.keys, start.encoder.embeddings.ngrams.keys) and torch.equal(fresh.keys, ngrams.keys)
     assert fresh.table.abs().max() == 0.0
+
+
+def test_initial_embeddings_of_the_corpus(tmp_path):
+    data = make_data(write_corpus(tmp_path / "corpus.jsonl"), tmp_path)
+    module = make_module(initial_embeddings="co_occurrence")
+    make_trainer(tmp_path / "run", max_steps=1, limit_val_batches=0).fit(module, data)
+    vectors = data.piece_vectors(module.encoder.width)
+    # One warm-up step of AdamW moves nothing by more than its rate.
+    assert torch.allclose(module.encoder.embeddings.token.weight, vectors, atol=2e-3)
+    # The documents of the validation are not counted.
+    training = piece_vectors(data.cache, data.own_dataset.documents, len(vectors), module.encoder.width)
+    assert len(data.own_dataset.documents) < data.cache.documents
+    assert numpy.array_equal(vectors.numpy(), training)
+
+
+def test_initial_embeddings_are_for_new_weights(tmp_path):
+    module = make_module()
+    make_trainer(tmp_path / "run", max_steps=1, limit_val_batches=0, enable_checkpointing=True).fit(
+        module, make_data(write_corpus(tmp_path / "corpus.jsonl"), tmp_path)
+    )
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    settings = {"init_from": str(checkpoint), "initial_embeddings": "co_occurrence"}
+    with pytest.raises(UserError, match="initial_embeddings"):
+        TextPretraining(None, list(module.objectives), **settings)
+    TextPretraining(None, list(make_module().objectives), pretrained=False, **settings)

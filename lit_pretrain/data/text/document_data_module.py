@@ -20,6 +20,7 @@ from lit_pretrain.data.stream_source import check_columns, check_unlimited, colu
 from lit_pretrain.data.streamable_data_module import StreamableDataModule
 from lit_pretrain.data.summary import PartSummary, data_line
 from lit_pretrain.data.text.base_tokenizer import WORD_LENGTH, TextTokenizer
+from lit_pretrain.data.text.co_occurrence import piece_vectors_once
 from lit_pretrain.data.text.document_buffers import DocumentBuffers
 from lit_pretrain.data.text.document_dataset import SPECIAL, DocumentDataset, Layout
 from lit_pretrain.data.text.frequent_ngrams import frequent_ngrams
@@ -413,6 +414,24 @@ class DocumentDataModule(StreamableDataModule):
                 "leave one of the two out, or start from weights that have them."
             )
         return frequent_ngrams(self._tokens, longest, count)
+
+    def piece_vectors(self, width: int) -> Tensor:
+        """(V, D) embeddings of word pieces by who stands beside whom in the training documents.
+
+        Args:
+            width: D, features of a vector.
+
+        Raises:
+            UserError: If documents are a stream, or the cache directory cannot be written.
+        """
+        if self.streaming:
+            raise UserError(
+                "model.initial_embeddings co_occurrence is counted in all of a corpus, and data.streaming reads "
+                "documents as they come: leave one of the two out, or start from weights (model.init_from)."
+            )
+        vocabulary_size = required(self.tokenizer).vocabulary_size
+        directory = self.cache_directory / "piece_vectors"
+        return piece_vectors_once(directory, self._tokens, self.own_dataset.documents, vocabulary_size, width)
 
     def piece_shares(self) -> numpy.ndarray:
         """(V,) how often each word piece occurs in the corpus."""
