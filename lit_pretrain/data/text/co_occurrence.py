@@ -18,6 +18,7 @@ from scipy.sparse import coo_matrix, csr_matrix
 from torch import Tensor
 
 from lit_pretrain.data.disk_cache import FACTS, build_once
+from lit_pretrain.data.notices import say_once
 from lit_pretrain.data.text.token_cache import TokenCache
 
 FORMAT = 1
@@ -81,6 +82,8 @@ def piece_vectors_once(
     place = directory / key.hexdigest()[:16]
 
     def build(partial: Path) -> None:
+        # A minute or two of a large corpus.
+        say_once(f"Counting which of the {vocabulary_size:,} word pieces stand beside each other.")
         partial.mkdir(parents=True)
         numpy.save(partial / "vectors.npy", piece_vectors(cache, documents, vocabulary_size, width))
         (partial / FACTS).write_text("{}\n")
