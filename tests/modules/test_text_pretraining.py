@@ -85,6 +85,7 @@ def test_metrics_of_every_objective_are_reported_at_the_right_steps(data, tmp_pa
             "generator_perplexity",
             "originals_kept",
             "replaced_found",
+            "replaced_share",
         },
     }
     for stage in ("train", "validation"):
