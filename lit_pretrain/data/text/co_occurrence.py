@@ -20,6 +20,7 @@ from torch import Tensor
 from lit_pretrain.data.disk_cache import FACTS, build_once
 from lit_pretrain.data.notices import say_once
 from lit_pretrain.data.text.token_cache import TokenCache
+from lit_pretrain.required import required
 
 FORMAT = 1
 # To either side, how far apart pieces may stand to count as neighbours.
@@ -77,7 +78,7 @@ def piece_vectors_once(
     Raises:
         UserError: If the disk is full, or cannot be written.
     """
-    content = [f"{FORMAT} {WINDOW} {MOST_TOKENS} {vocabulary_size} {width}", cache.directory.name]
+    content = [f"{FORMAT} {WINDOW} {MOST_TOKENS} {vocabulary_size} {width}", required(cache.directory).name]
     key = hashlib.sha256("\n".join(content).encode() + numpy.asarray(documents, numpy.int64).tobytes())
     place = directory / key.hexdigest()[:16]
 
