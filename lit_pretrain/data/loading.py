@@ -23,8 +23,8 @@ from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.trainer_state import overfit_batches_of
 
 Key = tuple[int, int]  # epoch, index within it
-# What an evaluation batch has that is there for the number alone: all processes have as many batches, and whatever
-# counts samples leaves these out.
+# What a batch has that is there for the number alone: all processes have as many batches, and whatever counts samples
+# leaves these out. So evaluation has them, and fine-tuning at the end of an epoch.
 SURPLUS = "surplus"
 # What an evaluation batch has that is of the general corpus beside the own one.
 REPLAYED = "replayed"
@@ -181,8 +181,6 @@ class ResumableDataLoader:
         # Made before workers start, so that they inherit it instead of each making it again.
         self.dataset.population(self._epoch)
         for batch in self._with_following():
-            if self.batch_sampler.surplus(self._handed_out):
-                batch = {**batch, SURPLUS: True}
             self._handed_out += 1
             yield batch
 
@@ -194,14 +192,15 @@ class ResumableDataLoader:
                 yield first
                 continue
             others = list(islice(batches, number - 1 - self._handed_out % number))
-            yield {**first, FOLLOWING: [{name: other[name] for name in fields if name in other} for other in others]}
+            names = (*fields, SURPLUS)
+            yield {**first, FOLLOWING: [{name: other[name] for name in names if name in other} for other in others]}
             yield from others
 
     def _batches(self) -> Iterator[Any]:
-        for batch in self.loader:
+        for index, batch in enumerate(self.loader, start=self._handed_out):
             if isinstance(batch, UserError):
                 raise batch
-            yield batch
+            yield {**batch, SURPLUS: True} if self.batch_sampler.surplus(index) else batch
 
     def state_dict(self) -> dict[str, int]:
         """Where the next batch stands."""
@@ -314,9 +313,15 @@ class EpochDataModule(LightningDataModule):
         """Shuffled batches, an order of its own for every epoch."""
         sampler = self._train_sampler()
         if len(sampler) == 0:
+            samples, processes = f"The {len(self._training_data)} training {self.samples_name}", place()[1]
+            if len(self._training_data) < processes:
+                raise UserError(
+                    f"{samples} are fewer than the {processes} processes, each of which needs its own at every step: "
+                    f"lower trainer.devices or trainer.num_nodes, or give more {self.contents_name}."
+                )
             raise UserError(
-                f"The {len(self._training_data)} training {self.samples_name} do not fill one batch of all devices: "
-                f"lower data.batch_size, or give more {self.contents_name}."
+                f"{samples} do not fill one batch of all devices: lower data.batch_size, or give more "
+                f"{self.contents_name}."
             )
         sampler.repeats = overfits(self)
         return ResumableDataLoader(self._training_data, sampler, self.workers, self._ahead)

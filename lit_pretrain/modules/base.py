@@ -37,7 +37,7 @@ from lit_pretrain.modules.optimization import (
 )
 from lit_pretrain.modules.rolling_back import MOST_TO_ONE, RollBacks, put_back
 from lit_pretrain.modules.skipping import MOST_IN_A_ROW, SkippedSteps, take_out_broken, without_broken
-from lit_pretrain.modules.statistics import MeanStatistics, Statistics
+from lit_pretrain.modules.statistics import MeanStatistics, Statistics, without_any
 from lit_pretrain.modules.steps import total_steps, training_share
 from lit_pretrain.modules.strategies import gathered, prepare_for
 from lit_pretrain.objectives.objective import Batch, Objective
@@ -500,9 +500,7 @@ class BaseModule(LightningModule):
     def count(self, stage: str, batch: Batch, statistics: dict[str, tuple[Tensor, Tensor]]) -> None:
         """Add an evaluation batch's statistics to its stage's, unless it is there for the number alone."""
         if batch.get(SURPLUS):
-            statistics = {
-                name: (torch.zeros_like(total), torch.zeros_like(n)) for name, (total, n) in statistics.items()
-            }
+            statistics = without_any(statistics)
         self.statistics_for(stage, statistics).update(statistics)
 
     def means(self, stage: str) -> dict[str, Tensor]:

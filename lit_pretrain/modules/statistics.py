@@ -12,6 +12,11 @@ from torchmetrics import Metric
 Statistics = dict[str, tuple[Tensor, Tensor]]
 
 
+def without_any(statistics: Statistics) -> Statistics:
+    """Those of no sample, under the same names."""
+    return {name: (torch.zeros_like(total), torch.zeros_like(count)) for name, (total, count) in statistics.items()}
+
+
 class MeanStatistics(Metric):
     """Sum / count by name.
 

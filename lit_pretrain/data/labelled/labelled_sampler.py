@@ -52,9 +52,9 @@ class LengthBatchSampler(EpochBatchSampler):
             world_size: How many processes there are.
 
         Returns:
-            (S, batch_size * world_size) indices of the samples of each whole step, and those of the last, smaller step:
-            as many as `world_size` divides, for which a few samples of the epoch come once more. Of pictures each
-            process has an even number then too, because mixing pairs them.
+            (S, batch_size * world_size) indices of the samples of each whole step, and those of the last, smaller step.
+            Both are those of one process with such batches. Of pictures the last has an even number too, because mixing
+            pairs them: one comes once more.
         """
         size, step = len(self.dataset), self.batch_size * world_size
         generator = sample_generator(self.seed, "order", epoch)
@@ -65,12 +65,28 @@ class LengthBatchSampler(EpochBatchSampler):
                 pool = whole[start : start + POOL * step]
                 pool[:] = pool[numpy.argsort(self.dataset.lengths[pool], kind="stable")]
             last = last[numpy.argsort(self.dataset.lengths[last], kind="stable")]
-        if len(last):
-            pairs = self.dataset.lengths is None and self.batch_size % 2 == 0
-            missing = -len(last) % (2 * world_size if pairs else world_size)
-            last = numpy.concatenate([last, numpy.resize(order, missing)])
+        last = numpy.concatenate([last, numpy.resize(order, -len(last) % self._together)])
         steps = whole.reshape(-1, step)
         return steps[generator.permutation(len(steps))], last
+
+    @property
+    def _together(self) -> int:
+        """Samples that go to one process: pictures in pairs, if there are pairs."""
+        return 2 if self.dataset.lengths is None and self.batch_size % 2 == 0 else 1
+
+    def _dealt(self, step: numpy.ndarray, rank: int, world_size: int) -> numpy.ndarray:
+        """A process's samples of a step, of which a last one gives some processes fewer; where nothing is left, some
+        that another has.
+        """
+        hands = step.reshape(-1, self._together)
+        own = hands[rank::world_size]
+        return (own if len(own) else hands[:1]).ravel()
+
+    def surplus(self, index: int) -> bool:
+        """Whether this process's batch of that index repeats another's, for want of more."""
+        rank, world_size = place()
+        left = len(self.dataset) % (self.batch_size * world_size)
+        return index == len(self) - 1 and 0 < left <= rank * self._together
 
     def batch(self, epoch: int, index: int, rank: int, world_size: int) -> list[Key]:
         """The keys of one batch of one process."""
@@ -83,7 +99,7 @@ class LengthBatchSampler(EpochBatchSampler):
     def _from(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[list[Key]]:
         steps, last = self.steps(epoch, world_size)
         for step in [*steps[first:], *([last] if len(last) and first <= len(steps) else [])]:
-            yield [(epoch, int(index)) for index in step[rank::world_size]]
+            yield [(epoch, int(index)) for index in self._dealt(step, rank, world_size)]
 
     def batches_of(self, world_size: int) -> int:
         """Batches of each of so many processes in an epoch, the same in every process."""
@@ -101,7 +117,7 @@ class LengthBatchSampler(EpochBatchSampler):
         real = padded = 0
         for step in [*steps, *([last] if len(last) else [])]:
             for rank in range(rank_count):
-                batch = lengths[step[rank::rank_count]]
+                batch = lengths[self._dealt(step, rank, rank_count)]
                 real += int(batch.sum())
                 padded += len(batch) * padded_length(int(batch.max()), maximum_length)
         return 1.0 - real / padded

@@ -43,6 +43,7 @@ from lit_pretrain.modules.starting_points import (
     named_classes,
     with_settings,
 )
+from lit_pretrain.modules.statistics import without_any
 from lit_pretrain.modules.steps import total_steps
 from lit_pretrain.modules.strategies import gathered
 from lit_pretrain.objectives.objective import Batch, global_mean
@@ -326,11 +327,15 @@ class FineTuning(BaseModule):
         features = self.head_dropout(self.modality.encode(self.encoder, inputs))
         logits = at_least_float32(required(self.head)(features))
         total, weight = task.total(logits, targets, training=True), task.weight(targets, training=True)
-        loss = global_mean(total, weight, training=True)
-        self.watch_losses(loss, {required(self.facts).task: loss}, batch)
         statistics = {"loss": (total.detach(), weight), **self.modality.statistics(batch)}
         if not self.mixing.on:
             statistics |= task.correct(logits.detach(), labels)
+        if batch.get(SURPLUS):
+            # Another process learns from these samples.
+            total, weight = total * 0.0, weight * 0.0
+            statistics = without_any(statistics)
+        loss = global_mean(total, weight, training=True)
+        self.watch_losses(loss, {required(self.facts).task: loss}, batch)
         self.count_training("train", statistics)
         self.note_learning_rate()
         return shares.of("loss") * loss
@@ -348,7 +353,8 @@ class FineTuning(BaseModule):
             # How labels are mixed depends on the pictures' size alone.
             images = torch.zeros(len(targets), 1, size, size, device=targets.device, dtype=torch.float32)
             targets = mix_pictures(images, targets, self.known_task.outputs, self.mixing, parts)[1]
-        return {"loss": self.known_task.weight(targets, training=True)}
+        weight = self.known_task.weight(targets, training=True)
+        return {"loss": weight * 0.0 if batch.get(SURPLUS) else weight}
 
     def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
         """Metrics of one batch."""

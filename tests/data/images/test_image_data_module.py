@@ -6,7 +6,7 @@ import pytest
 import torch
 from picture_files import CLASSES, make_rows, pixels_of, spoil, write_folder, write_parquet
 
-from lit_pretrain.data import ImageDataModule
+from lit_pretrain.data import ImageDataModule, loading
 from lit_pretrain.data.images import image_cache
 from lit_pretrain.errors import UserError
 from lit_pretrain.picture_facts import PictureFacts
@@ -272,3 +272,11 @@ def test_what_cannot_work_is_said_before_training(table, tmp_path, settings, sen
     }
     with pytest.raises(UserError, match=sentence):
         ready(tmp_path, table, **settings).train_dataloader()
+
+
+def test_more_processes_than_samples_is_said_before_training(table, tmp_path, monkeypatch):
+    data = ready(tmp_path, table, batch_size=1)
+    monkeypatch.setattr(loading, "place", lambda: (0, 49))
+    sentence = r"The 48 training pictures are fewer than the 49 processes.* lower trainer\.devices"
+    with pytest.raises(UserError, match=sentence):
+        data.train_dataloader()
