@@ -18,7 +18,7 @@ from lit_pretrain.backbone.transformer import initialise
 from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.chance import AnswerFrequencies, chance_in_batch
-from lit_pretrain.objectives.gathering import gather_rows, processes, together
+from lit_pretrain.objectives.gathering import first_row, gather_rows, processes, together
 from lit_pretrain.objectives.objective import Batch, EncoderPass, ObjectiveOutput, Vocabulary
 from lit_pretrain.objectives.picture_panels import Caption, grid
 from lit_pretrain.objectives.vision_objective import VisionObjective
@@ -153,15 +153,16 @@ class LeJEPA(VisionObjective):
         directions = targets["directions"].to(embeddings.dtype)
         with torch.autocast(features.device.type, enabled=False):
             invariance = (embeddings - embeddings.mean(dim=0)).square().mean()
-            everyone = embeddings
+            everyone, first = embeddings, 0
             if self.training and together():
                 # All processes test along the same directions, all samples at once.
                 distributed.broadcast(directions, src=0)
                 everyone = gather_rows(embeddings.transpose(0, 1)).transpose(0, 1)
+                first = first_row(embeddings.shape[1])
             gaussianity = sigreg(everyone, directions)
         count = torch.full((), embeddings.shape[1], device=embeddings.device)
-        found = nearest(embeddings[0].detach(), embeddings[1].detach())
-        right = (found == torch.arange(len(found), device=found.device)).sum()
+        found = nearest(embeddings[0].detach(), everyone[1].detach())
+        right = (found == torch.arange(first, first + len(found), device=found.device)).sum()
         loss = (1.0 - self.gaussianity_share) * invariance + self.gaussianity_share * gaussianity
         statistics = {
             "loss": (loss.detach() * count, count),
