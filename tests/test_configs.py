@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import os
+import subprocess
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -304,6 +306,24 @@ def test_a_size_is_added_to_a_config(path, runs):
     assert (config.depth, config.width, config.resolved_heads) == BERT_SIZES[path.stem]
     # What the fragment does not name stays.
     assert config.dropout == 0.1 and len(model.objectives) == 2
+
+
+def test_the_batch_script_starts_a_training_on_all_nodes_that_is_queued_anew(tmp_path):
+    srun = tmp_path / "srun"
+    srun.write_text("#!/bin/sh\nshift 2\necho $@\n")
+    srun.chmod(0o755)
+    script = CONFIGS / "trainer" / "slurm.sh"
+    assert {"#SBATCH --signal=SIGUSR1@120", "#SBATCH --requeue"} < set(script.read_text().splitlines())
+    job = {"SLURM_JOB_NUM_NODES": "3", "SLURM_NTASKS_PER_NODE": "4"}
+    environment = job | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", str(script), "--config", "configs/quickstart.yaml"]
+    words = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert words[:6] == ["python", "-m", "lit_pretrain", "fit", "--config", "configs/quickstart.yaml"]
+    assert words[6:] == [
+        *("--config", "configs/trainer/nodes.yaml", "--trainer.num_nodes", "3", "--trainer.devices", "4")
+    ]
 
 
 @pytest.mark.parametrize("path", TRAINER, ids=name)

@@ -39,7 +39,7 @@ from lit_pretrain.data.text.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.memory import keep_memory
 from lit_pretrain.modules import ContrastivePretraining, FineTuning, TextPretraining, VisionPretraining
-from lit_pretrain.modules.checkpoints import read_checkpoint
+from lit_pretrain.modules.checkpoints import read_record
 from lit_pretrain.modules.growth import GrowthConfig
 from lit_pretrain.modules.pretraining import Pretraining
 from lit_pretrain.quiet import quieten
@@ -202,10 +202,10 @@ class CommandLine(LightningCLI):
         kind, record, lost = class_named(model.class_path), {}, False
         if not checkpoint and self.subcommand != "fit":
             check_learned(required(self.subcommand), kind, model)
-        if checkpoint and Path(checkpoint).is_file():
+        if checkpoint and Path(checkpoint).exists():
             self.config = self.config.clone()
             model, data = self._get(self.config, "model"), self._get(self.config, "data")
-            record = read_checkpoint(checkpoint)["lit_pretrain"]
+            record = read_record(checkpoint)
             if self.subcommand == "fit" and model.class_path.rpartition(".")[2] == record["module"]:
                 check_start(self.config[self.subcommand], checkpoint, record)
             if self.subcommand == "predict" and issubclass(kind, EMBEDDING):
@@ -555,8 +555,8 @@ def checkpoint_named_in(settings: Namespace) -> Path | None:
     if reference is None:
         return None
     checkpoint = find_checkpoint(str(reference), *place_of_runs(settings))
-    if checkpoint.is_file():
-        read_checkpoint(checkpoint)
+    if checkpoint.exists():
+        read_record(checkpoint)
     return checkpoint
 
 

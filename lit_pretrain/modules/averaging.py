@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lit_pretrain.backbone import row_look_up
 from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.errors import check_number
 from lit_pretrain.modules.optimization import named_parameters
-from lit_pretrain.modules.strategies import gathered, is_sharded
+from lit_pretrain.modules.strategies import gathered, is_sharded, whole
 from lit_pretrain.required import required
 
 # Where a checkpoint has the averages.
@@ -127,6 +128,8 @@ class WeightAverage:
 
     def _whole(self) -> list[Tensor]:
         """The averages of which each process has a shard; collective."""
+        if any(isinstance(average, DTensor) for average in self._averages):
+            return [whole(average).cpu() for average in self._averages]
         own = self._copied()
         self._place(self._averages)
         with gathered(required(self._strategy.model)):

@@ -12,7 +12,7 @@ from lit_pretrain.class_paths import class_named, short_name
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.averaging import with_averages
 from lit_pretrain.tracking.checkpoint_file import check_sums, unreadable
-from lit_pretrain.tracking.find import find_checkpoint, read_run_file, run_directory_of_checkpoint
+from lit_pretrain.tracking.find import SHARDS, find_checkpoint, holds_shards, read_run_file, run_directory_of_checkpoint
 from lit_pretrain.tracking.paths import RUN_FILE_NAME, shown_path
 
 CHECKPOINT_FORMAT = 1
@@ -63,7 +63,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Its weights are the averages where it has some. One that is damaged, or whose weights are no numbers, is an error
     too: what is computed with it would look like figures.
     """
-    if not Path(path).is_file():
+    if holds_shards(path):
+        raise UserError(
+            f"{path} holds the shards of a checkpoint: make a file of them by `python -m "
+            f"lightning.fabric.utilities.consolidate_checkpoint {path} --output_file FILE.ckpt`, and give that."
+        )
+    checkpoint = with_averages(_read(Path(path)))
+    check_numbers(checkpoint.get("state_dict", {}), path)
+    return checkpoint
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint tells of itself, one of shards too; errors as of `read_checkpoint`."""
+    checkpoint = _read(Path(path) / SHARDS) if holds_shards(path) else read_checkpoint(path)
+    return checkpoint["lit_pretrain"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
         raise UserError(f"There is no checkpoint at {path}: give a .ckpt file from a run's checkpoints folder.")
     check_sums(path)
     try:
@@ -72,8 +89,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise unreadable(path, error) from error
     if "lit_pretrain" not in checkpoint:
         raise UserError(f"{path} was not written by lit_pretrain: give one from a run's checkpoints folder.")
-    checkpoint = with_averages(checkpoint)
-    check_numbers(checkpoint.get("state_dict", {}), path)
     return checkpoint
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_pretrain.modules.statistics import Statistics
+from lit_pretrain.modules.strategies import own_part
 
 # Steps left out one after the other before a training is given up.
 MOST_IN_A_ROW = 10
@@ -72,7 +73,7 @@ def is_finite(gradients: list[Tensor], device: torch.device) -> bool:
 
 def times_zero(gradients: list[Tensor], device: torch.device) -> Tensor:
     """0 on a device, or NaN if a gradient is not finite. Norms of the parts would overflow where the numbers do not."""
-    dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+    dense = [gradient.coalesce().values() if gradient.is_sparse else own_part(gradient) for gradient in gradients]
     if not dense:
         return torch.zeros((), device=device)
     return torch.stack([(gradient.detach() * 0).sum().float().to(device) for gradient in dense]).sum()

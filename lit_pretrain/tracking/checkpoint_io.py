@@ -16,6 +16,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.checkpoint_file import check_sums, unreadable
 
+# Where Lightning's consolidate_checkpoint puts the optimiser's state of shards.
+CONSOLIDATED = "optimizer_0"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -73,11 +75,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         check_sums(path)
         try:
-            return super().load_checkpoint(path, map_location, True if weights_only is None else weights_only)
+            checkpoint = super().load_checkpoint(path, map_location, True if weights_only is None else weights_only)
         except FileNotFoundError as error:
             raise UserError(f"The checkpoint {path} does not exist.") from error
         except (RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
             raise unreadable(path, error) from error
+        if CONSOLIDATED in checkpoint:
+            checkpoint["optimizer_states"] = [checkpoint.pop(CONSOLIDATED)]
+        return checkpoint
 
 
 def _explain(error: Exception, target: Path) -> Exception:

@@ -14,6 +14,8 @@ CHECKPOINTS_NAME = "checkpoints"
 RECORD_NAME = "checkpoints.json"
 # Where a checkpoint says which run has written it.
 RUN_KEY = "lit_pretrain_run"
+# What a directory of shards has beside them: all of a checkpoint but its weights and its optimiser's state.
+SHARDS = "meta.pt"
 SHORTEST_PREFIX = 4
 # What a checkpoint of contrastive pretraining holds two of.
 TOWERS = ("text", "vision")
@@ -134,6 +136,11 @@ def find_run(
     raise UserError(f"No run in {root} is called '{reference}'{nearest(reference, names)}.")
 
 
+def holds_shards(path: str | Path) -> bool:
+    """Whether a path is a checkpoint of which each process has written its shards."""
+    return (Path(path) / SHARDS).is_file()
+
+
 def find_checkpoint(reference: str, experiment: str | None = None, runs_directory: str | Path | None = None) -> Path:
     """Find a checkpoint.
 
@@ -147,7 +154,7 @@ def find_checkpoint(reference: str, experiment: str | None = None, runs_director
         UserError: If there is none.
     """
     path = Path(reference).expanduser()
-    if path.is_file():
+    if path.is_file() or holds_shards(path):
         return path.resolve()
     if reference in ("last", "last:best"):
         runs = {last_checkpoint_of(record): record for record in list_runs(runs_directory, experiment)}
@@ -257,8 +264,9 @@ def best_checkpoint(directory: Path) -> Path | None:
             folder = Path(state.get("dirpath") or path.parent)
             # The directory may have been moved since.
             moved = directory / (path.relative_to(folder) if path.is_relative_to(folder) else path.name)
-            if path.is_file() or moved.is_file():
-                return path if path.is_file() else moved
+            for candidate in (path, moved):
+                if candidate.is_file() or holds_shards(candidate):
+                    return candidate
     return newest(kept)
 
 
@@ -278,7 +286,7 @@ def run_directory_of_checkpoint(checkpoint: Path) -> Path | None:
     for directory in checkpoint.parents:
         if (directory / RUN_FILE_NAME).is_file():
             return directory
-    if not checkpoint.is_file():
+    if not checkpoint.exists():
         return None
     import torch
 

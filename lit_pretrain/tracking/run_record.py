@@ -18,6 +18,8 @@ from lit_pretrain.tracking.data_inputs import CONTEXTS, DataInput, data_inputs
 from lit_pretrain.tracking.find import (
     CHECKPOINTS_NAME,
     RUN_KEY,
+    SHARDS,
+    holds_shards,
     note_checkpoints,
     read_run_file,
     run_directory_of_checkpoint,
@@ -360,6 +362,8 @@ def main_figures(metrics: Iterable[str], most: int = 3) -> list[str]:
 
 def read_step(checkpoint: str | Path) -> int:
     """The optimiser step of a checkpoint, which is mapped into memory, so that only the number is read."""
+    if holds_shards(checkpoint):
+        checkpoint = Path(checkpoint) / SHARDS
     return int(torch.load(checkpoint, mmap=True, weights_only=True, map_location="cpu")["global_step"])
 
 

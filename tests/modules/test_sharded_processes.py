@@ -1,6 +1,7 @@
 """FSDP in two processes (gloo): every block a unit, and what is trained is what one process trains."""
 
 import csv
+import runpy
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from small_pairs import make_encoders, make_pairs, make_rows, write_pairs
 from text_corpus import make_data as make_texts
 from text_corpus import write_corpus
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
+from lit_pretrain.__main__ import main
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.backbone.transformer import Block
 from lit_pretrain.errors import UserError
@@ -25,6 +27,13 @@ from lit_pretrain.trainer import Trainer
 # What the towers share (or a text alone), and how many blocks are units of their own then.
 CASES = {"none": 4, "blocks": 0, "blocks_except_norm": 0, "text": 2}
 BATCH = 16
+KINDS = ("fsdp", "fsdp2")
+# Checkpoints of one strategy that another goes on from, and where its own lies then.
+RESUMED = {
+    ("text-ddp.ckpt", "fsdp2"): "ddp-fsdp2.ckpt",
+    ("text-fsdp2.ckpt", "ddp"): "fsdp2-ddp.ckpt",
+    ("shards.ckpt", "fsdp2"): "shards-fsdp2.ckpt",
+}
 
 
 class OnProcessors(FSDPStrategy):
@@ -49,7 +58,8 @@ def make(name, directory, processes):
     if name == "text":
         # The second block is local.
         modern = {"norm_order": "pre", "activation": "geglu", "norm_bias": False, "attention_window": 4}
-        encoder = TextEncoder(transformer=TransformerConfig(2, 32, 2, **modern), max_positions=32)
+        modern["first_attention_norm"] = False
+        encoder = TextEncoder(transformer=TransformerConfig(2, 32, 2, **modern), positions="rotary", segments=0)
         objectives = [MaskedLanguageModeling(), NextSentencePrediction()]
         data = make_texts(directory / "texts.json", directory, sequence_length=16, batch_size=BATCH // processes)
         return TextPretraining(encoder, objectives, average=AverageConfig(0.9), **settings), data
@@ -88,29 +98,50 @@ def train(name, directory, strategy):
     logger = CSVLogger(directory, name="logs", version=f"{name}-{strategy}")
     trainer = make_trainer(name, strategy, logger=logger)
     trainer.fit(module, data)
-    units = [one for one in module.modules() if isinstance(one, FullyShardedDataParallel)]
     trainer.save_checkpoint(directory / f"{name}-{strategy}.ckpt")
+    if (name, strategy) == ("text", "fsdp2"):
+        trainer.strategy._save_distributed_checkpoint = True
+        for _ in range(2):
+            # In the place of itself.
+            trainer.save_checkpoint(directory / "shards.ckpt")
     return {
-        "blocks": sum(isinstance(one.module, Block) for one in units),
+        "blocks": sum(is_unit(one) for one in module.modules()),
         "metrics": {key: float(value) for key, value in trainer.callback_metrics.items()},
         "parameters": module.describe()["parameters"],
     }
 
 
-def load_shards(directory):
+def is_unit(part):
+    """Whether a part is a block that is sharded by itself."""
+    inner = (
+        part.module if isinstance(part, FullyShardedDataParallel) else part if isinstance(part, FSDPModule) else None
+    )
+    return isinstance(inner, Block)
+
+
+def load_shards(directory, kind):
     """Validation's figures of a checkpoint with averages, and another that goes on from it for a step."""
-    path = directory / "text-fsdp.ckpt"
-    (measured,) = make_trainer("text", "fsdp").validate(*make("text", directory, 2), ckpt_path=path, verbose=False)
-    trainer = make_trainer("text", "fsdp", steps=3)
-    trainer.fit(*make("text", directory, 2), ckpt_path=path)
-    trainer.save_checkpoint(directory / "resumed.ckpt")
+    path = directory / f"text-{kind}.ckpt"
+    (measured,) = make_trainer("text", kind).validate(*make("text", directory, 2), ckpt_path=path, verbose=False)
+    go_on(path, kind, directory / f"resumed-{kind}.ckpt")
     return measured
+
+
+def go_on(path, kind, end):
+    """Train a third step from a checkpoint."""
+    trainer = make_trainer("text", kind, steps=3)
+    trainer.fit(*make("text", path.parent, 1 if kind == "auto" else 2), ckpt_path=path)
+    trainer.save_checkpoint(end)
 
 
 def train_all(directory):
     """What one of two processes does."""
-    results = {name: train(name, directory, "fsdp") for name in CASES} | {"text, ddp": train("text", directory, "ddp")}
-    return results | {"loaded": load_shards(directory)}
+    results = {(name, kind): train(name, directory, kind) for kind in KINDS for name in CASES}
+    results["text", "ddp"] = train("text", directory, "ddp")
+    results |= {kind: load_shards(directory, kind) for kind in KINDS}
+    for (path, kind), end in RESUMED.items():
+        go_on(directory / path, kind, directory / end)
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -132,20 +163,21 @@ def ranks(directory, whole):
     return both_ranks(train_all, directory)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", CASES)
-def test_two_shards_train_what_one_process_trains(ranks, whole, directory, name):
+def test_two_shards_train_what_one_process_trains(ranks, whole, directory, name, kind):
     # What is masked depends on the processes, so that texts are compared with as many by DDP.
-    like, alike = ("ddp", ranks[0]["text, ddp"]) if name == "text" else ("auto", whole[name])
-    expected, found = (contents(directory / f"{name}-{one}.ckpt") for one in (like, "fsdp"))
+    like, alike = ("ddp", ranks[0]["text", "ddp"]) if name == "text" else ("auto", whole[name])
+    expected, found = (contents(directory / f"{name}-{one}.ckpt") for one in (like, kind))
     assert found.keys() == expected.keys() and (name == "text") == any(key.startswith("average ") for key in found)
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5, msg=key)
     for rank in ranks:
-        assert rank[name]["blocks"] == CASES[name]
-        assert rank[name]["parameters"] == alike["parameters"]
-        assert rank[name]["metrics"] == pytest.approx(alike["metrics"], rel=1e-3, abs=1e-4)
+        assert rank[name, kind]["blocks"] == CASES[name]
+        assert rank[name, kind]["parameters"] == alike["parameters"]
+        assert rank[name, kind]["metrics"] == pytest.approx(alike["metrics"], rel=1e-3, abs=1e-4)
     # The gradient's norm is that of all shards together.
-    expected, found = (norms(directory / "logs" / f"{name}-{one}" / "metrics.csv") for one in (like, "fsdp"))
+    expected, found = (norms(directory / "logs" / f"{name}-{one}" / "metrics.csv") for one in (like, kind))
     assert len(found) == 2 and found == pytest.approx(expected, rel=1e-3)
 
 
@@ -163,16 +195,50 @@ def contents(path):
     return saved["state_dict"] | {f"average {name}": value for name, value in averages.items()}
 
 
-def test_averages_are_loaded_into_shards(ranks, directory):
+@pytest.mark.parametrize("kind", KINDS)
+def test_averages_are_loaded_into_shards(ranks, directory, kind):
     for rank in ranks:
-        assert rank["loaded"]["validation/loss"] == pytest.approx(rank["text"]["metrics"]["validation/loss"], rel=1e-5)
-    before, after = (contents(directory / f"{name}.ckpt") for name in ("text-fsdp", "resumed"))
+        expected = rank["text", kind]["metrics"]["validation/loss"]
+        assert rank[kind]["validation/loss"] == pytest.approx(expected, rel=1e-5)
+    before, after = (contents(directory / f"{name}-{kind}.ckpt") for name in ("text", "resumed"))
     names = [name for name in before if name.startswith("average ")]
     # The third step's decay, by which the average has taken in the weights that the resumed training went on with.
     for name in names:
         expected = 0.25 * before[name] + 0.75 * after[name.removeprefix("average ")]
         torch.testing.assert_close(after[name], expected, msg=name)
     assert any(not torch.equal(before[name], after[name]) for name in names)
+
+
+def test_any_strategy_goes_on_from_the_checkpoints_of_any_other(ranks, directory):
+    expected = contents(directory / "resumed-fsdp2.ckpt")
+    for end in RESUMED.values():
+        found = contents(directory / end)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5, msg=f"{end} {key}")
+
+
+def test_shards_become_a_file_that_everything_reads(ranks, directory, monkeypatch, capsys):
+    shards, file = directory / "shards.ckpt", directory / "consolidated.ckpt"
+    assert sorted(path.suffix for path in shards.iterdir()) == ["", ".distcp", ".distcp", ".pt"]
+    assert not [path for path in directory.iterdir() if path.name.startswith(".")]
+    with pytest.raises(UserError, match="consolidate_checkpoint .*shards.ckpt"):
+        TextPretraining.from_checkpoint(shards)
+    monkeypatch.setattr("sys.argv", ["", str(shards), "--output_file", str(file)])
+    runpy.run_module("lightning.fabric.utilities.consolidate_checkpoint", run_name="__main__")
+    whole, found = contents(directory / "text-fsdp2.ckpt"), contents(file)
+    assert found.keys() == whole.keys() and all(torch.equal(found[name], value) for name, value in whole.items())
+    modules = [TextPretraining.from_checkpoint(path) for path in (file, directory / "text-fsdp2.ckpt")]
+    for name, parameter in modules[0].named_parameters():
+        assert torch.equal(parameter, modules[1].get_parameter(name)), name
+    assert main(["export", "--ckpt", str(file), "--to", str(directory / "exported")]) == 0, capsys.readouterr().err
+    assert TextEncoder.from_pretrained(str(directory / "exported")).width == 32
+    # One process goes on from it as from the file that was saved whole.
+    for path in (file, directory / "text-fsdp2.ckpt"):
+        go_on(path, "auto", directory / f"{path.stem}-alone.ckpt")
+    first, second = (contents(directory / f"{name}-alone.ckpt") for name in ("consolidated", "text-fsdp2"))
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+    assert not torch.equal(first["encoder.embeddings.token.weight"], whole["encoder.embeddings.token.weight"])
 
 
 def test_what_would_train_a_model_in_every_process_is_refused():

@@ -5,7 +5,6 @@ from typing import cast
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
@@ -17,6 +16,7 @@ from lit_pretrain.modules.base import BaseModule
 from lit_pretrain.modules.contrastive.chunking import encode_in_chunks, split
 from lit_pretrain.modules.contrastive.towers import Tower
 from lit_pretrain.modules.contrastive.weights_hash import embedding_metadata
+from lit_pretrain.modules.strategies import is_sharding
 from lit_pretrain.objectives.objective import Batch
 from lit_pretrain.required import required
 
@@ -109,7 +109,7 @@ class TwoTowers(BaseModule):
             with torch.no_grad():
                 features = torch.cat([tower.encoder(**prepare(part)) for part in parts])
             return tower.project(features)
-        sharded = self._trainer is not None and isinstance(self._trainer.strategy, FSDPStrategy)
+        sharded = self._trainer is not None and is_sharding(self._trainer.strategy)
         return encode_in_chunks(lambda part: tower(prepare(part)), inputs, self.chunk_size, tower.parameters(), sharded)
 
     def views(self, images: Tensor, **draws: Tensor) -> Tensor:
