@@ -4,11 +4,12 @@ import argparse
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lit_pretrain.commands.benchmark import positive
+from lit_pretrain.commands.engine import add_engine_arguments, check_engine, engine
 from lit_pretrain.commands.output import check_writable, write_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.tracking.paths import shown_path
@@ -25,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in KINDS.items():
         part = parts.add_parser(name, help=text, description=text.capitalize() + ".")
         part.add_argument("--config", required=True, metavar="FILE", help="the study (see configs/studies/)")
-        part.add_argument("--jobs", type=positive, default=1, help="trainings at a time, sharing the processors (1)")
+        part.add_argument("--jobs", type=positive, help="trainings at a time, sharing this machine's processors (1)")
+        add_engine_arguments(part)
         part.add_argument("--dry-run", action="store_true", help="only list the cells and what is left to do")
         part.add_argument("--report", action="store_true", help="only tell again what is finished")
         part.add_argument("--json", metavar="FILE", help="write the rows as JSON too")
@@ -37,32 +39,43 @@ def run(arguments: argparse.Namespace) -> int:
     Returns:
         0 if every cell finished, else 1.
     """
+    check_engine(arguments)
     if arguments.json:
         check_writable(Path(arguments.json))
     from rich.console import Console
 
-    from lit_pretrain.studies.record import StudyRecord
-    from lit_pretrain.studies.scheduler import Runner
-
     # In a file there is no edge to fold tables at.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    study, reporter = prepare(arguments)
-    settings = study.settings
-    begin = not (arguments.dry_run or arguments.report)
-    record = StudyRecord(settings.name, settings.experiment, arguments.what, begin)
-    if arguments.dry_run:
-        list_cells(study, reporter, record, arguments.jobs, console)
-        return 0
-    if record.directory is None:
-        raise UserError(f"No study {settings.name} was started here: leave --report out to start it.")
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
-    with ended(record) if begin else contextlib.nullcontext():
-        if begin:
+    if arguments.dry_run or arguments.report:
+        return run_on(None, arguments, console, say)
+    with engine(arguments, say) as found:
+        return run_on(found, arguments, console, say)
+
+
+def run_on(found: Any | None, arguments: argparse.Namespace, console: Any, say: Callable[[str], None]) -> int:
+    """As `run`, on an engine; without one nothing is trained."""
+    from lit_pretrain.studies.record import StudyRecord
+    from lit_pretrain.studies.scheduler import Runner
+
+    study, reporter = prepare(arguments)
+    settings = study.settings
+    for name, (config, _) in study.prepared.items():
+        if hasattr(found, "check"):
+            found.check(str(name), config)
+    record = StudyRecord(settings.name, settings.experiment, arguments.what, found is not None)
+    if arguments.dry_run:
+        list_cells(study, reporter, record, arguments.jobs or 1, console)
+        return 0
+    if record.directory is None:
+        raise UserError(f"No study {settings.name} was started here: leave --report out to start it.")
+    with ended(record) if found is not None else contextlib.nullcontext():
+        if found is not None:
             record.log_file(Path(arguments.config))
-            study.run(Runner(settings, record, arguments.jobs, say))
+            study.run(Runner(settings, record, found, say))
         complete = tell(study, reporter, record, arguments, console)
     return 0 if complete else 1
 

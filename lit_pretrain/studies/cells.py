@@ -124,10 +124,18 @@ class CellStore:
         """Where what it prints lies."""
         return self.directory / f"{cell.hash}.log"
 
+    def outcome_path(self, cell_hash: str) -> Path:
+        """Where what came of it lies."""
+        return self.directory / f"{cell_hash}.json"
+
     def outcome(self, cell: Cell) -> Outcome | None:
         """What came of it so far; null if nothing has."""
+        return self.outcome_of(cell.hash)
+
+    def outcome_of(self, cell_hash: str) -> Outcome | None:
+        """The same, of the cell of a hash."""
         try:
-            content = json.loads((self.directory / f"{cell.hash}.json").read_text(encoding="utf-8"))
+            content = json.loads(self.outcome_path(cell_hash).read_text(encoding="utf-8"))
             outcome = Outcome(**content)
         except (OSError, ValueError, TypeError):
             # Spoilt is as good as none: the cell is done again.
@@ -161,7 +169,7 @@ class CellStore:
 
     def write(self, cell_hash: str, outcome: Outcome) -> None:
         """Keep what came of a cell."""
-        write_atomically(self.directory / f"{cell_hash}.json", json.dumps(outcome.__dict__, indent=1) + "\n")
+        write_atomically(self.outcome_path(cell_hash), json.dumps(outcome.__dict__, indent=1) + "\n")
 
     def is_done(self, cell: Cell) -> bool:
         """Whether there is nothing left to do."""

@@ -10,13 +10,57 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from lit_pretrain.errors import UserError
+
+# Between looks whether there is an answer, since not all that interrupts a process also ends its waiting.
+LOOK_SECONDS = 0.2
+
+
+class Machine:
+    """This machine, as `cluster.Cluster` is several.
+
+    Args:
+        jobs: How many trainings at a time.
+        threads: Of each; null shares the processors among them, and leaves all to a single one.
+
+    Attributes:
+        most: How many trainings are begun before one has ended.
+        threads: Of each; null for torch's own choice.
+    """
+
+    def __init__(self, jobs: int, threads: int | None = None) -> None:
+        self.most: float = jobs
+        self.threads = threads or (max(1, cores() // jobs) if jobs > 1 else None)
+
+    def at_a_time(self, config: dict[str, Any]) -> int:
+        """How many trainings of a config share what there is."""
+        return int(self.most)
+
+    def start(
+        self, function: Callable[..., Any], *arguments: Any, log: Path, config: dict[str, Any], name: str
+    ) -> BaseProcess:
+        """As `start`, for the training of a name and a config."""
+        return start(function, *arguments, log=log)
+
+    def call(self, function: Callable[..., Any], *arguments: Any, log: Path, config: dict[str, Any], name: str) -> Any:
+        """As `call`, for the training of a name and a config."""
+        return call(function, *arguments, log=log)
+
+    def wait(self, processes: Sequence[BaseProcess]) -> list[BaseProcess]:
+        """Those that have ended, of which there is at least one."""
+        wait([process.sentinel for process in processes])
+        return [process for process in processes if process.exitcode is not None]
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start(function: Callable[..., Any], *arguments: Any, log: Path | None = None) -> BaseProcess:
@@ -49,6 +93,8 @@ def call(function: Callable[..., Any], *arguments: Any, log: Path | None = None)
     process = start(_answer, sender, function, arguments, log=log)
     sender.close()
     try:
+        while not receiver.poll(LOOK_SECONDS):
+            pass
         kind, value = receiver.recv()
     except EOFError as error:
         process.join()

@@ -2,13 +2,10 @@
 
 import contextlib
 import json
-import os
 import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,8 @@ from lit_pretrain.studies.settings import StudySettings
 from lit_pretrain.tracking.paths import shown_path, write_atomically
 
 Say = Callable[[str], None]
+# How often a training is begun anew whose machine is gone.
+RESTARTS = 3
 
 
 class Runner:
@@ -29,15 +28,15 @@ class Runner:
     Args:
         settings: The study's.
         record: Its run and directory.
-        jobs: How many cells at a time.
+        engine: What they run on: a `processes.Machine`, or a `cluster.Cluster`.
         say: Told a line for each cell.
     """
 
-    def __init__(self, settings: StudySettings, record: StudyRecord, jobs: int, say: Say) -> None:
-        self.settings, self.record, self.jobs, self.say = settings, record, jobs, say
+    def __init__(self, settings: StudySettings, record: StudyRecord, engine: Any, say: Say) -> None:
+        self.settings, self.record, self.engine, self.say = settings, record, engine, say
         self.store = CellStore(required(record.directory), settings.metric)
-        self.threads = max(1, cores() // jobs) if jobs > 1 else None
         self.total = self.done = 0
+        self._restarts: dict[str, int] = {}
 
     def rehearse(self, cell: Cell) -> dict[str, Any]:
         """One step of a cell, once: does it run, what does it log and cost?
@@ -45,7 +44,7 @@ class Runner:
         Raises:
             UserError: If it does not run, or does not log the study's metric.
         """
-        return rehearsed(self.settings, self.store, cell, self.say)
+        return rehearsed(self.settings, self.store, cell, self.say, self.engine)
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Do all cells that are not done; returns when none is going on any more.
@@ -56,17 +55,19 @@ class Runner:
         waiting = [cell for cell in cells if not self.store.is_done(cell)]
         self.done += len(cells) - len(waiting)
         waiting = [cell for cell in waiting if not self._take(cell)]
-        going: dict[BaseProcess, tuple[Cell, float]] = {}
+        going: dict[Any, tuple[Cell, float]] = {}
         with terminate_as_interrupt():
             try:
                 while waiting or going:
-                    while waiting and len(going) < self.jobs:
+                    while waiting and len(going) < self.engine.most:
                         cell = waiting.pop(0)
                         going[self._start(cell)] = cell, time.monotonic()
-                    wait([process.sentinel for process in going])
-                    for process in [process for process in going if process.exitcode is not None]:
+                    for process in self.engine.wait(list(going)):
                         cell, started = going.pop(process)
-                        self._finish(cell, process, time.monotonic() - started)
+                        if self._goes_on(cell, process):
+                            going[self._start(cell, again=True)] = cell, started
+                        else:
+                            self._finish(cell, process, time.monotonic() - started)
             except KeyboardInterrupt:
                 self._stop(going)
                 raise
@@ -87,7 +88,16 @@ class Runner:
     def _count(self) -> str:
         return f"[{self.done}/{self.total}] " if self.total else ""
 
-    def _start(self, cell: Cell) -> BaseProcess:
+    def _goes_on(self, cell: Cell, process: Any) -> bool:
+        """Whether a training is begun anew because its machine is gone with it."""
+        lost = getattr(process, "lost", "")
+        if not lost or self.store.is_done(cell) or self._restarts.get(cell.hash, 0) >= RESTARTS:
+            return False
+        self._restarts[cell.hash] = self._restarts.get(cell.hash, 0) + 1
+        self.say(f"{cell.name}: {lost}; it goes on elsewhere.")
+        return True
+
+    def _start(self, cell: Cell, again: bool = False) -> Any:
         configs = self._write_configs(cell)
         job = {
             "fit": str(configs[0]),
@@ -100,17 +110,14 @@ class Runner:
             "metric": self.settings.metric,
             "validation_metric": self.settings.validation_metric,
             "keep_checkpoints": self.settings.keep_checkpoints,
-            "threads": self.threads,
-            "jobs": self.jobs,
+            "threads": self.engine.threads,
+            "jobs": self.engine.at_a_time(cell.config),
         }
-        # What came of an earlier try would be taken for this one's, should it be killed.
-        (self.store.directory / f"{cell.hash}.json").unlink(missing_ok=True)
-        return processes.start(self.work, str(self.record.directory), cell.hash, job, log=self.store.log_path(cell))
-
-    @property
-    def work(self) -> Callable[..., None]:
-        """What a cell's process does."""
-        return train_cell
+        if not again:
+            # What came of an earlier try would be taken for this one's, should it be killed.
+            self.store.outcome_path(cell.hash).unlink(missing_ok=True)
+        place, log = str(self.record.directory), self.store.log_path(cell)
+        return self.engine.start(train_cell, place, cell.hash, job, log=log, config=cell.config, name=cell.name)
 
     def _callbacks(self, cell: Cell) -> list[dict[str, Any]]:
         """Callbacks of a cell's training beside those of its config."""
@@ -145,9 +152,11 @@ class Runner:
             paths.append(path)
         return paths
 
-    def _finish(self, cell: Cell, process: BaseProcess, seconds: float) -> None:
+    def _finish(self, cell: Cell, process: Any, seconds: float) -> None:
         """Tell how a cell ended; what its process could not write down is written here."""
         outcome = self._outcome(cell, process)
+        # In a cluster it may have waited for its turn.
+        seconds = getattr(process, "seconds", None) or seconds
         self.done += 1
         count = self._count()
         if outcome.status == "finished":
@@ -156,17 +165,18 @@ class Runner:
         else:
             self.say(f"{count}{cell.name}: {outcome.status}: {outcome.reason}")
 
-    def _outcome(self, cell: Cell, process: BaseProcess) -> Outcome:
+    def _outcome(self, cell: Cell, process: Any) -> Outcome:
         """What came of a cell whose process has ended."""
         process.join()
         outcome = self.store.outcome(cell)
         if outcome is None:
-            reason = f"its process ended with {processes.describe_exit(process.exitcode)}"
+            ended = f"its process ended with {processes.describe_exit(process.exitcode)}"
+            reason = getattr(process, "lost", "") or getattr(process, "reason", "") or ended
             outcome = Outcome("failed", f"{reason}; see {shown_path(self.store.log_path(cell))}")
             self.store.write(cell.hash, outcome)
         return outcome
 
-    def _stop(self, going: dict[BaseProcess, tuple[Cell, float]]) -> None:
+    def _stop(self, going: dict[Any, tuple[Cell, float]]) -> None:
         """Let the trainings finish their step and save; a second Ctrl-C ends them at once."""
         if going:
             self.say(f"Stopping {len(going)} training(s) after their step; press Ctrl-C again to stop at once.")
@@ -187,7 +197,7 @@ def train_cell(directory: str, cell_hash: str, job: dict[str, Any]) -> None:
     training.train_cell(directory, cell_hash, job)
 
 
-def rehearsed(settings: StudySettings, store: CellStore, cell: Cell, say: Say) -> dict[str, Any]:
+def rehearsed(settings: StudySettings, store: CellStore, cell: Cell, say: Say, engine: Any) -> dict[str, Any]:
     """See `Runner.rehearse`.
 
     Args:
@@ -195,13 +205,15 @@ def rehearsed(settings: StudySettings, store: CellStore, cell: Cell, say: Say) -
         store: Where what was found is kept.
         cell: Which.
         say: Told a line before.
+        engine: As of a `Runner`.
     """
     path = store.rehearsal_path(cell)
     if store.rehearsal(cell) is None:
         path.parent.mkdir(parents=True, exist_ok=True)
         say(f"Rehearsing one step of {cell.name} ...")
         try:
-            processes.call(rehearse, cell.config, str(path), log=path.with_suffix(".log"))
+            log = path.with_suffix(".log")
+            engine.call(rehearse, cell.config, str(path), log=log, config=cell.config, name=cell.name)
         except UserError as error:
             raise UserError(f"{cell.name}: {error}") from error
         except RuntimeError as error:
@@ -223,11 +235,6 @@ def rehearse(config: dict[str, Any], path: str) -> None:
     from lit_pretrain.studies import rehearsal
 
     rehearsal.rehearse(config, path)
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

@@ -9,17 +9,14 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.studies import processes
-from lit_pretrain.studies.cells import Cell, CellStore, Outcome
+from lit_pretrain.studies.cells import Cell, Outcome
 from lit_pretrain.studies.record import StudyRecord
 from lit_pretrain.studies.scheduler import Runner, Say, duration, terminate_as_interrupt
 from lit_pretrain.studies.sweep import Sweep
@@ -46,7 +43,7 @@ class SweepRunner(Runner):
     """
 
     def __init__(self, sweep: Sweep, record: StudyRecord, jobs: int, say: Say) -> None:
-        super().__init__(sweep.settings, record, jobs, say)
+        super().__init__(sweep.settings, record, processes.Machine(jobs), say)
         self.sweep = sweep
         self.directory = self.store.directory.parent
         self.store.directory.mkdir(parents=True, exist_ok=True)
@@ -56,11 +53,6 @@ class SweepRunner(Runner):
             self.study = open_study(self.directory, sweep.settings, sweep.identity)
         self._held: dict[int, FileLock] = {}
         self._deadline = math.inf
-
-    @property
-    def work(self) -> Callable[..., None]:
-        """Train, and tell Optuna of it."""
-        return train_trial
 
     def _callbacks(self, cell: Cell) -> list[dict[str, Any]]:
         arguments = {
@@ -84,16 +76,15 @@ class SweepRunner(Runner):
         """
         self._deadline = time.monotonic() + (self.sweep.settings.seconds() or math.inf)
         self.total = self.sweep.settings.trials or 0
-        going: dict[BaseProcess, tuple[Cell, float]] = {}
+        going: dict[Any, tuple[Cell, float]] = {}
         with terminate_as_interrupt():
             try:
                 while True:
-                    while len(going) < self.jobs and (cell := self._next()) is not None:
+                    while len(going) < self.engine.most and (cell := self._next()) is not None:
                         going[self._begin(cell)] = cell, time.monotonic()
                     if not going:
                         return
-                    wait([process.sentinel for process in going])
-                    for process in [process for process in going if process.exitcode is not None]:
+                    for process in self.engine.wait(list(going)):
                         cell, started = going.pop(process)
                         if self._goes_on(cell, process):
                             going[self._begin(cell)] = cell, started
@@ -174,13 +165,13 @@ class SweepRunner(Runner):
             self._held[trial.number] = lock
         return cell
 
-    def _begin(self, cell: Cell) -> BaseProcess:
+    def _begin(self, cell: Cell) -> Any:
         # Whoever looks after dead runs sees a living process behind the sweep's, though another one may have begun it.
         with unless_away():
             self.record.claim()
         return self._start(cell)
 
-    def _goes_on(self, cell: Cell, process: BaseProcess) -> bool:
+    def _goes_on(self, cell: Cell, process: Any) -> bool:
         """Whether a trial's process was killed, of which a second one is told as a failure."""
         number, killed = cell.labels["trial"], (process.exitcode or 0) < 0
         if not killed or self.store.outcome(cell) is not None or self._trial(number).user_attrs.get(RESTARTS_KEY):
@@ -192,7 +183,7 @@ class SweepRunner(Runner):
     def _set(self, number: int, key: str, value: Any) -> None:
         self.study._storage.set_trial_user_attr(self._trial(number)._trial_id, key, value)
 
-    def _finish(self, cell: Cell, process: BaseProcess, seconds: float) -> None:
+    def _finish(self, cell: Cell, process: Any, seconds: float) -> None:
         """Tell Optuna and the person how a trial ended."""
         outcome = self._outcome(cell, process)
         self._tell(cell, outcome)
@@ -240,12 +231,3 @@ def unless_away() -> Iterator[None]:
 
     with contextlib.suppress(MlflowException, UserError):
         yield
-
-
-def train_trial(directory: str, cell_hash: str, job: dict[str, Any]) -> None:
-    """Train a trial, once whatever trained it before has ended; as `training.train_cell`."""
-    from lit_pretrain.studies import training
-
-    place = CellStore(Path(directory)).directory
-    with FileLock(place / f"{cell_hash}.training.lock", thread_local=False):
-        training.train_cell(directory, cell_hash, job)

@@ -8,9 +8,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from lit_pretrain.errors import UserError
 from lit_pretrain.required import required
-from lit_pretrain.studies.cells import CellStore, Outcome
+from lit_pretrain.studies.cells import DONE, CellStore, Outcome
 from lit_pretrain.tracking.find import RunRecord, last_checkpoints, list_runs, newest
 
 CELL_TAG = "study.cell"
@@ -21,6 +23,8 @@ KEPT_PARAMETERS = ("model_facts.", "data_facts.")
 def train_cell(directory: str, cell_hash: str, job: dict[str, Any]) -> None:
     """Do one cell; its outcome is written whatever happens, but for a signal.
 
+    It waits for whatever trained it before: a machine or a study that is gone may have left a process that still saves.
+
     Args:
         directory: The study's.
         cell_hash: Which cell.
@@ -30,23 +34,30 @@ def train_cell(directory: str, cell_hash: str, job: dict[str, Any]) -> None:
     """
     import torch
 
-    from lit_pretrain.modules.base import NonFiniteLossError
-
     if job["threads"]:
         os.environ["OMP_NUM_THREADS"] = str(job["threads"])
         torch.set_num_threads(job["threads"])
     store = CellStore(Path(directory))
+    with FileLock(store.directory / f"{cell_hash}.training.lock", thread_local=False):
+        ended = store.outcome_of(cell_hash)
+        if ended is None or ended.status not in DONE:
+            store.write(cell_hash, outcome_of_training(cell_hash, job))
+
+
+def outcome_of_training(cell_hash: str, job: dict[str, Any]) -> Outcome:
+    """As `train_and_measure`, whatever is raised."""
+    from lit_pretrain.modules.base import NonFiniteLossError
+
     try:
-        outcome = train_and_measure(cell_hash, job)
+        return train_and_measure(cell_hash, job)
     except NonFiniteLossError as error:
-        outcome = Outcome("diverged", sentence(error))
+        return Outcome("diverged", sentence(error))
     except UserError as error:
         print(f"lit_pretrain: {error}", file=sys.stderr)
-        outcome = Outcome("failed", sentence(error))
+        return Outcome("failed", sentence(error))
     except Exception as error:
         traceback.print_exc()
-        outcome = Outcome("failed", f"{type(error).__name__}: {sentence(error)}")
-    store.write(cell_hash, outcome)
+        return Outcome("failed", f"{type(error).__name__}: {sentence(error)}")
 
 
 def sentence(error: BaseException) -> str:

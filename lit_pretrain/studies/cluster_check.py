@@ -1,0 +1,43 @@
+"""Says whether a Ray cluster answers, as a script of its own: Ray ends a process that waits for one in vain.
+
+Its argument is an address; null text takes Ray's own search, as `auto`. It writes `begun`, once Ray is imported, and
+then a line: `found ADDRESS`, or what is wrong.
+"""
+
+import os
+import socket
+import sys
+
+SECONDS = 4.0
+
+
+def main(address: str) -> str:
+    """The line."""
+    import ray
+    from ray._private import services
+
+    print("begun", flush=True)
+    try:
+        # Ray takes the machine's own address for "localhost".
+        found = services.canonicalize_bootstrap_address_or_die(address)
+    except (ConnectionError, ValueError) as error:
+        return " ".join(str(error).split())
+    host, _, port = found.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), SECONDS).close()
+    except (OSError, ValueError) as error:
+        return f"nothing answers at {found}, {getattr(error, 'strerror', None) or error}"
+    try:
+        ray._raylet.GcsClient(address=found).internal_kv_get(b"session_dir", timeout=SECONDS)
+    except Exception as error:
+        return f"what answers at {found} is not the head of a Ray cluster, {' '.join(str(error).split())[:150]}"
+    if not services.find_node_ids():
+        return f"this machine is not one of it, which ray start --address={found} makes it"
+    return f"found {found}"
+
+
+if __name__ == "__main__":
+    line = main(sys.argv[1])
+    print(line, flush=True)
+    # Ray's threads may still wait.
+    os._exit(0)
