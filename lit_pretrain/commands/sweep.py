@@ -89,11 +89,12 @@ def check_metric(sweep: Any, record: Any, say: Any) -> None:
         UserError: If it is not.
     """
     from lit_pretrain.studies.cells import CellStore
+    from lit_pretrain.studies.processes import Machine
     from lit_pretrain.studies.scheduler import rehearsed
 
     with tempfile.TemporaryDirectory() as scratch:
         store = CellStore(record.directory or Path(scratch), sweep.settings.metric)
-        rehearsed(sweep.settings, store, sweep.base_cell(), say)
+        rehearsed(sweep.settings, store, sweep.base_cell(), say, Machine(1))
 
 
 def list_parameters(sweep: Any, done: int, console: Any) -> None:

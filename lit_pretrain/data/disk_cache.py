@@ -8,10 +8,12 @@ import errno
 import glob
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy
 from filelock import FileLock
@@ -21,6 +23,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lit_pretrain.errors import UserError
 
 FACTS = "facts.json"
+# Of a cache that several processes build, about so many bytes are a part.
+PART_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Other processes, of this machine or of others, which build large caches by parts.
+
+    Attributes:
+        run: Calls a function with each of some tuples of arguments, all at a time if there is room, to their end.
+        threads: That each call may use.
+    """
+
+    run: Callable[[Callable[..., None], Sequence[tuple[Any, ...]]], None]
+    threads: int
+
+
+# Null for this process alone.
+workers: ContextVar[Workers | None] = ContextVar("workers", default=None)
 
 
 def default_cache_directory() -> Path:
@@ -55,12 +76,55 @@ def build_once(directory: Path, build: Callable[[Path], None], content: str) -> 
         try:
             build(partial)
             partial.replace(directory)
+            shutil.rmtree(parts_directory(directory), ignore_errors=True)
         except OSError as error:
             if not is_full(error):
                 raise
             raise disk_is_full(directory.parent, content) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def build_parts(
+    directory: Path, rows: int, size: float, content: str, build: Callable[..., None], *arguments: Any
+) -> list[tuple[range, Path]]:
+    """Have the parts of a cache built by `workers`; one that is there already is not built again.
+
+    Args:
+        directory: The cache's own; its parts lie beside it until it is complete.
+        rows: Of the source.
+        size: Bytes of all of them.
+        content: What it is, for messages.
+        build: Called with the arguments, the threads that it may use, the rows of a part (a range) and a directory that
+            it makes, `FACTS` last.
+        arguments: Of which copies are sent.
+
+    Returns:
+        For each part its rows and its directory, in order.
+    """
+    found = workers.get()
+    assert found is not None
+    number = max(1, min(rows, round(size / PART_BYTES)))
+    ranges = [range(rows * part // number, rows * (part + 1) // number) for part in range(number)]
+    parts = [(part, parts_directory(directory) / f"{part.start}-{part.stop}") for part in ranges]
+    parts_directory(directory).mkdir(parents=True, exist_ok=True)
+    calls = [
+        (place, build, (*arguments, found.threads, part), f"part of the {content}")
+        for part, place in parts
+        if not (place / FACTS).is_file()
+    ]
+    found.run(build_part, calls)
+    return parts
+
+
+def build_part(directory: Path, build: Callable[..., None], arguments: tuple[Any, ...], content: str) -> None:
+    """Build one part, once."""
+    build_once(directory, lambda partial: build(*arguments, partial), content)
+
+
+def parts_directory(directory: Path) -> Path:
+    """Where the parts of a cache lie until it is complete."""
+    return directory.with_name(f"{directory.name}.parts")
 
 
 @contextmanager

@@ -22,8 +22,8 @@ from lit_pretrain.studies.cluster_task import Answer, Place
 from lit_pretrain.studies.processes import describe_exit
 from lit_pretrain.tracking.paths import resolve_runs_directory
 
-# A cluster answers within so many seconds, and each of its machines, which may have to import much, within so many.
-ANSWER_SECONDS, MACHINE_SECONDS = 8.0, 120.0
+# Most seconds in which Ray is imported, and in which a machine of a cluster begins something.
+IMPORT_SECONDS, MACHINE_SECONDS = 60.0, 120.0
 # Between looks whether there still is a machine for what waits.
 LOOK_SECONDS = 10.0
 # How often a task is begun anew.
@@ -113,7 +113,8 @@ class Cluster:
         runs = resolve_runs_directory()
         runs.mkdir(parents=True, exist_ok=True)
         shared = {name: value for name, value in os.environ.items() if name.startswith(SHARED)}
-        self.place = Place(os.getcwd(), str(runs.resolve()), shared)
+        # What the tokenizers' library goes by.
+        self.place = Place(os.getcwd(), str(runs.resolve()), shared | {"RAYON_NUM_THREADS": str(self.threads)})
         connect(address)
         try:
             self._look_at_machines()
@@ -167,6 +168,21 @@ class Cluster:
                 f"each of its data.num_workers; trainer.devices), and the largest of the cluster has {largest()}: "
                 "lower them, or let a larger machine join."
             )
+
+    @property
+    def needs_of_part(self) -> dict[str, float]:
+        """What a part of a cache takes: threads.
+
+        Raises:
+            UserError: If no machine has them.
+        """
+        needs: dict[str, float] = {"num_cpus": self.threads, "num_gpus": 0}
+        if not self._places(needs):
+            raise UserError(
+                f"--threads is {self.threads}, and the largest machine of the cluster has {largest()}: lower it, or "
+                "let a larger machine join."
+            )
+        return needs
 
     def needs(self, name: str, config: dict[str, Any]) -> dict[str, float]:
         """What a training takes of its machine: `num_cpus` and `num_gpus`.
@@ -321,23 +337,16 @@ def find(address: str) -> str:
     if address.startswith("ray://"):
         raise UserError(f"--address is {address}, Ray's address for clients elsewhere: {advice}, on a machine of it.")
     command = [sys.executable, "-P", cluster_check.__file__, address]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as check:
-        assert check.stdout is not None
-        begun = check.stdout.readline().strip() == "begun"
-        try:
-            line = check.communicate(timeout=ANSWER_SECONDS)[0].strip()
-        except subprocess.TimeoutExpired:
-            line = f"it has not answered for {ANSWER_SECONDS:.0f} s"
-        finally:
-            check.kill()
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_SECONDS, check=False)
+        line = answer.stdout.strip().rpartition("\n")[2]
+    except subprocess.TimeoutExpired:
+        line = "Ray cannot be imported"
     word, _, found = line.partition(" ")
     if word == "found":
         return found
-    if not begun:
-        line = "Ray cannot be imported"
-    raise UserError(
-        f"No Ray cluster can be reached by --address {address} ({line.rstrip('.') or 'no reason given'}): {advice}."
-    )
+    reason = line.rstrip(".") or "Ray gave it up"
+    raise UserError(f"No Ray cluster can be reached by --address {address} ({reason}): {advice}.")
 
 
 def machines() -> list[dict[str, Any]]:

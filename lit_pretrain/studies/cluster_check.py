@@ -1,14 +1,15 @@
 """Says whether a Ray cluster answers, as a script of its own: Ray ends a process that waits for one in vain.
 
-Its argument is an address; null text takes Ray's own search, as `auto`. It writes `begun`, once Ray is imported, and
-then a line: `found ADDRESS`, or what is wrong.
+Its argument is an address; `auto` takes Ray's own search. It writes a line: `found ADDRESS`, or what is wrong.
 """
 
 import os
 import socket
 import sys
+import threading
 
-SECONDS = 4.0
+# Of a connection, and of all together, beside the import of Ray.
+CONNECTION_SECONDS, SECONDS = 4.0, 8.0
 
 
 def main(address: str) -> str:
@@ -16,7 +17,8 @@ def main(address: str) -> str:
     import ray
     from ray._private import services
 
-    print("begun", flush=True)
+    # Ray waits outside of Python, where no signal's handler runs.
+    threading.Timer(SECONDS, end, [f"it has not answered for {SECONDS:.0f} s"]).start()
     try:
         # Ray takes the machine's own address for "localhost".
         found = services.canonicalize_bootstrap_address_or_die(address)
@@ -24,11 +26,11 @@ def main(address: str) -> str:
         return " ".join(str(error).split())
     host, _, port = found.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), CONNECTION_SECONDS).close()
     except (OSError, ValueError) as error:
         return f"nothing answers at {found}, {getattr(error, 'strerror', None) or error}"
     try:
-        ray._raylet.GcsClient(address=found).internal_kv_get(b"session_dir", timeout=SECONDS)
+        ray._raylet.GcsClient(address=found).internal_kv_get(b"session_dir", timeout=CONNECTION_SECONDS)
     except Exception as error:
         return f"what answers at {found} is not the head of a Ray cluster, {' '.join(str(error).split())[:150]}"
     if not services.find_node_ids():
@@ -36,8 +38,11 @@ def main(address: str) -> str:
     return f"found {found}"
 
 
-if __name__ == "__main__":
-    line = main(sys.argv[1])
+def end(line: str) -> None:
+    """Write the line, whatever Ray's threads wait for."""
     print(line, flush=True)
-    # Ray's threads may still wait.
     os._exit(0)
+
+
+if __name__ == "__main__":
+    end(main(sys.argv[1]))

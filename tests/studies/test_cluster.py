@@ -2,7 +2,11 @@
 
 import contextlib
 import json
+import os
 import shutil
+import signal
+import socket
+import sys
 import tempfile
 import threading
 import time
@@ -13,11 +17,14 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 from small_pictures import picture_config, write_pictures
+from small_training import small_config
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.data import disk_cache
 from lit_pretrain.tracking.find import find_run
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'lit_pretrain[cluster]'")
+MISSING = "--engine ray needs Ray: pip install 'lit_pretrain[cluster]'."
+ray = pytest.importorskip("ray", reason=MISSING)
 
 ENCODER = {
     "class_path": "VisionEncoder",
@@ -82,16 +89,79 @@ def left_over(directory):
         time.sleep(0.2)
 
 
+def kill_machine(cluster):
+    """End the second node and all that it has started, as a loss of power does."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    (raylet,) = cluster.second.all_processes["raylet"]
+    found = [raylet.process.pid]
+    for number in found:
+        found += [child for child, parent in parents.items() if parent == number]
+    for number in found[1:]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+    cluster.remove_node(cluster.second, allow_graceful=False)
+
+
 def study(home, name, **settings):
     content = {"fine_tuning": "fine_tuning.yaml", "encoders": {"scratch": None}, "label_budgets": ["all"]}
     content |= {"metric": "validation/accuracy"} | settings
     (home / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    return f"{name}.yaml"
+    return ["study", "label-efficiency", "--config", f"{name}.yaml"]
+
+
+def ended_by(arguments, capsys):
+    """Exit status of a command, and what it said at last."""
+    status = main(arguments)
+    return status, capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_engine_that_cannot_be_used_is_one_sentence(home, capsys, monkeypatch):
+    command = study(home, "unused")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        closed = silent.getsockname()[1]
+    words = {
+        ("--address", "auto"): "--address is auto, and only --engine ray has one",
+        ("--engine", "ray", "--jobs", "2"): "--jobs is 2, which is for one machine",
+        ("--engine", "ray", "--address", f"127.0.0.1:{closed}"): "(nothing answers at 127.0.0.1:",
+        ("--engine", "ray", "--address", "ray://head:10001"): "Ray's address for clients",
+    }
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    for arguments, sentence in words.items():
+        began = time.monotonic()
+        status, said = ended_by([*command, *arguments], capsys)
+        assert status == 2 and sentence in said and said.startswith("lit_pretrain: "), said
+        assert time.monotonic() - began < 40
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert ended_by([*command, "--engine", "ray"], capsys) == (2, "lit_pretrain: " + MISSING)
+    assert not (home / "runs" / "studies").exists()
+
+
+def test_what_no_machine_has_is_refused(home, cluster, capsys):
+    command = [*study(home, "large"), "--engine", "ray", "--address", cluster.address]
+    status, said = ended_by([*command, "--threads", "3"], capsys)
+    assert status == 2 and "takes 3 cores on one machine" in said and "has 1 core and 0 GPUs" in said
+    assert not (home / "runs" / "studies").exists()
+
+
+def test_parts_of_a_cache_are_built_by_the_cluster(home, cluster, corpus, capsys, monkeypatch):
+    (home / "text.yaml").write_text(yaml.safe_dump(small_config(corpus)))
+    monkeypatch.setattr(disk_cache, "PART_BYTES", corpus.stat().st_size // 2)
+    command = ["prepare", "--config", "text.yaml", "--data.cache_directory"]
+    assert main([*command, "one", "--trainer.accelerator", "gpu"]) == 0
+    assert main([*command, "two", "--engine", "ray", "--address", cluster.address]) == 0
+    assert "2 parts are built by the cluster" in capsys.readouterr().out
+    built = [{path.name: path.read_bytes() for path in home.glob(f"{name}/documents/*/*")} for name in ("one", "two")]
+    assert built[0] == built[1] and len(built[0]) == 6
+    assert not list(home.glob("two/documents/*.parts"))
 
 
 def test_a_node_is_killed_in_the_middle_of_a_study(home, cluster, capsys):
-    file = study(home, "killed", seeds=[0, 1, 2], steps=400, validations=2)
-
+    command = study(home, "killed", seeds=[0, 1, 2], steps=200, validations=2)
+    command += ["--engine", "ray", "--address", cluster.address]
     ended = threading.Event()
 
     def kill():
@@ -99,24 +169,19 @@ def test_a_node_is_killed_in_the_middle_of_a_study(home, cluster, capsys):
             logs = list((home / "runs" / "studies").glob("killed-*/cells/*.log"))
             # There is a core for one on each node.
             if sum("FineTuning:" in log.read_text() for log in logs) >= 2:
-                time.sleep(0.3)
-                cluster.remove_node(cluster.second, allow_graceful=False)
+                kill_machine(cluster)
                 return
 
     thread = threading.Thread(target=kill)
     thread.start()
     try:
-        command = ["study", "label-efficiency", "--config", file, "--engine", "ray", "--address", cluster.address]
-        status = main([*command, "--json", "rows.json"])
+        assert main([*command, "--json", "rows.json"]) == 0
     finally:
         ended.set()
         thread.join()
-    shown = capsys.readouterr()
-    print(shown.out, shown.err)
-    assert status == 0
+    shown = capsys.readouterr().out
     assert len(cluster.list_all_nodes()) == 1
-    assert "The cluster has 2 machines with 2 cores" in shown.out
-    assert "it goes on elsewhere" in shown.out
+    assert "The cluster has 2 machines with 2 cores" in shown and shown.count("it goes on elsewhere") == 1
     (row,) = json.loads((home / "rows.json").read_text())
     assert row["finished"] == 3
     record = find_run("killed")
@@ -128,5 +193,7 @@ def test_a_node_is_killed_in_the_middle_of_a_study(home, cluster, capsys):
     finished = [run for run in runs if run.info.status == "FINISHED"]
     assert sorted(run.info.run_id for run in finished) == sorted(outcome["run_id"] for outcome in outcomes)
     assert len({run.data.tags["study.cell"] for run in finished}) == len(finished) == 3
-    assert main([*command]) == 0
-    assert "validation/accuracy" not in capsys.readouterr().out.split("The files")[0].split("cluster has")[0]
+    assert "RUNNING" not in {run.info.status for run in runs}
+    # What is done is not done again.
+    assert main(command) == 0
+    assert "[3/3]" not in capsys.readouterr().out

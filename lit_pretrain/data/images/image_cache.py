@@ -5,8 +5,10 @@ Its name is a fingerprint of everything that the pixels depend on. Labels are no
 source, so that trainings with other labels, or without any, share it.
 """
 
+import copy
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +19,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from lit_pretrain.data.disk_cache import FACTS, build_once, build_progress, write_array
+from lit_pretrain.data.disk_cache import FACTS, build_once, build_parts, build_progress, workers, write_array
 from lit_pretrain.data.images.decoding import decode_blocks, no_readable
 from lit_pretrain.data.images.image_source import EncodedPictures
 from lit_pretrain.data.images.picture_statistics import PictureStatistics
@@ -25,6 +27,7 @@ from lit_pretrain.data.images.pictures import Square
 from lit_pretrain.errors import UserError
 
 FORMAT = 1
+CONTENT = "decoded pictures"
 Corrupt = Literal["error", "skip"]
 # Damaged pictures that a message names; the file it points to names all.
 NAMED = 3
@@ -115,26 +118,18 @@ def open_or_build(pictures: EncodedPictures, square: Square, corrupt: Corrupt, d
         UserError: If a picture is damaged and may not be, none can be read, sizes differ that must not, or the disk is
             full.
     """
-    build_once(directory, lambda partial: build(pictures, square, corrupt, partial, directory), "decoded pictures")
+    build_once(directory, lambda partial: build(pictures, square, corrupt, partial, directory), CONTENT)
     return ImageCache.open(directory)
 
 
 def build(pictures: EncodedPictures, square: Square, corrupt: Corrupt, directory: Path, final: Path) -> None:
     """Decode every picture into `directory`, holding a few blocks at a time; damaged ones are listed beside `final`."""
     directory.mkdir(parents=True)
-    statistics = PictureStatistics()
-    unreadable: list[str] = []
-    rows: list[numpy.ndarray] = []
-    keys: list[numpy.ndarray] = []
-    with (directory / "images.bin").open("wb") as file, build_progress("pictures") as progress:
-        task = progress.add_task("Decoding", total=len(pictures))
-        for block in decode_blocks(pictures, range(len(pictures)), square):
-            write_array(file, block.images)
-            rows.append(numpy.array(block.rows, dtype=numpy.int64))
-            keys.append(picture_keys(block.images))
-            statistics.add(block.statistics)
-            unreadable += block.unreadable
-            progress.advance(task, block.seen)
+    if workers.get() is None:
+        decoded = decode_rows(pictures, square, None, range(len(pictures)), directory)
+    else:
+        decoded = decode_by_parts(pictures, square, directory, final)
+    statistics, unreadable = decoded.statistics, decoded.unreadable
     if unreadable:
         unreadable_list(final).write_text("".join(f"{picture}\n" for picture in unreadable))
     if statistics.pictures == 0:
@@ -144,11 +139,87 @@ def build(pictures: EncodedPictures, square: Square, corrupt: Corrupt, directory
             f"{naming(unreadable, len(pictures), pictures.source, unreadable_list(final))}: repair or remove them, or "
             "set data.corrupt to skip."
         )
-    for name, parts in (("rows", rows), ("keys", keys)):
+    for name, array in (("rows", decoded.rows), ("keys", decoded.keys)):
         with (directory / f"{name}.bin").open("wb") as file:
-            write_array(file, numpy.concatenate(parts))
+            write_array(file, array)
     facts = {"stored_size": square.side, "pictures": statistics.pictures, "skipped_pictures": len(unreadable)}
     (directory / FACTS).write_text(json.dumps(facts | statistics.facts()) + "\n")
+
+
+@dataclass
+class Decoded:
+    """What is known of pictures whose pixels are on the disk.
+
+    Attributes:
+        statistics: Of their pixels.
+        unreadable: What is said of those that could not be read.
+        rows: (N,) rows of the source.
+        keys: (N,) equal for equal pixels.
+    """
+
+    statistics: PictureStatistics
+    unreadable: list[str]
+    rows: numpy.ndarray
+    keys: numpy.ndarray
+
+    def save(self, directory: Path) -> None:
+        """Write it beside the pixels."""
+        numbers = {name: value for name, value in vars(self.statistics).items()}
+        numpy.savez(directory / "decoded.npz", rows=self.rows, keys=self.keys, **numbers)
+        (directory / FACTS).write_text(json.dumps({"unreadable": self.unreadable}) + "\n")
+
+    @classmethod
+    def read(cls, directory: Path) -> "Decoded":
+        """What was written."""
+        with numpy.load(directory / "decoded.npz") as arrays:
+            content = dict(arrays)
+        rows, keys = content.pop("rows"), content.pop("keys")
+        numbers = {name: value if value.ndim else int(value) for name, value in content.items()}
+        unreadable = json.loads((directory / FACTS).read_text())["unreadable"]
+        return cls(PictureStatistics(**numbers), unreadable, rows, keys)
+
+
+def decode_rows(
+    pictures: EncodedPictures, square: Square, threads: int | None, some: range, directory: Path
+) -> Decoded:
+    """Write the pixels of some rows' pictures."""
+    statistics, unreadable = PictureStatistics(), []
+    rows, keys = [numpy.empty(0, numpy.int64)], [numpy.empty(0, numpy.int64)]
+    with (directory / "images.bin").open("wb") as file, build_progress("pictures") as progress:
+        task = progress.add_task("Decoding", total=len(some))
+        for block in decode_blocks(pictures, some, square, threads):
+            write_array(file, block.images)
+            rows.append(numpy.array(block.rows, dtype=numpy.int64))
+            keys.append(picture_keys(block.images))
+            statistics.add(block.statistics)
+            unreadable += block.unreadable
+            progress.advance(task, block.seen)
+    return Decoded(statistics, unreadable, numpy.concatenate(rows), numpy.concatenate(keys))
+
+
+def decode_by_parts(pictures: EncodedPictures, square: Square, directory: Path, final: Path) -> Decoded:
+    """The same of all rows, each part by another process; their pixels are joined here."""
+    size = len(pictures) * 3.0 * square.side**2
+    # Labels are not part of a cache.
+    sent = copy.copy(pictures)
+    sent.labels = None
+    parts = build_parts(final, len(pictures), size, CONTENT, decode_part, sent, square)
+    statistics, found = PictureStatistics(), []
+    with (directory / "images.bin").open("wb") as file:
+        for _, place in parts:
+            found.append(Decoded.read(place))
+            statistics.add(found[-1].statistics)
+            with (place / "images.bin").open("rb") as part:
+                shutil.copyfileobj(part, file, 1 << 24)
+    unreadable = [picture for part in found for picture in part.unreadable]
+    rows, keys = (numpy.concatenate([getattr(part, name) for part in found]) for name in ("rows", "keys"))
+    return Decoded(statistics, unreadable, rows, keys)
+
+
+def decode_part(pictures: EncodedPictures, square: Square, threads: int, rows: range, directory: Path) -> None:
+    """A part of `decode_by_parts`."""
+    directory.mkdir(parents=True)
+    decode_rows(pictures, square, threads, rows, directory).save(directory)
 
 
 def unreadable_list(directory: Path) -> Path:

@@ -7,8 +7,10 @@ fingerprint of everything that the content depends on.
 import hashlib
 import json
 import pickle
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,12 +20,14 @@ import datasets
 import numpy
 import sentencex
 
-from lit_pretrain.data.disk_cache import FACTS, build_once, build_progress, write_array
+from lit_pretrain.data.disk_cache import FACTS, build_once, build_parts, build_progress, workers, write_array
 from lit_pretrain.data.text.base_tokenizer import TextTokenizer
 from lit_pretrain.data.text.unknown_pieces import unknown_pieces
 from lit_pretrain.errors import UserError
 
 FORMAT = 3
+CONTENT = "tokenised corpus"
+ARRAYS = ("tokens", "sentence_ends", "document_ends", "document_rows", "document_keys")
 # Characters whose tokens are held in memory at a time.
 CHUNK_CHARACTERS = 2_000_000
 # Characters after which a mapped source is mapped anew.
@@ -123,8 +127,76 @@ def open_or_build(
     Raises:
         UserError: If no document has a sentence, or the disk is full.
     """
-    build_once(directory, lambda partial: build(data, text_column, tokenizer, partial, language), "tokenised corpus")
+
+    def build_all(partial: Path) -> None:
+        if workers.get() is None:
+            build(data, text_column, tokenizer, partial, language)
+            return
+        size = data.data.nbytes * len(data) / max(1, data.data.num_rows)
+        build_by_parts(data, text_column, tokenizer, language, size, partial, directory)
+
+    build_once(directory, build_all, CONTENT)
     return TokenCache.open(directory)
+
+
+class EmptyCorpusError(UserError):
+    """No document has a sentence."""
+
+
+def build_by_parts(
+    data: Any, text_column: str, tokenizer: TextTokenizer, language: str, size: float, directory: Path, final: Path
+) -> None:
+    """As `build`, by other processes, each of which tokenises some of the documents; their arrays are joined here.
+
+    Args:
+        data: As there.
+        text_column: As there.
+        tokenizer: As there.
+        language: As there.
+        size: Bytes of the documents.
+        directory: Which is made.
+        final: What it will be called, beside which the parts lie.
+
+    Raises:
+        UserError: As there.
+    """
+    parts = build_parts(final, len(data), size, CONTENT, build_some, data, text_column, tokenizer, language)
+    directory.mkdir(parents=True)
+    total: dict[str, Any] = {}
+    with ExitStack() as stack:
+        files = {name: stack.enter_context((directory / f"{name}.bin").open("wb")) for name in ARRAYS}
+        for rows, place in parts:
+            before = {
+                "sentence_ends": total.get("tokens", 0),
+                "document_ends": total.get("sentences", 0),
+                "document_rows": rows.start,
+            }
+            for name, file in files.items():
+                path = place / f"{name}.bin"
+                if not path.is_file():
+                    continue
+                if name in before:
+                    write_array(file, before[name] + numpy.fromfile(path, numpy.int64))
+                else:
+                    with path.open("rb") as part:
+                        shutil.copyfileobj(part, file, 1 << 24)
+            for name, value in json.loads((place / FACTS).read_text()).items():
+                total[name] = value if isinstance(value, str) else total.get(name, 0) + value
+    if not total.get("documents"):
+        raise EmptyCorpusError(
+            f"None of the {len(data)} documents has a sentence in '{text_column}': the text is empty or white space."
+        )
+    (directory / FACTS).write_text(json.dumps(total) + "\n")
+
+
+def build_some(
+    data: Any, text_column: str, tokenizer: TextTokenizer, language: str, threads: int, rows: range, directory: Path
+) -> None:
+    """A part of `build_by_parts`: some rows; threads are as the process was started with."""
+    try:
+        build(data.select(rows), text_column, tokenizer, directory, language)
+    except EmptyCorpusError:
+        (directory / FACTS).write_text(json.dumps({"documents_without_sentences": len(rows)}) + "\n")
 
 
 def build(data: Any, text_column: str, tokenizer: TextTokenizer, directory: Path, language: str) -> None:
@@ -152,7 +224,7 @@ def build(data: Any, text_column: str, tokenizer: TextTokenizer, directory: Path
         for file in files.values():
             file.close()
     if documents == 0:
-        raise UserError(
+        raise EmptyCorpusError(
             f"None of the {len(data)} documents has a sentence in '{text_column}': the text is empty or white space."
         )
     facts = {

@@ -11,6 +11,7 @@ import pytest
 import torch
 from picture_files import pixels_of, png, spoil, write_folder
 
+from lit_pretrain.data import disk_cache
 from lit_pretrain.data.images import decoding, image_cache
 from lit_pretrain.data.images.decoding import decode_blocks, find_square
 from lit_pretrain.data.images.image_cache import ImageCache, image_fingerprint, open_or_build
@@ -190,3 +191,25 @@ def test_files_are_named(tmp_path):
     assert len(ImageCache.open(tmp_path / "cache").images) == 11 and cache.skipped == 1
     (line,) = (tmp_path / "cache.unreadable.txt").read_text().splitlines()
     assert line.startswith(f"{damaged}: ") and "truncated" in line
+
+
+def test_parts_do_not_show(tmp_path, monkeypatch):
+    """Built by parts, one of them without a readable picture, it is the same to the byte."""
+    pictures = numbered(11, damaged=(3, 4, 5, 9))
+    whole = open_or_build(pictures, Square(8), "skip", tmp_path / "whole")
+    monkeypatch.setattr(disk_cache, "PART_BYTES", 3 * 3 * 8 * 8)
+
+    def run(function, calls):
+        assert len(calls) == 4
+        for call in calls:
+            function(*call)
+
+    before = disk_cache.workers.set(disk_cache.Workers(run, threads=1))
+    try:
+        open_or_build(pictures, Square(8), "skip", tmp_path / "parts")
+        with pytest.raises(UserError, match="4 of the 11 pictures"):
+            open_or_build(pictures, Square(8), "error", tmp_path / "strict")
+    finally:
+        disk_cache.workers.reset(before)
+    parts = {path.name: path.read_bytes() for path in (tmp_path / "parts").iterdir()}
+    assert parts == {path.name: path.read_bytes() for path in whole.directory.iterdir()}

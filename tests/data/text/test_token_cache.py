@@ -11,6 +11,7 @@ from child_processes import children
 from datasets import Dataset
 from process_memory import peak
 
+from lit_pretrain.data import disk_cache
 from lit_pretrain.data.text import token_cache
 from lit_pretrain.data.text.token_cache import TokenCache, open_or_build
 from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer, from_pieces
@@ -145,3 +146,33 @@ def test_two_processes_at_once_build_once(tmp_path):
     assert [answers.get(timeout=100), others.get(timeout=100)] == [300, 300]
     for process in (first, second):
         process.join()
+
+
+def test_parts_do_not_show_and_are_kept(tokenizer, tmp_path, monkeypatch):
+    """Built by parts, some of them without any sentence and one after an interruption, it is the same to the byte."""
+    texts = ["We pay. They build.", "", " ", "Roads.", "They pay for roads. We build.", ""]
+    whole = open_or_build(rows(*texts), "text", tokenizer, tmp_path / "whole")
+    monkeypatch.setattr(disk_cache, "PART_BYTES", 1)
+    seen = []
+
+    def run(function, calls):
+        for call in calls:
+            if len(seen) == 3:
+                seen.append("interrupted")
+                raise KeyboardInterrupt
+            seen.append(call[0].name)
+            function(*call)
+
+    before = disk_cache.workers.set(disk_cache.Workers(run, threads=1))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            open_or_build(rows(*texts), "text", tokenizer, tmp_path / "parts")
+        open_or_build(rows(*texts), "text", tokenizer, tmp_path / "parts")
+        with pytest.raises(UserError, match="None of the 2 documents has a sentence in 'text'"):
+            open_or_build(rows("", " "), "text", tokenizer, tmp_path / "empty")
+    finally:
+        disk_cache.workers.reset(before)
+    assert seen[:7] == ["0-1", "1-2", "2-3", "interrupted", "3-4", "4-5", "5-6"]
+    parts = {path.name: path.read_bytes() for path in (tmp_path / "parts").iterdir()}
+    assert parts == {path.name: path.read_bytes() for path in whole.directory.iterdir()}
+    assert not (tmp_path / "parts.parts").exists()
