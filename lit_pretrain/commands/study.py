@@ -63,8 +63,8 @@ def run_on(found: Any | None, arguments: argparse.Namespace, console: Any, say: 
 
     study, reporter = prepare(arguments)
     settings = study.settings
-    for name, (config, _) in study.prepared.items():
-        if hasattr(found, "check"):
+    if found is not None:
+        for name, (config, _) in study.prepared.items():
             found.check(str(name), config)
     record = StudyRecord(settings.name, settings.experiment, arguments.what, found is not None)
     if arguments.dry_run:

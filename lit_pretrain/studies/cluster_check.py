@@ -14,8 +14,8 @@ CONNECTION_SECONDS, SECONDS = 4.0, 8.0
 
 def main(address: str) -> str:
     """The line."""
-    import ray
     from ray._private import services
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     # Ray waits outside of Python, where no signal's handler runs.
     threading.Timer(SECONDS, end, [f"it has not answered for {SECONDS:.0f} s"]).start()
@@ -30,7 +30,7 @@ def main(address: str) -> str:
     except (OSError, ValueError) as error:
         return f"nothing answers at {found}, {getattr(error, 'strerror', None) or error}"
     try:
-        ray._raylet.GcsClient(address=found).internal_kv_get(b"session_dir", timeout=CONNECTION_SECONDS)
+        GcsClient(address=found).internal_kv_get(b"session_dir", timeout=CONNECTION_SECONDS)
     except Exception as error:
         return f"what answers at {found} is not the head of a Ray cluster, {' '.join(str(error).split())[:150]}"
     if not services.find_node_ids():

@@ -38,6 +38,9 @@ class Machine:
         self.most: float = jobs
         self.threads = threads or (max(1, cores() // jobs) if jobs > 1 else None)
 
+    def check(self, name: str, config: dict[str, Any]) -> None:
+        """Whether there is room for a training: here always."""
+
     def at_a_time(self, config: dict[str, Any]) -> int:
         """How many trainings of a config share what there is."""
         return int(self.most)

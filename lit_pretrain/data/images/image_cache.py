@@ -174,7 +174,7 @@ class Decoded:
         with numpy.load(directory / "decoded.npz") as arrays:
             content = dict(arrays)
         rows, keys = content.pop("rows"), content.pop("keys")
-        numbers = {name: value if value.ndim else int(value) for name, value in content.items()}
+        numbers: dict[str, Any] = {name: value if value.ndim else int(value) for name, value in content.items()}
         unreadable = json.loads((directory / FACTS).read_text())["unreadable"]
         return cls(PictureStatistics(**numbers), unreadable, rows, keys)
 
