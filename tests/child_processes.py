@@ -1,17 +1,22 @@
 """Processes of their own for tests, forked from one that has imported everything: each saves the seconds of importing.
 
 That one has started no threads, so that its forks, unlike those of a process with torch's threads, do not stand still.
+It is itself a fork of the process that runs the tests, made before a test has started any.
 """
 
 import contextlib
 import ctypes
+import faulthandler
+import importlib
 import io
 import multiprocessing
 import os
 import socket
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -26,6 +31,7 @@ from lit_pretrain.cli import lightning_cli
 IMPORTED = [
     "lit_pretrain.cli.lightning_cli",
     "mlflow.store.tracking.sqlalchemy_store",
+    "ready_database",
     "small_pictures",
     "text_corpus",
     "toy_training",
@@ -39,6 +45,48 @@ def children() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     return context
+
+
+def start_server() -> None:
+    """Fork the process that all are forked from; from then on those of the suite's own commands are forked from it too.
+
+    Else it would be started for the first test that needs one, and import once more all that this one has imported.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return
+    for name in IMPORTED:
+        importlib.import_module(name)
+    children()
+    resource_tracker.ensure_running()
+    # What imports have left free would be taken by a process whose need for memory a test measures.
+    collect()
+    start, util.spawnv_passfds = util.spawnv_passfds, _fork
+    try:
+        forkserver.ensure_running()
+    finally:
+        util.spawnv_passfds = start
+
+
+def _fork(path: bytes, arguments: list[str], kept: list[int]) -> int:
+    # As `multiprocessing` starts `python -c PROGRAM`, which keeps the descriptors that are given and no others.
+    if process := os.fork():
+        return process
+    try:
+        faulthandler.disable()
+        # Python takes the end 0 of a range for no end.
+        first = 3
+        for descriptor in sorted(kept):
+            os.closerange(first, descriptor)
+            first = descriptor + 1
+        os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+        # Those of this process are what pytest shows of a failed test.
+        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
+        exec(arguments[-1], {})
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(0)
 
 
 class Command:

@@ -3,7 +3,9 @@
 import functools
 import gc
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,13 +36,21 @@ def pytest_configure(config: pytest.Config) -> None:
     """Prepare a process that runs tests; the one that only hands them out imports nothing, as all would wait for it."""
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         return
-    import ready_database  # noqa: F401
+    import child_processes
+    import ready_database
     from lightning.fabric.utilities import registry
 
     from lit_pretrain import memory as training_memory
+    from lit_pretrain.cli import lightning_cli
 
+    # The place of the database that is copied, for the processes that tests start too.
+    place = tempfile.mkdtemp(prefix="lit_pretrain-tests-")
+    config.add_cleanup(functools.partial(shutil.rmtree, place, ignore_errors=True))
+    os.environ[ready_database.VARIABLE] = str(Path(place) / "mlflow.db")
+    # Before anything is replaced, as what runs in processes of its own is to run as for a person.
+    child_processes.start_server()
     # A training in this process would keep its memory from all tests after it; those in processes of their own do.
-    training_memory.keep_memory = lambda: False
+    training_memory.keep_memory = lightning_cli.keep_memory = lambda: False
     # For every trainer all installed packages are asked for callbacks that they would add.
     registry.entry_points = functools.cache(registry.entry_points)
 
@@ -56,16 +66,6 @@ def pytest_collection_finish() -> None:
     process_memory.give_back()
     process_memory.collect()
     gc.freeze()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The place of the database that is copied."""
-    import ready_database
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ready_database.VARIABLE, str(tmp_path_factory.mktemp("database") / "mlflow.db"))
-        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

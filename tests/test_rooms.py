@@ -2,6 +2,8 @@
 
 import ast
 import sys
+from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -49,10 +51,18 @@ def module_name(path: Path) -> str:
 FILES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 
+def statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every statement of a file, wherever it stands; the expressions in them would take longest to walk through."""
+    for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for inner in getattr(tree, field, ()):
+            yield inner
+            yield from statements(inner)
+
+
 def imports_of(path: Path) -> dict[str, int]:
     """Modules (a file's where there is one) that a file names in imports, wherever they stand, with their lines."""
     names: dict[str, int] = {}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in statements(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -65,7 +75,10 @@ def imports_of(path: Path) -> dict[str, int]:
     return names
 
 
-IMPORTS = {name: imports_of(path) for name, path in FILES.items()}
+@cache
+def all_imports() -> dict[str, dict[str, int]]:
+    """Those of every file, which only the process that runs these tests reads."""
+    return {name: imports_of(path) for name, path in FILES.items()}
 
 
 def room_of(module: str) -> str:
@@ -86,7 +99,7 @@ def loaded_by(module: str) -> set[str]:
     while waiting:
         name = waiting.pop()
         found.add(name)
-        for imported in IMPORTS[name].keys() & FILES.keys():
+        for imported in all_imports()[name].keys() & FILES.keys():
             waiting |= packages_of(imported) - found
     return found
 
@@ -97,7 +110,7 @@ def test_every_import_goes_down() -> None:
     assert {room_of(name) for name in FILES} <= set(level)
     wrong = [
         f"{FILES[name].relative_to(ROOT.parent)}:{line} imports {imported}"
-        for name, imports in IMPORTS.items()
+        for name, imports in all_imports().items()
         for imported, line in imports.items()
         if imported in FILES and room_of(imported) != room_of(name) and level[room_of(imported)] <= level[room_of(name)]
     ]
@@ -106,7 +119,7 @@ def test_every_import_goes_down() -> None:
 
 def test_no_circle_of_files() -> None:
     """No two files need each other, also by way of others."""
-    graph = {name: imports.keys() & FILES.keys() for name, imports in IMPORTS.items()}
+    graph = {name: imports.keys() & FILES.keys() for name, imports in all_imports().items()}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -117,8 +130,8 @@ def test_no_circle_of_files() -> None:
 def test_what_comes_from_outside(room: str) -> None:
     """Rooms that others build upon need few packages, and neither Lightning, datasets nor MLflow at any distance."""
     for name in (name for name in FILES if room_of(name) == room):
-        outside = {imported.partition(".")[0] for imported in IMPORTS[name]} - {"lit_pretrain"}
+        outside = {imported.partition(".")[0] for imported in all_imports()[name]} - {"lit_pretrain"}
         assert outside - sys.stdlib_module_names <= OUTSIDE[room], name
         for other in loaded_by(name):
-            heavy = {imported.partition(".")[0] for imported in IMPORTS[other]} & NEVER
+            heavy = {imported.partition(".")[0] for imported in all_imports()[other]} & NEVER
             assert not heavy, f"{name} loads {other}, which imports {heavy}."

@@ -1,10 +1,8 @@
 """Memory of a contrastive step by the size of its batch, through the command."""
 
 import json
-from multiprocessing import forkserver
 
 import pytest
-from child_processes import children
 
 from lit_pretrain.__main__ import main
 
@@ -12,11 +10,9 @@ SMALL = ["--width", "32", "--depth", "1", "--image-size", "32", "--patch-size", 
 
 
 def test_each_size_in_a_process_of_its_own(tmp_path, capfd):
-    # The process that all are forked from serves other tests too, which import more.
-    children()
-    forkserver.ensure_running()
+    # The process that all are forked from serves other tests too, which import more: tests/conftest.py has started it.
     file = tmp_path / "rows.json"
-    sizes = ["--batch-sizes", "1024", "64", "--chunk-size", "16", "--json", str(file)]
+    sizes = ["--batch-sizes", "1024", "64", "--chunk-size", "64", "--json", str(file)]
     assert main(["benchmark", "contrastive-memory", *sizes, *SMALL]) == 0
     small, large = json.loads(file.read_text())
     assert (small["batch_size"], large["batch_size"]) == (64, 1024)
@@ -25,4 +21,4 @@ def test_each_size_in_a_process_of_its_own(tmp_path, capfd):
     assert large["ratio"] == pytest.approx(large["mebibytes"] / small["mebibytes"]) and small["ratio"] == 1.0
     # 16 times the pairs need more, but no more than the batch and a few blocks of logits do.
     assert large["mebibytes_of_batch"] < large["mebibytes"] - small["mebibytes"] < 90
-    assert "16 pairs at a time" in capfd.readouterr().out
+    assert "64 pairs at a time" in capfd.readouterr().out
