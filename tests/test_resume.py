@@ -185,3 +185,5 @@ def test_a_signal_leaves_a_checkpoint_and_a_killed_run(configs, tmp_path, monkey
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert main([*arguments, "--ckpt_path", "last", "--trainer.max_steps", str(step + 3)]) == 0
     assert client.get_run(record.info.run_id).info.status == "FINISHED" and saved_step(tmp_path) == step + 3
+    # The last report is of the last step, whatever is between two.
+    assert max(one.step for one in client.get_metric_history(record.info.run_id, "train/loss")) == step + 3

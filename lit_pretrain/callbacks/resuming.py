@@ -170,7 +170,7 @@ def as_many_samples(
     devices: tuple[int, int],
     accumulation: tuple[int, int],
 ) -> str:
-    """What to set for the seed, and as many samples a step, as a training had."""
+    """What to set for the seed and as many samples a step as a training had."""
     ways = []
     batch = former["batch_size"] * devices[0]
     if batch % devices[1] == 0:
@@ -181,7 +181,8 @@ def as_many_samples(
     if own.get("cut_anywhere") and step % here == 0 and step != here * accumulation[1]:
         ways.append(f"{name}.batch_size {own['batch_size']} and trainer.accumulate_grad_batches {step // here}")
     samples = " or ".join(ways) or f"a number of devices that divides {batch}"
-    return f"{name}.seed {former['seed']}, and as many samples a step as before by {samples}"
+    seed = f"{name}.seed {former['seed']}, and " if former["seed"] != own["seed"] else ""
+    return f"{seed}as many samples a step as before by {samples}"
 
 
 def count_in_batches_of_now(checkpoint: dict[str, Any], factor: Fraction) -> None:

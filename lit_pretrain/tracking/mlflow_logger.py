@@ -365,7 +365,9 @@ class MLflowLogger(MLFlowLogger):
             return step or 0
         if self._trainer.state.fn != "fit" and self.evaluated_step is not None:
             return self.evaluated_step
-        if step is None or step == self._trainer.fit_loop.epoch_loop._batches_that_stepped:
+        # Before a step is counted there, and after the last one, whose report comes when the training ends.
+        counted = self._trainer.fit_loop.epoch_loop._batches_that_stepped
+        if step is None or step in (counted, self._trainer.global_step - 1):
             return self._trainer.global_step
         return step
 
