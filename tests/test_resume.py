@@ -34,7 +34,11 @@ def configs(tmp_path_factory):
     text = small_config(corpus, trainer=STEPS)
     # Saved while validations have the averages in the place of the weights.
     text["model"]["init_args"]["average"] = {"decay": 0.9}
+    # Of which two workers read every second row.
+    stream = picture_config(pictures, [turned], trainer=STEPS, label_column=None, streaming=True, shuffle_buffer=30)
+    stream["data"]["init_args"]["workers"] = 2
     return {
+        "stream": write_config(directory / "stream.yaml", stream),
         "text": write_config(directory / "text.yaml", text),
         "pictures": write_config(directory / "pictures.yaml", picture_config(pictures, objectives, trainer=STEPS)),
     }
@@ -125,8 +129,11 @@ def saved_step(directory):
     return torch.load(paths[0], weights_only=True, mmap=True)["global_step"] if paths else 0
 
 
-# How many workers there are makes no difference to what comes out, so one straight training serves all.
-@pytest.mark.parametrize(("kind", "workers"), [("text", 0), ("text", 2), ("pictures", 2), ("pairs", 2), ("labels", 0)])
+# How many workers there are makes no difference to what comes out, so one straight training serves all; that of a
+# stream has as many.
+@pytest.mark.parametrize(
+    ("kind", "workers"), [("text", 0), ("text", 2), ("pictures", 2), ("pairs", 2), ("labels", 0), ("stream", 2)]
+)
 def test_killed_in_mid_epoch_and_resumed(configs, straight, tmp_path, kind, workers):
     expected_in, killed = straight(kind), tmp_path
     settings = [f"--data.{part}workers" for part in (("pairs.", "text.", "vision.") if kind == "pairs" else ("",))]

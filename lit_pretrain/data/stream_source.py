@@ -186,13 +186,16 @@ def named(kind: str, content: str) -> str:
 
 def shared_out(rows: datasets.Dataset) -> datasets.IterableDataset:
     """Rows that lie on the disk, in shards."""
-    return rows.to_iterable_dataset(num_shards=max(1, min(DISK_SHARDS, len(rows))))
+    return undecoded(rows.to_iterable_dataset(num_shards=max(1, min(DISK_SHARDS, len(rows)))))
 
 
 def resharded(rows: datasets.IterableDataset) -> datasets.IterableDataset:
-    """The same, of few parquet files their row groups as shards; pictures stay encoded."""
-    if rows.num_shards < FEW_SHARDS:
-        rows = rows.reshard()
+    """The same, of few parquet files their row groups as shards."""
+    return undecoded(rows.reshard() if rows.num_shards < FEW_SHARDS else rows)
+
+
+def undecoded(rows: datasets.IterableDataset) -> datasets.IterableDataset:
+    """The same; pictures stay encoded, since decoding is ours, so that damaged ones are ours to name."""
     for name, feature in (rows.features or {}).items():
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(name, datasets.Image(decode=False))

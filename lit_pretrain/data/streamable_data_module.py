@@ -39,12 +39,15 @@ class StreamableDataModule(EpochDataModule):
 
     # -- opening
 
-    def open_head(self, source: Source, least: int = 1) -> tuple[StreamedRows, list[StreamedRow], list[StreamedRow]]:
+    def open_head(
+        self, source: Source, least: int = 1, share: float | None = None
+    ) -> tuple[StreamedRows, list[StreamedRow], list[StreamedRow]]:
         """The stream of a source, and the rows that are looked at first: for training, and those held out.
 
         Args:
             source: What to read.
             least: Rows that validation needs, if it has any.
+            share: Of the rows that are held out; null is `validation_share`.
 
         Raises:
             UserError: If it cannot be read or has no rows.
@@ -53,7 +56,7 @@ class StreamableDataModule(EpochDataModule):
         head = find_head(rows, self.shuffle_buffer)
         if not head:
             raise no_rows(source)
-        return rows, *split_head(head, self.validation_share, least)
+        return rows, *split_head(head, self.validation_share if share is None else share, least)
 
     def open_batches(self, rows: StreamedRows, contents: BufferContents, held_out: list[StreamedRow]) -> None:
         """Make the stream of batches, and its fingerprint."""

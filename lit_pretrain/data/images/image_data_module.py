@@ -1,13 +1,14 @@
 """Pictures for pretraining on images: any source, decoded once, labels where there are any."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy
 
 from lit_pretrain.data.images.image_dataset import ImageDataset, keys_of
 from lit_pretrain.data.images.image_source import ImageSource
 from lit_pretrain.data.images.image_store import StoredPictures, store_pictures
+from lit_pretrain.data.images.picture_buffers import PictureBuffers, open_buffers
 from lit_pretrain.data.images.picture_data_module import PictureDataModule
 from lit_pretrain.data.images.pictures import opened, to_rgb
 from lit_pretrain.data.labelled.label_facts import LabelFacts
@@ -17,6 +18,7 @@ from lit_pretrain.data.notices import is_first_process, say_once
 from lit_pretrain.data.randomness import sample_generator
 from lit_pretrain.data.sources import has_splits, source_name
 from lit_pretrain.data.splits import split_rows
+from lit_pretrain.data.stream_source import check_unlimited
 from lit_pretrain.data.summary import PartSummary, data_line, label_warnings, labels_told
 from lit_pretrain.errors import UserError, check_length, check_number
 from lit_pretrain.picture_facts import PictureFacts
@@ -51,8 +53,9 @@ class ImageDataModule(PictureDataModule):
         label_budget: Only so many training pictures, or such a share of them below 1, drawn with the seed so that
             classes keep their shares; null for all.
         max_pictures: Only so many pictures from the start of the source, and of the test set; null for all.
-        **settings: `stored_size`, `cache`, `cache_gigabytes` and `corrupt`, see `PictureDataModule`; `workers`,
-            `validation_share`, `cache_directory`, `seed`, `delimiter` and `encoding`, see `EpochDataModule`.
+        **settings: `stored_size`, `cache`, `cache_gigabytes` and `corrupt`, see `PictureDataModule`; `streaming` and
+            `shuffle_buffer`, see `StreamableDataModule`; `workers`, `validation_share`, `cache_directory`, `seed`,
+            `delimiter` and `encoding`, see `EpochDataModule`.
     """
 
     samples_name = "pictures"
@@ -107,16 +110,36 @@ class ImageDataModule(PictureDataModule):
                 f"{source_name(self.source)} has no splits, so data.test_split cannot name one: set data.test_path or "
                 "data.test_data_files."
             )
-        pictures = store_pictures(self.source, self.storage)
+        pictures = self._open_stream() if self.streaming else store_pictures(self.source, self.storage)
         if self.test_source is not None:
             self.test_pictures = store_pictures(self.test_source, self.storage, like=pictures)
-        self.pictures, self.fingerprint = pictures, pictures.fingerprint
+        self.pictures = pictures
+        if not self.streaming:
+            self.fingerprint = pictures.fingerprint
         self.stored_size = pictures.square.side
+
+    def _open_stream(self) -> StoredPictures:
+        """Open the stream; what is returned are the pictures that are looked at first."""
+        self.check_end()
+        self.refuse_in_stream(
+            ("label_budget", self.label_budget, "draws from all labels"),
+            ("label_column", self.source.label_column, "has classes that must all be known before"),
+        )
+        check_unlimited(self.source.max_pictures, "data.max_pictures")
+        rows, first, held_out = self.open_head(self.source)
+        contents, store = open_buffers(rows, first, self.source, self.storage)
+        self.open_batches(rows, contents, held_out)
+        self._held_out = contents.make(held_out, 0) if held_out else None
+        square, encoded = contents.square, store.pictures
+        return StoredPictures(source_name(self.source), store, square, self.fingerprint, None, encoded)
 
     def setup(self, stage: str) -> None:
         """Split the pictures, and draw those that the label budget allows."""
         self.prepare_data()
         if hasattr(self, "train_dataset"):
+            return
+        if self.streaming:
+            self._setup_stream()
             return
         train, validation = split_rows(self._stored.total, self.validation_share, "pictures")
         train, validation = self._stored.places(train), self._stored.places(validation)
@@ -135,6 +158,17 @@ class ImageDataModule(PictureDataModule):
         self.test_dataset = self.test_pictures.dataset() if self.test_pictures is not None else self.validation_dataset
         if is_first_process():
             self._tell()
+
+    def _setup_stream(self) -> None:
+        """The pictures that were looked at first, and those of them that are for validation."""
+        self.train_dataset, self.validation_dataset = self._stored.dataset(), self._held_out
+        self.test_dataset = self.test_pictures.dataset() if self.test_pictures is not None else self.validation_dataset
+        if is_first_process():
+            held_out = len(self._held_out) if self._held_out is not None else 0
+            say_once(
+                f"{self._stored.source} is streamed, pictures of '{self._stored.encoded.column}': of its first "
+                f"{len(self.train_dataset) + held_out:,} pictures {held_out:,} are for validation."
+            )
 
     @property
     def _stored(self) -> StoredPictures:
@@ -194,6 +228,8 @@ class ImageDataModule(PictureDataModule):
 
     def predict_dataloader(self) -> ResumableDataLoader:
         """All pictures of the source, in its order."""
+        if self.streaming:
+            raise UserError("predict answers every picture of a source once: set data.streaming to false for it.")
         return self._in_order(self._stored.dataset())
 
     def evaluation_loader(self, stage: Stage) -> ResumableDataLoader:
@@ -251,6 +287,9 @@ class ImageDataModule(PictureDataModule):
             `image`, RGB, for each.
         """
         self.prepare_data()
+        if self.stream is not None and not (stage == "test" and self.test_pictures is not None):
+            contents = cast(PictureBuffers, self.stream.contents)
+            return [{"image": to_rgb(opened(contents.picture(index)))} for index in indices]
         pictures = self.test_pictures if stage == "test" and self.test_pictures is not None else self._stored
         encoded = pictures.encoded.read([int(index) for index in indices])
         return [{"image": to_rgb(opened(picture))} for picture in encoded]
@@ -268,9 +307,14 @@ class ImageDataModule(PictureDataModule):
             "grey_share": round(facts["grey_share"], 4),
             "mean": " ".join(f"{value:.4f}" for value in facts["mean"]),
             "std": " ".join(f"{value:.4f}" for value in facts["std"]),
-            "training_pictures": len(self.train_dataset),
             "validation_pictures": len(self.validation_dataset) if self.validation_dataset is not None else 0,
         }
+        if self.streaming:
+            # How many there are nobody knows.
+            del description["pictures"]
+            description |= {"streaming": "yes", "shuffle_buffer": self.shuffle_buffer}
+        else:
+            description["training_pictures"] = len(self.train_dataset)
         if self.classes is not None:
             description["classes"] = len(self.classes)
         if self.test_pictures is not None:

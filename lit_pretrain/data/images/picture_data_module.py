@@ -5,7 +5,7 @@ from typing import Any
 from lit_pretrain.data.images.image_cache import Corrupt
 from lit_pretrain.data.images.image_store import StorageSettings
 from lit_pretrain.data.streamable_data_module import StreamableDataModule
-from lit_pretrain.errors import UserError, check_number
+from lit_pretrain.errors import check_number
 
 
 class PictureDataModule(StreamableDataModule):
@@ -32,8 +32,8 @@ class PictureDataModule(StreamableDataModule):
         **settings: Any,
     ) -> None:
         super().__init__(batch_size, **settings)
-        if self.streaming and type(self).__name__ != "LabelledDataModule":
-            raise UserError(f"{type(self).__name__} cannot stream yet: set data.streaming to false.")
         check_number("data.stored_size", stored_size, least=2)
         check_number("data.cache_gigabytes", cache_gigabytes, least=0)
+        if self.streaming and cache:
+            self.refuse_in_stream(("cache", cache, "keeps all pictures decoded on the disk"))
         self.storage = StorageSettings(stored_size, cache, cache_gigabytes, corrupt, self.cache_directory)

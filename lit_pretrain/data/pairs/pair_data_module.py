@@ -1,17 +1,20 @@
 """Pictures with captions, for contrastive pretraining: any source, one caption of a picture drawn in every epoch."""
 
 import hashlib
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy
 
 from lit_pretrain.data.images.image_dataset import keys_of
 from lit_pretrain.data.images.image_source import ImageSource
+from lit_pretrain.data.images.picture_buffers import open_buffers
 from lit_pretrain.data.images.pictures import opened, to_rgb
 from lit_pretrain.data.labelled.held_out_data_module import HeldOutDataModule
 from lit_pretrain.data.loading import ResumableDataLoader
 from lit_pretrain.data.notices import is_first_process, say_once
-from lit_pretrain.data.pairs.pair_dataset import GalleryDataset
+from lit_pretrain.data.pairs.pair_buffers import PairBuffers
+from lit_pretrain.data.pairs.pair_dataset import GalleryDataset, PairDataset
 from lit_pretrain.data.pairs.pair_parts import (
     Empty,
     PairContents,
@@ -22,12 +25,15 @@ from lit_pretrain.data.pairs.pair_parts import (
     training_pairs,
 )
 from lit_pretrain.data.pairs.pair_source import CAPTION, SAMPLE_CAPTIONS
+from lit_pretrain.data.sources import source_name
 from lit_pretrain.data.splits import split_rows
+from lit_pretrain.data.stream_source import check_unlimited
 from lit_pretrain.data.summary import PartSummary, data_line
 from lit_pretrain.data.text.base_tokenizer import WORD_LENGTH, TextTokenizer
+from lit_pretrain.data.text.document_buffers import NoSamples
 from lit_pretrain.data.text.text_encoding import choose_tokenizer
 from lit_pretrain.data.text.trained_tokenizer import DocumentTexts, TrainedTokenizer, trained_once
-from lit_pretrain.data.text.unknown_pieces import share_told, unknown_pieces
+from lit_pretrain.data.text.unknown_pieces import check_known, share_told, unknown_pieces
 from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer
 from lit_pretrain.errors import UserError, check_number
 from lit_pretrain.picture_facts import PictureFacts
@@ -70,8 +76,8 @@ class PairDataModule(HeldOutDataModule):
             unknown. A word takes time with the square of its length.
         **settings: `validation_path`, `validation_data_files`, `validation_split`, `test_path`, `test_data_files` and
             `test_split`, see `HeldOutDataModule`; `stored_size`, `cache`, `cache_gigabytes` and `corrupt`, see
-            `PictureDataModule`; `workers`, `validation_share`, `cache_directory`, `seed`, `delimiter` and `encoding`,
-            see `EpochDataModule`.
+            `PictureDataModule`; `streaming` and `shuffle_buffer`, see `StreamableDataModule`; `workers`,
+            `validation_share`, `cache_directory`, `seed`, `delimiter` and `encoding`, see `EpochDataModule`.
     """
 
     samples_name = "pictures"
@@ -135,6 +141,9 @@ class PairDataModule(HeldOutDataModule):
             if self.tokenizer_path or model_tokenizer
             else None
         )
+        if self.streaming:
+            self._prepare_stream(known_tokenizer)
+            return
         sources = self.held_out(self.source)
         main = open_pairs(self.source, self.caption_columns, self.storage)
         share = 0.0 if sources["validation"] is not None else self.validation_share
@@ -163,6 +172,79 @@ class PairDataModule(HeldOutDataModule):
         self.tokenizer, self.vocabulary_size = tokenizer, tokenizer.vocabulary_size
         self.fingerprint = main.fingerprint
 
+    def _prepare_stream(self, tokenizer: TextTokenizer | None) -> None:
+        """Open the stream and look at its first pairs; validation and test data of their own are read as ever."""
+        self.check_end()
+        check_unlimited(self.source.max_pictures, "data.max_pictures")
+        if tokenizer is None:
+            raise UserError(
+                "data.streaming reads captions as they come, and a tokenizer would be trained on all of them: set "
+                "data.tokenizer, or start the text tower from weights that bring one."
+            )
+        if self.caption_columns is None and (self.source.path is not None or self.source.data_files is not None):
+            raise UserError(
+                f"It is not said which columns of {source_name(self.source)} hold captions: set data.caption_columns."
+            )
+        columns = tuple(SAMPLE_CAPTIONS if self.caption_columns is None else self.caption_columns)
+        if not columns:
+            raise UserError("data.caption_columns is empty: name at least one column of captions.")
+        sources = self.held_out(self.source)
+        share = 0.0 if sources["validation"] is not None else None
+        rows, first, held_out = self.open_head(self.source, share=share)
+        pictures, store = open_buffers(rows, first, self.source, self.storage)
+        contents = PairBuffers(pictures, columns, tokenizer, self.maximum_length, self.empty_captions)
+        contents.check(first)
+        encoded, _, texts = contents.encode(first)
+        name = source_name(self.source)
+        check_known(unknown_pieces(encoded.tokens, tokenizer), len(encoded.tokens), tokenizer, name, texts)
+        self._first, self._held_out, self._first_texts = first, held_out, encoded
+        self._first_facts = store.facts
+        storage = replace(self.storage, stored_size=pictures.square.side)
+        for part, source in sources.items():
+            if source is not None:
+                own = open_pairs(source, self.caption_columns, storage)
+                own.encode(tokenizer, self.maximum_length, storage)
+                counts = check_captions(own, self.empty_captions)
+                self._counts |= {f"{part}_{count}": number for count, number in counts.items()}
+                self.contents[part], self.groups[part] = own, own.groups
+        self.tokenizer, self.vocabulary_size = tokenizer, tokenizer.vocabulary_size
+        self.open_batches(rows, contents, held_out)
+
+    def _setup_stream(self) -> None:
+        """The first pairs, and the galleries of those held out or of sources of their own."""
+        contents = self._buffers
+        first = contents.dataset(self._first, PairDataset, seed=self.seed)
+        if isinstance(first, NoSamples):
+            raise UserError(
+                f"None of the first {len(self._first)} pictures of {source_name(self.source)} has a caption: set "
+                "data.caption_columns."
+            )
+        self.train_dataset = first
+        for part, own in self.contents.items():
+            self.galleries[part] = gallery(own, self.groups[part])
+        if self._held_out:
+            held_out = contents.dataset(self._held_out, GalleryDataset)
+            if not isinstance(held_out, NoSamples):
+                self.galleries["validation"] = held_out
+        if "validation" in self.galleries:
+            self.galleries.setdefault("test", self.galleries["validation"])
+            if "validation" in self.contents:
+                self.contents.setdefault("test", self.contents["validation"])
+        if is_first_process():
+            texts = self._first_texts
+            say_once(
+                f"{source_name(self.source)} is streamed, pictures of '{contents.pictures.column}' with captions of "
+                f"{' and '.join(map(repr, contents.columns))}: of its first {len(self._first) + len(self._held_out):,} "
+                f"pictures {len(self._held_out):,} are for validation; captions of the others have "
+                f"{len(texts.tokens):,} word pieces, "
+                f"{share_told(unknown_pieces(texts.tokens, required(self.tokenizer)), len(texts.tokens))}."
+            )
+
+    @property
+    def _buffers(self) -> PairBuffers:
+        """What makes pairs of a stream's rows, once it is open."""
+        return cast(PairBuffers, required(self.stream).contents)
+
     def _trained_tokenizer(self, contents: PairContents) -> WordPieceTokenizer:
         """One of the training captions and these settings, trained once."""
         captions = contents.captions_of(self.groups["train"])
@@ -177,6 +259,9 @@ class PairDataModule(HeldOutDataModule):
         """Gather the pictures of each part with their captions."""
         self.prepare_data()
         if hasattr(self, "train_dataset"):
+            return
+        if self.streaming:
+            self._setup_stream()
             return
         self.train_dataset = training_pairs(self.contents["train"], self.groups["train"], self.seed)
         for part, contents in self.contents.items():
@@ -218,6 +303,8 @@ class PairDataModule(HeldOutDataModule):
     @property
     def facts(self) -> PictureFacts:
         """What is known of the pictures, once prepared."""
+        if self.stream is not None:
+            return PictureFacts(self._buffers.pictures.square.side, self._first_facts["grey_share"])
         pictures = self.contents["train"].pictures
         return PictureFacts(pictures.square.side, pictures.store.facts["grey_share"])
 
@@ -231,6 +318,8 @@ class PairDataModule(HeldOutDataModule):
 
     def predict_dataloader(self) -> ResumableDataLoader | list:
         """As `evaluation_loader` of all pictures of the training source."""
+        if self.streaming:
+            raise UserError("predict answers every picture of a source once: set data.streaming to false for it.")
         contents = self.contents["train"]
         return self._in_order(gallery(contents, contents.groups))
 
@@ -252,6 +341,9 @@ class PairDataModule(HeldOutDataModule):
 
     def captions(self, stage: Stage, captions: list[int]) -> list[str]:
         """Texts of a part's captions, by their `caption_id`."""
+        if stage not in self.contents:
+            texts = self._buffers.encode(self._held_out)[2]
+            return [texts[int(caption)] for caption in captions]
         return [
             text or "" for text in self.contents[stage].captions.data[[int(caption) for caption in captions]][CAPTION]
         ]
@@ -267,6 +359,15 @@ class PairDataModule(HeldOutDataModule):
             `image`, RGB, and `captions` for each.
         """
         self.setup("validate")
+        if stage not in self.contents:
+            buffers = self._buffers
+            return [
+                {
+                    "image": to_rgb(opened(buffers.pictures.picture(index))),
+                    "captions": buffers.captions(buffers.pictures.row(index)),
+                }
+                for index in indices
+            ]
         contents, rows = self.contents[stage], [int(index) for index in indices]
         return [
             {
@@ -286,6 +387,8 @@ class PairDataModule(HeldOutDataModule):
 
     def describe(self) -> dict[str, Any]:
         """What the data is, for the record of a run."""
+        if self.streaming:
+            return self._describe_stream()
         main = self.contents["train"]
         texts, counts = required(main.texts), self.train_dataset.counts
         description: dict[str, Any] = {
@@ -308,4 +411,24 @@ class PairDataModule(HeldOutDataModule):
             if part in self.groups:
                 description[f"{part}_pictures"] = len(self.galleries[part])
                 description[f"{part}_captions"] = len(self.galleries[part].captions)
+        return description
+
+    def _describe_stream(self) -> dict[str, Any]:
+        """What is known of a stream."""
+        description: dict[str, Any] = {
+            "source": source_name(self.source),
+            "data_fingerprint": self.fingerprint,
+            "tokenizer_hash": required(self.tokenizer).hash,
+            "vocabulary_size": self.vocabulary_size,
+            "streaming": "yes",
+            "shuffle_buffer": self.shuffle_buffer,
+            "stored_size": self._buffers.pictures.square.side,
+            "captions_per_picture": round(float(self.train_dataset.counts.mean()), 2),
+            "mean_caption_length": round(float(numpy.mean(self._first_texts.lengths)), 1),
+            **self._counts,
+        }
+        for part, held_out in self.galleries.items():
+            if part == "validation" or held_out is not self.galleries.get("validation"):
+                description[f"{part}_pictures"] = len(held_out)
+                description[f"{part}_captions"] = len(held_out.captions)
         return description

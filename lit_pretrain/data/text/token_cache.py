@@ -31,7 +31,7 @@ ARRAYS = ("tokens", "sentence_ends", "document_ends", "document_rows", "document
 # Characters whose tokens are held in memory at a time.
 CHUNK_CHARACTERS = 2_000_000
 # Characters after which a mapped source is mapped anew.
-REOPENED_AFTER = 100_000_000
+REOPENED_AFTER = 30_000_000
 # Of a large corpus so many parts of so many word pieces tell how frequent each is.
 COUNTED_PARTS, COUNTED_PART = 64, 65_536
 
