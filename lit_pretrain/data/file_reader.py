@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import datasets
+import pyarrow
 from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.exceptions import DatasetGenerationCastError
+from datasets.packaged_modules.parquet.parquet import ParquetConfig
 from datasets.table import CastError
+from pyarrow.dataset import ParquetFragmentScanOptions
 
 from lit_pretrain.data.disk_cache import disk_is_full, is_full, is_read_only, read_only
 from lit_pretrain.errors import UserError
@@ -89,9 +92,13 @@ def read_files(
         with without_bars(), kept_records(records):
             if os.path.isdir(cache_directory) and not os.access(cache_directory, os.W_OK):
                 return from_read_only(builder, lists, split, options, cache_directory)
-            return datasets.load_dataset(
-                builder, data_files=lists, split=split, cache_dir=str(cache_directory), **options
-            )
+            made = datasets.load_dataset_builder(builder, data_files=lists, cache_dir=str(cache_directory), **options)
+            if isinstance(made.config, ParquetConfig):
+                # Else all that was read of a file, compressed, is held to its end. Set here, the copy's name stays.
+                made.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
+            made.download_and_prepare()
+            pyarrow.default_memory_pool().release_unused()
+            return made.as_dataset(split=split)
     except UserError:
         raise
     except Exception as error:  # each format fails in its own way
