@@ -6,12 +6,15 @@ import queue
 import time
 
 import numpy
+import pyarrow
+import pyarrow.parquet
 import pytest
 from child_processes import children
 from datasets import Dataset
 from process_memory import peak
 
 from lit_pretrain.data import disk_cache
+from lit_pretrain.data.file_reader import read_files
 from lit_pretrain.data.text import token_cache
 from lit_pretrain.data.text.token_cache import TokenCache, open_or_build
 from lit_pretrain.data.text.wordpiece_tokenizer import WordPieceTokenizer, from_pieces
@@ -99,6 +102,31 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
     process.join()
     # 3 MB of text more, whose pieces as objects would be over 40 MB; the peak is counted to some 10 MB.
     assert large - small < 30
+
+
+def read_and_tell_memory(directory, answers):
+    ctypes.CDLL(None).mallopt(-8, 1)
+    token_cache.CHUNK_CHARACTERS, token_cache.REOPENED_AFTER = 1_000_000, 8_000_000
+    schema = pyarrow.schema([("text", pyarrow.string())])
+    for name, groups in (("first", 2), ("large", 60)):
+        with pyarrow.parquet.ParquetWriter(directory / f"{name}.parquet", schema, compression="none") as file:
+            for _ in range(groups):
+                file.write_table(pyarrow.table({"text": [os.urandom(20_000).hex() for _ in range(40)]}, schema))
+        files = {"train": [str(directory / f"{name}.parquet")]}
+        data = read_files("parquet", files, "train", {}, name, directory / "caches")
+        answers.put(peak() / 2**20)
+        assert sum(len(rows) for rows, _ in token_cache.chunks(data, "text")) == groups * 40
+        answers.put(peak() / 2**20)
+
+
+def test_a_source_is_neither_held_nor_resident(tmp_path):
+    """Of a parquet file of 90 MB, converted and read to its end, a small part is in memory at a time."""
+    answers = children().Queue()
+    process = children().Process(target=read_and_tell_memory, args=(tmp_path, answers))
+    process.start()
+    _, small, converted, read = (answers.get(timeout=120) for _ in range(4))
+    process.join()
+    assert converted - small < 40 and read - converted < 40
 
 
 def build_slowly(directory, seconds, answers):
