@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_pretrain.commands.engine import add_engine_arguments, check_engine, engine
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, counted
 
 # Where `__main__` puts the arguments that are fit's.
 TRAINING_ARGUMENTS = "training"
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         needs = cluster.needs_of_part
 
         def run_all(function: Callable[..., None], calls: Sequence[tuple[Any, ...]]) -> None:
-            print(f"{len(calls)} parts are built by the cluster.", flush=True)
+            print(f"The cluster builds {counted(len(calls), 'part')}.", flush=True)
             logs = [Path(f"{place}.log") for place, *_ in calls]
             cluster.call_all(function, list(zip(calls, logs, strict=True)), needs, "part of a cache")
 

@@ -196,7 +196,7 @@ def test_parts_of_a_cache_are_built_by_the_cluster(home, cluster, corpus, capsys
     command = ["prepare", "--config", "text.yaml", "--data.cache_directory"]
     assert main([*command, "one", "--trainer.accelerator", "gpu"]) == 0
     assert main([*command, "two", "--engine", "ray", "--address", cluster.address]) == 0
-    assert "2 parts are built by the cluster" in capsys.readouterr().out
+    assert "The cluster builds 2 parts." in capsys.readouterr().out
     built = [{path.name: path.read_bytes() for path in home.glob(f"{name}/documents/*/*")} for name in ("one", "two")]
     assert built[0] == built[1] and len(built[0]) == 6
     assert not list(home.glob("two/documents/*.parts"))
