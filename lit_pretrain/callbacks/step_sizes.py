@@ -4,6 +4,7 @@ A norm that grows without end announces a training that diverges. The update's n
 of thumb about 1e-3 (Karpathy, "Building makemore Part 3"): far above it a training is unstable, far below it slow.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -31,6 +32,8 @@ class StepSizes(Callback):
         self._norm: Tensor | None = None
         self._before: list[tuple[Tensor, Tensor]] = []
         self._step = -1
+        # Whether each process has pieces of the weights, as under FSDP.
+        self._in_pieces = False
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure the gradient, and keep some weights."""
@@ -42,7 +45,11 @@ class StepSizes(Callback):
         self._step = step
         self._norm = gradient_norm(trainer, optimizer)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._before = [(matrix, matrix.detach().clone()) for matrix in some_matrices(parameters)]
+        self._in_pieces = isinstance(trainer.strategy.model, FullyShardedDataParallel)
+        chosen = pieces_of_matrices(trainer.strategy.model) if self._in_pieces else parameters
+        self._before = [
+            (matrix, matrix.detach().clone()) for matrix in some_matrices(chosen, 1 if self._in_pieces else 2)
+        ]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
@@ -53,7 +60,10 @@ class StepSizes(Callback):
         figures = {}
         if self._norm is not None:
             figures["train/gradient_norm"] = float(self._norm)
-        if self._before:
+        if self._in_pieces:
+            ratio = float(update_ratio_of_pieces(self._before, trainer.strategy.root_device))
+            figures |= {"train/update_ratio": ratio} if math.isfinite(ratio) else {}
+        elif self._before:
             figures["train/update_ratio"] = float(update_ratio(self._before))
         self._norm, self._before, self._step = None, [], -1
         if figures:
@@ -95,12 +105,30 @@ def gradient_norm(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
-def some_matrices(parameters: list[torch.nn.Parameter]) -> Iterator[torch.nn.Parameter]:
-    """Weight matrices that move, evenly over all of them, of `MOST_ELEMENTS` together."""
+def pieces_of_matrices(model: torch.nn.Module | None) -> list[torch.nn.Parameter]:
+    """What this process has of the weight matrices that FSDP shards; none where it keeps them as one vector.
+
+    Vectors are left out: of a small model, weights of norms are the most of all weights' norm.
+    """
+    found = []
+    for unit in FullyShardedDataParallel.fsdp_modules(model) if model is not None else []:
+        flat = getattr(unit, "_flat_param", None)
+        shapes, pieces = getattr(flat, "_shapes", ()), getattr(flat, "_params", None) or ()
+        found += [piece for piece, shape in zip(pieces, shapes, strict=False) if len(shape) >= 2 and piece.numel()]
+    return found
+
+
+def some_matrices(parameters: list[torch.nn.Parameter], dimensions: int = 2) -> Iterator[torch.nn.Parameter]:
+    """Weight matrices that move, evenly over all of them, of `MOST_ELEMENTS` together.
+
+    Args:
+        parameters: Of an optimiser.
+        dimensions: What a parameter has at least; pieces of matrices have one.
+    """
     matrices = [
         parameter
         for parameter in parameters
-        if parameter.ndim >= 2 and parameter.grad is not None and not parameter.grad.is_sparse
+        if parameter.ndim >= dimensions and parameter.grad is not None and not parameter.grad.is_sparse
     ]
     total = sum(matrix.numel() for matrix in matrices)
     every = max(1, -(-total // MOST_ELEMENTS))
@@ -121,3 +149,19 @@ def update_ratio(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         moved = [after.detach() - before for after, before in pairs]
         ratio = torch.nn.utils.get_total_norm(moved) / torch.nn.utils.get_total_norm([before for _, before in pairs])
     return ratio.full_tensor() if hasattr(ratio, "full_tensor") else ratio
+
+
+def update_ratio_of_pieces(pairs: list[tuple[Tensor, Tensor]], device: torch.device) -> Tensor:
+    """As `update_ratio`, of the pieces that all processes have; collective, whether or not one has any.
+
+    Args:
+        pairs: Pieces after and before the step.
+        device: Of the process.
+    """
+    squares = torch.zeros(2, dtype=torch.float32, device=device)
+    with torch.no_grad():
+        for after, before in pairs:
+            moved = after.detach() - before
+            squares += torch.stack([moved.float().square().sum(), before.float().square().sum()])
+    torch.distributed.all_reduce(squares)
+    return (squares[0] / squares[1]).sqrt()  # not a number where there are none

@@ -177,14 +177,17 @@ def test_two_shards_train_what_one_process_trains(ranks, whole, directory, name,
         assert rank[name, kind]["parameters"] == alike["parameters"]
         assert rank[name, kind]["metrics"] == pytest.approx(alike["metrics"], rel=1e-3, abs=1e-4)
     # The gradient's norm is that of all shards together.
-    expected, found = (norms(directory / "logs" / f"{name}-{one}" / "metrics.csv") for one in (like, kind))
+    tables = [directory / "logs" / f"{name}-{one}" / "metrics.csv" for one in (like, kind)]
+    expected, found = (logged(path, "train/gradient_norm") for path in tables)
+    assert len(found) == 2 and found == pytest.approx(expected, rel=1e-3)
+    expected, found = (logged(path, "train/update_ratio") for path in tables)
     assert len(found) == 2 and found == pytest.approx(expected, rel=1e-3)
 
 
-def norms(path):
-    """Norms of the gradient in a table of figures."""
+def logged(path, name):
+    """A figure's values in a table of figures."""
     with path.open() as file:
-        found = [row.get("train/gradient_norm") for row in csv.DictReader(file)]
+        found = [row.get(name) for row in csv.DictReader(file)]
     return [float(value) for value in found if value]
 
 
