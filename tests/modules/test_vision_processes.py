@@ -1,4 +1,7 @@
-"""Pretraining on pictures in two processes (gloo, DDP): alike in both, and as in one process with all the pictures."""
+"""Pretraining on pictures in two processes (gloo, DDP): alike in both, and all that is used is trained.
+
+That they are as one process with all the pictures is seen in test_joined_batch.py, of all but Muon.
+"""
 
 import pytest
 import torch
@@ -32,9 +35,6 @@ CASES = {
     "masked": ([MaskedImageModeling], MAP, ("pooler.",)),
     "lejepa": ([lambda: LeJEPA(views=2, directions=16, hidden_width=16, projection_width=8)], {}, ()),
 }
-# Where training draws nothing of a picture, so that it does not matter which process sees it; nor does evaluation, but
-# of the last one, whose batches are compared in themselves.
-UNDRAWN = ["rotation", "colorization", "lejepa"]
 # torch.optim.Muon turns gradients in bfloat16, so that a last bit of them may change a step by a hundredth.
 BY_MUON = ["rotation, muon"]
 
@@ -125,19 +125,6 @@ def test_a_part_may_be_idle_in_any_fit_and_constant_buffers_stay_where_they_are(
     for rank in ranks:
         assert rank["again"]["trained"] == [True, True]
         assert rank["again"]["kept"] == 2 * [{"broadcast_buffers": False, "gradient_as_bucket_view": True}]
-
-
-@pytest.mark.parametrize("name", UNDRAWN)
-def test_two_processes_are_as_one(ranks, directory, name):
-    alone = train(name, directory, 1)
-    shared = ranks[0][name]
-    for key, value in alone["after"].items():
-        if name == "lejepa" and key == "encoder.transformer.final_norm.bias":
-            # The projector's batch normalisation takes it out: its gradient is nothing but rounding.
-            continue
-        torch.testing.assert_close(shared["after"][key], value, rtol=1e-3, atol=1e-5, msg=key)
-    if name != "lejepa":
-        assert shared["metrics"] == pytest.approx(alone["metrics"], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", BY_MUON)
