@@ -229,8 +229,9 @@ def shard(module: nn.Module, strategy: FSDP2Strategy) -> None:
     for part in (*unit_blocks(module), module):
         kind = type(part)
         sharded = type(fully_shard(part, mesh=mesh))
-        # Records and checkpoints tell the module's class.
-        sharded.__name__, sharded.__qualname__, sharded.__module__ = kind.__name__, kind.__qualname__, kind.__module__
+        # Records and checkpoints tell the module's class by its name; configs must not find two of one path.
+        sharded.__name__, sharded.__qualname__ = kind.__name__, f"shard.<locals>.{kind.__name__}"
+        sharded.__module__ = kind.__module__
     register_fsdp_forward_method(module, "training_step")
 
 
