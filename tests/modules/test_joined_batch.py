@@ -7,12 +7,14 @@ has that half draws; all else is what it does for any batch.
 import itertools
 import os
 
+import datasets
+import numpy
 import pytest
 import torch
 from child_processes import both_ranks
 from labelled_texts import TOKENIZER, make_texts, write_texts
 from small_pairs import make_pairs, make_rows, write_pairs
-from small_pictures import make_pictures, write_pictures
+from small_pictures import COLORS, draw, make_pictures, write_pictures
 from text_corpus import make_data, write_corpus
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder, VisionTransformerConfig
@@ -51,9 +53,9 @@ FLIPS = ImageAugmentation(flip=0.5, padding=1)
 def text(*objectives, **data):
     def make(directory, batch_size):
         ngrams = {"ngrams": 2, "ngram_rows": 40} if data else {}
-        encoder = TextEncoder(transformer=TransformerConfig(1, 16, 2), max_positions=24, **ngrams)
+        encoder = TextEncoder(transformer=TransformerConfig(1, 16, 2), max_positions=40, **ngrams)
         module = TextPretraining(encoder, [make_objective() for make_objective in objectives], **SETTINGS)
-        files = {"sequence_length": 24, "batch_size": batch_size, "vocabulary_size": 70}
+        files = {"sequence_length": 40, "batch_size": batch_size, "vocabulary_size": 70}
         return module, make_data(directory / "texts.json", directory, **files | data)
 
     return make
@@ -64,7 +66,7 @@ def distilled():
     objective = FeatureDistillation("teacher", token_dropout=0.2)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        teacher = TextEncoder(70, transformer=TransformerConfig(1, 8, 2), max_positions=24).eval().requires_grad_(False)
+        teacher = TextEncoder(70, transformer=TransformerConfig(1, 8, 2), max_positions=40).eval().requires_grad_(False)
     objective.find_teacher = lambda: TextTeacher(teacher, objective._vocabulary)
     objective.teacher_width = 8
     return objective
@@ -81,7 +83,9 @@ def pictures(*objectives):
         module = VisionPretraining(
             small_pictures_encoder(), [make_one() for make_one in objectives], augmentation=FLIPS, **SETTINGS
         )
-        return module, make_pictures(directory / "pictures.parquet", directory / "caches", batch_size=batch_size)
+        return module, make_pictures(
+            directory / "pictures.parquet", directory / "caches", batch_size=batch_size, label_column=None
+        )
 
     return make
 
@@ -284,7 +288,12 @@ def train_all(directory):
 def directory(tmp_path_factory):
     directory = tmp_path_factory.mktemp("joined")
     write_corpus(directory / "texts.json", documents=24)
-    write_pictures(directory / "pictures.parquet", count=60, size=24)
+    # Batches have unequally many pictures with colours.
+    generator = numpy.random.default_rng(0)
+    drawn = [draw(index % len(COLORS), generator, 24) for index in range(60)]
+    drawn = [one.convert("L").convert("RGB") if generator.random() < 0.4 else one for one in drawn]
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": drawn}, features=features).to_parquet(str(directory / "pictures.parquet"))
     write_pairs(directory / "pairs.parquet", make_rows(50, size=24))
     write_pictures(directory / "labelled-pictures.parquet", count=44, size=24)
     write_texts(directory / "labelled.parquet", count=25)
