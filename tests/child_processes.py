@@ -251,7 +251,7 @@ def both_ranks(work: Callable[[Path], Any], directory: Path) -> list[Any]:
         process.start()
     try:
         for process in processes:
-            process.join(timeout=240)
+            process.join(timeout=480)
         assert [process.exitcode for process in processes] == [0, 0]
     finally:
         for process in processes:
