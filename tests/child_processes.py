@@ -58,8 +58,6 @@ def start_server() -> None:
         importlib.import_module(name)
     children()
     resource_tracker.ensure_running()
-    # What imports have left free would be taken by a process whose need for memory a test measures.
-    collect()
     start, util.spawnv_passfds = util.spawnv_passfds, _fork
     try:
         forkserver.ensure_running()

@@ -18,6 +18,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # And the compiler's helpers would each import torch, for a handful of kernels.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# Which vectors the processor has the compiler would find out by compiling and running a program for each kind.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
 # oneDNN keeps the code of the last 1,024 shapes that it has met, which of all tests together are hundreds of megabytes.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 # Arrow's own allocator keeps what tables of other tests have had.
