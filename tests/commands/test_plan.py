@@ -159,11 +159,17 @@ def test_what_does_not_fit_is_told_before_it_is_tried(text, tmp_path, monkeypatc
     error = capsys.readouterr().err
     assert "does not fit into the memory" in error and error.count("\n") < 5
     assert machine.is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 10 bytes"))
-    # A disk on which no two checkpoints have room.
+    # A disk on which no two checkpoints have room, once the caches have taken theirs.
     monkeypatch.undo()
     monkeypatch.setenv("LIT_PRETRAIN_RUNS", str(tmp_path / "runs"))
+    caches = tmp_path / "runs" / "caches"
+    training.shutil.rmtree(caches)
     usage = training.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(training.shutil, "disk_usage", lambda place: usage._replace(free=100_000))
+    monkeypatch.setattr(
+        training.shutil,
+        "disk_usage",
+        lambda place: usage._replace(free=100_000 if any(caches.rglob("tokens.bin")) else 10**12),
+    )
     found = plan("--config", text, "--seconds", "1", tmp_path=tmp_path, status=1)
     assert "checkpoints take" in found["impossible"][0]
 

@@ -44,7 +44,7 @@ class PlanCommandLine(lightning_cli.CommandLine):
         is_stopped_early: Whether the config may end it by a metric.
         memory: Bytes of the device.
         cache_bytes: What the data's caches take.
-        free_disk: Bytes that were free where checkpoints go.
+        free_disk: Bytes that are free where checkpoints go, beside the data's caches.
         place: That directory, as it is shown.
     """
 
@@ -71,7 +71,7 @@ class PlanCommandLine(lightning_cli.CommandLine):
         self._checkpointers = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
         self._last = [callback for callback in callbacks if isinstance(callback, LastCheckpoint)]
         self.is_stopped_early = any(isinstance(callback, EarlyStopping) for callback in callbacks)
-        self.free_disk, self.place = float(shutil.disk_usage(place).free), shown_path(place)
+        self.place = shown_path(place)
         self.probe = Probe(self.seconds, began, place)
         # The last, so that others' work after a validation counts.
         callbacks[:] = [*(one for one in callbacks if not isinstance(one, LEFT_OUT)), self.probe]
@@ -94,6 +94,8 @@ class PlanCommandLine(lightning_cli.CommandLine):
         """Read what the trainer was set to, and what the machine has."""
         trainer: Any = self.trainer
         self.memory = all_memory(trainer.strategy.root_device)
+        # The caches have taken theirs by now.
+        self.free_disk = float(shutil.disk_usage(self.probe.place).free)
         self.cache_bytes = float(sum(path.stat().st_size for path in mapped_files() if self._is_cached(path)))
         keepers = [callback for callback in self._checkpointers if callback.save_top_k != 0 and callback.monitor]
         kept = sum(callback.save_top_k if callback.save_top_k > 0 else 3 for callback in keepers)
