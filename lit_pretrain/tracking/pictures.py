@@ -4,6 +4,7 @@
 into the run's directory and sent by the logger's own writer, so that nothing is lost and nobody waits.
 """
 
+import glob
 import time
 import uuid
 from pathlib import Path
@@ -31,11 +32,14 @@ def write_picture(picture: "Image", directory: Path, key: str, step: int) -> lis
     Returns:
         The three files; their folders below `directory` are those of the artifacts.
     """
+    charts, plain = directory / "images", directory / f"{key}.png"
     # The page finds key, step and time in the name, between plus signs.
-    stem = f"{key.replace('/', '~')}+step+{step}+timestamp+{time.time_ns() // 1_000_000}+{uuid.uuid4()}"
+    begin = f"{key.replace('/', '~')}+step+{step}+timestamp+"
+    # A step that is done again, after a kill, has one picture all the same.
+    earlier = min((file.stem for file in charts.glob(f"{glob.escape(begin)}*.png")), default=None)
+    stem = earlier or f"{begin}{time.time_ns() // 1_000_000}+{uuid.uuid4()}"
     small = picture.copy()
     small.thumbnail((SMALL_SIDE, SMALL_SIDE))
-    charts, plain = directory / "images", directory / f"{key}.png"
     for folder in (charts, plain.parent):
         folder.mkdir(parents=True, exist_ok=True)
     contents = {charts / f"{stem}.png": picture, charts / f"{stem}+compressed.webp": small, plain: picture}

@@ -143,6 +143,15 @@ def unreachable(uri: str, error: BaseException) -> UserError:
     )
 
 
+def load_mlflow() -> None:
+    """Import what a run needs of MLflow, most of which is else loaded by the first client of a database."""
+    prepare_mlflow()
+    with paused_collector():
+        import mlflow.store.tracking.sqlalchemy_store
+        import mlflow.tracking  # noqa: F401
+    prepare_mlflow()
+
+
 def open_store(uri: str, runs_directory: Path) -> "MlflowClient":
     """Connect to the store, making a new database if there is none.
 

@@ -29,6 +29,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -56,8 +57,8 @@ KINDS: dict[str, tuple[str, str, list[str], tuple[str, ...]]] = {
 }
 # Seconds between two looks at a process, and those that its children may outlive it.
 EVERY, GRACE = 2.0, 60.0
-# Metrics that a clock or the machine has a say in; the count of them by steps is the same.
-TIMED = re.compile(r"system/|throughput/|.*(seconds|hours|_per_second|memory)")
+# Metrics that a clock or the machine has a say in.
+TIMED = re.compile(r"system/|throughput/")
 # Steps of a life after which lives are compared, and what they may differ by: share of the memory, number of files.
 SETTLED, MORE_MEMORY, MORE_FILES = 20, 0.10, 4
 
@@ -272,9 +273,9 @@ def faults_of(killed: Training, straight: Training) -> Iterator[str]:
     for life in killed.lives:
         if life.outlived_seconds > GRACE:
             yield f"processes of life {life.number} were there {GRACE:.0f} s after it"
-    here, there = ({name for name in files_of(one) if not name.endswith("/_")} for one in (killed, straight))
-    yield from (f"a file that the reference has not: {name}" for name in sorted(here - there))
-    yield from (f"a file that only the reference has: {name}" for name in sorted(there - here))
+    here, there = files_of(killed), files_of(straight)
+    yield from (f"a file that the reference has not: {name}" for name in sorted((here - there).elements()))
+    yield from (f"a file that only the reference has: {name}" for name in sorted((there - here).elements()))
     yield from growth(killed, straight)
     for life in killed.lives:
         text = (killed.place / f"life{life.number:02}.log").read_text(errors="replace")
@@ -317,12 +318,12 @@ def different_metrics(killed: Training, straight: Training) -> Iterator[str]:
         steps, wanted_steps = ([step for step, _ in rows[name]] for rows in (metrics, wanted))
         if len(set(steps)) < len(steps):
             yield f"metric {name} has steps twice: {sorted(step for step in set(steps) if steps.count(step) > 1)[:5]}"
-        elif name.startswith("system/"):
-            # By the clock, every so many seconds.
+        elif TIMED.match(name):
+            # Every so many seconds, and rates not of a life's first steps.
             continue
         elif steps != wanted_steps:
             yield f"metric {name}: {len(steps)} steps, {len(wanted_steps)} in the reference"
-        elif not TIMED.match(name) and metrics[name] != wanted[name]:
+        elif metrics[name] != wanted[name]:
             number = sum(pair[0] != pair[1] for pair in zip(metrics[name], wanted[name], strict=True))
             yield f"metric {name}: {number} of {len(steps)} values are different"
 
@@ -343,16 +344,17 @@ def histories(training: Training) -> tuple[str, dict[str, list[tuple[int, float]
     }
 
 
-def files_of(training: Training) -> set[str]:
+def files_of(training: Training) -> Counter[str]:
     """Names of all files that a training has made but for temporary ones, without what is unlike in every run."""
     directory = training.directory
     run_id = json.loads((directory / "run.json").read_text())["run_id"] if (directory / "run.json").is_file() else ""
     names = (str(path.relative_to(training.runs)) for path in training.runs.rglob("*") if not path.is_dir())
     plain = (name.replace(directory.name, "NAME").replace(run_id or directory.name, "RUN") for name in names)
-    # A run that goes on has a config of each life, and libraries call locks by the path of what they lock.
     place = re.sub(r"[^\w-]", "_", str(training.runs))
-    unlike = re.compile(rf"m-[0-9a-f]{{32}}|{re.escape(place)}|config-resumed-\d+\.yaml")
-    return {unlike.sub("_", name) for name in plain}
+    # Models and pictures have random names, and libraries call locks by the path of what they lock.
+    unlike = re.compile(rf"m-[0-9a-f]{{32}}|timestamp\+\d+\+[0-9a-f-]{{36}}|{re.escape(place)}")
+    # A run that goes on has a config of each life.
+    return Counter(unlike.sub("_", name) for name in plain if "/config-resumed-" not in name)
 
 
 def growth(killed: Training, straight: Training) -> Iterator[str]:

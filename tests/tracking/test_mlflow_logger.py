@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch import seed_everything
+from PIL import Image
 from toy_training import ToyData, ToyModule, make_trainer
 
 from lit_pretrain.errors import UserError
@@ -92,13 +93,17 @@ def test_steps_that_are_done_again_are_logged_once(runs):
         logger.log_metrics({"train/loss": 1 / step, "nan": math.nan} | rate, step=step)
     # As a training and its validation both log it.
     logger.log_metrics({"nan": math.nan}, step=15)
+    logger.log_picture(Image.new("RGB", (8, 8), "red"), "panels/one", 15)
     logger.finalize("failed")
     resumed = new_logger(runs)
     assert resumed.resume_from(logger.run_directory / "checkpoints" / "last.ckpt")
     for step, loss in ((10, 1 / 10), (15, 0.5), (20, 1 / 20)):
         resumed.log_metrics({"train/loss": loss, "nan": math.nan, "throughput/tokens_per_second": step}, step=step)
+        resumed.log_picture(Image.new("RGB", (8, 8), "blue"), "panels/one", step)
         resumed.flush()
     client, run_id = resumed.experiment, resumed.run_id
+    pictures = [Path(file.path).name.split("+") for file in client.list_artifacts(run_id, "images")]
+    assert sorted(name[2] for name in pictures if len(name) == 6) == ["10", "15", "20"]
 
     def history(name):
         return sorted((one.step, one.value) for one in client.get_metric_history(run_id, name))

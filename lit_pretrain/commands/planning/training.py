@@ -21,9 +21,11 @@ from lit_pretrain.commands.planning.estimate import Course
 from lit_pretrain.commands.planning.machine import all_memory, held_to_free_memory, is_out_of_memory
 from lit_pretrain.commands.planning.probe import Probe
 from lit_pretrain.errors import UserError
+from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.tracking.paths import resolve_runs_directory, shown_path
 from lit_pretrain.tracking.run_record import RunRecorder
 from lit_pretrain.tracking.save_config import SaveConfig
+from lit_pretrain.tracking.store import load_mlflow
 from lit_pretrain.trainer_state import callbacks_of, log_interval_of, set_root_directory
 
 # Callbacks that write, or end a training, or tell of it; a person's own others are measured with it.
@@ -75,6 +77,9 @@ class PlanCommandLine(lightning_cli.CommandLine):
         self.probe = Probe(self.seconds, began, place)
         # The last, so that others' work after a validation counts.
         callbacks[:] = [*(one for one in callbacks if not isinstance(one, LEFT_OUT)), self.probe]
+        if any(isinstance(logger, MLflowLogger) for logger in trainer.loggers):
+            # The run that is left out loads it: seconds, and a tenth of a gigabyte or two.
+            load_mlflow()
         trainer.loggers = []
         self._sanity_batches, trainer.num_sanity_val_steps = trainer.num_sanity_val_steps, 0
         set_root_directory(self.trainer, self.scratch)
