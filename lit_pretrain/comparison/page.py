@@ -126,7 +126,9 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Seque
             if not mark and " " not in text:
                 # Where a name may be broken on a phone, so that what stands beside it is seen.
                 text = BREAKS.sub(r"\1<wbr>", text)
-            cells.append(f'<td class="long">{text}</td>' if not mark and len(text) > 40 else f"<td{mark}>{text}</td>")
+            cells.append(
+                f'<td class="long">{text}</td>' if not mark and len(str(value)) > 40 else f"<td{mark}>{text}</td>"
+            )
         emphasis = ' class="best"' if place == best else ""
         lines.append(f"<tr{emphasis}>{''.join(cells)}</tr>")
     head = f"<thead><tr>{head}</tr></thead>" if headings else ""

@@ -412,10 +412,12 @@ class MLflowLogger(MLFlowLogger):
         """Keep what figures are without learning, for the pages of the run; see `comparison.figures.chance_of`.
 
         Args:
-            figures: By metric, with the stage or, for all stages, without it. Those of single classes are left out.
+            figures: By metric, with the stage or, for all stages, without it. Those of classes are left out where
+                a tag has no room for them.
         """
-        kept = {name: float(f"{value:.6g}") for name, value in figures.items() if "/accuracy_" not in name}
-        text = json.dumps(kept)
+        kept = {name: float(f"{value:.6g}") for name, value in figures.items()}
+        if len(text := json.dumps(kept)) > TAG_LIMIT:
+            text = json.dumps({name: value for name, value in kept.items() if "/accuracy_" not in name})
         if kept and len(text) <= TAG_LIMIT:
             self.set_tags({CHANCE_TAG: text})
 
