@@ -238,3 +238,15 @@ def test_a_made_file_has_pictures_for_datasets(tmp_path, emoji):
     )
     assert made.features == emoji.features
     assert made[1]["name"] == emoji[5]["name"] and made[1]["image"].tobytes() == emoji[5]["image"].tobytes()
+
+
+def test_a_corpus_of_any_size(tmp_path, capsys):
+    """In row groups of the speeches' sentences, each varied; the same for the same seed."""
+    for name in ("one", "other"):
+        assert main(["samples", "large-corpus", "--bytes", "30000", "--to", str(tmp_path / f"{name}.parquet")]) == 0
+    assert "documents of 3" in capsys.readouterr().out
+    table = pyarrow.parquet.read_table(tmp_path / "one.parquet")
+    assert table.column_names == ["text"] and table == pyarrow.parquet.read_table(tmp_path / "other.parquet")
+    texts = table.column("text").to_pylist()
+    assert 30_000 <= sum(len(text.encode()) for text in texts) < 60_000 and len(set(texts)) == len(texts)
+    assert main(["samples", "large-corpus", "--bytes", "0", "--to", str(tmp_path / "none.parquet")]) == 2

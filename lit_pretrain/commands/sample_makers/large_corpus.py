@@ -6,6 +6,7 @@ speeches. It is written in row groups, so that no more than one is held.
 
 import argparse
 import random
+from functools import cache
 from pathlib import Path
 
 from lit_pretrain.errors import UserError
@@ -65,6 +66,7 @@ def document(draw: random.Random, sentences: list[list[str]], words: list[str]) 
     return " ".join(chosen)
 
 
+@cache
 def speeches() -> list[str]:
     """The sentences of the bundled speeches."""
     import pyarrow.parquet
