@@ -38,6 +38,8 @@ IMPORTED = [
     # Last, since it sets aside all that there is by then.
     "lit_pretrain.studies.preloaded",
 ]
+# How `multiprocessing` starts its server.
+_spawn = util.spawnv_passfds
 
 
 def children() -> ForkServerContext:
@@ -58,11 +60,11 @@ def start_server() -> None:
         importlib.import_module(name)
     children()
     resource_tracker.ensure_running()
-    start, util.spawnv_passfds = util.spawnv_passfds, _fork
+    util.spawnv_passfds = _fork
     try:
         forkserver.ensure_running()
     finally:
-        util.spawnv_passfds = start
+        util.spawnv_passfds = _spawn
 
 
 def _fork(path: bytes, arguments: list[str], kept: list[int]) -> int:
@@ -70,6 +72,10 @@ def _fork(path: bytes, arguments: list[str], kept: list[int]) -> int:
     if process := os.fork():
         return process
     try:
+        # This is within `ensure_running`: its lock is held, for good in whatever is forked from here, where a command
+        # that starts processes of its own would wait for it.
+        forkserver._forkserver.__init__()
+        util.spawnv_passfds = _spawn
         faulthandler.disable()
         # Python takes the end 0 of a range for no end.
         first = 3
