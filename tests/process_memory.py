@@ -15,7 +15,13 @@ MUCH = 19 << 26
 PAUSE = 1.0
 _collected_at = 0.0
 # Names and numbers of glibc's malloc.h, with sizes at which a test's small blocks are still used again.
-SETTINGS = {"M_MMAP_MAX": (-4, 65_536), "M_MMAP_THRESHOLD": (-3, 1 << 18), "M_TRIM_THRESHOLD": (-1, 64 << 20)}
+SETTINGS = {
+    "M_MMAP_MAX": (-4, 65_536),
+    "M_MMAP_THRESHOLD": (-3, 1 << 18),
+    "M_TRIM_THRESHOLD": (-1, 64 << 20),
+    # One heap for all threads: each one's own keeps what it has once needed.
+    "M_ARENA_MAX": (-8, 1),
+}
 
 
 def give_back() -> None:

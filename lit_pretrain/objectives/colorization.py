@@ -140,7 +140,7 @@ class Colorization(VisionObjective):
         what was found.
 
         Raises:
-            UserError: If no picture has colours.
+            UserError: If no picture has colours, and colours are told by how frequent they are.
         """
         device = required(self.head).weight.device
         parts = []
@@ -149,6 +149,8 @@ class Colorization(VisionObjective):
             parts.append(colors[has_colors(colors)].flatten(0, 2))
         colors = torch.cat(parts)
         if not len(colors):
+            if self.bins is None:
+                return
             raise UserError(
                 f"None of the {len(images)} pictures that Colorization measured has an a or b of Lab beyond "
                 f"{COLORLESS:g}: take data with colours, or another objective."

@@ -283,7 +283,10 @@ def test_scaling_under_an_equal_budget(home, corpus, capsys):
         ({"encoders": {"x": {"modle.encoder": None}}}, "The override 'modle.encoder' is not below trainer"),
         ({"overrides": {"data.test_path": None, "data.test_split": None}}, "names no test data for test/accuracy"),
         ({"overrides": {"trainer.enable_checkpointing": False}}, "a study goes on from checkpoints"),
-        ({"metric": "test/acuracy", "label_budgets": [9]}, "does not log validation/acuracy: set metric to one of"),
+        (
+            {"metric": "test/acuracy", "label_budgets": [9]},
+            "(did you mean 'validation/accuracy'?): set",
+        ),
         ({"fine_tuning": "nowhere.yaml"}, "nowhere.yaml cannot be read"),
     ],
 )

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from importlib.util import find_spec
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from lit_pretrain.data import disk_cache
 from lit_pretrain.tracking.find import find_run
 
 MISSING = "--engine ray needs Ray: pip install 'lit_pretrain[cluster]'."
-ray = pytest.importorskip("ray", reason=MISSING)
+# Imported by the tests themselves, since a process that runs others has no memory for it.
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason=MISSING)
 
 ENCODER = {
     "class_path": "VisionEncoder",
@@ -55,6 +57,7 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cluster(home):
     """Two nodes; when they are stopped, no process is left."""
+    import ray
     from ray.cluster_utils import Cluster
 
     # Names of sockets may have 107 characters, which a test's own directory leaves too few of.

@@ -89,7 +89,7 @@ def build_and_tell_memory(directory, answers):
     tokenizer = WordPieceTokenizer(from_pieces(PIECES, lowercase=True))
     token_cache.CHUNK_CHARACTERS = 500_000
     # The first build warms up what is made once: threads, imports, the heap.
-    for name, count in (("first", 150), ("small", 150), ("large", 500)):
+    for name, count in (("first", 150), ("small", 150), ("large", 850)):
         open_or_build(Endless(count), "text", tokenizer, directory / name)
         answers.put(peak() / 2**20)
 
@@ -100,8 +100,8 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
     process.start()
     _, small, large = (answers.get(timeout=120) for _ in range(3))
     process.join()
-    # 3 MB of text more, whose pieces as objects would be over 40 MB; the peak is counted to some 10 MB.
-    assert large - small < 30
+    # 6 MB of text more, whose pieces as objects would be over 80 MB; the heap's gaps are some 30 MB.
+    assert large - small < 60
 
 
 def read_and_tell_memory(directory, answers):
