@@ -194,3 +194,8 @@ def test_a_signal_leaves_a_checkpoint_and_a_killed_run(configs, tmp_path, monkey
     assert client.get_run(record.info.run_id).info.status == "FINISHED" and saved_step(tmp_path) == step + 3
     # The last report is of the last step, whatever is between two.
     assert max(one.step for one in client.get_metric_history(record.info.run_id, "train/loss")) == step + 3
+    # And of the epoch that this step was in, from 0, not of the next.
+    (path,) = tmp_path.glob("small/*/checkpoints/last.ckpt")
+    begun = torch.load(path, weights_only=True, mmap=True)["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"]
+    epochs = client.get_metric_history(record.info.run_id, "epoch")
+    assert max((one.step, one.value) for one in epochs) == (step + 3, begun - 1)

@@ -470,7 +470,9 @@ class BaseModule(LightningModule):
             return
         self.trainer.callback_metrics.update(means)
         metrics = {name: float(value) for name, value in means.items()}
-        metrics |= self._beside_means() | {"epoch": self.trainer.current_epoch}
+        # Not the trainer's count of epochs, in which the last one is over when a training ends.
+        epoch = self.trainer.fit_loop.epoch_progress.current.ready - 1
+        metrics |= self._beside_means() | {"epoch": epoch}
         # Lightning's logs count steps from 0.
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=self.trainer.global_step - 1)
