@@ -580,7 +580,7 @@ class MLflowLogger(MLFlowLogger):
             self._presence = None
         if not sent:
             rank_zero_warn(
-                f"Not everything reached the tracking server; the rest is in "
+                f"Not everything reached the tracking store; the rest is in "
                 f"{shown_path(self._begun_directory / UNSENT_NAME)} and is sent when the run is resumed, or by "
                 "python -m lit_pretrain sync."
             )

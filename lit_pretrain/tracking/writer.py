@@ -225,8 +225,8 @@ class Writer:
         self._said.add(store)
         if store == "figures":
             self._warn(
-                f"The tracking server does not answer ({first_line(error)}); the training goes on and what it logs is "
-                f"kept in {self._journal} until the server is back or the run is resumed."
+                f"The tracking store does not answer ({first_line(error)}); the training goes on and what it logs is "
+                f"kept in {self._journal} until the store is back or the run is resumed."
             )
         else:
             self._warn(
@@ -238,7 +238,7 @@ class Writer:
         self._retry_after[store] = self._first_retry_after
         if store in self._said:
             self._said.discard(store)
-            sentence = "The tracking server answers" if store == "figures" else "The store of artifacts can be written"
+            sentence = "The tracking store answers" if store == "figures" else "The store of artifacts can be written"
             self._warn(f"{sentence} again; what was kept meanwhile is sent.")
 
     def _refuse(self, operation: Operation, error: Exception) -> None:

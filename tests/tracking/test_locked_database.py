@@ -63,7 +63,7 @@ def test_a_locked_database_costs_a_sentence_and_all_that_is_logged_arrives(tmp_p
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.fit(ToyModule(), ToyData())
-    said = [str(one.message) for one in caught if "tracking" in str(one.message)]
+    said = [str(one.message) for one in caught if "tracking store" in str(one.message)]
     assert len(said) == 2 and "database is locked" in said[0] and "answers again" in said[1]
     history = logger.experiment.get_metric_history(logger.run_id, "train/loss")
     assert sorted(one.step for one in history) == list(range(1, 21))

@@ -126,7 +126,7 @@ def test_server_that_goes_away_costs_a_warning_and_loses_nothing(tmp_path, monke
             started = time.monotonic()
             trainer.fit(module, ToyData())
             spent = time.monotonic() - started - outages.seconds
-        said = [str(warning.message) for warning in caught if "tracking server" in str(warning.message)]
+        said = [str(warning.message) for warning in caught if "tracking store" in str(warning.message)]
     finally:
         if outages.process.poll() is None:
             stop_server(outages.process)
