@@ -1,12 +1,13 @@
 """Lightning's Trainer with the defaults of this suite: precision by hardware, an MLflow logger, useful callbacks."""
 
 import contextlib
+import warnings
 from typing import Any, Literal
 
 import lightning
 import torch
 from lightning.fabric.connector import _PRECISION_INPUT
-from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.callbacks import (
     Callback,
     ModelCheckpoint,
@@ -109,16 +110,21 @@ class Trainer(lightning.Trainer):
             own += default_callbacks(
                 own, enable_checkpointing is not False and not fast, enable_progress_bar is not False
             )
-        super().__init__(
-            precision=None if precision is None else resolve_precision(precision),
-            logger=logger,
-            callbacks=own,
-            plugins=with_atomic_checkpoints(plugins),
-            enable_checkpointing=enable_checkpointing,
-            enable_progress_bar=enable_progress_bar,
-            enable_model_summary=enable_model_summary,
-            **kwargs,
-        )
+        with warnings.catch_warnings():
+            # A training is refused, and what is measured says what it is measured in.
+            warnings.filterwarnings("ignore", ".*AMP with fp16 is not supported on CPU.*")
+            super().__init__(
+                precision=None if precision is None else resolve_precision(precision),
+                logger=logger,
+                callbacks=own,
+                plugins=with_atomic_checkpoints(plugins),
+                enable_checkpointing=enable_checkpointing,
+                enable_progress_bar=enable_progress_bar,
+                enable_model_summary=enable_model_summary,
+                **kwargs,
+            )
+        # Lightning takes bf16 instead.
+        self._has_fp16 = str(precision) not in ("16", "16-mixed") or not isinstance(self.accelerator, CPUAccelerator)
         check_strategy(self.strategy)
         self._checkpoint_connector = CheckpointConnector(self)
         self._data_connector = DataConnector(self._data_connector)
@@ -131,7 +137,20 @@ class Trainer(lightning.Trainer):
             key=lambda one: 0 if isinstance(one, RunRecorder) else 1 if isinstance(one, Timer) else 2
         )
 
+    def check_precision(self) -> None:
+        """Refuse to train with another precision than that which was given.
+
+        Raises:
+            UserError: If it is fp16 and the CPU's.
+        """
+        if not self._has_fp16:
+            raise UserError(
+                "trainer.precision is 16-mixed, which a CPU does not have: set it to auto, bf16-mixed or 32-true."
+            )
+
     def _run(self, model: Any, *arguments: Any, **settings: Any) -> Any:
+        if self.state.fn == TrainerFn.FITTING:
+            self.check_precision()
         if isinstance(model, BaseModule) and self.state.fn == TrainerFn.FITTING:
             check_average(model, callbacks_of(self))
             check_budget(model, self)

@@ -239,6 +239,9 @@ class CommandLine(LightningCLI):
             raise_user_error_within(error)
             sentence = " ".join(str(error).split()).split(" Find a complete")[0].rstrip(".!, ")
             raise UserError(f"The trainer cannot be made ({sentence}): correct the trainer's settings.") from error
+        if self.subcommand == "fit":
+            # Before any data are looked at.
+            cast(Trainer, trainer).check_precision()
         # What is measured with a checkpoint is a run of its own, which names the one it comes from.
         checkpoint = self._get(self.config, "ckpt_path") if self.subcommand == "fit" else None
         for logger in trainer.loggers:
