@@ -14,7 +14,7 @@ from lit_pretrain.callbacks.progress import total_steps
 from lit_pretrain.comparison.next_commands import PROGRAM, next_commands
 from lit_pretrain.comparison.runs import Run
 from lit_pretrain.errors import without_credentials
-from lit_pretrain.tracking.find import RunRecord, list_runs, read_run_file
+from lit_pretrain.tracking.find import RunRecord, holds_shards, list_runs, read_run_file
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
 from lit_pretrain.tracking.paths import RUN_FILE_NAME, resolve_runs_directory, shown_path
 from lit_pretrain.tracking.run_record import (
@@ -258,7 +258,10 @@ def commands_of(trainer: Trainer, module: LightningModule) -> dict[str, str]:
     if not facts:
         describe: Any = getattr(data_module_of(trainer), "describe", None)
         facts = {f"data_facts.{name}": value for name, value in (describe() if callable(describe) else {}).items()}
-    best = keeper_of_best(trainer)
+    best, last = keeper_of_best(trainer), keeper_of_last(trainer)
+    checkpoint = best.best_model_path if best is not None else ""
+    if not checkpoint and last is not None and holds_shards(last.last_model_path):
+        checkpoint = last.last_model_path
     logged = mlflow_logger(trainer) is not None
     run = Run(
         run_id=record.run_id,
@@ -269,8 +272,7 @@ def commands_of(trainer: Trainer, module: LightningModule) -> dict[str, str]:
         ended=None,
         deleted=False,
         parameters={name: str(value) for name, value in facts.items()},
-        tags={"model": type(module).__name__}
-        | ({"checkpoint.best": best.best_model_path} if best is not None and best.best_model_path else {}),
+        tags={"model": type(module).__name__} | ({"checkpoint.best": checkpoint} if checkpoint else {}),
         metrics={},
     )
     # The way to look at it was told before.

@@ -2,9 +2,11 @@
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from lit_pretrain.comparison.runs import Run
-from lit_pretrain.tracking.find import RunRecord
+from lit_pretrain.tracking.find import RunRecord, holds_shards
+from lit_pretrain.tracking.paths import shown_path
 
 PROGRAM = "python -m lit_pretrain"
 
@@ -29,6 +31,13 @@ def next_commands(run: Run, reference: str, former: str | None) -> dict[str, str
     if run.status in ("KILLED", "FAILED"):
         commands["go on where it stopped"] = f"{PROGRAM} fit --ckpt_path {reference}"
     best = f"{reference}:best" if "checkpoint.best" in run.tags else reference
+    if (shards := run.tags.get("checkpoint.best")) and holds_shards(shards):
+        # Only a training under the same strategy takes them as they are.
+        best = shlex.quote(shown_path(Path(shards).with_name(f"{Path(shards).stem}-whole.ckpt")))
+        commands["make one file of its shards"] = (
+            "python -m lightning.fabric.utilities.consolidate_checkpoint "
+            f"{shlex.quote(shown_path(shards))} --output_file {best}"
+        )
     if kind == "FineTuning":
         commands["measure it on the test data"] = f"{PROGRAM} test --ckpt_path {best}"
         new = "new_texts.txt" if text else "new_pictures/"

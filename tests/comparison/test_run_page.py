@@ -47,6 +47,15 @@ def test_faults_and_resumptions_are_told(client, tmp_path):
     assert "killed without a word" in page(client, log_run(client, "begun", curves={}, status="RUNNING"))
 
 
+def test_commands_take_a_file_that_is_made_of_shards(client, tmp_path):
+    shards, file = tmp_path / "best.ckpt", tmp_path / "best-whole.ckpt"
+    shards.mkdir()
+    (shards / "meta.pt").touch()
+    text = page(client, log_run(client, "sharded", tags={"checkpoint.best": str(shards)}))
+    assert f"python -m lightning.fabric.utilities.consolidate_checkpoint {shards} --output_file {file}" in text
+    assert f"export --ckpt {file} " in text and "sharded:best" not in text
+
+
 def test_figures_stand_beside_their_chance(client):
     curves = {f"best/validation/{name}": {5: 0.25} for name in ("accuracy", "rank")}
     known = {"accuracy": 0.125, "validation/accuracy": 0.5}
