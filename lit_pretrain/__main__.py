@@ -3,13 +3,16 @@
 # PYTHON_ARGCOMPLETE_OK
 
 import argparse
+import hashlib
 import importlib
 import importlib.util
 import io
 import os
 import re
 import sys
+import time
 import traceback
+from typing import Any
 
 from lit_pretrain import __version__
 from lit_pretrain.argument_parser import ArgumentParser
@@ -41,6 +44,8 @@ COMMANDS = {
     "samples": "make the bundled samples again from their sources",
 }
 
+# Seconds in which all processes of a training find the same mistake.
+SAYING_SECONDS = 2.0
 # What torch says of a loader's worker that a signal has ended, wherever in the step it hears of it.
 LOST_WORKER = re.compile(r"DataLoader worker \(pid[^)]*\) (is killed by signal: \w+|exited unexpectedly)")
 
@@ -87,7 +92,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return dispatch(arguments[0], arguments[1:])
     except UserError as error:
-        print(f"lit_pretrain: {with_notes(error, without_credentials(' '.join(str(error).split())))}", file=sys.stderr)
+        sentence = with_notes(error, without_credentials(" ".join(str(error).split())))
+        if not is_said(sentence):
+            print(f"lit_pretrain: {sentence}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # Whoever read our output has closed it (`... | head`).
@@ -184,6 +191,26 @@ def failed(error: Exception) -> int:
         sentence = f"{own_place(error)}{type(error).__name__}: {message[:600]}"
     print(f"lit_pretrain: {with_notes(error, sentence)}", file=sys.stderr)
     return 1
+
+
+def is_said(sentence: str) -> bool:
+    """Whether another process of this training has said the same: most of them find what a person got wrong."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return False
+    key = f"lit_pretrain/said/{hashlib.sha256(sentence.encode()).hexdigest()}"
+    try:
+        store = distributed.distributed_c10d._get_default_store()
+        said = store.add(key, 1) > 1
+        # The first process has what the others ask.
+        deadline = time.monotonic() + SAYING_SECONDS
+        while distributed.get_rank() == 0 and store.add(key, 0) < distributed.get_world_size():
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+    except Exception:  # it is gone, and twice is better than never
+        return False
+    return said
 
 
 def with_notes(error: Exception, message: str) -> str:

@@ -55,6 +55,10 @@ def quieten() -> None:
         logging.getLogger(name).addFilter(NoAdvertisement())
     warnings.formatwarning = our_format
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Of a training in several processes that has nothing to validate.
+    warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")
+    # Torch's new name of a setting, of which older releases know the former one only.
+    warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated.*")
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")

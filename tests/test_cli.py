@@ -1,9 +1,11 @@
 """The command line as a person meets it: help, a whole cycle of commands, and mistakes."""
 
+import contextlib
 import copy
 import gc
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import pyarrow.parquet
 import pytest
 import torch
 import yaml
-from child_processes import output_of
+from child_processes import both_ranks, output_of
 from small_training import run, small_config, start, write_config
 from text_corpus import Slow, write_corpus
 
@@ -331,3 +333,17 @@ def test_two_processes_train_together(config, runs):
     client = mlflow.MlflowClient(f"sqlite:///{runs}/mlflow.db")
     found = client.search_runs([client.get_experiment_by_name("two").experiment_id])
     assert [one.info.status for one in found] == ["FINISHED"]
+
+
+def be_wrong(directory):
+    """What this process of two says of a file that is not there."""
+    torch.distributed.init_process_group("gloo", rank=int(os.environ["LOCAL_RANK"]), world_size=2)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        status = main(["fit", "--config", str(directory / "nothing.yaml")])
+    return status, said.getvalue()
+
+
+def test_two_processes_say_what_is_wrong_once(tmp_path):
+    (first, words), (second, more) = both_ranks(be_wrong, tmp_path)
+    assert first == second == 2 and (words + more).count("nothing.yaml") == (words + more).count("\n") == 1
