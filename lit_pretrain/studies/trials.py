@@ -48,18 +48,27 @@ def open_study(directory: Path, settings: SweepSettings, identity: dict[str, str
         identity: What makes trials comparable, by what it is called; the same at every start of the sweep.
 
     Raises:
-        UserError: If the sweep was begun with others.
+        UserError: If the sweep has trials with others.
     """
     import optuna
 
-    study = optuna.create_study(
-        storage=open_storage(store_address(directory)),
-        study_name=settings.name,
-        direction="maximize" if settings.maximizes else "minimize",
-        pruner=make_pruner(settings.pruner),
-        load_if_exists=True,
-    )
+    storage = open_storage(store_address(directory))
+
+    def make() -> Any:
+        return optuna.create_study(
+            storage=storage,
+            study_name=settings.name,
+            direction="maximize" if settings.maximizes else "minimize",
+            pruner=make_pruner(settings.pruner),
+            load_if_exists=True,
+        )
+
+    study = make()
     before = study.user_attrs.get(SETTINGS_KEY)
+    if before not in (None, identity) and not study.get_trials(deepcopy=False):
+        # Nothing was measured with the others: what was refused before its first trial may be corrected.
+        optuna.delete_study(study_name=settings.name, storage=storage)
+        study, before = make(), None
     if before is None:
         study.set_user_attr(SETTINGS_KEY, identity)
         return study

@@ -1,6 +1,7 @@
 """Sweeps' files: those that ship, mistakes in one, and where their settings stand in a config."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,8 +134,12 @@ def test_settings_are_found_by_the_keys_of_the_command_line(tmp_path):
 
 def test_other_values_are_another_sweep(tmp_path):
     settings = read(tmp_path, name="first")
+    # Until there is a trial, what was wrong is corrected under the same name, such as the metric and its direction.
+    wrong = open_study(tmp_path, replace(settings, direction="maximize"), {"metric": "validation/los"})
+    assert wrong.direction.name == "MAXIMIZE"
     study = open_study(tmp_path, settings, {"metric": "validation/loss", f"range of {RATE}": "(0.1, 1)"})
     assert study.direction.name == "MINIMIZE" and study.study_name == "first"
+    study.ask()
     with pytest.raises(UserError, match=re.escape(f"begun with another range of {RATE} (it was (0.1, 1)), so")):
         open_study(tmp_path, settings, {"metric": "validation/loss", f"range of {RATE}": "(0.1, 2)"})
     (tmp_path / "optuna.db").write_text("no database, though it is long enough for its header to be looked at" * 9)
