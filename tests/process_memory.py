@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 # Bytes that a process may need at most; what all tests import takes 0.8 GiB of them, and 1.0 while it is loaded.
-LIMIT = 1_500_000_000
+LIMIT = 3 << 29
 # From here on it is looked after a test what can be freed. That takes a tenth of a second, as long as many tests, so
 # after short ones it is left for so many seconds.
 MUCH = 19 << 26
