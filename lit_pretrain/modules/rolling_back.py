@@ -48,7 +48,7 @@ class RollBacks:
 
     def note_checkpoint(self, path: str) -> None:
         """Take in that a checkpoint is saved or was resumed from."""
-        self._paths = [one for one in self._paths if one != path][1 - REMEMBERED :] + [path]
+        self._paths = [former for former in self._paths if former != path][1 - REMEMBERED :] + [path]
         if self._has_moved:
             self.in_a_row = 0
 
