@@ -399,8 +399,14 @@ class DocumentDataModule(StreamableDataModule):
         """How full the rows are, and whether texts had to be cut."""
         rows = cast(PackedRows, self.own_dataset.plan(0))
         offsets = self._tokens.document_offsets()
-        longer = int((offsets[1:] - offsets[:-1] > self.sequence_length - SPECIAL).sum())
-        cut = f"; {longer:,} documents are longer than that and are cut" if longer else ""
+        lengths = offsets[1:] - offsets[:-1] + SPECIAL
+        longer = int((lengths > self.sequence_length).sum())
+        cut = (
+            f"; {longer:,} of {len(lengths):,} documents are longer than that and are cut into several texts, which do "
+            f"not see each other: data.sequence_length {int(lengths.max()):,} keeps all of them whole"
+            if longer
+            else ""
+        )
         say_once(
             f"{len(rows.pieces):,} texts packed into {len(rows):,} sequences of {self.sequence_length} tokens, "
             f"{100 * rows.filled:.1f}% of which are no padding{cut}."

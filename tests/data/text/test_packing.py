@@ -44,7 +44,10 @@ def test_batches_of_a_data_module(tmp_path, capsys):
     data.setup("fit")
     dataset, cache, tokenizer = data.train_dataset, data.cache, data.tokenizer
     packed = f"packed into {len(dataset)} sequences of 48 tokens"
-    assert packed in (printed := capsys.readouterr().err) and "are longer than that and are cut" in printed
+    assert packed in (printed := capsys.readouterr().err)
+    lengths = numpy.diff(cache.document_offsets()) + 2
+    longer = f"{(lengths > 48).sum()} of {len(lengths)} documents are longer than that and are cut into several texts"
+    assert longer in printed and f"data.sequence_length {lengths.max()} keeps all of them whole" in printed
     assert "documents" in data.batch_fields and 0.9 < data.describe()["packed_share"] <= 1
     for epoch in range(2):
         found = []
