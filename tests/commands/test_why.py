@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import os
 from types import MethodType
 
 import pytest
 import torch
+from child_processes import both_ranks
 from PIL import Image
 from small_pairs import pair_config, write_pairs
 from small_pictures import picture_config, write_pictures
@@ -101,6 +103,43 @@ def trained(request, place):
     last = first.trainer.checkpoint_callback.last_model_path
     command_line(["fit", "--config", path, "--ckpt_path", last, "--trainer.max_steps", "20"], recorded)
     return kind, first.trainer.logger.run_name, recorded
+
+
+def train_together(directory):
+    """What one of two processes sees in trainings of texts and of pictures, by kind."""
+    seen = {}
+    for kind in ("text", "vision"):
+        config = config_of(kind, directory)
+        config["trainer"] |= {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "max_steps": 8}
+        path = str(write_config(directory / f"{kind}-{os.environ['LOCAL_RANK']}.yaml", config))
+        recorded = type(kind, (Recorded,), {"inputs": {}, "losses": {}, "batches": {}})
+        line = command_line(["fit", "--config", path], recorded)
+        run = line.trainer.logger.run_name if line.trainer.is_global_zero else None
+        seen[kind] = {"run": run, "inputs": recorded.inputs, "batches": recorded.batches}
+    return seen
+
+
+def test_batches_of_two_processes_are_those_that_each_has_seen(place):
+    (place / "two").mkdir()
+    ranks = both_ranks(train_together, place / "two")
+    for kind in ("text", "vision"):
+        run = ranks[0][kind]["run"]
+        drawn = []
+        for rank, recorded in enumerate(ranks):
+            line = again(run, 8, rank=rank, no_losses=True)
+            given = iter(recorded[kind]["inputs"][8])
+            for seen, batch in zip(line.seen, recorded[kind]["batches"][8], strict=True):
+                assert seen.trained["sample_id"].tolist() == batch["sample_id"].tolist()
+                shown = seen.shown[0]
+                # The objectives that share a pass, and those whose passes do not hang on the weights.
+                made = shown.passes["masked_language_modeling" if kind == "text" else "rotation"]
+                rebuilt = [value for value in made.inputs.values() if isinstance(value, torch.Tensor)]
+                _, values = next(given)
+                assert all(torch.equal(*both) for both in zip(rebuilt, values, strict=True))
+                drawn.append(rebuilt[0])
+                if kind == "text":
+                    next(given)
+        assert not torch.equal(drawn[0], drawn[-1])
 
 
 def again(run, step, **settings):
