@@ -246,6 +246,9 @@ def both_ranks(work: Callable[[Path], Any], directory: Path) -> list[Any]:
 
     Returns:
         The first process's result and the second's.
+
+    Raises:
+        AssertionError: If one of them has ended otherwise; with what it has raised, which comes first.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -256,10 +259,15 @@ def both_ranks(work: Callable[[Path], Any], directory: Path) -> list[Any]:
     try:
         for process in processes:
             process.join(timeout=480)
-        assert [process.exitcode for process in processes] == [0, 0]
+        statuses = [process.exitcode for process in processes]
     finally:
         for process in processes:
             process.kill()
+    # The one that has failed first: the other one's failure is that nobody answers it.
+    raised = sorted(directory.glob("rank-*.error"), key=lambda file: file.stat().st_mtime_ns)
+    reasons = [f"{file.stem}: {file.read_text().splitlines()[-1]}" for file in raised]
+    texts = "".join(f"\n{file.read_text()}" for file in raised)
+    assert statuses == [0, 0], f"exit statuses {statuses}; {'; '.join(reasons)}{texts}"
     return [torch.load(directory / f"rank-{rank}.pt") for rank in range(2)]
 
 
@@ -268,8 +276,14 @@ def _be_rank(work: Callable[[Path], Any], directory: Path, rank: int, port: int)
     os.environ.pop("PL_GLOBAL_SEED", None)
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
-    torch.save(work(directory), directory / f"rank-{rank}.pt")
-    check_peak()
+    # A process that ends by a signal says where it was.
+    faulthandler.enable()
+    try:
+        torch.save(work(directory), directory / f"rank-{rank}.pt")
+        check_peak()
+    except BaseException:
+        (directory / f"rank-{rank}.error").write_text(traceback.format_exc())
+        raise
 
 
 # Exit status of a child that may not have what `own_mounts` gives.
