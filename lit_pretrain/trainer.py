@@ -7,7 +7,7 @@ from typing import Any, Literal
 import lightning
 import torch
 from lightning.fabric.connector import _PRECISION_INPUT
-from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
+from lightning.pytorch.accelerators import AcceleratorRegistry, CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.callbacks import (
     Callback,
     ModelCheckpoint,
@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import _PLUGIN_INPUT, Precision
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.trainer.connectors.data_connector import _DataConnector
 from lightning.pytorch.trainer.states import TrainerFn
@@ -41,7 +42,7 @@ from lit_pretrain.callbacks import (
     TestReport,
     Throughput,
 )
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, nearest
 from lit_pretrain.modules.base import BaseModule
 from lit_pretrain.modules.rolling_back import check_roll_back
 from lit_pretrain.modules.strategies import check_strategy
@@ -110,6 +111,7 @@ class Trainer(lightning.Trainer):
             own += default_callbacks(
                 own, enable_checkpointing is not False and not fast, enable_progress_bar is not False
             )
+        check_hardware(kwargs.get("accelerator"), kwargs.get("strategy"))
         with warnings.catch_warnings():
             # A training is refused, and what is measured says what it is measured in.
             warnings.filterwarnings("ignore", ".*AMP with fp16 is not supported on CPU.*")
@@ -233,6 +235,29 @@ def check_budget(module: BaseModule, trainer: lightning.Trainer) -> None:
             )
     # Lightning's own end, where none is given, is 1,000 epochs.
     trainer.fit_loop.max_epochs = -1
+
+
+def check_hardware(accelerator: object, strategy: object) -> None:
+    """Refuse the name of an accelerator or strategy that there is not, or of a device that this machine does not have.
+
+    Raises:
+        UserError: If so.
+    """
+    accelerators = ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
+    strategies = ["auto", *StrategyRegistry.available_strategies()]
+    for setting, name, names in (("accelerator", accelerator, accelerators), ("strategy", strategy, strategies)):
+        if isinstance(name, str) and name.lower() not in names:
+            raise UserError(
+                f"trainer.{setting} is {name}, and there is {', '.join(sorted(names))}{nearest(name, names)}."
+            )
+    if not isinstance(accelerator, str) or accelerator.lower() == "auto":
+        return
+    devices = ("cuda", "mps") if accelerator.lower() == "gpu" else (accelerator.lower(),)
+    if not any(AcceleratorRegistry[device]["accelerator"].is_available() for device in devices):
+        raise UserError(
+            f"trainer.accelerator is {accelerator}, and PyTorch finds no such device on this machine: set it to auto "
+            "or cpu, or see what there is by python -m lit_pretrain doctor."
+        )
 
 
 def with_atomic_checkpoints(given: _PLUGIN_INPUT | list[_PLUGIN_INPUT] | None) -> list[_PLUGIN_INPUT]:

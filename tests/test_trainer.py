@@ -170,7 +170,7 @@ def test_weights_are_averaged_by_lightnings_callback_and_constants_are_not(home)
         ),
         ("val_check_interval 99999 --trainer.check_val_every_n_epoch 1", "`val_check_interval` (99999) must be less"),
         ("logger lightning.pytorch.loggers.CometLogger", "CometLogger cannot be made ("),
-        ("strategy nonsense", "an invalid strategy name"),
+        ("strategy nonsense", "trainer.strategy is nonsense, and there is auto, ddp"),
         ("accelerator gpu --model.schedule null", "model.schedule is null, and holds settings of TextPretraining"),
         ("max_steps 2 --model.optimizer null --print_config", "model.optimizer is null"),
         (
