@@ -219,6 +219,14 @@ class TextEncoder(nn.Module):
         settings = self.settings() | {"transformer": asdict(self.config.resolved())}
         huggingface_text.save_weights(settings, self.state_dict(), directory, heads)
 
+    def fits_public_format(self) -> bool:
+        """Whether transformers' formats have a place for all of it, so that `save_pretrained` can write it."""
+        try:
+            huggingface_text.refuse_what_is_lacking(self.settings() | {"transformer": asdict(self.config.resolved())})
+        except UserError:
+            return False
+        return True
+
     # -- timm's protocol
 
     def forward_features(

@@ -19,7 +19,7 @@ from lit_pretrain.backbone.pooling import AttentionPooling, mean_pool
 from lit_pretrain.backbone.public_weights import copy_public_weights
 from lit_pretrain.backbone.transformer import Transformer, initialise, norm_of
 from lit_pretrain.errors import UserError
-from lit_pretrain.weights import huggingface_vit, timm_vit
+from lit_pretrain.weights import huggingface_vit, timm_settings, timm_vit
 from lit_pretrain.weights.public import PublicWeights
 
 
@@ -185,6 +185,14 @@ class VisionEncoder(Float32State):
         if self.positions == "sincos":
             tensors["embeddings.position"] = self.embeddings.fixed_position
         timm_vit.save_weights(self.settings() | {"transformer": asdict(self.config.resolved())}, tensors, directory)
+
+    def fits_public_format(self) -> bool:
+        """Whether timm's ViT has a place for all of it, so that `save_pretrained` can write it."""
+        try:
+            timm_settings.refuse_what_timm_lacks(self.settings() | {"transformer": asdict(self.config.resolved())})
+        except UserError:
+            return False
+        return True
 
     # -- how pictures are framed
 

@@ -254,10 +254,11 @@ def commands_of(trainer: Trainer, module: LightningModule) -> dict[str, str]:
     if record is None:
         return {}
     recorder = recorder_of(trainer)
-    facts = recorder.data_facts if recorder is not None else {}
-    if not facts:
-        describe: Any = getattr(data_module_of(trainer), "describe", None)
-        facts = {f"data_facts.{name}": value for name, value in (describe() if callable(describe) else {}).items()}
+    facts = dict(recorder.data_facts) if recorder is not None else {}
+    for part, source in (("data_facts", data_module_of(trainer)), ("model_facts", module)):
+        describe: Any = getattr(source, "describe", None)
+        if callable(describe) and not (part == "data_facts" and facts):
+            facts |= {f"{part}.{name}": value for name, value in describe().items()}
     best, last = keeper_of_best(trainer), keeper_of_last(trainer)
     checkpoint = best.best_model_path if best is not None else ""
     if not checkpoint and last is not None and holds_shards(last.last_model_path):

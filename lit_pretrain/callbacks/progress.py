@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import MetricsTextColumn, ProcessingSpeedColumn
 
 from lit_pretrain.callbacks.throughput import Throughput
 from lit_pretrain.errors import check_number
@@ -18,6 +19,44 @@ from lit_pretrain.trainer_state import callbacks_of
 
 # Characters of what stands beside the bar, and of the shortest bar.
 WIDTH_OF_FIGURES, NARROWEST = 100, 6
+
+
+class FittingFigures:
+    """As many figures as a line has room for, the first ones first; half a number would be another one.
+
+    Args:
+        texts: The figures.
+        delimiter: Between them.
+        style: Of rich.
+    """
+
+    def __init__(self, texts: list[str], delimiter: str, style: Any) -> None:
+        self.texts, self.delimiter, self.style = texts, delimiter, style
+
+    def _line(self, width: int) -> str:
+        lines = (self.delimiter.join(self.texts[:count]) for count in range(len(self.texts), 0, -1))
+        return next((line for line in lines if len(line) <= width), "")
+
+    def __rich_measure__(self, console: Any, options: Any) -> Any:
+        """From none to all."""
+        from rich.measure import Measurement
+
+        return Measurement(0, min(len(self._line(10**6)), options.max_width))
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        """One line."""
+        from rich.text import Text
+
+        yield Text(self._line(options.max_width), style=self.style, no_wrap=True)
+
+
+class FiguresColumn(MetricsTextColumn):
+    """Lightning's column of figures, which folds a long line into several, in one line."""
+
+    def render(self, task: Any) -> Any:
+        """The figures, beside the bar of the training."""
+        text = super().render(task)
+        return FittingFigures(list(self._generate_metrics_texts()), self._text_delimiter, self._style) if text else text
 
 
 class ProgressBar(RichProgressBar):
@@ -89,10 +128,13 @@ class ProgressBar(RichProgressBar):
         from rich import get_console
         from rich.progress import BarColumn
 
-        columns = super().configure_columns(trainer)
+        columns, width = super().configure_columns(trainer), get_console().width
+        if width < WIDTH_OF_FIGURES:
+            # The time that is left says as much, and the losses need the room.
+            columns = [column for column in columns if not isinstance(column, ProcessingSpeedColumn)]
         for column in columns:
             if isinstance(column, BarColumn):
-                column.bar_width = max(NARROWEST, min(40, get_console().width - WIDTH_OF_FIGURES))
+                column.bar_width = max(NARROWEST, min(40, width - WIDTH_OF_FIGURES))
         return columns
 
     def _get_train_description(self, current_epoch: int) -> str:
@@ -105,8 +147,15 @@ class ProgressBar(RichProgressBar):
     # -- without a terminal
 
     def _init_progress(self, trainer: Trainer) -> None:
-        if self.in_terminal:
-            super()._init_progress(trainer)
+        if not self.in_terminal:
+            return
+        super()._init_progress(trainer)
+        if self.progress is not None and type(self._metric_component) is MetricsTextColumn:
+            column = FiguresColumn(
+                trainer, self.theme.metrics, self.theme.metrics_text_delimiter, self.theme.metrics_format
+            )
+            self.progress.columns = (*self.progress.columns[:-1], column)
+            self._metric_component = column
 
     def _add_task(self, total_batches: int | float, description: str, visible: bool = True) -> Any:
         return super()._add_task(total_batches, description, visible) if self.progress is not None else None

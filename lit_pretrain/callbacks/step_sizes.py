@@ -25,7 +25,9 @@ class StepSizes(Callback):
 
     The norm is that of the whole gradient, over all batches that a step accumulates and all processes, before it is
     clipped. The ratio is that of some weight matrices, evenly over the depth, of 16 million elements at most, so that
-    little memory is needed. Only the steps that are logged are measured, and no other is waited for.
+    little memory is needed. Only the steps that are logged are measured, and no other is waited for: every
+    `log_every_n_steps`, and before the first of them steps 1, 2, 4, 8 and so on, since trainings that diverge often do
+    so early, and so that one that ends before its first report has figures too.
     """
 
     def __init__(self) -> None:
@@ -39,7 +41,7 @@ class StepSizes(Callback):
         """Measure the gradient, and keep some weights."""
         interval = log_interval_of(trainer)
         step = trainer.global_step + 1
-        if not trainer.loggers or not interval or step % interval:
+        if not trainer.loggers or not interval or not is_measured(step, interval):
             return
         # A step that is left out, for gradients that are not finite, is measured anew with the next batch.
         self._step = step
@@ -72,6 +74,11 @@ class StepSizes(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let go of the weights."""
         self._norm, self._before, self._step = None, [], -1
+
+
+def is_measured(step: int, interval: int) -> bool:
+    """Whether sizes are taken at a step, the first being 1: at each report, and at powers of two before the first."""
+    return step % interval == 0 or (step < interval and step & (step - 1) == 0)
 
 
 def gradient_norm(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:

@@ -1,5 +1,6 @@
 """The first and the last a person sees of a training: what is trained and for how long; figures and what to do next."""
 
+import re
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,8 +11,31 @@ from lit_pretrain.callbacks.interruption import Interrupted
 from lit_pretrain.callbacks.progress import end_bar
 from lit_pretrain.callbacks.remaining_time import RemainingTime
 from lit_pretrain.callbacks.start_page import start_page
+from lit_pretrain.comparison.next_commands import PROGRAM
 from lit_pretrain.tracking.paths import shown_path
 from lit_pretrain.trainer_state import is_fast_run
+
+
+def folded(line: str, width: int) -> str:
+    """A line over several ones where it is longer than the terminal is wide, so that what is copied is whole.
+
+    Args:
+        line: What a path or a command is, a colon, and the path or the command, which a shell takes over lines too.
+        width: Characters.
+    """
+    purpose, colon, command = line.partition(": ")
+    if len(line) <= width or not colon:
+        return line
+    if not command.startswith(PROGRAM):
+        return f"{purpose}:\n  {command}"
+    lines: list[str] = []
+    # Quoted texts may have what looks like an option.
+    for part in re.split(r""" (?=--[a-z](?:[^"']*(?:"[^"]*"|'[^']*'))*[^"']*$)""", command):
+        if lines and len(f"    {lines[-1]} {part} ") < width:
+            lines[-1] += f" {part}"
+        else:
+            lines.append(part)
+    return f"{purpose}:\n  " + " \\\n    ".join(lines)
 
 
 class Summary(Callback):
@@ -119,9 +143,11 @@ class Summary(Callback):
     def _say(lines: list[str]) -> None:
         from rich import get_console
 
+        console = get_console()
         for line in lines:
-            # One line each, whatever the width: a person copies them.
-            get_console().print(line, soft_wrap=True, markup=False, highlight=False)
+            # What is copied out of a terminal is a command still; a pipe gets one line each.
+            text = folded(line, console.width) if console.is_terminal else line
+            console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     @staticmethod
     def is_silent(trainer: Trainer) -> bool:

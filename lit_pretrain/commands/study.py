@@ -28,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         part.add_argument("--config", required=True, metavar="FILE", help="the study (see configs/studies/)")
         part.add_argument("--jobs", type=positive, help="trainings at a time, sharing this machine's processors (1)")
         add_engine_arguments(part)
-        part.add_argument("--dry-run", action="store_true", help="only list the cells and what is left to do")
+        part.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="only check the file, by one step of training, and list the cells and what is left to do",
+        )
         part.add_argument("--report", action="store_true", help="only tell again what is finished")
         part.add_argument("--json", metavar="FILE", help="write the rows as JSON too")
 
@@ -58,16 +62,26 @@ def run(arguments: argparse.Namespace) -> int:
 
 def run_on(found: Any | None, arguments: argparse.Namespace, console: Any, say: Callable[[str], None]) -> int:
     """As `run`, on an engine; without one nothing is trained."""
+    from lit_pretrain.studies.cells import CellStore
+    from lit_pretrain.studies.processes import Machine
     from lit_pretrain.studies.record import StudyRecord
-    from lit_pretrain.studies.scheduler import Runner
+    from lit_pretrain.studies.scheduler import Runner, rehearsed
 
     study, reporter = prepare(arguments)
     settings = study.settings
     if found is not None:
         for name, (config, _) in study.prepared.items():
             found.check(str(name), config)
-    record = StudyRecord(settings.name, settings.experiment, arguments.what, found is not None)
+
+    def rehearse(record: Any) -> None:
+        store = CellStore(record.place, settings.metric)
+        # The metric is that of all cells: without a study the first tells whether it is logged.
+        for cell in study.rehearsals() if found is not None else study.rehearsals()[:1]:
+            rehearsed(settings, store, cell, say, found or Machine(1))
+
+    record = StudyRecord(settings.name, settings.experiment, arguments.what, found is not None, before=rehearse)
     if arguments.dry_run:
+        rehearse(record)
         list_cells(study, reporter, record, arguments.jobs or 1, console)
         return 0
     if record.directory is None:
@@ -101,7 +115,7 @@ def list_cells(study: Any, reporter: Any, record: Any, jobs: int, console: Any) 
     from lit_pretrain.studies.scheduler import duration, estimate
     from lit_pretrain.studies.tables import plan_table
 
-    store = CellStore(record.directory or record.runs_directory / "no such study", study.settings.metric)
+    store = CellStore(record.place, study.settings.metric)
     cells, later = reporter.planned(study, store)
     if cells:
         console.print(plan_table(cells, store))

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable(Path(arguments.json))
     from rich.console import Console
 
+    from lit_pretrain.studies.cells import CellStore
+    from lit_pretrain.studies.processes import Machine
     from lit_pretrain.studies.record import StudyRecord
+    from lit_pretrain.studies.scheduler import rehearsed
     from lit_pretrain.studies.settings import read_settings
     from lit_pretrain.studies.sweep import Sweep
     from lit_pretrain.studies.sweep_runner import SweepRunner
@@ -54,11 +56,13 @@ def run(arguments: argparse.Namespace) -> int:
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
+    begin = not arguments.report
+    if begin:
+        # Before its run begins, so that a mistake leaves none behind; other processes may do the same.
+        rehearsed(settings, CellStore(record.place, settings.metric), sweep.base_cell(), say, Machine(1))
     if arguments.dry_run:
-        check_metric(sweep, record, say)
         list_parameters(sweep, done, console)
         return 0
-    begin = not arguments.report
     if begin:
         record = StudyRecord(settings.name, settings.experiment, "sweep", shared=True)
     elif record.directory is None:
@@ -67,34 +71,18 @@ def run(arguments: argparse.Namespace) -> int:
     with ended(record, runner) if begin else contextlib.nullcontext():
         if begin:
             record.log_file(Path(arguments.config))
-            runner.rehearse(sweep.base_cell())
             runner.run_trials()
         return 0 if tell(sweep, runner, record, arguments, console) else 1
 
 
 def check_store(sweep: Any, record: Any) -> int:
     """See that an earlier start was of the same sweep; how many trials have ended there."""
-    from lit_pretrain.studies.trials import STORE_NAME, open_study
+    from lit_pretrain.studies.trials import STORE_NAME, find_study
 
     if record.directory is None or not (record.directory / STORE_NAME).is_file():
         return 0
-    study = open_study(record.directory, sweep.settings, sweep.identity)
-    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
-
-
-def check_metric(sweep: Any, record: Any, say: Any) -> None:
-    """Train one step of the config, unless an earlier start has: is the metric one that it logs?
-
-    Raises:
-        UserError: If it is not.
-    """
-    from lit_pretrain.studies.cells import CellStore
-    from lit_pretrain.studies.processes import Machine
-    from lit_pretrain.studies.scheduler import rehearsed
-
-    with tempfile.TemporaryDirectory() as scratch:
-        store = CellStore(record.directory or Path(scratch), sweep.settings.metric)
-        rehearsed(sweep.settings, store, sweep.base_cell(), say, Machine(1))
+    study = find_study(record.directory, sweep.settings, sweep.identity)
+    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False)) if study is not None else 0
 
 
 def list_parameters(sweep: Any, done: int, console: Any) -> None:

@@ -70,9 +70,11 @@ def thinned(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> l
 
 
 def limits(values: Sequence[float]) -> tuple[float, float]:
-    """Where an axis begins and ends, with a little room."""
+    """Where an axis begins and ends, with a little room; that of zeros alone from 0 to 1."""
     low, high = min(values), max(values)
-    room = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
+    if low == high == 0:
+        return 0.0, 1.0
+    room = (high - low) * 0.05 or abs(high) * 0.05
     return low - room, high + room
 
 

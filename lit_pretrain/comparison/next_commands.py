@@ -9,6 +9,8 @@ from lit_pretrain.tracking.find import RunRecord, holds_shards
 from lit_pretrain.tracking.paths import shown_path
 
 PROGRAM = "python -m lit_pretrain"
+# The format of an export, where its own kind's does not hold the encoder.
+FORMAT_FACT = "model_facts.export_format"
 
 
 def reference_of(run: Run, records: Sequence[RunRecord]) -> str:
@@ -52,7 +54,8 @@ def next_commands(run: Run, reference: str, former: str | None) -> dict[str, str
         commands["fine-tune it"] = f"{PROGRAM} fit --config {config} --model.init_from {best} {data}"
         config = f"--config {config} " if text else ""
         commands["measure its frozen features"] = f"{PROGRAM} evaluate {best} {config}{data}"
-    commands["write it for other libraries"] = f"{PROGRAM} export --ckpt {best} --to my-model"
+    form = f" --format {run.parameters[FORMAT_FACT]}" if FORMAT_FACT in run.parameters else ""
+    commands["write it for other libraries"] = f"{PROGRAM} export --ckpt {best} --to my-model{form}"
     # What it started from is no rival.
     rivals = f"{PROGRAM} compare --experiment {shlex.quote(run.experiment)}"
     commands["put it beside others"] = rivals

@@ -313,7 +313,8 @@ class EpochDataModule(LightningDataModule):
         """Shuffled batches, an order of its own for every epoch."""
         sampler = self._train_sampler()
         if len(sampler) == 0:
-            samples, processes = f"The {len(self._training_data)} training {self.samples_name}", place()[1]
+            samples = f"The training {self.samples_name} ({len(self._training_data)} in all)"
+            processes = place()[1]
             if len(self._training_data) < processes:
                 raise UserError(
                     f"{samples} are fewer than the {processes} processes, each of which needs its own at every step: "

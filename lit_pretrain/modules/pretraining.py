@@ -28,6 +28,7 @@ from lit_pretrain.modules.checkpoints import (
     objective_names,
     take_framing,
 )
+from lit_pretrain.modules.export_format import export_facts
 from lit_pretrain.modules.freezing import FreezingConfig, check_blocks, freeze, unfreezing_steps
 from lit_pretrain.modules.growth import GrowthConfig, check_growth, start_from
 from lit_pretrain.modules.objective_heads import VocabularyGrowth, take_heads
@@ -412,6 +413,7 @@ class Pretraining(BaseModule):
                 "encoder": type(self.encoder).__name__,
                 "depth": self.encoder.config.depth,
                 "width": self.encoder.config.width,
+                **export_facts(self.encoder),
             }
         )
 

@@ -157,8 +157,8 @@ class CellStore:
         return None
 
     def rehearsal_path(self, cell: Cell) -> Path:
-        """Where the facts of a step of it lie."""
-        return self.directory / "rehearsals" / f"{cell.hash}.json"
+        """Where the facts of a step of it lie: they are known before a study begins, and the same to all of them."""
+        return self.directory.parent.parent / ".rehearsals" / f"{cell.hash}.json"
 
     def rehearsal(self, cell: Cell) -> dict[str, Any] | None:
         """What a step of it told; null if it was not rehearsed."""

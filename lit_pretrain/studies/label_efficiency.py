@@ -139,14 +139,16 @@ class LabelEfficiency:
 
     # -- doing
 
-    def run(self, runner: Runner) -> None:
-        """Rehearse each encoder with the fewest labels, choose the learning rates, train all."""
+    def rehearsals(self) -> list[Cell]:
+        """What is rehearsed before the study: each encoder with the fewest labels."""
         budgets = self.settings.budgets
         # Shares and numbers do not compare; the data module says which is too small.
         fewest = min(range(len(budgets)), key=lambda place: budgets[place] or float("inf"))
-        for encoder in self.settings.encoders:
-            rate = self.settings.rates_of(encoder)[0]
-            runner.rehearse(self.cell(encoder, fewest, rate, self.settings.seeds[0]))
+        rates = {encoder: self.settings.rates_of(encoder)[0] for encoder in self.settings.encoders}
+        return [self.cell(encoder, fewest, rate, self.settings.seeds[0]) for encoder, rate in rates.items()]
+
+    def run(self, runner: Runner) -> None:
+        """Choose the learning rates, train all."""
         runner.total = self.total
         search = self.cells_to_search()
         runner.run(search)

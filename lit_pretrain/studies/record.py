@@ -8,7 +8,7 @@ number of processes, which hold the lock only while they find or begin it.
 import datetime
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,21 @@ class StudyRecord:
         kind: Which study, for a tag.
         begin: Whether it is going to run; else it is only looked at, which may be done while it runs.
         shared: Whether several processes may do it at once.
+        before: Called before the run begins, with `place` known; what it raises leaves no run behind.
 
     Raises:
         UserError: If another process is at it, on whatever machine.
     """
 
-    def __init__(self, name: str, experiment: str, kind: str, begin: bool = True, shared: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        experiment: str,
+        kind: str,
+        begin: bool = True,
+        shared: bool = False,
+        before: Callable[["StudyRecord"], None] | None = None,
+    ) -> None:
         self.name, self.experiment, self.kind = name, experiment, kind
         self.runs_directory = resolve_runs_directory()
         self.tracking_uri = resolve_tracking_uri(None, self.runs_directory)
@@ -66,6 +75,8 @@ class StudyRecord:
             self._lock = self._hold(WAIT_SECONDS if shared else 0.0)
         try:
             self._find()
+            if begin and before is not None:
+                before(self)
             if begin:
                 self._begin(kind)
         except BaseException:
@@ -74,6 +85,11 @@ class StudyRecord:
             raise
         if begin and shared:
             self._lock.release()
+
+    @property
+    def place(self) -> Path:
+        """The directory, or one beside which it would be."""
+        return self.directory or self.runs_directory / safe_name(self.experiment) / "no such study"
 
     def _find(self) -> None:
         """Look for the directory of an earlier start."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.measures.intervals import Mean, PowerLaw, fit_power_law, mean_of
+from lit_pretrain.required import required
 from lit_pretrain.studies.cells import Cell, CellStore, Outcome
 from lit_pretrain.studies.plan import Prepared, make_cell, prepare_all
 from lit_pretrain.studies.scheduler import Runner
@@ -132,10 +133,10 @@ class Scaling:
             raise UserError(f"The training does not count {kind}: give budget in one of {', '.join(cost) or 'steps'}.")
         return max(1, round(amount / cost[kind]))
 
-    def rehearsals(self) -> dict[tuple[int, int], Cell]:
-        """A cell of one step for each shape."""
+    def rehearsals(self) -> list[Cell]:
+        """A cell of one step for each shape, which are rehearsed before the study for their costs and sizes."""
         smallest = min(self.settings.sizes, key=lambda size: size or float("inf"))
-        return {shape: self.cell(shape, smallest, self.settings.seeds[0], None) for shape in self.shapes}
+        return [self.cell(shape, smallest, self.settings.seeds[0], None) for shape in self.shapes]
 
     def cells(self, facts: dict[tuple[int, int], dict]) -> list[Cell]:
         """All trainings, the small shapes first."""
@@ -154,19 +155,15 @@ class Scaling:
 
     # -- doing
 
-    def measure(self, runner: Runner) -> dict[tuple[int, int], dict]:
-        """Cost and sizes of each shape, from one step of it, kept for later starts."""
-        return {shape: runner.rehearse(cell) for shape, cell in self.rehearsals().items()}
-
     def measured(self, store: CellStore) -> dict[tuple[int, int], dict[str, Any]] | None:
-        """What `measure` found at an earlier start; null if it did not come so far."""
-        found = {shape: store.rehearsal(cell) for shape, cell in self.rehearsals().items()}
+        """Cost and sizes of each shape, as the rehearsals told; null if not all have been done."""
+        found = {shape: store.rehearsal(cell) for shape, cell in zip(self.shapes, self.rehearsals(), strict=True)}
         facts = {shape: point for shape, point in found.items() if point is not None}
         return facts if len(facts) == len(found) else None
 
     def run(self, runner: Runner) -> None:
-        """Measure all shapes, then train all cells."""
-        cells = self.cells(self.measure(runner))
+        """Train all cells; the shapes have been rehearsed."""
+        cells = self.cells(required(self.measured(runner.store)))
         runner.total = self.total
         runner.run(cells)
 

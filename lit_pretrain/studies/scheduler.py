@@ -38,14 +38,6 @@ class Runner:
         self.total = self.done = 0
         self._restarts: dict[str, int] = {}
 
-    def rehearse(self, cell: Cell) -> dict[str, Any]:
-        """One step of a cell, once: does it run, what does it log and cost?
-
-        Raises:
-            UserError: If it does not run, or does not log the study's metric.
-        """
-        return rehearsed(self.settings, self.store, cell, self.say, self.engine)
-
     def run(self, cells: Sequence[Cell]) -> None:
         """Do all cells that are not done; returns when none is going on any more.
 
@@ -198,7 +190,7 @@ def train_cell(directory: str, cell_hash: str, job: dict[str, Any]) -> None:
 
 
 def rehearsed(settings: StudySettings, store: CellStore, cell: Cell, say: Say, engine: Any) -> dict[str, Any]:
-    """See `Runner.rehearse`.
+    """One step of a cell, once: does it run, what does it log and cost?
 
     Args:
         settings: The study's.
@@ -206,6 +198,9 @@ def rehearsed(settings: StudySettings, store: CellStore, cell: Cell, say: Say, e
         cell: Which.
         say: Told a line before.
         engine: As of a `Runner`.
+
+    Raises:
+        UserError: If it does not run, or does not log the study's metric.
     """
     path = store.rehearsal_path(cell)
     if store.rehearsal(cell) is None:

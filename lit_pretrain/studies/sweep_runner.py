@@ -51,6 +51,7 @@ class SweepRunner(Runner):
         self._asking = FileLock(self.store.directory / ".asking.lock", thread_local=False)
         with self._asking:
             self.study = open_study(self.directory, sweep.settings, sweep.identity)
+        self._begun = False
         self._held: dict[int, FileLock] = {}
         self._deadline = math.inf
 
@@ -130,7 +131,14 @@ class SweepRunner(Runner):
         if time.monotonic() > self._deadline:
             return None
         with self._asking:
+            self._reopen()
             return self._take_up() or self._propose()
+
+    def _reopen(self) -> None:
+        """Before the first trial: another start of the sweep, with other settings, may have put its own study here."""
+        if not self._begun:
+            self.study = open_study(self.directory, self.sweep.settings, self.sweep.identity)
+            self._begun = bool(self.study.get_trials(deepcopy=False))
 
     def _take_up(self) -> Cell | None:
         for trial in self._running():

@@ -40,7 +40,7 @@ def open_storage(address: str) -> Any:
 
 
 def open_study(directory: Path, settings: SweepSettings, identity: dict[str, str]) -> Any:
-    """The sweep's study in Optuna's store, made if there is none.
+    """The sweep's study in Optuna's store, made if there is none; for one process at a time.
 
     Args:
         directory: The sweep's.
@@ -52,26 +52,36 @@ def open_study(directory: Path, settings: SweepSettings, identity: dict[str, str
     """
     import optuna
 
+    study = find_study(directory, settings, identity)
+    if study is not None:
+        return study
     storage = open_storage(store_address(directory))
-
-    def make() -> Any:
-        return optuna.create_study(
-            storage=storage,
-            study_name=settings.name,
-            direction="maximize" if settings.maximizes else "minimize",
-            pruner=make_pruner(settings.pruner),
-            load_if_exists=True,
-        )
-
-    study = make()
-    before = study.user_attrs.get(SETTINGS_KEY)
-    if before not in (None, identity) and not study.get_trials(deepcopy=False):
+    if settings.name in optuna.get_all_study_names(storage):
         # Nothing was measured with the others: what was refused before its first trial may be corrected.
         optuna.delete_study(study_name=settings.name, storage=storage)
-        study, before = make(), None
-    if before is None:
-        study.set_user_attr(SETTINGS_KEY, identity)
+    study = optuna.create_study(
+        storage=storage,
+        study_name=settings.name,
+        direction="maximize" if settings.maximizes else "minimize",
+        pruner=make_pruner(settings.pruner),
+    )
+    study.set_user_attr(SETTINGS_KEY, identity)
+    return study
+
+
+def find_study(directory: Path, settings: SweepSettings, identity: dict[str, str]) -> Any | None:
+    """As `open_study`, but null where there is none yet, or one of others that has no trial."""
+    import optuna
+
+    storage = open_storage(store_address(directory))
+    if settings.name not in optuna.get_all_study_names(storage):
+        return None
+    study = optuna.load_study(study_name=settings.name, storage=storage, pruner=make_pruner(settings.pruner))
+    before = study.user_attrs.get(SETTINGS_KEY, {})
+    if before == identity:
         return study
+    if not study.get_trials(deepcopy=False):
+        return None
     for name in [*identity, *before]:
         if before.get(name) != identity.get(name):
             was = f" (it was {before[name]})" if len(str(before.get(name, ""))) in range(1, 100) else ""

@@ -29,6 +29,14 @@ def is_modern(settings: dict[str, Any]) -> bool:
     return settings["transformer"]["activation"] in huggingface_modernbert.ACTIVATIONS.values()
 
 
+def refuse_what_is_lacking(settings: dict[str, Any]) -> None:
+    """Raise a `UserError` naming whatever of an encoder the format that it would go out in has no place for."""
+    if is_modern(settings):
+        huggingface_modernbert.refuse_what_modernbert_lacks(settings)
+    else:
+        huggingface_bert.refuse_what_bert_lacks(settings)
+
+
 def save_weights(
     settings: dict[str, Any], tensors: dict[str, Tensor], directory: str | Path, heads: tuple[nn.Module, ...] = ()
 ) -> None:

@@ -4,6 +4,8 @@ import io
 import json
 import math
 import re
+import shlex
+import subprocess
 from types import SimpleNamespace
 
 import pyarrow.parquet
@@ -18,7 +20,7 @@ from lit_pretrain.callbacks.panels import Panels
 from lit_pretrain.callbacks.prediction_writer import PredictionWriter, prediction_table
 from lit_pretrain.callbacks.progress import ProgressBar, total_steps
 from lit_pretrain.callbacks.remaining_time import RemainingTime, words
-from lit_pretrain.callbacks.summary import Summary
+from lit_pretrain.callbacks.summary import Summary, folded
 from lit_pretrain.callbacks.throughput import Throughput
 from lit_pretrain.errors import UserError
 
@@ -38,7 +40,9 @@ def console(monkeypatch):
     return console
 
 
-def test_bar_shows_loss_and_speed(runs, console):
+@pytest.mark.parametrize("width", [160, 80])
+def test_bar_shows_loss_and_speed(runs, console, width):
+    console.width = width
     bar = ProgressBar(refresh_rate=20)
     throughput = Throughput(warm_up_batches=0, measure_peak=False)
     trainer = make_trainer(runs, [throughput, bar], enable_progress_bar=True, log_every_n_steps=5)
@@ -47,7 +51,14 @@ def test_bar_shows_loss_and_speed(runs, console):
     assert "Epoch 1" in drawn
     assert re.search(r"loss: \d\.\d{3}", drawn)
     assert re.search(r"validation: \d\.\d{3}", drawn)
-    assert re.search(r"tokens/s: [\d,]+", drawn)
+    drawn = re.sub(r"\x1b\[[\d;]*m", "", drawn)
+    lines = {line.strip() for line in re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "\n", drawn).splitlines()}
+    begun = [line for line in lines if re.match(r"(Epoch|loss|validation|tokens)", line)]
+    if width == 160:
+        assert re.search(r"tokens/s: [\d,]+", drawn)
+    else:
+        # All of a bar is in one line, whatever else would not fit.
+        assert all(line.startswith("Epoch") and len(line) < width for line in begun), begun
     assert "v_num" not in drawn
     # The last epoch has only the ten steps that are left of fifty.
     assert "10/10" in drawn
@@ -176,6 +187,16 @@ def test_what_ends_a_training_before_its_steps_and_how_it_goes_on(runs, console,
         trainer.fit(ToyModule(), ToyData())
     (note,) = raised.value.__notes__
     assert note.startswith("Go on from the last checkpoint: python -m lit_pretrain fit --config ... --ckpt_path ")
+
+
+def test_a_long_command_is_folded_as_a_shell_takes_it():
+    command = 'python -m lit_pretrain search --ckpt first:best --images my_pictures/ --query "a --b c" --device cpu'
+    lines = folded(f"Find: {command}", 60).split("\n")
+    assert lines[0] == "Find:" and max(map(len, lines)) < 60 and sum(line.endswith(" \\") for line in lines) == 1
+    shell = ["bash", "-c", "python() { printf '%s\\n' \"$@\"; }\n" + "\n".join(lines[1:])]
+    assert subprocess.run(shell, capture_output=True, text=True).stdout.split("\n")[:-1] == shlex.split(command)[1:]
+    assert folded(f"Find: {command}", 200) == f"Find: {command}"
+    assert folded("Best checkpoint: runs/a/b/c/best.ckpt", 30) == "Best checkpoint:\n  runs/a/b/c/best.ckpt"
 
 
 def test_how_long_it_will_take_by_the_first_steps():

@@ -1,6 +1,8 @@
 """Sweeps run whole: a few tiny trainings through the real entry, one killed and taken up by another process."""
 
+import copy
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -16,6 +18,12 @@ from small_training import small_config, start, write_config
 from text_corpus import write_corpus
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.errors import UserError
+from lit_pretrain.studies.record import StudyRecord
+from lit_pretrain.studies.settings import read_settings
+from lit_pretrain.studies.sweep import Sweep
+from lit_pretrain.studies.sweep_runner import SweepRunner
+from lit_pretrain.studies.sweep_settings import SweepSettings
 from lit_pretrain.tracking.find import find_run
 
 LOSS = "validation/masked_language_modeling/loss"
@@ -105,9 +113,24 @@ def test_a_value_that_cannot_be_used_is_said_before_the_first_trial(home, capsys
     assert "'model.objectives.0.probability' cannot be 1.5: " in said and "(correct wrong.yaml, line 8)" in said
     # So is a metric that no validation logs, whose direction is given.
     settings = {"metric": "validation/los", "direction": "minimize", "parameters": {RATE: [0.1]}, "trials": 1}
-    assert main(["sweep", "--config", sweep(home, "wrong", **settings), "--dry-run"]) == 2
-    assert "does not log validation/los (did you mean 'validation/loss'?)" in capsys.readouterr().err
+    for option in ([], ["--dry-run"]):
+        assert main(["sweep", "--config", sweep(home, "wrong", **settings), *option]) == 2
+        assert "does not log validation/los (did you mean 'validation/loss'?)" in capsys.readouterr().err
     assert not list((home / "runs").glob("sweeps/wrong-*"))
+
+
+def test_of_two_starts_with_other_settings_the_first_trial_decides(home):
+    file = sweep(home, "either", parameters={RATE: [0.1, 0.2]}, trials=1)
+    ours = Sweep(read_settings(file, SweepSettings), file)
+    theirs = copy.copy(ours)
+    theirs.settings = dataclasses.replace(ours.settings, seed=5)
+    record = StudyRecord("either", "sweeps", "sweep", shared=True)
+    first, second = (SweepRunner(one, record, 1, print) for one in (ours, theirs))
+    # The second has replaced the first's study, which had no trial.
+    assert first._next().labels["trial"] == 0
+    with pytest.raises(UserError, match="begun with another seed"):
+        second._next()
+    record.end("KILLED")
 
 
 def test_two_processes_share_a_sweep_and_one_takes_up_what_the_other_was_killed_at(home, capsys):

@@ -9,6 +9,7 @@ from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.checkpoints import TWO_TOWERS, common_record, difference, objective_names
 from lit_pretrain.modules.contrastive.replay import TextReplay, VisionReplay
+from lit_pretrain.modules.export_format import export_facts
 from lit_pretrain.modules.optimization import count_elements
 from lit_pretrain.objectives.contrastive import Contrastive
 from lit_pretrain.objectives.objective import objective_from
@@ -122,6 +123,7 @@ def description_of(module: Any) -> dict[str, Any]:
         "embedding_width": module.embedding_width,
         "image_size": module.vision_encoder.image_size,
         "patch_size": module.vision_encoder.patch_size,
+        **export_facts(*(tower.encoder for tower in module.towers.values())),
         **module.lineage,
     }
     for name, tower in module.towers.items():

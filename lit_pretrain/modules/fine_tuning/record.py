@@ -10,6 +10,7 @@ from lit_pretrain.data.labelled.label_facts import LabelFacts
 from lit_pretrain.data.text.tokenizers_by_kind import tokenizer_from_json
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.checkpoints import common_record, difference
+from lit_pretrain.modules.export_format import export_facts
 from lit_pretrain.modules.optimization import count_elements
 
 
@@ -92,6 +93,7 @@ def description_of(module: Any) -> dict[str, Any]:
         "depth": encoder.config.depth,
         "width": encoder.config.width,
         "pooling": encoder.pooling,
+        **export_facts(encoder),
     }
     if module.facts is not None:
         description |= {"task": module.facts.task, "classes": len(module.facts.classes)}

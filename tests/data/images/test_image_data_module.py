@@ -253,8 +253,11 @@ def test_pictures_of_any_size_become_squares(tmp_path):
         ({"validation_share": 1.0}, r"data\.validation_share is 1\.0"),
         ({"validation_share": 0.995}, "of 0.995 leaves 60 pictures for training and 0 for validation"),
         ({"max_pictures": 1, "label_column": None}, "leaves 1 pictures for training and 0 for validation"),
-        ({"max_pictures": 2}, "The 1 training pictures do not fill one batch"),
-        ({"batch_size": 100}, r"The 48 training pictures do not fill one batch of all devices: lower data\.batch_size"),
+        ({"max_pictures": 2}, r"The training pictures \(1 in all\) do not fill one batch"),
+        (
+            {"batch_size": 100},
+            r"The training pictures \(48 in all\) do not fill one batch .*: lower data\.batch_size",
+        ),
         ({"label_budget": 9, "label_column": None}, r"data\.label_budget needs labels: set data\.label_column"),
         ({"label_budget": 49}, "is 49, and there are 48 training pictures"),
         ({"label_budget": 2}, "fewer than the 3 classes"),
@@ -277,6 +280,6 @@ def test_what_cannot_work_is_said_before_training(table, tmp_path, settings, sen
 def test_more_processes_than_samples_is_said_before_training(table, tmp_path, monkeypatch):
     data = ready(tmp_path, table, batch_size=1)
     monkeypatch.setattr(loading, "place", lambda: (0, 49))
-    sentence = r"The 48 training pictures are fewer than the 49 processes.* lower trainer\.devices"
+    sentence = r"The training pictures \(48 in all\) are fewer than the 49 processes.* lower trainer\.devices"
     with pytest.raises(UserError, match=sentence):
         data.train_dataloader()
