@@ -10,7 +10,7 @@ from lit_pretrain.data.randomness import sample_generator
 from lit_pretrain.data.text.base_tokenizer import TextTokenizer
 from lit_pretrain.data.text.packing import PackedRows, pack
 from lit_pretrain.data.text.sentence_pairs import PairPlan, PairSettings, find_or_plan
-from lit_pretrain.data.text.token_cache import TokenCache
+from lit_pretrain.data.text.token_cache import DOCUMENTS_AT_ONCE, TokenCache
 
 Layout = Literal["sentence_pairs", "segments"]
 # [CLS] and [SEP] of a segment.
@@ -179,8 +179,16 @@ def plan_segments(
     # A document's first segment ends after `shift` tokens (or `room`, if none), the others after `room` each.
     firsts = numpy.minimum(starts + numpy.where(shifts > 0, shifts, room), ends)
     counts = 1 + -(-(ends - firsts) // room)
-    owner = numpy.repeat(numpy.arange(len(documents)), counts)
-    rank = numpy.arange(len(owner)) - numpy.repeat(numpy.cumsum(counts) - counts, counts)
-    begin = numpy.where(rank == 0, starts[owner], firsts[owner] + (rank - 1) * room)
-    finish = numpy.where(rank == 0, firsts[owner], numpy.minimum(firsts[owner] + rank * room, ends[owner]))
-    return numpy.stack([begin, finish], axis=1)
+    segments = numpy.empty((int(counts.sum()), 2), dtype=numpy.int64)
+    filled = 0
+    # Some documents at a time: of a large corpus what it takes to get there is several times the result.
+    for some in range(0, len(documents), DOCUMENTS_AT_ONCE):
+        part = slice(some, some + DOCUMENTS_AT_ONCE)
+        owner = numpy.repeat(numpy.arange(len(counts[part])), counts[part])
+        rank = numpy.arange(len(owner)) - numpy.repeat(numpy.cumsum(counts[part]) - counts[part], counts[part])
+        start, first, end = starts[part][owner], firsts[part][owner], ends[part][owner]
+        place = segments[filled : filled + len(owner)]
+        place[:, 0] = numpy.where(rank == 0, start, first + (rank - 1) * room)
+        place[:, 1] = numpy.where(rank == 0, first, numpy.minimum(first + rank * room, end))
+        filled += len(owner)
+    return segments

@@ -6,6 +6,7 @@ fingerprint of everything that the content depends on.
 
 import hashlib
 import json
+import mmap
 import pickle
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +33,8 @@ ARRAYS = ("tokens", "sentence_ends", "document_ends", "document_rows", "document
 CHUNK_CHARACTERS = 2_000_000
 # Characters after which a mapped source is mapped anew.
 REOPENED_AFTER = 30_000_000
+# Documents that are looked up at a time.
+DOCUMENTS_AT_ONCE = 1 << 16
 # Of a large corpus so many parts of so many word pieces tell how frequent each is.
 COUNTED_PARTS, COUNTED_PART = 64, 65_536
 
@@ -103,7 +106,20 @@ class TokenCache:
 
     def document_offsets(self) -> numpy.ndarray:
         """Token offsets of all documents: (N + 1,)."""
-        return numpy.concatenate(([0], self.sentence_ends[self.document_ends - 1]))
+        offsets = numpy.zeros(self.documents + 1, numpy.int64)
+        for start in range(0, self.documents, DOCUMENTS_AT_ONCE):
+            ends = self.document_ends[start : start + DOCUMENTS_AT_ONCE]
+            offsets[start + 1 : start + 1 + len(ends)] = self.sentence_ends[ends - 1]
+            let_go(self.sentence_ends)
+        return offsets
+
+
+def let_go(array: numpy.ndarray) -> None:
+    """Have what was read of a mapped array be in the system's cache alone, rather than in this process's memory too."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        # What is mapped read-only is read from the file again.
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def cache_fingerprint(source_fingerprint: str, tokenizer: TextTokenizer, language: str) -> str:
