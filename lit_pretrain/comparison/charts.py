@@ -137,14 +137,14 @@ class Box:
         lines: Those beneath it.
         here: Whether it is the one that the page is about.
         indent: How far it stands to the right.
-        above: Place of the box that it comes from; null for none.
+        above: Places of the boxes that it comes from: one as far to the right, or several that are less so.
     """
 
     title: str
     lines: tuple[str, ...] = ()
     here: bool = False
     indent: int = 0
-    above: int | None = None
+    above: tuple[int, ...] = ()
 
 
 def graph(boxes: Sequence[Box], title: str) -> str:
@@ -156,8 +156,8 @@ def graph(boxes: Sequence[Box], title: str) -> str:
     for box in boxes:
         left = 4 + indent * box.indent
         height = 12 + line_height * (1 + len(box.lines))
-        if box.above is not None:
-            above_left, above_bottom = places[box.above]
+        for origin in box.above:
+            above_left, above_bottom = places[origin]
             x, y = above_left + 12, top + height / 2
             if left - above_left < 12:
                 path = f"M{x} {above_bottom}V{top}"

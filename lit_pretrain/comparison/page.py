@@ -29,6 +29,7 @@ th,td{padding:.3rem .7rem .3rem 0;text-align:left;vertical-align:top;border-bott
 th{color:var(--dim);font-weight:600}
 td.number,th.number{text-align:right;white-space:nowrap}
 td.long{min-width:12rem;overflow-wrap:anywhere}
+@media(max-width:30rem){th,td{padding-right:.45rem;font-size:.87em}td.long{min-width:6.5rem}}
 tr.best td{font-weight:600}
 code,pre{font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace}
 pre{background:var(--soft);padding:.6rem .8rem;border-radius:6px;overflow-x:auto;margin:.3rem 0 .9rem}
@@ -74,6 +75,7 @@ STYLE += "".join(
 
 
 BREAKS = re.compile(r"([/_](?=\w))")
+BREAK = r"\1<wbr>"
 
 
 def page(title: str, parts: Sequence[str], made: str) -> str:
@@ -125,7 +127,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Seque
             text = escape(str(value)).replace("\n", "<br>")
             if not mark and " " not in text:
                 # Where a name may be broken on a phone, so that what stands beside it is seen.
-                text = BREAKS.sub(r"\1<wbr>", text)
+                text = BREAKS.sub(BREAK, text)
             cells.append(
                 f'<td class="long">{text}</td>' if not mark and len(str(value)) > 40 else f"<td{mark}>{text}</td>"
             )
@@ -142,10 +144,11 @@ def details(summary: str, content: str) -> str:
 
 def tiles(facts: Mapping[str, str]) -> str:
     """The few numbers that matter, large."""
-    tile = '<div class="tile"><b>{}</b><span>{}</span></div>'
-    return (
-        f'<div class="tiles">{"".join(tile.format(escape(text), escape(name)) for name, text in facts.items())}</div>'
+    shown = "".join(
+        f'<div class="tile"><b>{escape(text)}</b><span>{BREAKS.sub(BREAK, escape(name))}</span></div>'
+        for name, text in facts.items()
     )
+    return f'<div class="tiles">{shown}</div>'
 
 
 def legend(curves: Sequence[Curve]) -> str:

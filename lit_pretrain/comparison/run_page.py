@@ -174,39 +174,50 @@ def lineage_graph(run: Run, starts: tuple[Start, ...], measurements: Sequence[Ru
     """What it started from, what measured it and what started from it, as a graph."""
     boxes: list[Box] = []
 
-    def add(start: Start) -> int | None:
-        """Draw a start beneath what it started from itself; the place of its box."""
-        above = [add(former) for former in start.starts]
+    def add_all(starts: tuple[Start, ...], indent: int) -> tuple[tuple[int, ...], int]:
+        """Draw starts, two towers with room for their lines beside each other; their places, and the next's indent."""
+        above = []
+        for start in starts:
+            place, indent = add(start, indent)
+            above.append(place)
+            indent += len(starts) > 1
+        return tuple(above), indent
+
+    def add(start: Start, indent: int) -> tuple[int, int]:
+        """Draw a start beneath what it started from itself; the place of its box, and its indent."""
+        above, indent = add_all(start.starts, indent)
         tower = f"{start.tower} encoder: " if start.tower else ""
         if start.name == SCRATCH:
-            boxes.append(Box(f"{tower}scratch", ("random weights",)))
+            title, lines = f"{tower}scratch", ("random weights",)
         elif start.run is None:
-            boxes.append(Box(tower + start.name, ("a run that is gone" if start.gone else "public weights",)))
+            title, lines = tower + start.name, ("a run that is gone" if start.gone else "public weights",)
         else:
-            title = shortened(tower + start.name, 40)
-            boxes.append(Box(title, box_lines(start.run, (), store), above=above[-1] if above else None))
-        return len(boxes) - 1
+            title, lines = tower + start.name, box_lines(start.run, (), store, indent)
+        boxes.append(Box(shortened(title, max(12, 40 - 3 * indent)), lines, False, indent, above))
+        return len(boxes) - 1, indent
 
-    above = [add(start) for start in starts]
-    here = Box(shortened(run.name, 40), box_lines(run, measurements, store), True, 0, above[-1] if above else None)
-    boxes.append(here)
+    above, indent = add_all(starts, 0)
+    lines = box_lines(run, measurements, store, indent)
+    boxes.append(Box(shortened(run.name, max(12, 40 - 3 * indent)), lines, True, indent, above))
     place = len(boxes) - 1
     children = store.started_from(run.run_id)
     for child in children[:MOST_CHILDREN]:
-        boxes.append(Box(shortened(child.name, 38), box_lines(child, (), store), False, 1, place))
+        lines = box_lines(child, (), store, indent + 1)
+        boxes.append(Box(shortened(child.name, max(12, 37 - 3 * indent)), lines, False, indent + 1, (place,)))
     if len(children) > MOST_CHILDREN:
-        boxes.append(Box(f"and {len(children) - MOST_CHILDREN} more", (), False, 1, place))
+        boxes.append(Box(f"and {len(children) - MOST_CHILDREN} more", (), False, indent + 1, (place,)))
     return graph(boxes, f"{run.name} {lineage_words(starts)}")
 
 
-def box_lines(run: Run, measurements: Sequence[Run], store: RunStore) -> tuple[str, ...]:
-    """What a box says of a run beneath its name."""
+def box_lines(run: Run, measurements: Sequence[Run], store: RunStore, indent: int) -> tuple[str, ...]:
+    """What a box says of a run beneath its name, as long as a box with this indent is wide."""
+    most = max(16, 52 - 4 * indent)
     what = run.parameters.get("model_facts.objectives") or run.parameters.get("model_facts.task") or run.stage
     state = "" if run.status == "FINISHED" else f", {run.status.lower()}"
-    lines = [shortened(f"{what}{state}", 52)]
+    lines = [shortened(f"{what}{state}", most)]
     for figure in main_figures(run, measurements, store)[:2]:
         at = f" at step {figure.step:,}" if figure.step is not None else ""
-        lines.append(shortened(f"{figure.metric} {figure.value:.4g}{at}", 52))
+        lines.append(shortened(f"{figure.metric} {figure.value:.4g}{at}", most))
     return tuple(lines)
 
 

@@ -126,5 +126,5 @@ def test_charts_keep_peaks_and_leave_out_what_is_no_number():
     assert "nan" not in drawn and "&lt;loss&gt;" in drawn and "<loss>" not in drawn
     assert "Nothing was logged" in line_chart([Curve("none", [(1.0, math.inf)])], "t", "steps")
     # A single value still has room around it.
-    assert limits([2.0]) == (1.9, 2.1) and limits([0.0]) == (-1.0, 1.0)
+    assert limits([2.0]) == (1.9, 2.1) and limits([0.0, 0.0]) == (0.0, 1.0)
     assert line_chart([Curve("one", [(0.0, 5.0)])], "t", "steps").count("<circle") == 1
