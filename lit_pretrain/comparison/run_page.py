@@ -186,13 +186,13 @@ def lineage_graph(run: Run, starts: tuple[Start, ...], measurements: Sequence[Ru
     def add(start: Start, indent: int) -> tuple[int, int]:
         """Draw a start beneath what it started from itself; the place of its box, and its indent."""
         above, indent = add_all(start.starts, indent)
-        tower = f"{start.tower} encoder: " if start.tower else ""
-        if start.name == SCRATCH:
-            title, lines = f"{tower}scratch", ("random weights",)
-        elif start.run is None:
-            title, lines = tower + start.name, ("a run that is gone" if start.gone else "public weights",)
+        title = (f"{start.tower} encoder: " if start.tower else "") + start.name
+        if start.run is not None:
+            lines = box_lines(start.run, (), store, indent)
+        elif start.name == SCRATCH:
+            lines = ("random weights",)
         else:
-            title, lines = tower + start.name, box_lines(start.run, (), store, indent)
+            lines = ("a run that is gone" if start.gone else "public weights",)
         boxes.append(Box(shortened(title, max(12, 40 - 3 * indent)), lines, False, indent, above))
         return len(boxes) - 1, indent
 
