@@ -32,7 +32,7 @@ IMPORTED = [
     "lit_pretrain.cli.lightning_cli",
     "mlflow.store.tracking.sqlalchemy_store",
     "ready_database",
-    "small_pictures",
+    "ready_process",
     "text_corpus",
     "toy_training",
     # Last, since it sets aside all that there is by then.

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, _core, _subcommands
 from jsonargparse._typehints import ActionTypeHint, import_object, nested_links, parent_parser
 
 from lit_pretrain.class_paths import PACKAGE
+from lit_pretrain.cli import namespaces
 
 # By what they were made of. Those of installed classes are kept for all commands of a process; a person's class may be
 # another one by then.
@@ -23,27 +24,31 @@ KEPT = {PACKAGE, "lightning", "torch"}
 FOUND = "_lit_pretrain_found"
 
 make = ActionTypeHint.get_class_parser
-find = _subcommands.find_action_and_subcommand
+find, is_branch_key = _subcommands.find_action_and_subcommand, _subcommands.is_branch_key
 
 
 @contextmanager
 def made_once() -> Iterator[None]:
     """Within it, a class that was parsed with the same settings before has the parser that was made then."""
-    before = ActionTypeHint.get_class_parser, _subcommands.find_action_and_subcommand
-    replace(get_class_parser, find_action)
+    before = ActionTypeHint.get_class_parser, _subcommands.find_action_and_subcommand, _core.is_branch_key
+    outermost = before[1] is not find_action
+    replace(get_class_parser, find_action, is_branch)
+    namespaces.use(ours=True)
     try:
         yield
     finally:
         replace(*before)
+        namespaces.use(ours=not outermost)
         for key in [key for key in MADE if getattr(key[0], "__module__", "").partition(".")[0] not in KEPT]:
             del MADE[key]
 
 
-def replace(maker: Any, finder: Any) -> None:
-    """Set the two functions wherever jsonargparse calls them."""
+def replace(maker: Any, finder: Any, branches: Any) -> None:
+    """Set the three functions wherever jsonargparse calls them."""
     setattr(ActionTypeHint, "get_class_parser", staticmethod(maker))  # noqa: B010
     for module in (_core, _subcommands):
         setattr(module, "find_action_and_subcommand", finder)  # noqa: B010
+        setattr(module, "is_branch_key", branches)  # noqa: B010
 
 
 def get_class_parser(
@@ -64,11 +69,31 @@ def get_class_parser(
 
 def find_action(parser: Any, dest: str, exclude: Any = None) -> tuple[argparse.Action | None, str | None]:
     """As jsonargparse's, which looks at every argument each time."""
-    if not isinstance(parser, ArgumentParser) or parser._subcommands_action is not None:
-        # It looks into the parsers of its subcommands, to which more arguments may be added.
+    if not isinstance(parser, ArgumentParser):
         return find(parser, dest, exclude)
+    if parser._subcommands_action is not None:
+        # It looks into the parsers of its subcommands, to which more arguments may be added.
+        command, _, rest = dest.partition(".")
+        inner = parser._subcommands_action._name_parser_map.get(command)
+        if inner is None or not rest:
+            return find(parser, dest, exclude)
+        action, deeper = find_action(inner, rest, exclude)
+        return action, command if deeper is None else f"{command}.{deeper}"
     found = vars(parser).setdefault(FOUND, {})
     key = (dest, exclude, len(parser._actions))
     if key not in found:
         found[key] = find(parser, dest, exclude)
     return found[key]
+
+
+def is_branch(parser: Any, key: str) -> bool:
+    """As jsonargparse's, which looks at every argument each time."""
+    if not isinstance(parser, ArgumentParser) or parser._subcommands_action is not None:
+        command, _, rest = key.partition(".")
+        inner = getattr(getattr(parser, "_subcommands_action", None), "_name_parser_map", {}).get(command)
+        return is_branch(inner, rest) if inner is not None and rest else is_branch_key(parser, key)
+    found = vars(parser).setdefault(FOUND, {})
+    place = (key, is_branch, len(parser._actions))
+    if place not in found:
+        found[place] = is_branch_key(parser, key)
+    return found[place]

@@ -24,6 +24,7 @@ import lit_pretrain.data
 import lit_pretrain.modules
 import lit_pretrain.objectives
 from lit_pretrain.class_paths import arguments_of, is_ours
+from lit_pretrain.cli import namespaces
 from lit_pretrain.cli.arguments import CONFIG_OPTIONS, replaced, value_of, values_of, without
 from lit_pretrain.cli.class_parsers import made_once
 from lit_pretrain.cli.config_errors import (
@@ -107,6 +108,10 @@ class Parser(LightningArgumentParser):
         if isinstance(args, list) and len(args) == 1 and str(args[0]).startswith("--"):
             args = [re.sub(r"^(--[\w.+]+)=None$", r"\1=null", str(args[0]))]
         return super().parse_args(args, *rest, **settings)
+
+    def _dump_cleanup_actions(self, cfg: Any, actions: Any, dump_kwargs: dict[str, Any], prefix: str = "") -> None:
+        """As jsonargparse's (4.47), which writes the settings of every class as YAML and reads them again at once."""
+        super()._dump_cleanup_actions(cfg, actions, dump_kwargs | {"format": namespaces.NESTED}, prefix)
 
     def _dump_delete_default_entries(self, subcfg: dict[str, Any], subdefaults: dict[str, Any]) -> None:
         """As jsonargparse's (4.47), which looks for a class in a default of null where a config names one."""

@@ -1,5 +1,6 @@
 """Checkpoints of this suite: read without running pickled code, and compared with what a config builds."""
 
+import copy
 import inspect
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -20,6 +21,8 @@ CHECKPOINT_FORMAT = 1
 TWO_TOWERS = "pair of towers"
 # What a checkpoint tells of its encoder beside its shape: how evaluation frames pictures.
 NO_SHAPE = ("crop_share",)
+# What the checkpoint that was read last tells of itself, by its file as it was: a command asks several times.
+_latest_record: dict[tuple[Path, int, int, int], dict[str, Any]] = {}
 
 
 def difference(name: str, saved: Any, ours: Any) -> list[str]:
@@ -75,8 +78,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def read_record(path: str | Path) -> dict[str, Any]:
     """What a checkpoint tells of itself, one of shards too; errors as of `read_checkpoint`."""
-    checkpoint = _read(Path(path) / SHARDS) if holds_shards(path) else read_checkpoint(path)
-    return checkpoint["lit_pretrain"]
+    file = Path(path) / SHARDS if holds_shards(path) else Path(path)
+    try:
+        state = file.stat()
+    except OSError:
+        # Which is told as what it is.
+        return read_checkpoint(path)["lit_pretrain"]
+    key = (file.absolute(), state.st_ino, state.st_size, state.st_mtime_ns)
+    if key not in _latest_record:
+        checkpoint = _read(file) if file != Path(path) else read_checkpoint(path)
+        _latest_record.clear()
+        _latest_record[key] = checkpoint["lit_pretrain"]
+    return copy.deepcopy(_latest_record[key])
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
@@ -12,6 +11,7 @@ from lit_pretrain.errors import without_credentials
 from lit_pretrain.tracking.paths import write_atomically
 from lit_pretrain.tracking.run_record import RunRecorder, mlflow_logger, run_directory
 from lit_pretrain.trainer_state import callbacks_of, is_fast_run
+from lit_pretrain.yaml_files import load_yaml
 
 
 class SaveConfig(SaveConfigCallback):
@@ -36,7 +36,7 @@ class SaveConfig(SaveConfigCallback):
         """Save on rank zero, when the run has begun: for every logger, and beside what it writes."""
         # What has been parsed needs no second check.
         text = without_credentials(self.parser.dump(self.config, skip_none=False, skip_validation=True))
-        settings = dict(flatten_config(yaml.safe_load(text)))
+        settings = dict(flatten_config(load_yaml(text)))
         directory, logger = run_directory(trainer), mlflow_logger(trainer)
         name = "config.yaml"
         if directory is not None and is_resumed(trainer):
