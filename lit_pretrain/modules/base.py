@@ -342,7 +342,12 @@ class BaseModule(LightningModule):
     def step_parts(self, batch_index: int) -> tuple[int, int, int, int]:
         """As `draw_parts`; dropout is seeded with them here."""
         parts = self.draw_parts(batch_index)
-        torch.manual_seed(derive_seed("dropout", *parts))
+        seed = derive_seed("dropout", *parts)
+        if self.device.type == "cpu":
+            # `torch.manual_seed` writes down the stack for each kind of device that is not there, a tenth of a step.
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
         return parts
 
     # -- evaluation
