@@ -32,6 +32,15 @@ if TYPE_CHECKING:
     from lit_pretrain.data import DocumentDataModule
 
 MOST_WORKERS = 8
+# Files that take longest, or whose fixtures do, the longest first.
+LONG = (
+    *("test_cli", "test_study", "test_configs", "test_export", "test_resume", "test_sweep", "test_why"),
+    *("test_text_pretraining", "test_every_module", "test_joined_batch", "test_sharded_processes"),
+    *("test_vision_callbacks", "test_checkpoints_named", "test_evaluate", "test_image_data_module", "test_benchmark"),
+    *("test_register", "test_cluster", "test_compare", "test_plan", "test_larger_vocabulary", "test_gradient_check"),
+    *("test_colorization", "test_collector", "test_best_checkpoint", "test_vision_processes"),
+    *("test_contrastive_processes", "test_evaluation_processes", "test_fine_tuning_processes", "test_server"),
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -61,6 +70,29 @@ def pytest_xdist_auto_num_workers() -> int:
     """As many processes as this one may use cores, which need not be all; each takes up to 1.5 gigabytes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MOST_WORKERS)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give each process whole files, the long ones first: what another takes over at the end needs few fixtures."""
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    long = sorted((path for path in files if path.stem in LONG), key=lambda path: LONG.index(path.stem))
+    if workers == 1 or not long:
+        return
+    # There and back, so that none has the longer of every two.
+    turns = [*range(workers), *reversed(range(workers))]
+    shares: list[list[Path]] = [[] for _ in range(workers)]
+    for place, path in enumerate(long):
+        shares[turns[place % len(turns)]].append(path)
+    others = [path for path in files if path not in long]
+    for number, share in enumerate(shares, start=1):
+        # Each begins with so many of all tests.
+        while others and (number == workers or sum(len(files[path]) for path in share) < len(items) / workers):
+            share.append(others.pop(0))
+    items[:] = [item for share in shares for path in share for item in files[path]]
 
 
 def pytest_collection_finish() -> None:

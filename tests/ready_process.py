@@ -8,7 +8,11 @@ import contextlib
 import io
 import json
 
-import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+import mlflow.store.tracking.sqlalchemy_workspace_store  # noqa: F401
+import PIL.Image
+import ready_database
+import rich._emoji_codes  # noqa: F401
+import scipy.io  # noqa: F401
 import sqlalchemy.dialects.sqlite  # noqa: F401
 import sqlalchemy.orm
 import torch
@@ -35,7 +39,9 @@ tuned["model"] = {"class_path": "FineTuning", "init_args": {"encoder": ENCODER}}
 for settings in (small_config("corpus.jsonl"), picture_config("pictures.parquet", [{"class_path": "Rotation"}]), tuned):
     parse(settings)
 lightning_cli.keep_memory = keep_memory
+PIL.Image.preinit()
 sqlalchemy.orm.configure_mappers()
+ready_database.database._get_latest_schema_revision()
 threads = torch.get_num_threads()
 torch.set_num_threads(1)
 measured_peak("cpu", torch.float32)

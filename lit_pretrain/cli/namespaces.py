@@ -6,6 +6,8 @@ of the seconds of parsing. Whatever is not an ordinary name or value is still le
 """
 
 import functools
+import inspect
+import sys
 from typing import Any
 
 from jsonargparse import Namespace, _core, _loaders_dumpers, _namespace, _typehints, _util, set_dumper
@@ -196,6 +198,28 @@ def path_of(value: Any) -> str | None:
     return get_import_path(value)
 
 
+class Frames:
+    """What jsonargparse's parsers take of `inspect`: the module that has called them.
+
+    Python's own lists the whole stack, with lines of source, and looks for the file of every module that is loaded.
+    """
+
+    @staticmethod
+    def stack() -> list[tuple[Any, ...]]:
+        """The frame that asks and the one that has called it."""
+        frame = sys._getframe(1)
+        return [(frame,), (frame.f_back,)]
+
+    @staticmethod
+    def getmodule(frame: Any) -> Any:
+        """The module whose code runs in a frame, or null."""
+        return sys.modules.get(frame.f_globals.get("__name__"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(inspect, name)
+
+
+FRAMES = Frames()
 get_import_path = _util.get_import_path
 load_value, yaml_load = _typehints.load_value, _loaders_dumpers.yaml_load
 
@@ -207,5 +231,6 @@ def use(ours: bool) -> None:
     for module in (_core, _namespace):
         setattr(module, "recreate_branches", copied if ours else copied_by_theirs)  # noqa: B010
     setattr(_typehints, "load_value", load_dumped if ours else load_value)  # noqa: B010
+    setattr(_core, "inspect", FRAMES if ours else inspect)  # noqa: B010
     setattr(_util, "get_import_path", path_of if ours else get_import_path)  # noqa: B010
     _loaders_dumpers.loaders["yaml"] = load_yaml if ours else yaml_load
