@@ -17,12 +17,15 @@ import pytest
 import torch
 import yaml
 from child_processes import both_ranks, output_of
+from jsonargparse import Namespace
+from jsonargparse._common import parser_context
+from jsonargparse._loaders_dumpers import load_value
 from small_training import run, small_config, start, write_config
 from text_corpus import Slow, write_corpus
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.backbone import TextEncoder
-from lit_pretrain.cli.class_parsers import MADE
+from lit_pretrain.cli.class_parsers import MADE, made_once
 from lit_pretrain.cli.lightning_cli import CommandLine, command_line
 from lit_pretrain.data import DocumentDataModule
 from lit_pretrain.modules import TextPretraining
@@ -161,6 +164,58 @@ def test_print_config_is_a_config(config, capsys):
         main(["fit", "--config", str(config), "--trainer.callbacks+", "text_corpus.Slow", "--print_config"])
     assert "text_corpus.Slow" in capsys.readouterr().out
     assert MADE.items() >= made.items() and Slow not in {kind for kind, *_ in MADE}
+
+
+def test_settings_are_found_copied_and_read_as_by_jsonargparse():
+    """What is done in less time while a config is parsed comes to the same."""
+
+    def outcomes():
+        kept = Namespace(a=Namespace(b=1, c=None, keys=[Namespace(d=2)]), e={"f": Namespace(g=3), 4: [5]}, h=None)
+        kept.update(Namespace(k=6), "a.i.j")
+        kept["a.i.pop"] = 7
+        for name in (
+            "a",
+            "a.b",
+            "a.c.d",
+            "a.keys",
+            "a.b.c",
+            "e",
+            "e.f",
+            "h.i",
+            "a.i.j.k",
+            "a.i.pop",
+            "x",
+            "",
+            "a..b",
+            8,
+        ):
+            for ask in (Namespace.get, Namespace.__getitem__, Namespace.__contains__, Namespace._parse_key):
+                try:
+                    yield name, ask(kept, name)
+                except Exception as error:
+                    yield name, type(error), str(error)
+        yield kept.clone(), kept.clone() is kept, kept.clone()["e"]["f"] is kept["e"]["f"], kept.pop("a.b"), kept
+        with parser_context(load_value_mode="yaml"):
+            for text in (
+                "word",
+                "1e5",
+                "0x1f",
+                "yes",
+                "~",
+                ".nan",
+                "[1, 2]",
+                "{a: 1}",
+                "a: b",
+                "'q'",
+                "- x",
+                "#c",
+                "null",
+            ):
+                yield text, repr(load_value(text)), repr(load_value(text, simple_types=True))
+
+    with made_once():
+        ours = [str(outcome) for outcome in outcomes()] + [str(outcome) for outcome in outcomes()]
+    assert ours == [str(outcome) for outcome in outcomes()] * 2
 
 
 def test_the_commands_line_wins_over_files_and_later_files_over_earlier(config, tmp_path, capsys):
