@@ -104,9 +104,9 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def garbage() -> Iterator[None]:
-    """What the tests of a file have left is freed before those of the next."""
+    """What the tests of a file have left is freed before those of the next, if it is much."""
     yield
-    process_memory.collect()
+    process_memory.collect(beyond=1)
 
 
 @pytest.fixture(autouse=True)
