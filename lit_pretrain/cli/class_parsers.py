@@ -6,11 +6,12 @@ through all settings of a parser, the trainer's too, for each name that it looks
 """
 
 import argparse
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jsonargparse import ArgumentParser, _core, _subcommands
+from jsonargparse import ArgumentParser, _core, _signatures, _subcommands
 from jsonargparse._typehints import ActionTypeHint, import_object, nested_links, parent_parser
 
 from lit_pretrain.class_paths import PACKAGE
@@ -20,10 +21,12 @@ from lit_pretrain.cli import namespaces
 # another one by then.
 MADE: dict[tuple[Any, ...], ArgumentParser] = {}
 KEPT = {PACKAGE, "lightning", "torch"}
+_parameters: dict[tuple[type, str | None], list[Any]] = {}
 # Where a parser keeps what was found in it.
 FOUND = "_lit_pretrain_found"
 
 make = ActionTypeHint.get_class_parser
+read_parameters = _signatures.get_signature_parameters
 find, is_branch_key = _subcommands.find_action_and_subcommand, _subcommands.is_branch_key
 
 
@@ -31,13 +34,16 @@ find, is_branch_key = _subcommands.find_action_and_subcommand, _subcommands.is_b
 def made_once() -> Iterator[None]:
     """Within it, a class that was parsed with the same settings before has the parser that was made then."""
     before = ActionTypeHint.get_class_parser, _subcommands.find_action_and_subcommand, _core.is_branch_key
+    signatures = _signatures.get_signature_parameters
     outermost = before[1] is not find_action
     replace(get_class_parser, find_action, is_branch)
+    setattr(_signatures, "get_signature_parameters", parameters_of)  # noqa: B010
     namespaces.use(ours=True)
     try:
         yield
     finally:
         replace(*before)
+        _signatures.get_signature_parameters = signatures
         namespaces.use(ours=not outermost)
         for key in [key for key in MADE if getattr(key[0], "__module__", "").partition(".")[0] not in KEPT]:
             del MADE[key]
@@ -65,6 +71,16 @@ def get_class_parser(
     if key not in MADE:
         MADE[key] = make(kind, settings)
     return MADE[key]
+
+
+def parameters_of(kind: Any, method: str | None = None, logger: Any = True) -> list[Any]:
+    """As jsonargparse's, which reads the code of a class, the trainer's too, for every command."""
+    if not isinstance(kind, type) or kind.__module__.partition(".")[0] not in KEPT:
+        return read_parameters(kind, method, logger)
+    if (kind, method) not in _parameters:
+        _parameters[kind, method] = read_parameters(kind, method, logger)
+    found = _parameters[kind, method]
+    return [dataclasses.replace(parameter, default=namespaces.copied(parameter.default)) for parameter in found]
 
 
 def find_action(parser: Any, dest: str, exclude: Any = None) -> tuple[argparse.Action | None, str | None]:
