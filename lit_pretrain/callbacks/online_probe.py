@@ -54,6 +54,9 @@ class OnlineProbe(Measurement):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse data without labels and depths that are not there, before any training."""
+        if stage == "predict":
+            # Nothing is probed, and what is embedded need not have labels.
+            return
         data = self._data(trainer)
         if self.data is not None:
             self.data.prepare_data()

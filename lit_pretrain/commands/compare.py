@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="runs by name, id, directory, or last (default: the 10 latest trainings, or those that the options say)",
     )
-    parser.add_argument("--experiment", metavar="E", help="only runs of this experiment")
+    parser.add_argument(
+        "--experiment", action="append", metavar="E", help="only runs of this experiment; may be repeated"
+    )
     parser.add_argument("--metric", metavar="M", help="figure to rank by (default: what best checkpoints are kept for)")
     parser.add_argument("--last", type=int, metavar="N", help="only the N latest")
     parser.add_argument(
@@ -40,7 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     from lit_pretrain.comparison.selection import select
     from lit_pretrain.comparison.table import json_of
 
-    store, runs = select(arguments.run_names, arguments.runs, arguments.experiment, arguments.last, arguments.where)
+    experiments = arguments.experiment or ()
+    store, runs = select(arguments.run_names, arguments.runs, experiments, arguments.last, arguments.where)
     comparison = compare(runs, store, arguments.metric)
     show(comparison)
     if arguments.json:

@@ -18,7 +18,7 @@ DEFAULT_COUNT = 10
 def select(
     references: Sequence[str],
     runs_directory: str | Path | None = None,
-    experiment: str | None = None,
+    experiments: Sequence[str] = (),
     last: int | None = None,
     where: str | None = None,
 ) -> tuple[RunStore, list[Run]]:
@@ -28,7 +28,7 @@ def select(
         references: Ids, beginnings of ids, names, directories, or "last"; what measures a run's checkpoint stands for
             that run. None for the trainings that the other arguments say.
         runs_directory: Null takes $LIT_PRETRAIN_RUNS, else ./runs.
-        experiment: Only this experiment's; of several runs that a reference fits, this experiment's are meant.
+        experiments: Only those of these; of several runs that a reference fits, those of the only one are meant.
         last: Only so many of the latest; null for 10 if nothing else says which.
         where: A condition in MLflow's filter syntax, on the trainings or on what measured their checkpoints.
 
@@ -46,19 +46,22 @@ def select(
             raise UserError(
                 f"--{'last' if last is not None else 'where'} chooses runs by itself: leave it out, or the runs' names."
             )
-        return named(references, directory, experiment)
+        if len(experiments) > 1:
+            raise UserError("--experiment says in which one the named runs are: give it once, or leave the names out.")
+        return named(references, directory, experiments[0] if experiments else None)
     store = open_existing(resolve_tracking_uri(None, directory), directory)
-    experiments = [experiment_id(store, experiment)] if experiment is not None else None
-    if last is None and where is None and experiment is None:
+    places = [experiment_id(store, experiment) for experiment in experiments] or None
+    if last is None and where is None and not experiments:
         last = DEFAULT_COUNT
     runs = []
-    for run in trainings(store.filtered(where or "", experiments), store, anything=where is not None):
+    for run in trainings(store.filtered(where or "", places), store, anything=where is not None):
         runs.append(run)
         if len(runs) == last:
             break
     if not runs:
         fits = f' that meets --where "{where}"' if where else ""
-        place = f"experiment '{experiment}'" if experiment is not None else without_credentials(address(store))
+        names = " or ".join(f"'{experiment}'" for experiment in experiments)
+        place = f"experiment {names}" if experiments else without_credentials(address(store))
         raise UserError(f"There is no training in {place}{fits}: train one, or name runs.")
     return store, runs
 

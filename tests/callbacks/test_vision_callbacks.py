@@ -130,6 +130,8 @@ def test_a_check_that_cannot_work_is_refused_before_training(pictures, data, tmp
         fitted(unlabelled, tmp_path / "runs", OnlineProbe())
     with pytest.raises(UserError, match="names block 7 of 2"):
         fitted(data, tmp_path / "runs", OnlineProbe(depths=[7]))
+    # Pictures that are embedded by `predict` need no labels.
+    OnlineProbe().setup(make_trainer(tmp_path / "runs", []), ToyModule(), "predict")
     with pytest.raises(UserError, match="nothing to check in ToyModule"):
         make_trainer(tmp_path / "toy", [ShortcutCheck()]).fit(ToyModule(), ToyData())
     for wrong in (lambda: Panels(every_n_steps=0), lambda: OnlineProbe(train_pictures=0), lambda: ShortcutCheck(0)):

@@ -184,15 +184,18 @@ def test_which_runs_are_meant(client, directory):
 
     # A study's own run and what only measures are no trainings.
     assert found() == ids[::-1] and study not in found(last=5)
-    assert found(last=1) == [ids[2]] and found(experiment="here") == ids[::-1]
+    assert found(last=1) == [ids[2]] and found(experiments=["here"]) == ids[::-1]
     assert found(where='metrics."test/accuracy" > 0.4') == [ids[0]]
+    other = log_run(client, "other", experiment="there")
+    assert found(experiments=["here", "there"]) == [other, *ids[::-1]] and found(experiments=["there"]) == [other]
     # A measurement stands for its run; without a directory they are found in the store.
     assert found("one", measured, ids[1][:8]) == [ids[0], ids[1]]
     for arguments, sentence in (
         ({"references": ["two"]}, rf"'two' fits 2 runs: say which, by id: {ids[2][:8]} \(here/two\), {ids[1][:8]}"),
         ({"references": ["onne"]}, r"is called 'onne' \(did you mean 'one'\?\)"),
         ({"references": ["one"], "last": 3}, "--last chooses runs by itself"),
-        ({"references": [], "experiment": "heer"}, r"no experiment 'heer' .*did you mean 'here'"),
+        ({"references": [], "experiments": ["heer"]}, r"no experiment 'heer' .*did you mean 'here'"),
+        ({"references": ["one"], "experiments": ["here", "there"]}, "give it once"),
         ({"references": [], "where": "nonsense"}, '--where "nonsense" is not understood'),
         ({"references": [], "where": "params.model = 'x'"}, "There is no training in .* that meets"),
         ({"references": [], "last": 0}, "--last is 0"),
