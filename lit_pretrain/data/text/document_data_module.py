@@ -30,7 +30,7 @@ from lit_pretrain.data.text.packing import PackedRows
 from lit_pretrain.data.text.replay import MixedDataset, ReplayConfig, ReplayedDataset, settings_of_replay
 from lit_pretrain.data.text.sentence_pairs import PairPlan, PairSettings, RandomNext, least_documents
 from lit_pretrain.data.text.text_encoding import choose_tokenizer
-from lit_pretrain.data.text.token_cache import TokenCache, cache_fingerprint, open_or_build
+from lit_pretrain.data.text.token_cache import TokenCache, cache_fingerprint, open_or_build, reopened
 from lit_pretrain.data.text.tokenizers_by_kind import load_tokenizer
 from lit_pretrain.data.text.trained_tokenizer import DocumentTexts, TrainedTokenizer, trained_once
 from lit_pretrain.data.text.unknown_pieces import check_known, check_some, share_told
@@ -609,7 +609,8 @@ def open_documents(source: DocumentSource, cache_directory: Path) -> tuple[datas
 def texts_all_over(data: datasets.Dataset, source: DocumentSource) -> list[str]:
     """Some texts of a corpus, at even distances."""
     count = min(SOME, len(data))
-    rows = data.select([index * len(data) // count for index in range(count)])
+    # Mapped for these alone: the pages around each stay in the memory as long as the rows are mapped.
+    rows = reopened(data).select([index * len(data) // count for index in range(count)])
     return [text or "" for text in rows[source.text_column]]
 
 
