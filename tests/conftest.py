@@ -104,9 +104,9 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def garbage() -> Iterator[None]:
-    """What the tests of a file have left is freed before those of the next, if it is much."""
+    """What the tests of a file have left is freed before those of the next."""
     yield
-    process_memory.collect(beyond=1)
+    process_memory.collect()
 
 
 @pytest.fixture(autouse=True)

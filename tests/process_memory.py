@@ -4,15 +4,16 @@ import ctypes
 import gc
 import os
 import sys
+import time
 from pathlib import Path
 
 # Bytes that a process may need at most; what all tests import takes 0.8 GiB of them, and 1.0 while it is loaded.
 LIMIT = 3 << 29
-# From here on it is looked after a test what can be freed. That takes a tenth of a second, as long as many tests, so it
-# is left until there are so many bytes more than it has left the last time, or thrice as many with code that is mapped.
+# From here on it is looked after a test what can be freed. That takes a tenth of a second, as long as many tests, so
+# after short ones it is left for so many seconds.
 MUCH = 19 << 26
-MORE = 1 << 25
-_left = {"RssAnon": 0, "VmRSS": 0}
+PAUSE = 1.0
+_collected_at = 0.0
 # Names and numbers of glibc's malloc.h, with sizes at which a test's small blocks are still used again.
 SETTINGS = {
     "M_MMAP_MAX": (-4, 65_536),
@@ -31,24 +32,18 @@ def give_back() -> None:
 
 
 def collect(beyond: int = 0) -> None:
-    """Free what only refers to itself, and return all free pages.
-
-    Args:
-        beyond: Only if this process has more bytes than these, and than the last time by `MORE`; 0: in any case.
-    """
-    if beyond and not (
-        _status("VmRSS") > max(beyond, _left["VmRSS"] + 3 * MORE)
-        or (_status("VmRSS") > beyond and _status("RssAnon") > _left["RssAnon"] + MORE)
-    ):
+    """Free what only refers to itself, and return all free pages, if this process has more bytes than `beyond`."""
+    global _collected_at
+    if beyond and (time.monotonic() - _collected_at < PAUSE or _status("VmRSS") <= beyond):
         return
-    if beyond >= MUCH and (parsers := sys.modules.get("lit_pretrain.cli.class_parsers")):
+    _collected_at = time.monotonic()
+    if beyond and (parsers := sys.modules.get("lit_pretrain.cli.class_parsers")):
         # Kept for the next command of this process, of which tests give hundreds, with ever other settings.
         parsers.MADE.clear()
     gc.collect()
     if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
         forget_code()
-    _left.update({name: _status(name) for name in _left})
 
 
 def forget_code() -> None:

@@ -107,6 +107,10 @@ def trained(request, place):
 
 def train_together(directory):
     """What one of two processes sees in trainings of texts and of pictures, by kind."""
+    # The server that it is forked from has the environment of whichever test has started it.
+    os.environ["LIT_PRETRAIN_RUNS"] = str(directory.parent / "runs")
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.chdir(directory)
     seen = {}
     for kind in ("text", "vision"):
         config = config_of(kind, directory)
