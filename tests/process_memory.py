@@ -9,7 +9,7 @@ from pathlib import Path
 
 # Bytes that a process may need at most; what all tests import takes 0.8 GiB of them, and 1.0 while it is loaded. Pages of
 # files count, such as of libraries, which Linux 6.18 maps in as large pieces as they lie in its cache.
-LIMIT = 13 << 27
+LIMIT = 27 << 26
 # From here on it is looked after a test what can be freed. That takes a tenth of a second, as long as many tests, so
 # after short ones it is left for so many seconds.
 MUCH = 19 << 26
