@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-# Bytes that a process may need at most; what all tests import takes 0.8 GiB of them, and 1.0 while it is loaded. Pages of
-# files count, such as of libraries, which Linux 6.18 maps in as large pieces as they lie in its cache.
+# Bytes that a process may need at most; what all tests import takes 0.8 GiB of them, and 1.0 while it is loaded. Pages
+# of files count, such as of libraries, which Linux 6.18 maps in as large pieces as they lie in its cache.
 LIMIT = 27 << 26
 # From here on it is looked after a test what can be freed. That takes a tenth of a second, as long as many tests, so
 # after short ones it is left for so many seconds.
@@ -91,7 +91,7 @@ def check_peak() -> None:
         forget_peak()
         own, files = (_status(name) / 2**30 for name in ("RssAnon", "RssFile"))
         raise AssertionError(
-            f"Process {os.getpid()} has needed {found / 2**30:.2f} GiB of memory, more than {LIMIT / 2**30:.2f} (it has "
-            f"{own:.2f} of its own now, and {files:.2f} of files): find what keeps it (a fixture, a cache), or use a "
-            "smaller model."
+            f"Process {os.getpid()} has needed {found / 2**30:.2f} GiB of memory, more than {LIMIT / 2**30:.2f} (now "
+            f"{own:.2f} of its own, and {files:.2f} of files): find what keeps it (a fixture, a cache), or use a smaller "
+            "model."
         )
