@@ -92,6 +92,6 @@ def check_peak() -> None:
         own, files = (_status(name) / 2**30 for name in ("RssAnon", "RssFile"))
         raise AssertionError(
             f"Process {os.getpid()} has needed {found / 2**30:.2f} GiB of memory, more than {LIMIT / 2**30:.2f} (now "
-            f"{own:.2f} of its own, and {files:.2f} of files): find what keeps it (a fixture, a cache), or use a smaller "
-            "model."
+            f"{own:.2f} of its own, and {files:.2f} of files): find what keeps it (a fixture, a cache), or use a "
+            "smaller model."
         )
