@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 # Bytes that a process may need at most; what all tests import takes 0.8 GiB of them, and 1.0 while it is loaded. Pages
-# of files count, such as of libraries, which Linux 6.18 maps in as large pieces as they lie in its cache.
+# of files count, such as of libraries.
 LIMIT = 27 << 26
 # From here on it is looked after a test what can be freed. That takes a tenth of a second, as long as many tests, so
 # after short ones it is left for so many seconds.
@@ -35,7 +35,7 @@ def give_back() -> None:
 def collect(beyond: int = 0) -> None:
     """Free what only refers to itself, and return all free pages, if this process has more bytes than `beyond`."""
     global _collected_at
-    if beyond and (time.monotonic() - _collected_at < PAUSE or _status("VmRSS") <= beyond):
+    if beyond and (time.monotonic() - _collected_at < PAUSE or status_of("VmRSS") <= beyond):
         return
     _collected_at = time.monotonic()
     if beyond and (parsers := sys.modules.get("lit_pretrain.cli.class_parsers")):
@@ -64,10 +64,11 @@ def forget_code() -> None:
 
 def peak() -> int:
     """The most bytes of memory that this process has had since it began or since `forget_peak`; 0 where none tells."""
-    return _status("VmHWM")
+    return status_of("VmHWM")
 
 
-def _status(name: str) -> int:
+def status_of(name: str) -> int:
+    """Bytes that /proc/self/status gives a name; 0 where there is none."""
     try:
         (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
     except (OSError, ValueError):
@@ -89,7 +90,7 @@ def check_peak() -> None:
     """
     if (found := peak()) > LIMIT:
         forget_peak()
-        own, files = (_status(name) / 2**30 for name in ("RssAnon", "RssFile"))
+        own, files = (status_of(name) / 2**30 for name in ("RssAnon", "RssFile"))
         raise AssertionError(
             f"Process {os.getpid()} has needed {found / 2**30:.2f} GiB of memory, more than {LIMIT / 2**30:.2f} (now "
             f"{own:.2f} of its own, and {files:.2f} of files): find what keeps it (a fixture, a cache), or use a "

@@ -182,8 +182,8 @@ def plan_segments(
     segments = numpy.empty((int(counts.sum()), 2), dtype=numpy.int64)
     filled = 0
     # Some documents at a time: of a large corpus what it takes to get there is several times the result.
-    for some in range(0, len(documents), DOCUMENTS_AT_ONCE):
-        part = slice(some, some + DOCUMENTS_AT_ONCE)
+    for beginning in range(0, len(documents), DOCUMENTS_AT_ONCE):
+        part = slice(beginning, beginning + DOCUMENTS_AT_ONCE)
         owner = numpy.repeat(numpy.arange(len(counts[part])), counts[part])
         rank = numpy.arange(len(owner)) - numpy.repeat(numpy.cumsum(counts[part]) - counts[part], counts[part])
         start, first, end = starts[part][owner], firsts[part][owner], ends[part][owner]

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 from child_processes import children
 from datasets import Dataset
-from process_memory import _status, forget_peak, peak
+from process_memory import forget_peak, peak, status_of
 
 from lit_pretrain.data import disk_cache
 from lit_pretrain.data.file_reader import read_files
@@ -113,7 +113,7 @@ def most_anonymous(work):
     def look():
         nonlocal most
         while not ended.wait(0.002):
-            most = max(most, _status("RssAnon"))
+            most = max(most, status_of("RssAnon"))
 
     looking = threading.Thread(target=look)
     looking.start()
@@ -139,8 +139,7 @@ def read_and_tell_memory(directory, answers):
 
         data, most = most_anonymous(read)
         answers.put(most / 2**20)
-        # Linux maps a file's pages in as large pieces as it has written them, which may be all of it: read anew, they
-        # are small.
+        # What has just been written may be mapped in large pieces: it is read anew from the disk.
         copies = [one["filename"] for one in data.cache_files]
         del data
         gc.collect()
@@ -161,7 +160,8 @@ def test_a_source_is_neither_held_nor_resident(tmp_path):
     process.start()
     small, _, converted, read = (answers.get(timeout=120) for _ in range(4))
     process.join()
-    assert converted - small < 40
+    # 120 MB where the reader keeps all. While other programs take the cores Arrow reads ahead: 93 MB were seen.
+    assert converted - small < 110
     assert read < 50
 
 
