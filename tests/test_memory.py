@@ -22,6 +22,23 @@ assert keep_memory()
 print(default, faults())
 """
 
+MEASUREMENT = """
+import resource, torch
+from lit_pretrain.memory import given_back_memory, keep_memory
+assert keep_memory()
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6
+begin = resident()
+step = torch.ones(16_000_000)  # 64 MB
+after = torch.ones(100_000)  # that what is larger cannot take the same place
+del step
+with given_back_memory():
+    larger = torch.ones(24_000_000)  # 96 MB
+    most = resident()
+    del larger
+print(most - begin, resident() - begin)
+"""
+
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc's allocator is told to keep memory")
 def test_a_step_takes_the_memory_of_the_one_before():
@@ -30,3 +47,10 @@ def test_a_step_takes_the_memory_of_the_one_before():
     # 64 MB are 15,625 pages, fetched anew at each of ten steps unless they are kept. A small block that comes to lie at
     # the heap's end can still move the large one, once.
     assert default >= 150_000 and kept <= 2 * 15_700
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc's allocator gives back by order")
+def test_a_measurement_does_not_come_on_top_of_a_step():
+    answer = subprocess.run([sys.executable, "-c", MEASUREMENT], capture_output=True, text=True, check=True)
+    most, left = map(float, answer.stdout.split())
+    assert 90.0 <= most <= 110.0 and left <= 10.0, (most, left)  # 160 and 160 where both are kept

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_pretrain.memory import given_back_memory
 from lit_pretrain.tracking.run_record import log_figures
 
 
@@ -34,7 +35,8 @@ class Measurement(Callback):
         self._validations += 1
         if self._validations % self.every_n_validations:
             return
-        metrics = self.figures(trainer, pl_module)
+        with given_back_memory():
+            metrics = self.figures(trainer, pl_module)
         log_figures(trainer, metrics)
         # Where the progress bar, the closing table and checkpoints find them.
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
