@@ -369,7 +369,11 @@ def growth(killed: Training, straight: Training) -> Iterator[str]:
     samples = straight.lives[0].samples
     # Of all processes the most of a quarter, from the third on: how many there are goes up and down, and workers of a
     # second epoch are forked with what the other data sets' workers are spoken to by, those of the first not yet.
-    for name, figure, first in (("bytes", statistics.median, 1), ("main_files", statistics.median, 1), ("files", max, 2)):
+    for name, figure, first in (
+        ("bytes", statistics.median, 1),
+        ("main_files", statistics.median, 1),
+        ("files", max, 2),
+    ):
         before, after = (figure([getattr(sample, name) for sample in quarter(samples, n)]) for n in (first, 3))
         if after > (before + MORE_FILES if name == "main_files" else before * (1.0 + MORE)):
             yield f"{name} of the reference have grown from its quarter {first + 1} to 4: {before:.0f} to {after:.0f}"

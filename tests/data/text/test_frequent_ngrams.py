@@ -1,10 +1,13 @@
 """The n-grams a corpus has most often, counted by hand."""
 
+import tracemalloc
 from collections import Counter
 
 import numpy
+import pytest
 from test_sentence_pairs import corpus
 
+from lit_pretrain.data.text import frequent_ngrams as module
 from lit_pretrain.data.text.frequent_ngrams import frequent_ngrams
 from lit_pretrain.data.text.token_cache import TokenCache
 
@@ -45,3 +48,33 @@ def test_a_large_corpus_is_sampled():
     documents = [[5, 6]] * 50 + [[7, 8]] * 50
     cache = corpus_of(*documents, [9, 10])
     assert frequent_ngrams(cache, 2, 10, most_tokens=20).tolist() == [number(5, 6), number(7, 8)]
+
+
+def random_corpus(documents: int) -> TokenCache:
+    """Documents of up to 100 of 400 pieces, of which few are frequent."""
+    draw = numpy.random.default_rng(1)
+    lengths = draw.integers(1, 100, documents)
+    return corpus_of(*[draw.geometric(0.05, length).clip(max=400).tolist() for length in lengths])
+
+
+@pytest.mark.parametrize("longest", [2, 3])
+def test_several_readings_find_what_one_does(monkeypatch: pytest.MonkeyPatch, longest: int) -> None:
+    cache = random_corpus(100)
+    once = frequent_ngrams(cache, longest, 300)
+    monkeypatch.setattr(module, "SORTED_AT_ONCE", 700)
+    monkeypatch.setattr(module, "TOKENS_AT_ONCE", 150)
+    assert frequent_ngrams(cache, longest, 300).tolist() == once.tolist()
+
+
+def test_counting_holds_few_ngrams_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = random_corpus(4_000)
+    monkeypatch.setattr(module, "SORTED_AT_ONCE", 2**14)
+    monkeypatch.setattr(module, "TOKENS_AT_ONCE", 2**12)
+    tracemalloc.start()
+    try:
+        frequent_ngrams(cache, 2, 1_000)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # 30 bytes a token where all are counted at once.
+    assert most < 8 * len(cache.tokens), most / len(cache.tokens)
