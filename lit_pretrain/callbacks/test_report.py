@@ -94,4 +94,4 @@ def caption_of(row: dict[str, Any]) -> Caption:
     """What stands below a picture that was mistaken."""
     if "predicted" in row:
         return Caption(f"{row['label']:g}\nnot {row['predicted']:g}", right=False)
-    return Caption(f"{row['label']}\nnot {row['told']}", right=False)
+    return Caption(f"{row['label']}\nnot {row['predicted']}", right=False)

@@ -44,7 +44,7 @@ def confusion_figure(labels: numpy.ndarray, predicted: numpy.ndarray, classes: S
                 if counts[row, column]:
                     colour = "white" if shares[row, column] > 0.5 else "black"
                     axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, fontsize=8)
-    axes.set(xlabel="told", ylabel="true", title=f"accuracy {float((labels == predicted).mean()):.3f}")
+    axes.set(xlabel="predicted", ylabel="true", title=f"accuracy {float((labels == predicted).mean()):.3f}")
     return to_picture(figure)
 
 

@@ -67,8 +67,8 @@ def single_label_report(classes: Sequence[str], probabilities: Tensor, labels: T
         report.told.append(
             {
                 "label": classes[int(labels[place])],
-                "told": classes[int(predicted[place])],
-                "probability_of_told": round(float(confidence[place]), 4),
+                "predicted": classes[int(predicted[place])],
+                "probability_of_predicted": round(float(confidence[place]), 4),
                 "probability_of_label": round(float(true[place]), 4),
             }
         )
@@ -106,7 +106,7 @@ def multi_label_report(classes: Sequence[str], probabilities: Tensor, labels: Te
                 "label": " ".join(
                     name for name, present in zip(classes, labels[place].tolist(), strict=True) if present
                 ),
-                "told": " ".join(
+                "predicted": " ".join(
                     name for name, present in zip(classes, predicted[place].tolist(), strict=True) if present
                 ),
                 "loss": round(float(losses[place]), 4),

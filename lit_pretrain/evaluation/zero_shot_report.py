@@ -57,7 +57,7 @@ def zero_shot_rows(
         others[number] = 0
         most = int(others.argmax())
         row |= {"names": names, "taken_for": data.classes[most] if int(others[most]) else None}
-        row |= {"samples": int(row["samples"]), "told": int((predicted == number).sum())}
+        row |= {"samples": int(row["samples"]), "predicted": int((predicted == number).sum())}
     return [common | figure | whole for figure in figures] + [common | {"metric": "class"} | row for row in table]
 
 
@@ -105,7 +105,7 @@ def class_table(rows: Sequence[Row]) -> Table:
     for row in rows_to_show:
         # A class that has no picture has no recall, and one that is never told no precision.
         recall = percent(row["recall"]) if row["samples"] else "–"
-        figures = (recall, percent(row["precision"]) if row["told"] else "–")
+        figures = (recall, percent(row["precision"]) if row["predicted"] else "–")
         table.add_row(row["class"], f"{row['samples']:,}", *figures, row["taken_for"] or "–")
     return table
 

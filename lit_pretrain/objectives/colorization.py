@@ -352,7 +352,7 @@ class Colorization(VisionObjective):
         return grid(
             [[one for row in pictures[start : start + 2] for one in row] for start in pairs],
             [[one for row in captions[start : start + 2] for one in row] for start in pairs],
-            ["shown", "told", "true"] * min(2, len(pictures)),
+            ["shown", "predicted", "true"] * min(2, len(pictures)),
         )
 
     @torch.no_grad()

@@ -238,7 +238,7 @@ class MaskedImageModeling(VisionObjective):
         pairs = range(0, len(pictures), 2)
         return grid(
             [[picture for row in pictures[start : start + 2] for picture in row] for start in pairs],
-            headings=["shown", "told", "true"] * min(2, len(pictures)),
+            headings=["shown", "predicted", "true"] * min(2, len(pictures)),
         )
 
     @torch.no_grad()

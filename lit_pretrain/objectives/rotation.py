@@ -127,7 +127,7 @@ class Rotation(VisionObjective):
         captions = []
         for row, label in zip(probabilities.tolist(), labels.tolist(), strict=True):
             predicted = max(range(len(ANGLES)), key=row.__getitem__)
-            text = f"told {ANGLES[predicted]}° ({row[predicted]:.0%})"
+            text = f"predicted {ANGLES[predicted]}° ({row[predicted]:.0%})"
             if self.views == "random":
                 text = f"turned {ANGLES[label]}°\n{text}"
             captions.append(Caption(text, predicted == label))

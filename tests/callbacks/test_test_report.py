@@ -83,12 +83,12 @@ def test_one_class_of_texts(runs):
         {"class": "fog", "precision": 0.0, "recall": 0.0, "f1": 0.0, "samples": 0.0},
     ]
     mistakes = table(directory, "mistakes")
-    assert [(row["sample_id"], row["text"], row["label"], row["told"]) for row in mistakes] == [
+    assert [(row["sample_id"], row["text"], row["label"], row["predicted"]) for row in mistakes] == [
         (13, "text 3", "storm", "calm"),
         (14, "text 4", "calm", "storm"),
         (11, "text 1", "storm", "calm"),
     ]
-    assert (mistakes[0]["probability_of_told"], mistakes[0]["probability_of_label"]) == (0.9, 0.06)
+    assert (mistakes[0]["probability_of_predicted"], mistakes[0]["probability_of_label"]) == (0.9, 0.06)
     assert figures(directory) == {"report~confusion_matrix", "report~calibration"}
 
 
@@ -116,7 +116,7 @@ def test_several_classes(runs):
     wet, cold = table(directory, "classes")
     assert wet == {"class": "wet", "precision": 1.0, "recall": 0.3333, "f1": 0.5, "samples": 3.0}
     assert cold == {"class": "cold", "precision": 0.5, "recall": 1.0, "f1": 0.6667, "samples": 1.0}
-    rows = [(row["text"], row["label"], row["told"]) for row in table(directory, "mistakes")]
+    rows = [(row["text"], row["label"], row["predicted"]) for row in table(directory, "mistakes")]
     assert rows == [("c", "wet", "cold"), ("b", "wet cold", "cold")]
 
 
@@ -126,7 +126,7 @@ def test_a_single_class_that_is_there_or_not(runs):
     directory = report(runs, facts, logits, labels, [{"text": word} for word in "abc"], mistakes=1)
     (wet,) = table(directory, "classes")
     assert wet == {"class": "wet", "precision": 0.5, "recall": 0.5, "f1": 0.5, "samples": 2.0}
-    assert [(row["text"], row["told"]) for row in table(directory, "mistakes")] == [("c", "wet")]
+    assert [(row["text"], row["predicted"]) for row in table(directory, "mistakes")] == [("c", "wet")]
 
 
 @pytest.mark.parametrize("right", [True, False])
