@@ -92,6 +92,7 @@ class TestReport(Callback):
 
 def caption_of(row: dict[str, Any]) -> Caption:
     """What stands below a picture that was mistaken."""
-    if "predicted" in row:
-        return Caption(f"{row['label']:g}\nnot {row['predicted']:g}", right=False)
-    return Caption(f"{row['label']}\nnot {row['predicted']}", right=False)
+    label, prediction = (
+        f"{value:g}" if isinstance(value, float) else value for value in (row["label"], row["predicted"])
+    )
+    return Caption(f"{label}\nnot {prediction}", right=False)
