@@ -10,10 +10,21 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # Names and numbers of malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 LARGEST_INTEGER = 2**31 - 1
+
+
+def glibc_function(name: str) -> Any:
+    """A function of the C library; null where that is not glibc."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return getattr(ctypes.CDLL("libc.so.6"), name)
+    except (OSError, AttributeError):
+        return None
 
 
 def keep_memory() -> bool:
@@ -22,13 +33,8 @@ def keep_memory() -> bool:
     Returns:
         Whether it could be set.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
-    return mallopt(M_MMAP_MAX, 0) == 1 and mallopt(M_TRIM_THRESHOLD, LARGEST_INTEGER) == 1
+    mallopt = glibc_function("mallopt")
+    return bool(mallopt) and mallopt(M_MMAP_MAX, 0) == 1 and mallopt(M_TRIM_THRESHOLD, LARGEST_INTEGER) == 1
 
 
 @contextmanager
@@ -45,16 +51,7 @@ def given_back_memory() -> Iterator[None]:
         give_back()
 
 
-def give_back() -> bool:
-    """Give free pages back to the system, those between others too.
-
-    Returns:
-        Whether there were any.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        trim = ctypes.CDLL("libc.so.6").malloc_trim
-    except (OSError, AttributeError):
-        return False
-    return trim(0) == 1
+def give_back() -> None:
+    """Give free pages back to the system, those between others too."""
+    if trim := glibc_function("malloc_trim"):
+        trim(0)

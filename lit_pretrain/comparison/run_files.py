@@ -111,6 +111,7 @@ def shown_cell(value: Any) -> str:
 
 def shown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table of a run as HTML, its first rows."""
+    # What is "predicted" now was "told" in runs of before 2026-11-29.
     headings = [column.replace("told", "predicted").replace("_", " ") for column in columns]
     numbers = [
         place

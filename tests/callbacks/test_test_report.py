@@ -10,6 +10,7 @@ from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.loggers import CSVLogger
 
 from lit_pretrain.callbacks import TestReport
+from lit_pretrain.callbacks.test_report import caption_of
 from lit_pretrain.data.labelled.label_facts import LabelFacts
 from lit_pretrain.modules.fine_tuning.tasks import make_task
 from lit_pretrain.tracking.mlflow_logger import MLflowLogger
@@ -136,3 +137,8 @@ def test_nothing_but_right_or_wrong_answers(runs, right):
     directory = report(runs, facts, logits, labels, [{"text": "x"}, {"text": "y"}])
     assert (directory / "report" / "mistakes.json").exists() == (not right)
     assert {row["f1"] for row in table(directory, "classes")} == {float(right)}
+
+
+def test_captions_of_classes_and_of_numbers():
+    assert caption_of({"label": "cat", "predicted": "dog"}).text == "cat\nnot dog"
+    assert caption_of({"label": 1.5, "predicted": 2.0, "error": 0.5}).text == "1.5\nnot 2"

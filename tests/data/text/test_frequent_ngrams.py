@@ -76,5 +76,5 @@ def test_counting_holds_few_ngrams_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    # 30 bytes a token where all are counted at once.
+    # 3.4 bytes a token; 37 where all are counted at once.
     assert most < 8 * len(cache.tokens), most / len(cache.tokens)
