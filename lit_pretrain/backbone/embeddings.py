@@ -112,16 +112,24 @@ class TextEmbeddings(nn.Module):
         """
         return set() if tied or self.token is None else {"token.weight"}
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None, places: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        places: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """Embed word pieces.
 
         Args:
             input_ids: (B, N) word pieces.
             token_type_ids: (B, N) segments; null means all in the first.
             places: (B, N) positions, from 0 at the beginning of each document; null where a row is one.
+            positions: (B, M) integers: of these tokens only, in this order; null means of all. The others take part as
+                neighbours in n-grams alone.
 
         Returns:
-            (B, N, D) tokens.
+            (B, N, D) tokens, or (B, M, D).
 
         Raises:
             UserError: If the sequence is longer than the position table, or the token table is not made yet.
@@ -129,9 +137,15 @@ class TextEmbeddings(nn.Module):
         if self.token is None:
             raise UserError("The encoder has no vocabulary yet: give vocabulary_size, or call set_vocabulary first.")
         length = input_ids.shape[1]
+        ngrams = None if self.ngrams is None else self.ngrams(input_ids, places, positions)
+        if positions is not None:
+            input_ids = input_ids.gather(1, positions)
+            token_type_ids = None if token_type_ids is None else token_type_ids.gather(1, positions)
+            places = positions if places is None else places.gather(1, positions)
         tokens = look_up(input_ids, self.token.weight)
-        if self.ngrams is not None:
-            tokens = tokens + self.ngrams(input_ids, places)
+        if ngrams is not None:
+            # Both are this call's own: a third tensor of this size would be a tenth of a step's memory without blocks.
+            tokens = tokens.add_(ngrams)
         if self.position is not None:
             check_length(length, self.max_positions)
             rows = self.position.weight[:length]

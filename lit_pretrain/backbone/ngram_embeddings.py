@@ -62,20 +62,23 @@ class NgramEmbeddings(nn.Module):
         self.keys.fill_(NONE)
         self.keys[: len(keys)] = keys
 
-    def forward(self, input_ids: Tensor, places: Tensor | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, places: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Embed what ends at each token.
 
         Args:
             input_ids: (B, N) word pieces.
             places: (B, N) positions, from 0 at the beginning of each document; null where a row is one. No n-gram
                 reaches from one document into the next.
+            positions: (B, M) integers: of these tokens only; null means of all.
 
         Returns:
-            (B, N, D).
+            (B, N, D), or (B, M, D).
         """
         rows_by_order = self.rows_of(input_ids)
         if places is not None:
             rows_by_order = [torch.where(places >= n, rows, 0) for n, rows in enumerate(rows_by_order, start=1)]
+        if positions is not None:
+            rows_by_order = [rows.gather(1, positions) for rows in rows_by_order]
         first, *others = (look_up(rows, self.table, padding_idx=0) for rows in rows_by_order)
         return sum(others, start=first)
 

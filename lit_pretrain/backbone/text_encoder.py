@@ -257,11 +257,10 @@ class TextEncoder(nn.Module):
             (B, N, D) features, or (B, M, D).
         """
         places = None if documents is None else places_within(documents)
-        tokens = self.embeddings(input_ids, token_type_ids, places)
+        tokens = self.embeddings(input_ids, token_type_ids, places, positions)
         mask = self.needed_mask(attention_mask, causal, padded)
         rotations = self.rotations(input_ids.shape[1], tokens.device)
         if positions is not None:
-            tokens = tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
             places = positions if places is None else places.gather(1, positions)
             documents = None if documents is None else documents.gather(1, positions)
         if places is not None:

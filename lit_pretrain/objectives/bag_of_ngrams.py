@@ -12,7 +12,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.ngram_embeddings import NONE, ngram_pieces
 from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.backbone.row_look_up import look_up
@@ -21,6 +20,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.chance import AnswerFrequencies
 from lit_pretrain.objectives.gathering import first_row, gather_rows
+from lit_pretrain.objectives.linear_cross_entropy import linear_cross_entropy
 from lit_pretrain.objectives.objective import (
     Batch,
     EncoderPass,
@@ -29,8 +29,18 @@ from lit_pretrain.objectives.objective import (
     Vocabulary,
     global_mean,
 )
-from lit_pretrain.objectives.span_halves import check_halves, check_hiding, halves_pass, name_of_pass, shape_of_halves
+from lit_pretrain.objectives.span_halves import (
+    check_halves,
+    check_hiding,
+    halves_pass,
+    means_of_halves,
+    name_of_pass,
+    shape_of_halves,
+)
 from lit_pretrain.required import required
+
+# The score of a place without n-gram, whose probability is 0 then; every precision has it.
+ABSENT = -1e4
 
 
 class BagOfNgrams(Objective):
@@ -51,6 +61,7 @@ class BagOfNgrams(Objective):
     uneven = True
     compares_batch = True
     uses_pooling = False
+    reads_mean_by = "mask"
 
     def __init__(self, weight: float = 1.0, draws: int = 16, token_dropout: float = 0.0) -> None:
         super().__init__()
@@ -85,23 +96,25 @@ class BagOfNgrams(Objective):
         In training these are all processes'; in evaluation each has batches of its own.
         """
         paired = targets["ngrams"].roll(len(targets["ngrams"]) // 2, dims=0)
-        pooled = mean_pool(features, targets["mask"])
         everyone, first = (gather_rows(paired), first_row(paired.numel())) if self.training else (paired, 0)
         # Places that a half leaves empty stay as columns that no softmax sees: to drop them would wait for the device.
-        has_row = (paired > 0).flatten()
-        owner = torch.arange(len(paired), device=paired.device).repeat_interleave(paired.shape[1])
-        scores = pooled @ look_up(everyone.flatten(), required(self.decoder).weight).T.to(pooled.dtype)
-        with torch.autocast(scores.device.type, enabled=False):
-            scores = at_least_float32(scores)
+        has_row = paired > 0
+        rows = look_up(everyone.flatten(), required(self.decoder).weight)
+        counts = has_row.sum(dim=1)
+        result = linear_cross_entropy(
+            means_of_halves(features, targets).to(rows.dtype),
+            rows,
             # Finite, so that texts without any known n-gram have no NaN.
-            scores = scores.masked_fill((everyone == 0).flatten(), torch.finfo(scores.dtype).min)
-            own = scores[owner, torch.arange(first, first + len(owner), device=owner.device)]
-            total = torch.where(has_row, scores.logsumexp(dim=1)[owner] - own, 0.0).sum()
-        count = has_row.sum()
+            (everyone == 0).flatten() * torch.full((), ABSENT, dtype=rows.dtype, device=rows.device),
+            torch.arange(first, first + paired.numel(), device=paired.device).view_as(paired),
+            counts,
+            target_shares=has_row / counts.clamp(min=1)[:, None],
+        )
+        count = counts.sum()
         candidates = (everyone > 0).sum() * count
         return ObjectiveOutput(
-            global_mean(total, count, self.training),
-            {"loss": (total.detach(), count), "candidates": (candidates, count)},
+            global_mean(result.total, count, self.training),
+            {"loss": (result.total.detach(), count), "candidates": (candidates, count)},
         )
 
     def sparse_tables(self, tied: bool) -> set[str]:

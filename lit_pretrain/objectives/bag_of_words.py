@@ -23,7 +23,14 @@ from lit_pretrain.objectives.objective import (
     Vocabulary,
     global_mean,
 )
-from lit_pretrain.objectives.span_halves import check_halves, check_hiding, halves_pass, name_of_pass, shape_of_halves
+from lit_pretrain.objectives.span_halves import (
+    check_halves,
+    check_hiding,
+    halves_pass,
+    means_of_halves,
+    name_of_pass,
+    shape_of_halves,
+)
 from lit_pretrain.required import required
 
 
@@ -42,6 +49,7 @@ class BagOfWords(Objective):
     uneven = True
     perplexities = ("loss",)
     uses_pooling = False
+    reads_mean_by = "mask"
 
     def __init__(self, weight: float = 1.0, token_dropout: float = 0.0) -> None:
         super().__init__()
@@ -66,13 +74,13 @@ class BagOfWords(Objective):
         """Cross-entropy of the other halves' word pieces, the mean over all of them."""
         ids, mask = targets["ids"].roll(len(targets["ids"]) // 2, dims=0), targets["words"]
         mask = mask.roll(len(mask) // 2, dims=0).float()
-        counts = mask.sum(dim=1)
+        counts, decoder = mask.sum(dim=1), required(self.decoder)
         result = linear_cross_entropy(
-            mean_pool(features, targets["mask"]),
-            required(self.decoder).weight,
+            means_of_halves(features, targets).to(decoder.weight.dtype),
+            decoder.weight,
             # As the weight of one more feature, constant and as large as a token's others together (a norm gives them
             # a length of sqrt(width)): AdamW finds how frequent words are in a few hundred steps, not thousands.
-            required(self.decoder).bias * encoder.width**0.5,
+            decoder.bias * encoder.width**0.5,
             ids,
             counts,
             target_shares=mask / counts.clamp(min=1.0)[:, None],

@@ -12,14 +12,20 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from lit_pretrain.backbone.float32 import at_least_float32
-from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.backbone.text_encoder import TextEncoder
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.chance import AnswerFrequencies, chance_in_batch
 from lit_pretrain.objectives.gathering import first_row, gather_rows, processes
 from lit_pretrain.objectives.objective import Batch, EncoderPass, Objective, ObjectiveOutput, Vocabulary
-from lit_pretrain.objectives.span_halves import check_halves, check_hiding, halves_pass, name_of_pass, shape_of_halves
+from lit_pretrain.objectives.span_halves import (
+    check_halves,
+    check_hiding,
+    halves_pass,
+    means_of_halves,
+    name_of_pass,
+    shape_of_halves,
+)
 
 
 class ContrastiveSpans(Objective):
@@ -36,6 +42,7 @@ class ContrastiveSpans(Objective):
     views_apart = True
     compares_batch = True
     uses_pooling = False
+    reads_mean_by = "mask"
 
     def __init__(self, temperature: float = 0.05, weight: float = 1.0, token_dropout: float = 0.0) -> None:
         super().__init__()
@@ -63,7 +70,7 @@ class ContrastiveSpans(Objective):
         self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: TextEncoder
     ) -> ObjectiveOutput:
         """Cross-entropy of the choice among the batch, the mean of both ways."""
-        from_first, from_second, own = self.logits(features, targets["mask"])
+        from_first, from_second, own = self.logits(features, targets)
         losses = [functional.cross_entropy(logits, own, reduction="sum") for logits in (from_first, from_second)]
         total, count = (losses[0] + losses[1]) / 2, torch.full((), len(own), device=own.device)
         first, second = ((logits.argmax(dim=1) == own).sum() for logits in (from_first, from_second))
@@ -71,21 +78,21 @@ class ContrastiveSpans(Objective):
         statistics = {"loss": (total.detach(), count), "accuracy": (right, count)}
         return ObjectiveOutput(total / count, statistics)
 
-    def logits(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def logits(self, features: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Scores of every half against all other ones: cosines over the temperature.
 
         In evaluation processes may have different numbers of batches, so each chooses among its own.
 
         Args:
-            features: (2 B, N, D) of the first halves, then of the second ones.
-            mask: (2 B, N), 1 at what is no padding.
+            features: (2 B, N, D) of the first halves, then of the second ones, or their means (2 B, D).
+            targets: Of the pass; their `mask` is 1 at what is no padding.
 
         Returns:
             (B, all B) of second halves for each first one, (B, all B) of first for each second, and (B,) where the
             right ones stand.
         """
         with torch.autocast(features.device.type, enabled=False):
-            first, second = functional.normalize(mean_pool(at_least_float32(features), mask), dim=-1).chunk(2)
+            first, second = functional.normalize(means_of_halves(at_least_float32(features), targets), dim=-1).chunk(2)
             start, everyone = (first_row(len(first)), gather_rows) if self.training else (0, lambda rows: rows)
             pairs = ((first, second), (second, first))
             forth, back = (anchor @ everyone(candidate).T / self.temperature for anchor, candidate in pairs)
@@ -102,7 +109,7 @@ class ContrastiveSpans(Objective):
         """A first half, the half that is taken for its second, and the truth."""
         encoder_pass = self.make_pass(batch, encoder, generator)
         mask = encoder_pass.targets["mask"]
-        scores, _, _ = self.logits(encoder.forward_features(**encoder_pass.inputs), mask)
+        scores, _, _ = self.logits(encoder.forward_features(**encoder_pass.inputs), encoder_pass.targets)
         first, second = encoder_pass.inputs["input_ids"].chunk(2)
         first_mask, second_mask = mask.to(torch.bool).chunk(2)
         chosen, rows = scores.argmax(dim=1).tolist(), []

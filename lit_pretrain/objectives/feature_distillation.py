@@ -13,14 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.backbone.float32 import at_least_float32
-from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.backbone.text_encoder import TextEncoder, initialise
 from lit_pretrain.errors import check_number
 from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.chance import AnswerFrequencies
 from lit_pretrain.objectives.gathering import gather_rows
 from lit_pretrain.objectives.objective import Batch, EncoderPass, Objective, ObjectiveOutput, Vocabulary
-from lit_pretrain.objectives.span_halves import check_halves, check_hiding, halves_pass, name_of_pass, shape_of_halves
+from lit_pretrain.objectives.span_halves import (
+    check_halves,
+    check_hiding,
+    halves_pass,
+    means_of_halves,
+    name_of_pass,
+    shape_of_halves,
+)
 from lit_pretrain.required import required
 
 # Share of the present batch in the running statistics, once there have been more batches than its inverse.
@@ -61,6 +67,7 @@ class FeatureDistillation(Objective):
     training_settings = ("token_dropout", "weight")
     compares_batch = True
     uses_pooling = False
+    reads_mean_by = "mask"
     mean: Tensor
     variance: Tensor
     batches: Tensor
@@ -127,7 +134,8 @@ class FeatureDistillation(Objective):
     ) -> ObjectiveOutput:
         """Mean squared error over all halves and features, which training standardises by all processes' batches."""
         target = self.standardised_features(batch, features.device).repeat(2, 1)
-        prediction = at_least_float32(required(self.predictor)(mean_pool(features, targets["mask"])))
+        predictor = required(self.predictor)
+        prediction = at_least_float32(predictor(means_of_halves(features, targets).to(predictor.weight.dtype)))
         loss = nn.functional.mse_loss(prediction, target.to(prediction.dtype))
         halves = torch.full((), float(len(target)), device=loss.device)
         return ObjectiveOutput(loss, {"loss": (loss.detach() * halves, halves)})

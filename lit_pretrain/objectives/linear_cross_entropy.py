@@ -29,7 +29,7 @@ class CrossEntropy:
 
     Attributes:
         total: Scalar sum of weighted losses, in nats, with gradients.
-        correct: Scalar weighted number of rows whose (first) target has the highest logit.
+        correct: Scalar weighted number of rows whose target has the highest logit; 0 where targets are spread.
         losses: (M,) the rows' losses without their weights, without gradients.
         samples: (M,) draws from the rows' distributions, or null.
     """
@@ -100,6 +100,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows, vocabulary = len(features), len(weight)
         elements = CHUNK_ELEMENTS.get(features.device.type, ACCELERATOR_CHUNK_ELEMENTS)
         chunk = max(1, elements // vocabulary)
+        one_class = targets.shape[1] == 1
         wide = row_weights.dtype
         total = torch.zeros((), dtype=wide, device=features.device)
         correct = torch.zeros_like(total)
@@ -121,7 +122,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 chosen = probabilities.gather(1, targets[part])
                 losses[part] = -(chosen.clamp(min=SMALLEST_PROBABILITY).log() * shares[part]).sum(dim=1)
                 total += (losses[part] * row_weights[part]).sum()
-                correct += ((chosen[:, 0] >= probabilities.amax(dim=-1)) * row_weights[part]).sum()
+                if one_class:
+                    correct += ((chosen[:, 0] >= probabilities.amax(dim=-1)) * row_weights[part]).sum()
                 if uniform is not None:
                     cumulative = probabilities.cumsum(dim=-1)
                     threshold = uniform[part, None] * cumulative[:, -1:]
@@ -130,12 +132,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if not needs_gradient:
                     continue
                 probabilities.scatter_add_(1, targets[part], -shares[part])
-                probabilities *= row_weights[part, None]
                 if bias_gradient is not None:
-                    bias_gradient += probabilities.sum(dim=0)
+                    bias_gradient += row_weights[part] @ probabilities
                 gradient = probabilities.to(weight.dtype)
-                torch.mm(gradient, weight, out=required(feature_gradient)[part])
-                required(weight_gradient).addmm_(gradient.T, features[part])
+                # The weights of the rows go to the features, which are far narrower than a vocabulary.
+                weights = row_weights[part, None].to(weight.dtype)
+                torch.mm(gradient, weight, out=required(feature_gradient)[part]).mul_(weights)
+                required(weight_gradient).addmm_(gradient.T, features[part] * weights)
         ctx.save_for_backward(feature_gradient, weight_gradient, bias_gradient)
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.mark_non_differentiable(correct, losses, samples)

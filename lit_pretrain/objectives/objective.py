@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from lit_pretrain.backbone.float32 import at_least_float32
+from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.class_paths import build, class_and_file, class_path_of
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.batch import Batch, DataFacts
@@ -28,6 +30,7 @@ from lit_pretrain.objectives.outputs import (
     states,
 )
 from lit_pretrain.objectives.rates import Rate, rate_at
+from lit_pretrain.required import required
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -85,6 +88,9 @@ class Objective(nn.Module):
     compares_batch: ClassVar[bool] = False
     # Whether it is about tokens, so that a row may hold several texts (`data.packing`), which `clean_inputs` passes on.
     packable: ClassVar[bool] = False
+    # The target of the pass by which `compute` averages the features of each row first, 1 where they count. Where all
+    # that read a pass say the same, it is done once for them: `compute` is given the means, (B, D) float32 at least.
+    reads_mean_by: ClassVar[str | None] = None
     # Whether word pieces are predicted by the encoder's own table of them, so that all of its rows have a gradient.
     ties_embeddings: ClassVar[bool] = False
     weight: float = 1.0
@@ -138,7 +144,9 @@ class Objective(nn.Module):
         return None
 
     def compute(self, features: Tensor, targets: dict[str, Tensor], batch: Batch, encoder: Any) -> ObjectiveOutput:
-        """Loss and statistics from the encoder's features (B, N, D) and the pass's targets."""
+        """Loss and statistics from the encoder's features (B, N, D), or their means (`reads_mean_by`), and the pass's
+        targets.
+        """
         raise NotImplementedError
 
     def terms(self, targets: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -288,6 +296,9 @@ def compute_objectives(
         for objective in readers:
             passes[objective.name] = EncoderPass({})
             run[objective.pass_name or objective.name] = read
+    for name, reader in readers_of_means(objectives).items():
+        mask = passes[reader.name].targets[required(reader.reads_mean_by)]
+        run[name] = mean_pool(at_least_float32(run[name]), mask)
     outputs = {}
     for objective in objectives:
         features, targets = run[objective.pass_name or objective.name], passes[objective.name].targets
@@ -299,6 +310,21 @@ def compute_objectives(
             parts = outputs[objective.name].parts or {"loss": features}
             check_terms(objective, objective.terms(targets, batch), set(parts))
     return outputs
+
+
+def readers_of_means(objectives: Sequence[Objective]) -> dict[str, Objective]:
+    """The passes that several objectives read by the same means alone, and one of these; see `reads_mean_by`."""
+    readers: dict[str, list[Objective]] = {}
+    for objective in objectives:
+        name = objective.pass_name or objective.name
+        if objective.passes == 0:
+            name = pass_read(objectives) or name
+        readers.setdefault(name, []).append(objective)
+    return {
+        name: first
+        for name, (first, *others) in readers.items()
+        if others and first.reads_mean_by and all(other.reads_mean_by == first.reads_mean_by for other in others)
+    }
 
 
 def encode(objective: Objective, made: EncoderPass, encoder: Any) -> Tensor:

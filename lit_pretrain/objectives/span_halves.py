@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives.batch import DataFacts
 from lit_pretrain.objectives.masking import seen_length, visible_tokens
@@ -41,6 +42,14 @@ def halves_pass(batch: Batch, generator: torch.Generator, token_dropout: float =
     if "token_type_ids" in batch:
         inputs["token_type_ids"] = torch.zeros_like(ids)
     return EncoderPass(inputs, {"ids": ids, "mask": mask, "words": words})
+
+
+def means_of_halves(features: Tensor, targets: dict[str, Tensor]) -> Tensor:
+    """The mean of each half's features, (2 B, D), of those of its tokens, (2 B, M, D); what is one already stays.
+
+    Objectives on halves say `reads_mean_by = "mask"`, so that those that share a pass are given one mean.
+    """
+    return features if features.ndim == 2 else mean_pool(features, targets["mask"])
 
 
 def shape_of_halves(samples: int, sequence_length: int, token_dropout: float) -> tuple[int, int]:

@@ -101,7 +101,7 @@ def test_examples_show_what_is_taken_for_what(encoder, vocabulary, texts, genera
     rows = objective.examples(encoder, texts, vocabulary, generator, count=5)
     assert len(rows) == 5
     one = objective.make_pass(texts, encoder, generator)
-    scores, _, _ = objective.logits(encoder.forward_features(**one.inputs), one.targets["mask"])
+    scores, _, _ = objective.logits(encoder.forward_features(**one.inputs), one.targets)
     for number, row in enumerate(rows):
         found = int(scores[number].argmax())
         halves = [
