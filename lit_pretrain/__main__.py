@@ -16,7 +16,7 @@ from typing import Any
 
 from lit_pretrain import __version__
 from lit_pretrain.argument_parser import ArgumentParser
-from lit_pretrain.collector import paused_collector
+from lit_pretrain.collector import import_for_good
 from lit_pretrain.errors import UserError, nearest, without_credentials
 
 TRAINING = {
@@ -135,17 +135,14 @@ def dispatch(command: str, arguments: list[str]) -> int:
             print(FIT_HELP.format(command=command, help=TRAINING[command], checkpoint=purpose))
             return 0
         full = arguments in (["--help", "full"], ["--help=full"])
-        with paused_collector():
-            from lit_pretrain.cli import lightning_cli
-
+        lightning_cli = import_for_good("lit_pretrain.cli.lightning_cli")
         return lightning_cli.run([command, *(["--help"] if full else arguments)])
     if command not in COMMANDS:
         raise UserError(
             f"There is no command '{command}'{nearest(command, [*TRAINING, *COMMANDS])}: see python -m lit_pretrain "
             "--help."
         )
-    with paused_collector():
-        module = importlib.import_module(f"lit_pretrain.commands.{command}")
+    module = import_for_good(f"lit_pretrain.commands.{command}")
     description = f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}."
     parser = ArgumentParser(prog=f"python -m lit_pretrain {command}", description=description)
     module.add_arguments(parser)

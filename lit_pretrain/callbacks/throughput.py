@@ -43,7 +43,7 @@ class Throughput(Callback):
 
     Args:
         warm_up_batches: Batches at the start that are not counted (compilation, caches).
-        measure_peak: Whether to measure the machine's peak for a quarter of a second before the training.
+        measure_peak: Whether to measure the machine's peak for a quarter of a second after the first batch.
     """
 
     def __init__(self, warm_up_batches: int = 5, measure_peak: bool = True) -> None:
@@ -63,18 +63,19 @@ class Throughput(Callback):
         self._logged_step = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the peak and start the clock."""
-        if self.measure_peak and trainer.is_global_zero and callable(getattr(pl_module, "step_cost", None)):
-            dtype = dtype_of_precision(str(trainer.precision))
-            self.peak = measured_peak(trainer.strategy.root_device.type, dtype)
-            logger = mlflow_logger(trainer)
-            if logger is not None:
-                kind = str(dtype).removeprefix("torch.")
-                logger.set_tags({"machine.peak_teraflops": f"{self.peak / 1e12:.3g} ({kind} matrix products)"})
+        """Start the clock."""
         self.mean, self._window = Amount(), Amount()
         self._batches, self._logged_step = 0, trainer.global_step
         self._last_end = time.perf_counter()
         self._disturbed = False
+
+    def _measure_peak(self, trainer: Trainer) -> None:
+        dtype = dtype_of_precision(str(trainer.precision))
+        self.peak = measured_peak(trainer.strategy.root_device.type, dtype)
+        logger = mlflow_logger(trainer)
+        if logger is not None:
+            kind = str(dtype).removeprefix("torch.")
+            logger.set_tags({"machine.peak_teraflops": f"{self.peak / 1e12:.3g} ({kind} matrix products)"})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the time until the next batch out."""
@@ -100,6 +101,11 @@ class Throughput(Callback):
             self._window.add(seconds, cost)
             self.mean.add(seconds, cost)
         self._disturbed = False
+        if self._batches == 1 and self.measure_peak and trainer.is_global_zero:
+            # After the first step, which a person waits for.
+            if callable(getattr(pl_module, "step_cost", None)):
+                self._measure_peak(trainer)
+            self._last_end = time.perf_counter()
         step = trainer.global_step
         if step != self._logged_step and step % log_interval_of(trainer) == 0:
             self._logged_step = step
