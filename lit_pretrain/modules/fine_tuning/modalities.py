@@ -17,6 +17,16 @@ from lit_pretrain.objectives.masking import visible_tokens
 from lit_pretrain.objectives.objective import Batch, clean_inputs
 
 
+# Tokens of a batch of long texts that are read at a time without gradients: all of them would take more memory than most
+# training steps.
+TOKENS_AT_ONCE = 2**16
+
+
+def part_of(value: Any, rows: slice) -> Any:
+    """Some rows of an encoder's input that has rows."""
+    return value[rows] if isinstance(value, Tensor) else value
+
+
 class Texts:
     """Single texts and pairs of texts.
 
@@ -61,8 +71,17 @@ class Texts:
         return encoder(**inputs)
 
     def features(self, encoder: TextEncoder, batch: Batch) -> Tensor:
-        """Pooled features (B, D) of a batch as it is."""
-        return encoder(**clean_inputs(batch))
+        """Pooled features (B, D) of a batch as it is; without gradients, of so many tokens at a time."""
+        inputs = clean_inputs(batch)
+        samples, length = inputs["input_ids"].shape
+        rows = max(1, TOKENS_AT_ONCE // length)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or samples <= rows:
+            return encoder(**inputs)
+        starts = range(0, samples, rows)
+        parts = [
+            {name: part_of(value, slice(start, start + rows)) for name, value in inputs.items()} for start in starts
+        ]
+        return torch.cat([encoder(**part) for part in parts])
 
     def statistics(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """(sum, count) of the share of the tokens that are padding."""
