@@ -8,7 +8,7 @@ import sys
 import pytest
 from small_training import small_config, write_config
 
-from lit_pretrain.collector import paused_collector
+from lit_pretrain.collector import import_for_good, paused_collector
 
 FIT = """
 import gc, json, sys
@@ -30,6 +30,21 @@ def test_fit_on_text_imports_only_what_it_needs_and_is_not_searched_for_garbage_
     )
     # Each goes through all objects that were imported; there were eight.
     assert facts["full"] <= 2
+
+
+def test_what_is_imported_at_the_beginning_is_not_searched_again(monkeypatch):
+    name = "wave"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    gc.collect()
+    try:
+        module = import_for_good(name)
+        frozen = gc.get_freeze_count()
+        assert module.__name__ == name and frozen > 10_000 and gc.isenabled()
+        kept = [[] for _ in range(100)]
+        # Models that were made since may have become garbage.
+        assert import_for_good(name) is module and gc.get_freeze_count() == frozen and len(kept) == 100
+    finally:
+        gc.unfreeze()
 
 
 def test_the_collector_is_left_as_it_was():

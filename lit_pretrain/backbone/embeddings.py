@@ -104,13 +104,13 @@ class TextEmbeddings(nn.Module):
             rows = grown_rows(self.token.weight, first, replaced)
         self.token = nn.Embedding.from_pretrained(rows, freeze=not self.token.weight.requires_grad)
 
-    def sparse_tables(self, tied: bool) -> set[str]:
+    def sparse_tables(self, whole_pieces: bool) -> set[str]:
         """Tables of which a step reads some rows; see `lit_pretrain.modules.sparse_embeddings.sparse_tables`.
 
         Args:
-            tied: Whether the token table predicts word pieces too, and so is read as a whole.
+            whole_pieces: Whether the table of word pieces is updated as a whole, as it must be where it predicts them.
         """
-        return set() if tied or self.token is None else {"token.weight"}
+        return set() if whole_pieces or self.token is None else {"token.weight"}
 
     def forward(
         self,

@@ -82,7 +82,7 @@ class NgramEmbeddings(nn.Module):
         first, *others = (look_up(rows, self.table, padding_idx=0) for rows in rows_by_order)
         return sum(others, start=first)
 
-    def sparse_tables(self, tied: bool) -> set[str]:
+    def sparse_tables(self, whole_pieces: bool) -> set[str]:
         """Tables of which a step reads some rows; see `lit_pretrain.modules.sparse_embeddings.sparse_tables`."""
         return {"table"}
 

@@ -187,7 +187,8 @@ class BaseModule(LightningModule):
         if self._trainer is not None:
             remember_dimensions(self)
             if self.optimizer_config.sparse_embeddings and self.trainer.training:
-                sparse_embeddings.begin(self, self._trainer.strategy)
+                ngrams_alone = self.optimizer_config.sparse_embeddings == "ngrams"
+                sparse_embeddings.begin(self, self._trainer.strategy, ngrams_alone)
             if self.optimizer_config.algorithm == "muon" and self.trainer.training:
                 muon.check_strategy(self, self._trainer.strategy)
             prepare_for(self._trainer.strategy, self)

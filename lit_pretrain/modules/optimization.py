@@ -44,7 +44,8 @@ class AdamWConfig:
         momentum: Decay rate of Muon's mean of gradients; null for its authors' 0.95.
         sparse_embeddings: Update embedding tables only at the rows that a batch has read, with one mean of squares a
             row and no mean of gradients. Tables are those of n-grams, and of word pieces unless an objective predicts
-            them by the same table; not with strategies that shard parameters.
+            them by the same table; with `ngrams` of n-grams alone, as those of word pieces are small and frequent rows
+            learn more by AdamW. Not with strategies that shard parameters.
     """
 
     learning_rate: float = 1e-3
@@ -54,7 +55,7 @@ class AdamWConfig:
     epsilon: float = 1e-6
     algorithm: Literal["adamw", "muon"] = "adamw"
     momentum: float | None = None
-    sparse_embeddings: bool = False
+    sparse_embeddings: bool | Literal["ngrams"] = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot train."""
@@ -63,6 +64,8 @@ class AdamWConfig:
         check_number("optimizer.beta1", self.beta1, least=0, below=1)
         check_number("optimizer.beta2", self.beta2, least=0, below=1)
         check_number("optimizer.epsilon", self.epsilon, above=0)
+        if self.sparse_embeddings not in (True, False, "ngrams"):
+            raise UserError(f"optimizer.sparse_embeddings is {self.sparse_embeddings}: give true, false or ngrams.")
         check_number("optimizer.momentum", self.momentum, least=0, below=1)
         if self.momentum is not None and self.algorithm != "muon":
             raise UserError(

@@ -27,23 +27,28 @@ from lit_pretrain.objectives.gathering import gather_rows, processes, together
 ROW_MOMENT = "row_exp_avg_sq"
 
 
-def sparse_tables(module: nn.Module) -> dict[str, nn.Parameter]:
+def sparse_tables(module: nn.Module, ngrams_alone: bool = False) -> dict[str, nn.Parameter]:
     """Tables of a module, by name, whose gradient is of the rows that a step reads.
 
     Those that a module inside names in `sparse_tables()`, but for the word pieces where an objective predicts them by
-    the same table (`ties_embeddings`), whose gradient is of all rows.
+    the same table (`ties_embeddings`), whose gradient is of all rows, or where n-grams' are asked for alone.
     """
-    tied = any(getattr(submodule, "ties_embeddings", False) for submodule in module.modules())
+    whole_pieces = ngrams_alone or any(getattr(submodule, "ties_embeddings", False) for submodule in module.modules())
     tables = {}
     for prefix, submodule in module.named_modules():
         if hasattr(submodule, "sparse_tables"):
-            for name in cast(Any, submodule).sparse_tables(tied):
+            for name in cast(Any, submodule).sparse_tables(whole_pieces):
                 tables[f"{prefix}.{name}" if prefix else name] = submodule.get_parameter(name)
     return tables
 
 
-def begin(module: nn.Module, strategy: Strategy) -> None:
+def begin(module: nn.Module, strategy: Strategy, ngrams_alone: bool = False) -> None:
     """Have a module's tables make sparse gradients, and the strategy leave them alone; before it wraps the module.
+
+    Args:
+        module: With tables.
+        strategy: That will train it.
+        ngrams_alone: Whether tables of word pieces stay as they are.
 
     Raises:
         UserError: If the strategy shards parameters or the module has no such table.
@@ -53,11 +58,11 @@ def begin(module: nn.Module, strategy: Strategy) -> None:
             "optimizer.sparse_embeddings updates rows of whole tables, which trainer.strategy "
             f"{type(strategy).__name__} cuts into shards: take ddp, or leave optimizer.sparse_embeddings out."
         )
-    tables = sparse_tables(module)
+    tables = sparse_tables(module, ngrams_alone)
     if not tables:
         raise UserError(
-            "optimizer.sparse_embeddings is for tables of which a step reads some rows (n-grams; word pieces, unless "
-            "an objective predicts them by the same table), and nothing here has one: leave it out."
+            "optimizer.sparse_embeddings is for tables of which a step reads some rows (n-grams; if it is true, word "
+            "pieces too, unless an objective predicts them by the same table), and nothing here has one: leave it out."
         )
     for table in tables.values():
         row_look_up.begin(table)

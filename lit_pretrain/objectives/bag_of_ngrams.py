@@ -117,7 +117,7 @@ class BagOfNgrams(Objective):
             {"loss": (result.total.detach(), count), "candidates": (candidates, count)},
         )
 
-    def sparse_tables(self, tied: bool) -> set[str]:
+    def sparse_tables(self, whole_pieces: bool) -> set[str]:
         """Tables of which a step reads some rows: those of the drawn n-grams."""
         return set() if self.decoder is None else {"decoder.weight"}
 

@@ -67,6 +67,25 @@ def test_what_is_added_by_hand() -> None:
     torch.testing.assert_close(embeddings(IDS), expected)
 
 
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_of_some_tokens_only_these_are_embedded_as_among_all(positions: str) -> None:
+    torch.manual_seed(0)
+    config = TransformerConfig(depth=0, width=16, heads=2)
+    encoder = TextEncoder(40_000, transformer=config, positions=positions, ngrams=3, ngram_rows=64, max_positions=6)
+    embeddings = encoder.embeddings
+    embeddings.ngrams.set_keys(torch.tensor([key_of(7, 8), key_of(8, 7), key_of(7, 8, 7)]))
+    torch.nn.init.normal_(embeddings.ngrams.table)
+    segments, places = torch.randint(0, 2, IDS.shape), torch.tensor([[0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 4, 5]])
+    kept = torch.tensor([[0, 2, 3, 5], [1, 2, 4, 5]])
+    lengths: list[int] = []
+    embeddings.norm.register_forward_pre_hook(lambda _, arguments: lengths.append(arguments[0].shape[1]))
+    for known in (None, places):
+        found = embeddings(IDS, segments, known, kept)
+        everything = embeddings(IDS, segments, known)
+        torch.testing.assert_close(found, everything.gather(1, kept[..., None].expand(-1, -1, 16)), rtol=0, atol=0)
+    assert lengths == [4, 6, 4, 6]
+
+
 def test_an_encoder_starts_as_the_one_without_and_learns_what_order_says() -> None:
     config = TransformerConfig(depth=1, width=16, heads=2)
     torch.manual_seed(0)

@@ -57,6 +57,23 @@ def test_rates_are_work_over_time():
     assert throughput.rates(Amount()) == {}
 
 
+def test_the_peak_is_measured_once_and_after_the_first_step(tmp_path, monkeypatch):
+    steps = []
+
+    class Costly(ToyModule):
+        """Says what a step costs."""
+
+        def step_cost(self, batch):
+            return {"samples": len(batch), "flops": 1e6}
+
+    module = Costly()
+    monkeypatch.setattr(
+        "lit_pretrain.callbacks.throughput.measured_peak", lambda *_: steps.append(module.trainer.global_step) or 1e9
+    )
+    rows = fit(tmp_path, Throughput(warm_up_batches=1), module)
+    assert steps == [1] and "throughput/share_of_peak" in rows[0][1]
+
+
 def test_warm_up_validation_and_checkpoints_are_not_counted(tmp_path, monkeypatch):
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr("lit_pretrain.callbacks.throughput.time", SimpleNamespace(perf_counter=lambda: clock.now))

@@ -34,7 +34,7 @@ class Tables(nn.Module):
         self.second = nn.Parameter(torch.randn(5, WIDTH, generator=generator))
         self.matrix = nn.Parameter(torch.randn(WIDTH, WIDTH, generator=generator))
 
-    def sparse_tables(self, tied: bool) -> set[str]:
+    def sparse_tables(self, whole_pieces: bool) -> set[str]:
         return {"first", "second"}
 
     def losses(self, step, look):
@@ -72,6 +72,20 @@ def by_hand(module):
         adamw.step()
         after.append({name: value.clone() for name, value in module.state_dict().items()})
     return losses, after
+
+
+@pytest.mark.parametrize(("ngrams_alone", "pieces"), [(False, {"encoder.embeddings.token.weight"}), (True, set())])
+def test_word_pieces_may_stay_whole(ngrams_alone, pieces):
+    encoder = TextEncoder(30, transformer=TransformerConfig(depth=0, width=16), ngrams=2, ngram_rows=5)
+    ngrams = BagOfNgrams()
+    ngrams.build(encoder)
+    module = nn.ModuleDict({"encoder": encoder, "ngrams": ngrams})
+    found = set(sparse_embeddings.sparse_tables(module, ngrams_alone))
+    assert found == {"encoder.embeddings.ngrams.table", "ngrams.decoder.weight"} | pieces
+    sparse_embeddings.begin(module, SingleDeviceStrategy(), ngrams_alone)
+    token = encoder.embeddings.token.weight
+    look_up(torch.tensor([3]), token).sum().backward()
+    assert token.grad.is_sparse == bool(pieces)
 
 
 def test_rows_move_as_if_whole_tables_were_gone_through():

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.errors import UserError
-from lit_pretrain.objectives import BagOfNgrams, BagOfWords, ContrastiveSpans
+from lit_pretrain.objectives import BagOfNgrams, BagOfWords, ContrastiveSpans, compute_objectives
 from lit_pretrain.objectives.masking import visible_tokens
 from lit_pretrain.objectives.objective import passes_run
 from lit_pretrain.objectives.span_halves import cut_in_halves, halves_pass
@@ -78,3 +79,25 @@ def test_tokens_are_hidden_in_training_only_and_shares_tell_passes_apart(texts):
 def test_a_share_that_hides_everything_is_refused(make):
     with pytest.raises(UserError, match=rf"{make.__name__}.token_dropout is 1.0: give a share from 0 to below 1."):
         make(token_dropout=1.0)
+
+
+def test_halves_of_a_shared_pass_are_averaged_once(vocabulary, texts, monkeypatch):
+    torch.manual_seed(0)
+    encoder = TextEncoder(vocabulary.vocabulary_size, transformer=TransformerConfig(depth=1, width=16, heads=2))
+    together = [ContrastiveSpans(token_dropout=0.4), BagOfWords(token_dropout=0.4)]
+    apart, shapes = BagOfWords(), []
+    for objective in (*together, apart):
+        objective.build(encoder, vocabulary)
+        compute = objective.compute
+        monkeypatch.setattr(
+            objective, "compute", lambda features, *rest, f=compute: shapes.append(features.ndim) or f(features, *rest)
+        )
+    losses = compute_objectives(encoder, together, texts, torch.Generator().manual_seed(1))
+    assert shapes == [2, 2]
+    for objective in together:
+        alone = objective(encoder, texts, torch.Generator().manual_seed(1)).loss
+        torch.testing.assert_close(losses[objective.name].loss, alone)
+    # Where somebody reads the tokens, or hides others, each averages for itself.
+    shapes.clear()
+    compute_objectives(encoder, [together[0], apart], texts, torch.Generator().manual_seed(1))
+    assert shapes == [3, 3]

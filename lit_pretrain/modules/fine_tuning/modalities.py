@@ -16,9 +16,7 @@ from lit_pretrain.modules.operations import encoder_operations, picture_operatio
 from lit_pretrain.objectives.masking import visible_tokens
 from lit_pretrain.objectives.objective import Batch, clean_inputs
 
-
-# Tokens of a batch of long texts that are read at a time without gradients: all of them would take more memory than most
-# training steps.
+# Tokens that are read at a time without gradients: a batch of long texts would take more memory than most steps.
 TOKENS_AT_ONCE = 2**16
 
 

@@ -6,6 +6,7 @@ import torch
 from lit_pretrain.backbone import TextEncoder, TransformerConfig, VisionEncoder
 from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.errors import UserError
+from lit_pretrain.modules.fine_tuning import modalities
 from lit_pretrain.modules.fine_tuning.modalities import make_modality
 
 
@@ -38,6 +39,24 @@ def test_what_is_hidden_changes_nothing(positions, local):
     torch.testing.assert_close(texts.features(encoder, batch), encoder(ids))
     torch.testing.assert_close(texts.features(encoder, batch | {"padded": True}), encoder(ids))
     assert masks[0] is None and masks[2] is not None
+
+
+def test_long_texts_are_read_in_parts_where_nothing_learns(monkeypatch):
+    torch.manual_seed(0)
+    encoder = TextEncoder(50, transformer=TransformerConfig(depth=1, width=16, heads=2)).eval()
+    ids = torch.randint(5, 50, (5, 12))
+    mask = (torch.arange(12) < torch.tensor([[12], [12], [7], [4], [9]])).long()
+    batch = {"input_ids": ids, "attention_mask": mask, "padded": True}
+    texts = make_modality(encoder, ImageAugmentation(), token_dropout=0.0)
+    whole = texts.features(encoder, batch)
+    rows = []
+    encoder.transformer.register_forward_pre_hook(lambda _, arguments: rows.append(len(arguments[0])))
+    monkeypatch.setattr(modalities, "TOKENS_AT_ONCE", 30)
+    with torch.no_grad():
+        torch.testing.assert_close(texts.features(encoder, batch), whole)
+    assert rows == [2, 2, 1]
+    texts.features(encoder, batch)
+    assert rows[3:] == [5]
 
 
 def test_where_nothing_can_be_hidden_is_told():
