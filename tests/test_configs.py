@@ -55,6 +55,7 @@ FINE_TUNED = {
     "cifar10": [*GROUPS, "--data.stored_size", "32"],
     # The encoder that stands for the pretrained one has learned positions.
     "imdb": [*SPEECHES, "--data.maximum_length", "512"],
+    "imdb_fast": [*SPEECHES, "--data.maximum_length", "512"],
     "imdb_minilm": SPEECHES,
     # Whole speeches, so few.
     "own_text": ["--data.test_split", "null", "--data.label_budget", "15", "--data.validation_share", "0.05"],
@@ -212,7 +213,7 @@ def test_a_config_for_cpus_trains(path, runs, command, request):
             str(request.getfixturevalue("bert" if path.parent.name == "text" else "pretrained")),
         ]
         arguments += ["--data.stored_size", "32"] if path.parent.name == "vision" else []
-    if name(path) == "text/imdb":
+    if name(path) in ("text/imdb", "text/imdb_fast"):
         # Some speeches have fewer pairs of word pieces than all film reviews: 1.5 GB less.
         arguments += ["--model.encoder.ngram_rows", "2000"]
     if name(path) == "contrastive/cifar10":

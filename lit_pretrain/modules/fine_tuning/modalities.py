@@ -13,6 +13,7 @@ from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.data.images.augmentation import ImageAugmentation
 from lit_pretrain.errors import UserError
 from lit_pretrain.modules.operations import encoder_operations, picture_operations
+from lit_pretrain.objectives.gathering import processes
 from lit_pretrain.objectives.masking import visible_tokens
 from lit_pretrain.objectives.objective import Batch, clean_inputs
 
@@ -73,7 +74,8 @@ class Texts:
         inputs = clean_inputs(batch)
         samples, length = inputs["input_ids"].shape
         rows = max(1, TOKENS_AT_ONCE // length)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or samples <= rows:
+        # Processes whose parameters are shared have to make as many passes each, and their texts differ in length.
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or samples <= rows or processes() > 1:
             return encoder(**inputs)
         starts = range(0, samples, rows)
         parts = [
