@@ -19,8 +19,9 @@ from torch import Tensor
 from lit_pretrain.errors import UserError
 from lit_pretrain.measures.finite import check_finite
 
-# A feature that varies less than this share of the largest one is constant but for rounding.
-LEAST_VARIATION = 1e-6
+# A feature that varies less than this share of the most varied one, or of what half of them reach, is constant but for
+# rounding.
+LEAST_OF_LARGEST, LEAST_OF_MEDIAN = 1e-6, 1e-4
 # Largest entry of the objective's gradient at which L-BFGS stops, as a share of the objective: where classes can be
 # told apart and the penalty is weak, the objective is small, and an absolute bound would stop far from its minimum.
 GRADIENT_TOLERANCE = 1e-4
@@ -93,7 +94,7 @@ def fit_linear_probe(
     with torch.inference_mode(False), torch.enable_grad():
         values, targets = features.detach().float().clone(), targets.clone()
         mean, scale = values.mean(dim=0), values.std(dim=0, correction=0)
-        scale = torch.where(scale <= LEAST_VARIATION * scale.max().clamp(min=1e-12), 1.0, scale)
+        scale = divisors(scale)
         standardised = values.sub_(mean).div_(scale)  # in place: the features may be most of the memory
         weight = values.new_zeros(len(classes), values.shape[1]).requires_grad_()
         bias = values.new_zeros(len(classes)).requires_grad_()
@@ -117,6 +118,16 @@ def fit_linear_probe(
             stacklevel=2,
         )
     return LinearProbe(mean, scale, classes, weight.detach(), bias.detach())
+
+
+def divisors(scale: Tensor) -> Tensor:
+    """Standard deviations (D,) of features, 1 where one is constant but for rounding.
+
+    Divided by its own, a feature that an encoder no longer uses would be rounding as large as all others, and a head
+    made of such a probe would answer by how a batch happens to be computed.
+    """
+    least = torch.maximum(LEAST_OF_LARGEST * scale.max().clamp(min=1e-12), LEAST_OF_MEDIAN * scale.median())
+    return torch.where(scale <= least, 1.0, scale)
 
 
 def minimise(optimizer: torch.optim.LBFGS, closure: Callable[[], Tensor], most: int) -> bool:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.measures.finite import check_finite
-from lit_pretrain.measures.linear_probe import LEAST_VARIATION
+from lit_pretrain.measures.linear_probe import divisors
 
 # Samples that are brought to double precision at a time.
 CHUNK = 65_536
@@ -34,7 +34,7 @@ def ridge_predict(
         check_finite(features)
     values = train_values.double()
     mean, scale = moments(train_features)
-    scale = torch.where(scale <= LEAST_VARIATION * scale.max().clamp(min=1e-12), 1.0, scale)
+    scale = divisors(scale)
     offset = values.mean()
     # Sums over chunks: features in double precision, several times over, would be most of the memory.
     gram, projected = torch.zeros(2, 1, 1, dtype=torch.float64, device=train_features.device)
