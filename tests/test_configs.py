@@ -55,7 +55,6 @@ FINE_TUNED = {
     "cifar10": [*GROUPS, "--data.stored_size", "32"],
     # The encoder that stands for the pretrained one has learned positions.
     "imdb": [*SPEECHES, "--data.maximum_length", "512"],
-    "imdb_fast": [*SPEECHES, "--data.maximum_length", "512"],
     "imdb_minilm": SPEECHES,
     # Whole speeches, so few.
     "own_text": ["--data.test_split", "null", "--data.label_budget", "15", "--data.validation_share", "0.05"],
