@@ -144,7 +144,7 @@ class TextEmbeddings(nn.Module):
             places = positions if places is None else places.gather(1, positions)
         tokens = look_up(input_ids, self.token.weight)
         if ngrams is not None:
-            # Both are this call's own: a third tensor of this size would be a tenth of a step's memory without blocks.
+            # Both are this call's own; without blocks a third tensor of this size is much of a step's memory.
             tokens = tokens.add_(ngrams)
         if self.position is not None:
             check_length(length, self.max_positions)

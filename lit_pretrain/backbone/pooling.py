@@ -77,7 +77,7 @@ def mean_pool(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
     # Not in 16 bits, which cannot count beyond 256 (bf16).
     counts = attention_mask.sum(dim=1, keepdim=True, dtype=torch.float32).clamp(min=1)
     if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
-        # As a product it reads the tokens once and writes no weighted copy of them, which takes five times as long.
+        # As a product it reads the tokens once and writes no weighted copy of them.
         with torch.autocast("cpu", enabled=False):
             total = torch.bmm(weights[:, None], tokens)[:, 0]
     else:

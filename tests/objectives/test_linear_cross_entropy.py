@@ -39,6 +39,7 @@ def test_soft_targets_equal_pytorchs(chunk_rows: int, monkeypatch: pytest.Monkey
     dense = torch.zeros(10, 13).scatter(1, targets, shares)
     losses = torch.nn.functional.cross_entropy(torch.nn.functional.linear(*leaves), dense, reduction="none")
     torch.testing.assert_close(result.losses, losses.detach())
+    assert float(result.correct) == 0.0
     torch.testing.assert_close(result.total, (losses * row_weights).sum())
     for one, other in zip(ours, torch.autograd.grad((losses * row_weights).sum(), leaves), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
