@@ -16,16 +16,16 @@ from torch.optim import Optimizer
 from lit_pretrain.tracking.run_record import log_figures
 from lit_pretrain.trainer_state import log_interval_of
 
-# Elements of the weights that are kept to be compared: 64 MB in fp32, whatever the model's size.
-MOST_ELEMENTS = 2**24
+# Elements of the weights that are kept to be compared, about: 4 MB in fp32, whatever the model's size.
+MOST_ELEMENTS = 2**20
 
 
 class StepSizes(Callback):
     """Logs train/gradient_norm and train/update_ratio with the other figures of a training.
 
     The norm is that of the whole gradient, over all batches that a step accumulates and all processes, before it is
-    clipped. The ratio is that of some weight matrices, evenly over the depth, of 16 million elements at most, so that
-    little memory is needed. Only the steps that are logged are measured, and no other is waited for: every
+    clipped. The ratio is that of a million elements, or a few more: of larger models every n-th row of each weight matrix,
+    so that little memory is needed. Only the steps that are logged are measured, and no other is waited for: every
     `log_every_n_steps`, and before the first of them steps 1, 2, 4, 8 and so on, since trainings that diverge often do
     so early, and so that one that ends before its first report has figures too.
     """
@@ -49,9 +49,7 @@ class StepSizes(Callback):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._in_pieces = isinstance(trainer.strategy.model, FullyShardedDataParallel)
         chosen = pieces_of_matrices(trainer.strategy.model) if self._in_pieces else parameters
-        self._before = [
-            (matrix, matrix.detach().clone()) for matrix in some_matrices(chosen, 1 if self._in_pieces else 2)
-        ]
+        self._before = [(rows, rows.clone()) for rows in rows_of_matrices(chosen, 1 if self._in_pieces else 2)]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
@@ -125,12 +123,16 @@ def pieces_of_matrices(model: torch.nn.Module | None) -> list[torch.nn.Parameter
     return found
 
 
-def some_matrices(parameters: list[torch.nn.Parameter], dimensions: int = 2) -> Iterator[torch.nn.Parameter]:
-    """Weight matrices that move, evenly over all of them, of `MOST_ELEMENTS` together.
+def rows_of_matrices(parameters: list[torch.nn.Parameter], dimensions: int = 2) -> Iterator[Tensor]:
+    """Rows of the weight matrices that move, evenly over each, of about `MOST_ELEMENTS` together.
 
     Args:
         parameters: Of an optimiser.
         dimensions: What a parameter has at least; pieces of matrices have one.
+
+    Yields:
+        Views. Of matrices in shards (DTensor), of which a process cannot slice its own piece alone, some whole ones,
+        evenly over all of them, and none that is larger than what is left.
     """
     matrices = [
         parameter
@@ -140,10 +142,12 @@ def some_matrices(parameters: list[torch.nn.Parameter], dimensions: int = 2) -> 
     total = sum(matrix.numel() for matrix in matrices)
     every = max(1, -(-total // MOST_ELEMENTS))
     left = MOST_ELEMENTS
-    for matrix in matrices[:: int(every)]:
-        if matrix.numel() <= left:
+    for place, matrix in enumerate(matrices):
+        if not hasattr(matrix, "full_tensor"):
+            yield matrix.detach()[::every]
+        elif place % every == 0 and matrix.numel() <= left:
             left -= matrix.numel()
-            yield matrix
+            yield matrix.detach()
 
 
 def update_ratio(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -245,6 +245,8 @@ class BaseModule(LightningModule):
     def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
         """As Lightning's; then `bound`, the average, and the end of a training whose time is over; collective."""
         super().optimizer_step(*arguments, **settings)
+        # Lightning lets go of gradients after the next forward pass, and that is the peak of a training's memory.
+        self.zero_grad(set_to_none=True)
         if self.roll_backs.is_due:
             self._roll_back()
         else:

@@ -138,8 +138,11 @@ class BagOfNgrams(Objective):
         encoder_pass = self.make_pass(batch, encoder, generator)
         pooled = mean_pool(encoder.forward_features(**encoder_pass.inputs), encoder_pass.targets["mask"])
         keys = required(encoder.embeddings.ngrams).keys
-        # What no n-gram has lies at the end. Of a view: a copy of the table would be the peak of a training's memory.
-        scores = pooled[:count] @ required(self.decoder).weight[1 : 1 + int((keys != NONE).sum())].T
+        # What no n-gram has lies at the end. Of a view, and in the table's precision: a copy of the table would be the
+        # peak of a training's memory.
+        table = required(self.decoder).weight[1 : 1 + int((keys != NONE).sum())]
+        with torch.autocast(table.device.type, enabled=False):
+            scores = pooled[:count].to(table.dtype) @ table.T
         first, second = encoder_pass.targets["ids"].chunk(2)
         words = encoder_pass.targets["words"].chunk(2)[0].to(torch.bool)
         rows_of_second = torch.cat(required(encoder.embeddings.ngrams).rows_of(second), dim=1).tolist()

@@ -103,12 +103,13 @@ class BagOfWords(Objective):
         """A half, the words that its other half should have more than the mean text, and which of them it has."""
         encoder_pass = self.make_pass(batch, encoder, generator)
         pooled = mean_pool(encoder.forward_features(**encoder_pass.inputs), encoder_pass.targets["mask"])
-        scores = nn.functional.linear(pooled, required(self.decoder).weight)
-        scores = (scores - scores.mean(dim=0))[: len(pooled) // 2]
         first, second = encoder_pass.targets["ids"].chunk(2)
+        # Of what is shown alone: those of all halves for all words would be the peak of a training's memory.
+        unlike_the_mean = pooled[: len(first)][:count] - pooled.mean(dim=0)
+        scores = nn.functional.linear(unlike_the_mean, required(self.decoder).weight)
         first_words, second_words = encoder_pass.targets["words"].to(torch.bool).chunk(2)
         rows = []
-        for row, best in enumerate(scores[:count].topk(12, dim=1).indices.tolist()):
+        for row, best in enumerate(scores.topk(12, dim=1).indices.tolist()):
             words_of_second = set(second[row][second_words[row]].tolist())
             rows.append(
                 {

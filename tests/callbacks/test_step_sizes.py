@@ -56,17 +56,20 @@ def test_norms_are_those_of_the_step(tmp_path, clip):
         assert ratios[step] == pytest.approx(float(0.1 * gradient.norm() / before.norm()), rel=1e-3)
 
 
-def test_large_models_are_compared_in_parts(monkeypatch):
+def test_large_models_are_compared_by_some_rows_of_each_matrix(monkeypatch):
     monkeypatch.setattr("lit_pretrain.callbacks.step_sizes.MOST_ELEMENTS", 100)
-    from lit_pretrain.callbacks.step_sizes import some_matrices
+    from lit_pretrain.callbacks.step_sizes import rows_of_matrices
 
-    matrices = [torch.nn.Parameter(torch.zeros(5, 5)) for _ in range(12)]
+    matrices = [torch.nn.Parameter(torch.randn(5, 5)) for _ in range(12)]
     vector = torch.nn.Parameter(torch.zeros(5))
-    for one in (*matrices, vector):
-        one.grad = torch.zeros_like(one)
+    for parameter in (*matrices, vector):
+        parameter.grad = torch.zeros_like(parameter)
     matrices[4].grad = None
-    chosen = [
-        next(place for place, one in enumerate(matrices) if one is found)
-        for found in some_matrices([vector, *matrices])
-    ]
-    assert chosen == [0, 3, 7, 10]
+    rows = list(rows_of_matrices([vector, *matrices]))
+    # 275 elements of eleven that move, of which every third row makes about a hundred.
+    moving = matrices[:4] + matrices[5:]
+    assert sum(part.numel() for part in rows) == 110
+    for part, matrix in zip(rows, moving, strict=True):
+        assert torch.equal(part, matrix[[0, 3]])
+        # What they are compared with later is what the step has made of them.
+        assert part.data_ptr() == matrix.data_ptr()

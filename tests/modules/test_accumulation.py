@@ -35,10 +35,16 @@ from lit_pretrain.trainer import Trainer
 
 
 class Watch(Callback):
-    """Keeps the gradients of each step as the optimiser gets them, before they are clipped, and those of a loss."""
+    """Keeps the gradients of each step as the optimiser gets them, before they are clipped, and those of a loss.
+
+    And whether any is left after each batch.
+    """
 
     def __init__(self, loss_of=None):
-        self.loss_of, self.gradients, self.expected = loss_of, [], []
+        self.loss_of, self.gradients, self.expected, self.left = loss_of, [], [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.left.append(any(parameter.grad is not None for parameter in pl_module.parameters()))
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         names, parameters = zip(*pl_module.named_parameters(), strict=True)
@@ -102,6 +108,8 @@ def gradients(name, directory, batch_size, processes=1, accumulated=1):
     batches = -(-24 // (batch_size * processes))
     watch = fit(module, data, processes, limit_train_batches=batches, accumulate_grad_batches=accumulated)
     (found,) = watch.gradients
+    # The next batch's activations do not lie beside gradients that have been used.
+    assert watch.left == [True] * (batches - 1) + [False]
     return found
 
 

@@ -4,10 +4,26 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
 
 VOCABULARY_SIZE = 50
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that is made, views left out."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), settings=None):
+        """As it is, and noted."""
+        made = function(*arguments, **(settings or {}))
+        read = {one.untyped_storage().data_ptr() for one in tree_leaves(arguments) if isinstance(one, torch.Tensor)}
+        if isinstance(made, torch.Tensor) and made.untyped_storage().data_ptr() not in read:
+            self.elements = max(self.elements, made.numel())
+        return made
 
 
 @pytest.fixture
@@ -68,3 +84,9 @@ def texts(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def generator() -> torch.Generator:
     """A fixed source of draws."""
     return torch.Generator().manual_seed(11)
+
+
+@pytest.fixture
+def largest_tensor() -> LargestTensor:
+    """To enter."""
+    return LargestTensor()

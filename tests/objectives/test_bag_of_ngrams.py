@@ -109,6 +109,18 @@ def test_examples_show_what_is_expected_and_found(vocabulary):
     assert ngram_pieces(int(ngram_keys(torch.tensor([0, 7, 49]), 3)[1][2])) == [0, 7, 49]
 
 
+def test_examples_copy_no_table(vocabulary, largest_tensor):
+    encoder = encoder_of([(row, row + 1) for row in range(5, 905)], vocabulary_size=1000)
+    ids = torch.tensor([text(5, 6, 9, 9, 7, 8)])
+    objective = BagOfNgrams()
+    objective.build(encoder, vocabulary)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    # As trainings in 16 bits call it, which would cast what it multiplies by.
+    with torch.autocast("cpu", dtype=torch.bfloat16), largest_tensor:
+        assert objective.examples(encoder, batch, vocabulary, torch.Generator())
+    assert 0 < largest_tensor.elements < 900 * encoder.width
+
+
 def test_one_pass_serves_words_and_ngrams(vocabulary, monkeypatch):
     encoder = encoder_of([(5, 6), (7, 8)])
     objectives = [BagOfWords(), BagOfNgrams()]

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from lit_pretrain.backbone.pooling import mean_pool
 from lit_pretrain.errors import UserError
 from lit_pretrain.objectives import BagOfWords, ContrastiveSpans, compute_objectives
 from lit_pretrain.objectives.batch import DataFacts
@@ -73,6 +74,27 @@ def test_examples_show_what_is_expected_and_found(encoder, vocabulary, texts, ge
     for row in rows:
         assert set(row) == {"half", "expected", "found"} and len(row["expected"].split()) == 12
         assert set(row["found"].split()) <= set(row["expected"].split())
+
+
+def test_examples_score_what_they_show_alone(encoder, vocabulary, texts, generator, largest_tensor):
+    objective = BagOfWords()
+    objective.build(encoder, vocabulary)
+    torch.nn.init.normal_(objective.decoder.weight)
+    many = {name: value.repeat(8, 1) for name, value in texts.items()}
+    halves = objective.make_pass(many, encoder, generator)
+    with torch.no_grad():
+        pooled = mean_pool(encoder.forward_features(**halves.inputs), halves.targets["mask"])
+        scores = pooled @ objective.decoder.weight.T
+    expected = (scores - scores.mean(dim=0))[:3].topk(12, dim=1).indices.tolist()
+    with largest_tensor:
+        rows = objective.examples(encoder, many, vocabulary, generator, count=3)
+    assert [row["expected"] for row in rows] == [" ".join(map(str, words)) for words in expected]
+    # Nothing of 256 halves for 2,000 words.
+    objective.decoder = torch.nn.Linear(encoder.width, 2_000)
+    largest_tensor.elements = 0
+    with largest_tensor:
+        objective.examples(encoder, many, vocabulary, generator, count=3)
+    assert 0 < largest_tensor.elements < 256 * 2_000
 
 
 def test_what_it_refuses(encoder):

@@ -190,6 +190,7 @@ def ours(work: Work) -> None:
 def peer(work: Work, grouped: bool, directory: str) -> None:
     """Fine-tune as transformers' users do."""
     import datasets
+    import torch
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -209,6 +210,8 @@ def peer(work: Work, grouped: bool, directory: str) -> None:
         per_device_train_batch_size=work.batch_size,
         learning_rate=RATE,
         bf16=work.precision == "bf16-mixed",
+        # Without it bfloat16 is refused where there is no GPU.
+        use_cpu=not torch.cuda.is_available(),
         **grouping(grouped),
         logging_steps=LOG_EVERY,
         save_strategy="no",
