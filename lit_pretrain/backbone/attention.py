@@ -3,7 +3,8 @@
 That is PyTorch's `scaled_dot_product_attention`, with one exception. On CPUs its fused kernel makes small bf16 products
 that do not use the processor's bf16 instructions well: on 2 cores of an AMD EPYC with AVX512-BF16, forward and backward
 of 32 x 4 heads x 128 tokens x 64 features take 27 ms in it and 7 ms as two batched matrix products with a softmax
-between (torch 2.14). In fp32 both take the same. Scores of (N, N) are small where a CPU trains at all.
+between (torch 2.14). In fp32 both take the same, but with dropout, for which it holds all scores and draws as torch
+does (`lit_pretrain.backbone.dropout`). Scores of (N, N) are small where a CPU trains at all.
 
 Attention in a window (Beltagy et al. 2020, arXiv:2004.05150) is cut into blocks as wide as the window reaches to one
 side: a block's tokens see no more than it and its two neighbours, so that the cost grows with N and not its square.
@@ -12,6 +13,8 @@ side: a block's tokens see no more than it and its two neighbours, so that the c
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
+
+from lit_pretrain.backbone.dropout import apply_dropout
 
 # Tokens up to which all scores may be held at once on a CPU.
 LONGEST_WITH_SCORES = 1024
@@ -32,7 +35,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
         (B, H, N, d).
     """
     length = query.shape[-2]
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and length <= LONGEST_WITH_SCORES:
+    slow_kernel = query.dtype == torch.bfloat16 or dropout > 0
+    if query.device.type == "cpu" and slow_kernel and length <= LONGEST_WITH_SCORES:
         if causal and mask is None:
             mask = torch.ones(length, length, dtype=torch.bool).tril()
         return attend_with_scores(query, key, value, mask, dropout)
@@ -91,5 +95,5 @@ def attend_with_scores(query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
         scores = scores.masked_fill(~mask, float("-inf"))
     weights = torch.softmax(scores, dim=-1, dtype=query.dtype)
     if dropout:
-        weights = functional.dropout(weights, dropout)
+        weights = apply_dropout(weights, dropout)
     return torch.matmul(weights, value)

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lit_pretrain.backbone.dropout import Dropout
 from lit_pretrain.backbone.ngram_embeddings import NgramEmbeddings, check_vocabulary
 from lit_pretrain.backbone.norms import NormKind, make_norm
 from lit_pretrain.backbone.row_look_up import look_up
@@ -53,7 +54,7 @@ class TextEmbeddings(nn.Module):
         self.segment = nn.Embedding(segments, width) if segments else None
         self.ngrams = NgramEmbeddings(ngrams, ngram_rows, width) if ngrams != 1 else None
         self.norm = make_norm(width, norm_epsilon, norm_kind, norm_bias) if norm else nn.Identity()
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = Dropout(dropout) if dropout else nn.Identity()
         if vocabulary_size is not None:
             self.set_vocabulary(vocabulary_size)
 

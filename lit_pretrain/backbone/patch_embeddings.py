@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from lit_pretrain.backbone.dropout import Dropout
 from lit_pretrain.backbone.norms import NormKind, make_norm
 from lit_pretrain.errors import UserError
 
@@ -70,7 +71,7 @@ class PatchEmbeddings(nn.Module):
         else:
             self.register_buffer("fixed_position", sincos_positions(self.grid, width), persistent=False)
         self.norm = make_norm(width, norm_epsilon, norm_kind, norm_bias) if norm else nn.Identity()
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = Dropout(dropout) if dropout else nn.Identity()
         self.initialise()
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_pretrain.backbone.attention import attend, attend_locally, worth_blocks
 from lit_pretrain.backbone.config import TransformerConfig
+from lit_pretrain.backbone.dropout import Dropout
 from lit_pretrain.backbone.norms import make_norm
 from lit_pretrain.backbone.packed_rows import (
     DocumentBounds,
@@ -175,7 +176,7 @@ class Block(nn.Module):
 
             steps.append(LayerScale(config.width, init_values=config.layer_scale))
         if config.dropout:
-            steps.append(nn.Dropout(config.dropout))
+            steps.append(Dropout(config.dropout))
         if config.stochastic_depth:
             steps.append(DropPath(drop_path))
         return nn.Sequential(*steps)

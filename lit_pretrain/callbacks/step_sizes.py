@@ -24,10 +24,10 @@ class StepSizes(Callback):
     """Logs train/gradient_norm and train/update_ratio with the other figures of a training.
 
     The norm is that of the whole gradient, over all batches that a step accumulates and all processes, before it is
-    clipped. The ratio is that of a million elements, or a few more: of larger models every n-th row of each weight matrix,
-    so that little memory is needed. Only the steps that are logged are measured, and no other is waited for: every
-    `log_every_n_steps`, and before the first of them steps 1, 2, 4, 8 and so on, since trainings that diverge often do
-    so early, and so that one that ends before its first report has figures too.
+    clipped. The ratio is that of a million elements, or a few more: of larger models every n-th row of each weight
+    matrix, so that little memory is needed. Only the steps that are logged are measured, and no other is waited for:
+    every `log_every_n_steps`, and before the first of them steps 1, 2, 4, 8 and so on, since trainings that diverge
+    often do so early, and so that one that ends before its first report has figures too.
     """
 
     def __init__(self) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lit_pretrain.backbone import TextEncoder, VisionEncoder
+from lit_pretrain.backbone.dropout import Dropout
 from lit_pretrain.backbone.float32 import at_least_float32
 from lit_pretrain.backbone.transformer import prepare_transformers
 from lit_pretrain.data.images.augmentation import ImageAugmentation
@@ -138,7 +139,7 @@ class FineTuning(BaseModule):
         self.fresh = list(start.fresh)
         self.tokenizer = start.tokenizer
         self.modality = make_modality(start.encoder, augmentation, token_dropout)
-        self.head_dropout = nn.Dropout(head_dropout)
+        self.head_dropout = Dropout(head_dropout)
         self.freezing = freeze
         self.mixing = mixing
         self.layer_decay = layer_decay
