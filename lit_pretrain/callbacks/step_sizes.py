@@ -18,6 +18,8 @@ from lit_pretrain.trainer_state import log_interval_of
 
 # Elements of the weights that are kept to be compared, about: 4 MB in fp32, whatever the model's size.
 MOST_ELEMENTS = 2**20
+# Of matrices in shards, which are kept whole or not at all.
+MOST_ELEMENTS_IN_SHARDS = 2**24
 
 
 class StepSizes(Callback):
@@ -140,12 +142,12 @@ def rows_of_matrices(parameters: list[torch.nn.Parameter], dimensions: int = 2) 
         if parameter.ndim >= dimensions and parameter.grad is not None and not parameter.grad.is_sparse
     ]
     total = sum(matrix.numel() for matrix in matrices)
-    every = max(1, -(-total // MOST_ELEMENTS))
-    left = MOST_ELEMENTS
+    every_row, every_matrix = (max(1, -(-total // most)) for most in (MOST_ELEMENTS, MOST_ELEMENTS_IN_SHARDS))
+    left = MOST_ELEMENTS_IN_SHARDS
     for place, matrix in enumerate(matrices):
         if not hasattr(matrix, "full_tensor"):
-            yield matrix.detach()[::every]
-        elif place % every == 0 and matrix.numel() <= left:
+            yield matrix.detach()[::every_row]
+        elif place % every_matrix == 0 and matrix.numel() <= left:
             left -= matrix.numel()
             yield matrix.detach()
 
