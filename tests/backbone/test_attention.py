@@ -27,6 +27,8 @@ def test_scores_in_memory_equal_the_fused_kernel(mask, causal):
     expected = scaled_dot_product_attention(query, key, value, mask, is_causal=causal and mask is None)
     lower = torch.ones(9, 9, dtype=torch.bool).tril() if causal and mask is None else mask
     assert torch.allclose(attend_with_scores(query, key, value, lower, 0.0), expected, atol=1e-12)
+    # With dropout `attend` takes that way too; so little of it is none.
+    assert torch.allclose(attend(query, key, value, mask, causal, 1e-9), expected, atol=1e-12)
     # In bf16 on a CPU, `attend` takes that way, and its gradients are right to bf16's three digits.
     low = inputs(torch.bfloat16)
     mixed = attend(*low, mask, causal, 0.0)
@@ -40,8 +42,9 @@ def test_scores_in_memory_equal_the_fused_kernel(mask, causal):
         assert torch.allclose(one.grad.float(), other.grad, atol=0.12)
 
 
-def test_dropout_drops_weights_and_keeps_the_mean():
-    query, key, value = (torch.zeros(1, 1, 400, 4, dtype=torch.bfloat16) for _ in range(3))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_dropout_drops_weights_and_keeps_the_mean(dtype):
+    query, key, value = (torch.zeros(1, 1, 400, 4, dtype=dtype) for _ in range(3))
     torch.manual_seed(0)
     mixed = attend(query, key, value + 1, None, False, 0.5)
     assert mixed.float().std() > 0 and mixed.float().mean() == pytest.approx(1.0, abs=0.01)
