@@ -147,6 +147,7 @@ class TextEmbeddings(nn.Module):
         if ngrams is not None:
             # Both are this call's own; without blocks a third tensor of this size is much of a step's memory.
             tokens = tokens.add_(ngrams)
+            del ngrams
         if self.position is not None:
             check_length(length, self.max_positions)
             rows = self.position.weight[:length]

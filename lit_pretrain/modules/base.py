@@ -22,7 +22,8 @@ from lit_pretrain.class_paths import arguments_of
 from lit_pretrain.data.loading import SURPLUS
 from lit_pretrain.data.randomness import default_seed, derive_seed
 from lit_pretrain.errors import UserError, check_number
-from lit_pretrain.modules import muon, sparse_embeddings
+from lit_pretrain.memory import give_back
+from lit_pretrain.modules import bfloat16_moments, muon, sparse_embeddings
 from lit_pretrain.modules.accumulation import Accumulation
 from lit_pretrain.modules.averaging import AVERAGE, AverageConfig, WeightAverage, load_averages, with_averages
 from lit_pretrain.modules.clipping import clip_gradients
@@ -191,6 +192,8 @@ class BaseModule(LightningModule):
                 sparse_embeddings.begin(self, self._trainer.strategy, ngrams_alone)
             if self.optimizer_config.algorithm == "muon" and self.trainer.training:
                 muon.check_strategy(self, self._trainer.strategy)
+            if self.optimizer_config.moments == "bfloat16" and self.trainer.training:
+                bfloat16_moments.check_strategy(self._trainer.strategy)
             prepare_for(self._trainer.strategy, self)
 
     def setup(self, stage: str) -> None:
@@ -362,6 +365,8 @@ class BaseModule(LightningModule):
 
     def on_validation_start(self) -> None:
         """Take the averages of a training, and gather what FSDP shards, see `gathered`; collective."""
+        # A validation's tensors are of other sizes than a step's, and would fill none of the holes that this leaves.
+        give_back()
         sparse_embeddings.settle(self)
         if self.average is not None:
             self.average.apply()
@@ -369,6 +374,7 @@ class BaseModule(LightningModule):
 
     def on_validation_end(self) -> None:
         """Shard it again, and take what is trained; collective."""
+        give_back()
         self.shard_again()
         if self.average is not None:
             self.average.restore()
@@ -420,6 +426,8 @@ class BaseModule(LightningModule):
         self._reported_step = self.trainer.global_step
         for stage in self._training_stages():
             del self._statistics[stage]
+        # What the data was prepared with.
+        give_back()
         self.begin_average()
         if self.trainer.ckpt_path is not None:
             self.roll_backs.note_checkpoint(str(self.trainer.ckpt_path))

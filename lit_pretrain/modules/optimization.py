@@ -20,13 +20,16 @@ from lit_pretrain.backbone import TextEncoder, VisionEncoder
 from lit_pretrain.backbone.row_look_up import has_sparse_gradient
 from lit_pretrain.errors import UserError, check_length, check_number, counted, is_share
 from lit_pretrain.modules import muon
+from lit_pretrain.modules.bfloat16_moments import LEAST_ELEMENTS, Bfloat16MomentsAdamW, is_large
 from lit_pretrain.modules.clock import TrainingClock, seconds_of
 from lit_pretrain.modules.sparse_embeddings import ROW_MOMENT, SparseAdamW
 
 # What FSDP and its activation checkpointing put into the names of what they wrap.
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+# Groups that are not plainly AdamW's.
+KINDS = ("sparse", "muon", "bfloat16_moments")
 # What a parameter group holds beside AdamW's keys.
-OWN_KEYS = ("rate_factor", "unfreeze_at", "label", "sparse", "muon")
+OWN_KEYS = ("rate_factor", "unfreeze_at", "label", *KINDS)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,10 @@ class AdamWConfig:
             row and no mean of gradients. Tables are those of n-grams, and of word pieces unless an objective predicts
             them by the same table; with `ngrams` of n-grams alone, as those of word pieces are small and frequent rows
             learn more by AdamW. Not with strategies that shard parameters.
+        moments: What AdamW's two means of large matrices are kept in: `bfloat16` is half of the memory and of the
+            checkpoint's share, rounded by chance so that small changes are not lost
+            (`lit_pretrain.modules.bfloat16_moments`). Those of rows and Muon's stay in float32. Not with strategies
+            that shard parameters.
     """
 
     learning_rate: float = 1e-3
@@ -56,6 +63,7 @@ class AdamWConfig:
     algorithm: Literal["adamw", "muon"] = "adamw"
     momentum: float | None = None
     sparse_embeddings: bool | Literal["ngrams"] = False
+    moments: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         """Refuse what cannot train."""
@@ -66,6 +74,8 @@ class AdamWConfig:
         check_number("optimizer.epsilon", self.epsilon, above=0)
         if self.sparse_embeddings not in (True, False, "ngrams"):
             raise UserError(f"optimizer.sparse_embeddings is {self.sparse_embeddings}: give true, false or ngrams.")
+        if self.moments not in ("float32", "bfloat16"):
+            raise UserError(f"optimizer.moments is {self.moments}: give float32 or bfloat16.")
         check_number("optimizer.momentum", self.momentum, least=0, below=1)
         if self.momentum is not None and self.algorithm != "muon":
             raise UserError(
@@ -227,8 +237,8 @@ def make_optimizer(trained: Iterable[nn.Module | TrainedPart], config: AdamWConf
     """AdamW over whatever is trained: each trainable parameter once, at the first part that has it.
 
     Every part makes a group that decays and one that does not (1-d parameters, and what `no_weight_decay()` names), and
-    the same of tables that have sparse gradients and of what Muon trains, with the keys `rate_factor`, `unfreeze_at`,
-    `label`, `sparse` and `muon` beside the algorithm's own.
+    the same of tables that have sparse gradients, of what Muon trains and of what has moments in bfloat16, with the
+    keys `rate_factor`, `unfreeze_at`, `label`, `sparse`, `muon` and `bfloat16_moments` beside the algorithm's own.
 
     Args:
         trained: Parts; modules are one part together, at the learning rate itself.
@@ -236,7 +246,7 @@ def make_optimizer(trained: Iterable[nn.Module | TrainedPart], config: AdamWConf
         fused: One kernel for all parameters; not with fp16's gradient scaler, which Lightning lets nobody clip then.
 
     Raises:
-        UserError: If no parameter is trained.
+        UserError: If no parameter is trained, or none that `moments` is for.
     """
     trained = list(trained)
     modules = [part for part in trained if isinstance(part, nn.Module)]
@@ -248,7 +258,7 @@ def make_optimizer(trained: Iterable[nn.Module | TrainedPart], config: AdamWConf
     for part in parts:
         exempt = undecayed_parameters(part.module)
         matrices = {id(matrix) for matrix in muon.block_matrices(part.module)} if config.algorithm == "muon" else ()
-        kinds = [(decayed, kind) for kind in ("", "sparse", "muon") for decayed in (True, False)]
+        kinds = [(decayed, kind) for kind in ("", *KINDS) for decayed in (True, False)]
         parameters_by_kind: dict[tuple[bool, str], list[nn.Parameter]] = {kind: [] for kind in kinds}
         for name, parameter in named_parameters(part.module):
             if not parameter.requires_grad or id(parameter) in seen or not (part.names is None or name in part.names):
@@ -256,6 +266,8 @@ def make_optimizer(trained: Iterable[nn.Module | TrainedPart], config: AdamWConf
             seen.add(id(parameter))
             decayed = dimensions_of(parameter) > 1 and id(parameter) not in exempt
             kind = "muon" if id(parameter) in matrices else "sparse" if has_sparse_gradient(parameter) else ""
+            if not kind and config.moments == "bfloat16" and is_large(parameter):
+                kind = "bfloat16_moments"
             parameters_by_kind[decayed, kind].append(parameter)
         groups += [
             {
@@ -265,8 +277,7 @@ def make_optimizer(trained: Iterable[nn.Module | TrainedPart], config: AdamWConf
                 "rate_factor": part.rate_factor,
                 "unfreeze_at": part.start,
                 "label": part.label,
-                "sparse": kind == "sparse",
-                "muon": kind == "muon",
+                **{name: kind == name for name in KINDS},
                 **(muon_settings if kind == "muon" else {}),
             }
             for (decayed, kind), parameters in parameters_by_kind.items()
@@ -278,8 +289,15 @@ def make_optimizer(trained: Iterable[nn.Module | TrainedPart], config: AdamWConf
             "freeze less of it, or add an objective that has a head."
         )
     betas = (config.beta1, config.beta2)
-    kinds_of_groups = {name for group in groups for name in ("sparse", "muon") if group[name]}
-    algorithm = muon.MuonWithAdamW if "muon" in kinds_of_groups else SparseAdamW if kinds_of_groups else AdamW
+    kinds_of_groups = {name for group in groups for name in KINDS if group[name]}
+    if config.moments == "bfloat16" and "bfloat16_moments" not in kinds_of_groups:
+        raise UserError(
+            f"optimizer.moments bfloat16 is for parameters of {LEAST_ELEMENTS:,} numbers and more that AdamW updates as "
+            "a whole, and none is trained here: leave it out."
+        )
+    algorithms = {"muon": muon.MuonWithAdamW, "sparse": SparseAdamW, "bfloat16_moments": Bfloat16MomentsAdamW}
+    # Each of them does what the next ones do too.
+    algorithm = next((algorithms[name] for name in algorithms if name in kinds_of_groups), AdamW)
     optimizer = algorithm(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=fused)
     optimizer.register_load_state_dict_pre_hook(check_state)
     own = [{key: group[key] for key in OWN_KEYS} for group in groups]
@@ -306,14 +324,14 @@ def check_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     for key, setting, values in (
         ("sparse", "optimizer.sparse_embeddings", ("false", "true")),
         ("muon", "optimizer.algorithm", ("adamw", "muon")),
+        ("bfloat16_moments", "optimizer.moments", ("float32", "bfloat16")),
     ):
         had, has = (
             any(group.get(key) for group in groups) for groups in (state["param_groups"], optimizer.param_groups)
         )
         if had != has:
             raise UserError(
-                f"The checkpoint's training had {setting} {values[had]}, whose moments have other shapes than this "
-                f"one's: resume with {setting} {values[had]}, or start a new training from its weights (init_from)."
+                f"The checkpoint's training had {setting} {values[had]}, whose moments are not this one's: resume with {setting} {values[had]}, or start a new training from its weights (init_from)."
             )
     saved = [name for group in state["param_groups"] for name in group["params"]]
     sizes = [len(group["params"]) for group in state["param_groups"]]

@@ -16,10 +16,10 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import AdamW
 
 from lit_pretrain.backbone import row_look_up
 from lit_pretrain.errors import UserError
+from lit_pretrain.modules.bfloat16_moments import Bfloat16MomentsAdamW
 from lit_pretrain.modules.clipping import without_gradients
 from lit_pretrain.objectives.gathering import gather_rows, processes, together
 
@@ -134,7 +134,7 @@ def mean_of_processes(table: nn.Parameter, gradient: Tensor | None) -> Tensor:
     return row_look_up.sparse_rows(unique, mean, table.shape)
 
 
-class SparseAdamW(AdamW):
+class SparseAdamW(Bfloat16MomentsAdamW):
     """AdamW that treats groups with `sparse` by rows; see this file's head.
 
     Such a table has no `beta1`. Its weight decay is exact for all rows at every step.
