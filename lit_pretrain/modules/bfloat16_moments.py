@@ -86,12 +86,14 @@ class Bfloat16MomentsAdamW(AdamW):
         for start in range(0, len(weights), PIECE):
             piece = slice(start, start + PIECE)
             # `float` is the piece itself where it is in float32 already.
-            exact = [one[piece].float() for one in (weights, gradient, *moments)]
-            step = state["step"].to(parameter.device, copy=True)
+            weight, slope, mean, square = (one[piece].float() for one in (weights, gradient, *moments))
             adamw(
-                *([one] for one in exact),
+                [weight],
+                [slope],
+                [mean],
+                [square],
                 [],
-                [step],
+                [state["step"].to(parameter.device, copy=True)],
                 fused=True,
                 amsgrad=False,
                 beta1=group["betas"][0],
@@ -102,8 +104,8 @@ class Bfloat16MomentsAdamW(AdamW):
                 maximize=False,
             )
             if weights.dtype != torch.float32:
-                weights[piece] = exact[0]
-            for moment, rounded in zip(moments, rounded_by_chance(*exact[2:], generator=generator), strict=True):
+                weights[piece] = weight
+            for moment, rounded in zip(moments, rounded_by_chance(mean, square, generator), strict=True):
                 moment[piece] = rounded
         state["step"] += 1
 

@@ -292,8 +292,8 @@ def make_optimizer(trained: Iterable[nn.Module | TrainedPart], config: AdamWConf
     kinds_of_groups = {name for group in groups for name in KINDS if group[name]}
     if config.moments == "bfloat16" and "bfloat16_moments" not in kinds_of_groups:
         raise UserError(
-            f"optimizer.moments bfloat16 is for parameters of {LEAST_ELEMENTS:,} numbers and more that AdamW updates as "
-            "a whole, and none is trained here: leave it out."
+            f"optimizer.moments bfloat16 is for parameters of {LEAST_ELEMENTS:,} numbers and more that AdamW updates "
+            "as a whole, and none is trained here: leave it out."
         )
     algorithms = {"muon": muon.MuonWithAdamW, "sparse": SparseAdamW, "bfloat16_moments": Bfloat16MomentsAdamW}
     # Each of them does what the next ones do too.
@@ -331,7 +331,8 @@ def check_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
         )
         if had != has:
             raise UserError(
-                f"The checkpoint's training had {setting} {values[had]}, whose moments are not this one's: resume with {setting} {values[had]}, or start a new training from its weights (init_from)."
+                f"The checkpoint's training had {setting} {values[had]}, whose moments are not this one's: resume with "
+                f"{setting} {values[had]}, or start a new training from its weights (init_from)."
             )
     saved = [name for group in state["param_groups"] for name in group["params"]]
     sizes = [len(group["params"]) for group in state["param_groups"]]
