@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -157,6 +158,8 @@ class BaseModule(LightningModule):
         self._earlier_sums: dict[str, dict[str, list]] = {}
         self._gathered = ExitStack()
         self._reported_step = 0
+        # Numbers in the largest tensor of each of the last batches.
+        self._batch_sizes: deque[int] = deque(maxlen=16)
         self._used_rates: dict[str, float] = {}
         self._watched: WatchedLosses | None = None
         self.clock = TrainingClock(schedule.seconds)
@@ -205,6 +208,7 @@ class BaseModule(LightningModule):
         precision: Any = self.trainer.precision_plugin
         precision.convert_input = unchanged
         self.average = self._saved_average = None
+        self._batch_sizes.clear()
         self.skipped, self.roll_backs = SkippedSteps(), RollBacks()
         self.clock = TrainingClock(self.schedule_config.seconds)
 
@@ -436,8 +440,27 @@ class BaseModule(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         """Tell objectives that change over the training how much of it is over; the same for all batches of a step."""
+        self.make_room(batch)
         for objective in self._varying:
             objective.training_share = training_share(self.trainer)
+
+    def on_validation_batch_start(self, batch: Batch, batch_index: int, dataloader_index: int = 0) -> None:
+        """Make room for a longer batch than all before."""
+        self.make_room(batch)
+
+    def on_test_batch_start(self, batch: Batch, batch_index: int, dataloader_index: int = 0) -> None:
+        """As `on_validation_batch_start`."""
+        self.make_room(batch)
+
+    def make_room(self, batch: Batch) -> None:
+        """Give free memory back before a batch that is larger than those before, whose tensors fit none of its holes.
+
+        Of texts in any order that is one batch in seventeen, of equal sizes none.
+        """
+        size = max((value.numel() for value in batch.values() if isinstance(value, Tensor)), default=0)
+        if size > max(self._batch_sizes, default=0):
+            give_back()
+        self._batch_sizes.append(size)
 
     def begin_average(self) -> None:
         """Average from here, or go on with the averages of the training that is resumed; collective."""

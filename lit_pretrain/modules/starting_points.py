@@ -191,7 +191,8 @@ def head_of(checkpoint: Path, facts: LabelFacts) -> LinearHead:
     """The head of a fine-tuning of ours; a number's is in the labels' own unit."""
     names = ("head.weight", "head.bias")
     state = read_checkpoint(checkpoint)["state_dict"]
-    weight, bias = (state[name].float() for name in names)
+    # Copies, which do not keep the file mapped into memory.
+    weight, bias = (state[name].float().clone() for name in names)
     if facts.task == "regression":
         weight, bias = weight * facts.std, bias * facts.std + facts.mean
     return LinearHead(weight, bias, tuple(facts.classes), facts.task, names)
@@ -215,7 +216,8 @@ def with_meeting_place(start: StartingPoint, checkpoint: Path, tower: TowerName)
     bias = state.get("objective.logit_bias")
     return replace(
         start,
-        projection=state[f"{tower}_tower.projection.weight"],
+        # A copy, as in `head_of`.
+        projection=state[f"{tower}_tower.projection.weight"].clone(),
         log_scale=float(state["objective.log_scale"]),
         logit_bias=None if bias is None else float(bias),
     )

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from lit_pretrain.backbone import dropout
 from lit_pretrain.backbone.dropout import Dropout, apply_dropout
 
 
@@ -38,6 +39,29 @@ def test_it_is_drawn_from_the_generator_of_torch():
     first, second = apply_dropout(values, 0.3), apply_dropout(values, 0.3)
     torch.manual_seed(1)
     assert torch.equal(apply_dropout(values, 0.3), first) and not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_many_elements_the_same_and_a_byte_each_is_kept(dtype, monkeypatch):
+    """As of few, in three pieces, the last one shorter; values and gradient are not contiguous."""
+    gradient = torch.randn(1999, 3, 51).to(dtype).transpose(0, 2)
+    found = []
+    for many in (dropout.MANY, 1):
+        monkeypatch.setattr(dropout, "MANY", many)
+        values = torch.randn(51, 1999, 3, generator=torch.Generator().manual_seed(1)).to(dtype).transpose(1, 2)
+        values.requires_grad_()
+        saved = []
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda one, sizes=saved: sizes.append(one.nbytes) or one, lambda one: one
+        ):
+            output = apply_dropout(values, 0.3)
+        output.backward(gradient)
+        found.append((output.detach(), values.grad))
+        assert sum(saved) == values.numel() * (values.element_size() if many > 1 else 1)
+    assert dropout.PIECE * 2 < values.numel() < dropout.PIECE * 3
+    for few, many in zip(*found, strict=True):
+        assert torch.equal(few, many)
 
 
 def test_ends_and_other_places(monkeypatch):

@@ -7,6 +7,7 @@ head that starts as a fitted linear probe (Kumar et al. 2022, arXiv:2202.10054) 
 while it is still random.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -133,7 +134,8 @@ class FineTuning(BaseModule):
             start.encoder.check_pooling()
         check_blocks(start.encoder, freeze)
         super().__init__(start.encoder, **settings)
-        self.start = start
+        # Heads of a pretraining are of no use, and would keep its checkpoint mapped into memory.
+        self.start = replace(start, objective_heads=(), format_heads={})
         self.lineage = dict(start.lineage)
         # Parameters of the encoder that no pretraining has seen: they are trained as the head is.
         self.fresh = list(start.fresh)

@@ -1,6 +1,7 @@
 """Fine-tuning from scratch and from what was pretrained, on pictures and on texts."""
 
 import copy
+from pathlib import Path
 
 import datasets
 import pytest
@@ -123,6 +124,9 @@ def test_it_starts_from_the_pretrained_encoder_or_its_architecture(pretrained):
     fresh = FineTuning(init_from=str(path), pretrained=False)
     assert fresh.encoder.settings() == module.encoder.settings() and fresh.lineage["init_from"] == "scratch"
     name = "transformer.blocks.0.feed_forward.expand.weight"
+    # Of a large one that would be as much memory as the training's.
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or str(path) not in maps.read_text(), "the checkpoint stays mapped"
     assert not torch.equal(fresh.encoder.state_dict()[name], module.encoder.state_dict()[name])
 
 
