@@ -444,11 +444,11 @@ class BaseModule(LightningModule):
         for objective in self._varying:
             objective.training_share = training_share(self.trainer)
 
-    def on_validation_batch_start(self, batch: Batch, batch_index: int, dataloader_index: int = 0) -> None:
+    def on_validation_batch_start(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         """Make room for a longer batch than all before."""
         self.make_room(batch)
 
-    def on_test_batch_start(self, batch: Batch, batch_index: int, dataloader_index: int = 0) -> None:
+    def on_test_batch_start(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         """As `on_validation_batch_start`."""
         self.make_room(batch)
 
