@@ -6,6 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from text_corpus import make_encoder
+
+from lit_pretrain.modules import TextPretraining, base
+from lit_pretrain.objectives import MaskedLanguageModeling
 
 STEPS = """
 import resource, torch
@@ -116,3 +121,15 @@ def test_a_validation_does_not_come_on_top_of_training():
     # 64 each where it is kept.
     kept = [float(number) for number in answer.stdout.split()[-3:]]
     assert max(kept) <= 30.0, kept
+
+
+def test_room_is_made_for_batches_larger_than_the_last_ones(monkeypatch):
+    calls = []
+    monkeypatch.setattr(base, "give_back", lambda: calls.append(step))
+    module = TextPretraining(make_encoder(), [MaskedLanguageModeling()], seed=0)
+    hooks = module.on_train_batch_start, module.on_validation_batch_start, module.on_test_batch_start
+    # The sixteen after the 200 are forgotten by the second 200, not by the 150.
+    lengths = [100, 100, 90, 101, 200, *[50] * 14, 150, 50, 50, 200, 200]
+    for step, length in enumerate(lengths):
+        hooks[step % 3]({"input_ids": torch.zeros(2, length), "length": length}, step)
+    assert calls == [0, 3, 4, 22]

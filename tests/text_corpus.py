@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy
 from lightning import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
 from lit_pretrain.data import DocumentDataModule
@@ -76,3 +77,14 @@ def fit(module, data, checkpoint=None, **settings):
     trainer = Trainer(**{"accelerator": "cpu", "devices": 1} | defaults | quiet | settings)
     trainer.fit(module, data, ckpt_path=checkpoint)
     return trainer
+
+
+def fit_and_save(module, data, directory, checkpoint=None, **settings):
+    """Train it with a checkpoint after every third step; its weights, and the optimiser's state by number and name."""
+    saver = ModelCheckpoint(directory, "{step}", save_top_k=-1, every_n_train_steps=3)
+    trainer = fit(module, data, checkpoint, callbacks=[saver], enable_checkpointing=True, **settings)
+    return module.state_dict() | {
+        f"{number} {name}": value
+        for number, state in trainer.optimizers[0].state_dict()["state"].items()
+        for name, value in state.items()
+    }

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
-from text_corpus import fit, make_data, write_corpus
+from text_corpus import fit_and_save, make_data, write_corpus
 from torch import nn
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
@@ -86,14 +85,8 @@ def test_resumed_bit_for_bit_by_what_wrote_the_checkpoint(tmp_path):
         encoder = TextEncoder(transformer=TransformerConfig(width=16, depth=1, heads=2), positions="rotary")
         config = AdamWConfig(learning_rate=1e-2, weight_decay=0.3, algorithm=algorithm)
         module = TextPretraining(encoder, [MaskedLanguageModeling()], seed=0, optimizer=config)
-        saver = ModelCheckpoint(tmp_path / directory, "{step}", save_top_k=-1, every_n_train_steps=3)
-        settings = {"callbacks": [saver], "enable_checkpointing": True, "accumulate_grad_batches": 2}
-        trainer = fit(module, make_data(corpus, tmp_path, layout="segments"), checkpoint, **settings)
-        return module.state_dict() | {
-            f"{number} {name}": value
-            for number, state in trainer.optimizers[0].state_dict()["state"].items()
-            for name, value in state.items()
-        }
+        data = make_data(corpus, tmp_path, layout="segments")
+        return fit_and_save(module, data, tmp_path / directory, checkpoint, accumulate_grad_batches=2)
 
     expected, found = train("straight"), train("resumed", tmp_path / "straight" / "step=3.ckpt")
     assert expected.keys() == found.keys() and any(name.endswith("momentum_buffer") for name in expected)

@@ -5,10 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
-from text_corpus import fit, make_data, write_corpus
+from text_corpus import fit, fit_and_save, make_data, write_corpus
 from torch import nn
 
 from lit_pretrain.backbone import TextEncoder, TransformerConfig
@@ -145,14 +144,8 @@ def data(tmp_path):
 
 def test_resumed_bit_for_bit_by_what_wrote_the_checkpoint(data, tmp_path):
     def train(directory, checkpoint=None, sparse=True):
-        saver = ModelCheckpoint(tmp_path / directory, "{step}", save_top_k=-1, every_n_train_steps=3)
         module = make_module(BagOfWords(), BagOfNgrams(), sparse=sparse)
-        trainer = fit(module, data(), checkpoint, callbacks=[saver], enable_checkpointing=True)
-        return module.state_dict() | {
-            f"{number} {name}": value
-            for number, state in trainer.optimizers[0].state_dict()["state"].items()
-            for name, value in state.items()
-        }
+        return fit_and_save(module, data(), tmp_path / directory, checkpoint)
 
     expected, found = train("straight"), train("resumed", tmp_path / "straight" / "step=3.ckpt")
     assert expected.keys() == found.keys()
